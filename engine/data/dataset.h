@@ -1,0 +1,78 @@
+/*
+ * dataset.h - a training file as token rows, packed into micro-batches.
+ *
+ * Why      Tokenised once, packed without padding, drawn in an order that (seed, epoch) alone decides.
+ * Memory   The dataset owns all tokens (i32) and weights (f32); batches are views plus small arrays of their own.
+ * Threads  Built by one thread; read-only afterwards.
+ * Errors   GD_BAD_FILE naming line and reason; over-long rows per policy, counted.
+ * Limits   tokens of a row <= context.
+ * Life     gd_dataset_open -> gd_batch_plan_* -> gd_dataset_destroy.
+ */
+#ifndef GD_DATA_DATASET_H
+#define GD_DATA_DATASET_H
+
+#include "engine/data/row.h"
+#include "engine/text/chat.h"
+
+enum gd_overlong { GD_OVERLONG_REFUSE, GD_OVERLONG_TRUNCATE, GD_OVERLONG_DROP };
+
+struct gd_dataset_options {
+    int context;                 /* longest row in tokens */
+    enum gd_overlong overlong;
+    /* Called now and then with rows done (of the file's rows when known, else 0); false stops. May be NULL. */
+    bool (*progress)(void *context, int64_t rows_done, int64_t rows_total);
+    void *progress_context;
+};
+
+struct gd_dataset_row {
+    int64_t line;
+    int64_t offset;              /* into tokens / weights */
+    int32_t length;
+    int32_t trained;             /* tokens with weight != 0 as targets */
+};
+
+struct gd_dataset {
+    int32_t *tokens;
+    float *weights;              /* weight of each token as a target (its own, not shifted) */
+    struct gd_dataset_row *rows;
+    int64_t row_count, token_count, trained_token_count;
+    int64_t dropped_rows, truncated_rows, truncated_tokens, untrained_rows; /* untrained: kept out, counted */
+};
+
+GD_MUST_CHECK bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_chat *chat,
+                                   const struct gd_dataset_options *options, struct gd_error *err);
+void gd_dataset_destroy(struct gd_dataset *dataset);
+
+/* One packed micro-batch. T = capacity; rows beyond `used` are padding (label -100, weight 0). */
+struct gd_batch {
+    int capacity, used;          /* tokens */
+    int segment_count;           /* rows in it */
+    int32_t *ids;                /* [capacity] */
+    int32_t *positions;          /* [capacity], restarting at 0 in each segment */
+    int32_t *cu_seqlens;         /* [segment_max + 1], tail repeats `used` */
+    int32_t *labels;             /* [capacity]: the next token of the same segment, -100 where none or weight 0 */
+    float *weights;              /* [capacity]: weight of labels[t] */
+    int64_t *row_index;          /* [segment_count]: rows of the dataset */
+    int segment_max;
+};
+void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max);
+void gd_batch_release(struct gd_batch *batch);
+void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
+                   int capacity);
+
+/* The order of rows in an epoch: Fisher-Yates with Philox(seed, SHUFFLE, epoch). order: [row_count]. */
+void gd_epoch_order(int64_t *order, int64_t row_count, uint64_t seed, int epoch);
+
+/*
+ * An optimiser step takes batch_size rows (the next ones in epoch order; the last step of an epoch may have
+ * fewer) and divides them into `leaf_count` leaves (row i of the step to leaf i % leaf_count); inside a leaf rows are packed first-fit in
+ * order into micro-batches of at most token_budget tokens (a longer row is alone). Pure function of its arguments.
+ * Fills micro_begin[m]: where micro-batch m starts in `rows` (reordered by leaf), leaf_of[m]. Returns the number of micro-batches.
+ */
+int gd_step_pack(const struct gd_dataset *dataset, const int64_t *step_rows, int step_row_count, int leaf_count,
+                 int token_budget, int64_t *rows_out, int *micro_begin, int *leaf_of);
+
+/* Tokens rounded up to the bucket: multiples of 64 to 512, of 128 to 2048, of 256 beyond. */
+int gd_token_bucket(int tokens);
+
+#endif

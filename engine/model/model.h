@@ -1,0 +1,95 @@
+/*
+ * model.h - a base model: config, frozen weights, tokenizer, chat template, and how to build its graph.
+ *
+ * Why      One resident base serves all jobs and requests; an architecture is a config mapping, tensor names, flags.
+ * Memory   The model owns mapping, weights, tokenizer, chat. Graphs borrow it.
+ * Threads  Open and build on the engine thread; tokenizer and chat are read-only for any thread.
+ * Errors   GD_BAD_MODEL (file, field, offset), GD_UNSUPPORTED (architecture, tensor type), GD_NOT_FOUND.
+ * Limits   limits.h-like constants below.
+ * Life     gd_model_open -> build / encode ... -> gd_model_destroy (after all plans on it).
+ */
+#ifndef GD_MODEL_MODEL_H
+#define GD_MODEL_MODEL_H
+
+#include "engine/model/site.h"
+#include "engine/tensor/graph.h"
+#include "engine/tensor/kv.h"
+#include "engine/text/chat.h"
+
+#define GD_LAYERS_MAX 512
+#define GD_EOS_MAX 8
+
+struct gd_model_config {
+    char architecture[32];      /* "llama", "mistral", "qwen2" */
+    int width;                  /* d, hidden_size */
+    int layers, heads, kv_heads, head_dim, ffn_width, vocab;
+    int context;                /* max_position_embeddings */
+    double norm_eps, rope_theta;
+    int rotary_dim;             /* rotated dimensions of a head */
+    double attention_factor;    /* multiplies cos and sin (1 unless scaling defines it) */
+    float *inv_freq;            /* [rotary_dim/2], scaling applied; owned by the model */
+    bool qkv_bias, o_bias, mlp_bias, tied;
+    int sliding_window;         /* 0 = none */
+    int sliding_from_layer;     /* layers >= this slide (Qwen2's max_window_layers); 0 = all */
+    int32_t bos_id;             /* -1 = none */
+    int32_t eos_ids[GD_EOS_MAX];
+    int eos_count;
+};
+
+struct gd_model_layer {
+    struct gd_weight *input_norm, *post_norm;
+    struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
+    struct gd_weight *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias; /* or NULL */
+};
+
+struct gd_model {
+    char *id, *path;
+    char format[16];                      /* "safetensors" or "gguf" */
+    struct gd_model_config config;
+    struct gd_weight *embed, *final_norm, *head; /* head == embed when tied */
+    struct gd_model_layer *layer;         /* [config.layers] */
+    struct gd_weight **weights;           /* all of them, for inspect and merge */
+    int weight_count;
+    int64_t parameter_count;
+    struct gd_tokenizer *tokenizer;
+    struct gd_chat *chat;
+    char *chat_template;                  /* source or NULL */
+    char digest[65];                      /* SHA-256 over config, tensor table (names, dtypes, shapes) and a sample of each tensor's bytes */
+    char tokenizer_digest[65], template_digest[65];
+    void *files;                          /* mappings; model/ only */
+};
+
+/* path: a Hugging Face folder or a .gguf file. id: copied. Strict tensor account: a missing, unknown or ill-shaped
+ * tensor is an error that names it. */
+GD_MUST_CHECK bool gd_model_open(struct gd_model **out, const char *id, const char *path, struct gd_error *err);
+void gd_model_destroy(struct gd_model *model);
+
+/* Lists the models of a folder: every subfolder with config.json and every NAME.gguf, sorted. Broken entries are
+ * listed too (opening says why). The array and strings are the caller's (gd_model_list_release). */
+struct gd_model_entry {
+    char *id, *path;
+    int64_t created;            /* mtime, Unix seconds */
+};
+GD_MUST_CHECK bool gd_model_list(const char *folder, struct gd_model_entry **entries, int *count, struct gd_error *err);
+void gd_model_list_release(struct gd_model_entry *entries, int count);
+
+/* The symbolic inputs of a packed batch. */
+struct gd_model_inputs {
+    struct gd_value *ids, *positions;     /* i32 [T] */
+    struct gd_value *inv_freq;            /* f32 [rotary_dim/2]; bind model->config.inv_freq */
+    struct gd_value *cu_seqlens;          /* i32 [S+1]: training and scoring; NULL when cache is set */
+    struct gd_value *cache;               /* handle of gd_kv_batch: inference; NULL when cu_seqlens is set */
+};
+void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
+                            int tokens, int segments, bool cached);
+
+/* The body: ids to the last hidden state after the final norm, act [T, d]. `sites` may be NULL (bare base). */
+struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,
+                                 const struct gd_model_inputs *inputs, const struct gd_sites *sites);
+/* The weight of the vocabulary product as a graph value. */
+struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model);
+
+/* {"architecture", "parameters", "dtypes", "tensors":[...], "tokenizer", "template", ...} for inspect. */
+cJSON *gd_model_describe(const struct gd_model *model, bool with_tensors);
+
+#endif

@@ -1,0 +1,59 @@
+/*
+ * site.h - the named places of a model that a tuning method may touch.
+ *
+ * Why      The model's graph-building code calls its sites and knows nothing else about tuning.
+ * Memory   Borrowed by the builder.
+ * Threads  The graph's.
+ * Errors   Through the graph (NULL in, NULL out).
+ * Limits   none
+ * Life     filled by engine/adapter (training: one graft; serving: a wear table), used while building a graph.
+ */
+#ifndef GD_MODEL_SITE_H
+#define GD_MODEL_SITE_H
+
+#include "engine/tensor/graph.h"
+
+enum gd_site_kind {
+    GD_SITE_EMBED,      /* embedded tokens, before layer 0 */
+    GD_SITE_LINEAR,     /* a linear map: x, W -> y */
+    GD_SITE_KV,         /* keys (after rope) and values of a layer's attention */
+    GD_SITE_BLOCK,      /* attention or MLP output, before it is added to the residual stream */
+    GD_SITE_NORM,       /* a norm's weight */
+    GD_SITE_HIDDEN,     /* the last hidden state before the head */
+};
+
+struct gd_site {
+    enum gd_site_kind kind;
+    int layer;                  /* -1 outside layers */
+    int index;                  /* dense number of the site in the model: gd_model_linear_sites order for LINEAR */
+    const char *name;           /* Hugging Face module path: "model.layers.3.self_attn.q_proj" */
+    int in, out;                /* LINEAR: features */
+    struct gd_weight *weight;   /* LINEAR, NORM; else NULL */
+};
+
+/* A NULL member leaves its sites alone. Each gets what the bare model would have computed from, and returns what is
+ * used instead. */
+struct gd_sites {
+    void *context;
+    /* x: act [T, in]; w: the weight's value; bias: or NULL. Returns y: act [T, out]. */
+    struct gd_value *(*linear)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
+                               struct gd_value *w, struct gd_value *bias);
+    struct gd_value *(*embed)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows);
+    /* May replace *k and *v. */
+    void (*kv)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value **k, struct gd_value **v);
+    /* input: what entered the block (after its norm); output: what the block made. */
+    struct gd_value *(*block)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,
+                              struct gd_value *output);
+    struct gd_value *(*norm)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *w);
+    struct gd_value *(*hidden)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *h);
+};
+
+/* y = x W^T (+ bias): what a linear site does when nobody answers; grafts call it for the base part. */
+struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *bias);
+
+struct gd_model;
+/* The model's linear sites in graph order, 7 a layer for Llama (q, k, v, o, gate, up, down); the head is not among
+ * them. `sites` is owned by the model's description and lives as long as it. */
+int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites);
+
+#endif

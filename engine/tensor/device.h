@@ -1,0 +1,38 @@
+/*
+ * device.h - what the processor is and how many threads the arithmetic uses.
+ *
+ * Why      Precision and kernels are chosen once, by documented rules, and reported.
+ * Memory   none
+ * Threads  gd_device_init once, from the engine thread, before anything else of engine/tensor.
+ * Errors   GD_UNSUPPORTED naming the device and the way out.
+ * Limits   none
+ * Life     process
+ */
+#ifndef GD_TENSOR_DEVICE_H
+#define GD_TENSOR_DEVICE_H
+
+#include "engine/base/error.h"
+#include "engine/tensor/tensor.h"
+
+struct gd_device_info {
+    char name[64];          /* "cpu" */
+    char isa[64];           /* "avx512_bf16", "amx_bf16", "avx512", "avx2", "generic" */
+    int threads;
+    enum gd_dtype compute;  /* dtype of matrix products and activations unless a job says otherwise */
+};
+
+/* device: "auto", "cpu" ("cuda:N" is refused by a build without CUDA, saying so). threads 0: all cores of
+ * the affinity mask. compute is BF16 where the processor multiplies it at least as fast as f32: amx_bf16, or
+ * avx512_bf16 on AMD (Zen 4 and later); Intel without AMX runs VDPBF16PS at half the f32 rate, so F32 there.
+ * GRAFTD_COMPUTE=f32|bf16 overrides. */
+GD_MUST_CHECK bool gd_device_init(const char *device, int threads, struct gd_error *err);
+const struct gd_device_info *gd_device(void);
+
+/* Vector work outside graphs; fixed order of summation for a thread count. */
+void gd_vector_zero(float *x, int64_t count);
+void gd_vector_add(float *y, const float *x, int64_t count);                 /* y += x */
+void gd_vector_scale(float *x, float factor, int64_t count);
+double gd_vector_sum_squares(const float *x, int64_t count);
+bool gd_vector_all_finite(const float *x, int64_t count);
+
+#endif

@@ -1,0 +1,85 @@
+/*
+ * ops.h - building functions: each adds one call to the graph and returns its (first) output.
+ *
+ * Why      Model and objective code reads like the formula.
+ * Memory   Values belong to the graph.
+ * Threads  The graph's.
+ * Errors   See graph.h: NULL in, NULL out.
+ * Limits   none
+ * Life     none
+ *
+ * T tokens (packed), d width, h heads, g key/value heads, dh head size, r rank, V vocabulary, S segments.
+ * "act" is the graph's activation dtype.
+ */
+#ifndef GD_TENSOR_OPS_H
+#define GD_TENSOR_OPS_H
+
+#include "engine/tensor/graph.h"
+
+/* table: weight [V, d]; ids: i32 [T] -> act [T, d]. Not differentiable in a frozen table. */
+struct gd_value *gd_embed(struct gd_graph *g, struct gd_value *table, struct gd_value *ids);
+
+/* x: act [T, in]; w: weight or param [out, in] -> act [T, out]. */
+struct gd_value *gd_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *w);
+/* y: act [T, out]; w: weight [out, in] -> act [T, in]: the backward of linear. */
+struct gd_value *gd_linear_back(struct gd_graph *g, struct gd_value *y, struct gd_value *w);
+
+/* alpha * op(a) op(b) + c.  op(a): [M, K], op(b): [K, N], c: [M, N] or NULL; F32 or BF16 (params are f32 and are
+ * converted when the other operand is bf16); out in out_dtype; sums in f32. */
+struct gd_value *gd_matmul(struct gd_graph *g, struct gd_value *a, bool transpose_a, struct gd_value *b, bool transpose_b,
+                           double alpha, struct gd_value *c, enum gd_dtype out_dtype);
+
+struct gd_value *gd_add(struct gd_graph *g, struct gd_value *a, struct gd_value *b);       /* same shape */
+struct gd_value *gd_mul(struct gd_graph *g, struct gd_value *a, struct gd_value *b);       /* same shape */
+struct gd_value *gd_scale(struct gd_graph *g, struct gd_value *a, double factor);
+struct gd_value *gd_mul_scalar(struct gd_graph *g, struct gd_value *a, struct gd_value *s);  /* a * s[0]; s: f32 [1]; differentiable in a */
+struct gd_value *gd_add_row(struct gd_graph *g, struct gd_value *x, struct gd_value *b);   /* x [T,n] + b [n] (weight/param) */
+struct gd_value *gd_sum_rows(struct gd_graph *g, struct gd_value *x);                      /* [T,n] -> f32 [n], fixed order */
+struct gd_value *gd_cast(struct gd_graph *g, struct gd_value *x, enum gd_dtype dtype);
+struct gd_value *gd_detach(struct gd_graph *g, struct gd_value *x);                        /* stop-gradient */
+
+/* x: act [T, n], w: weight/param [n] -> x / sqrt(mean(x^2) + eps) * w, statistics in f32 (Zhang & Sennrich 2019).
+ * Output 1: 1/rms per row, f32 [T]. */
+struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps);
+
+/* Half-split rotation (Su et al. 2021) of x: act [T, heads*dh] by positions i32 [T] and inv_freq f32 [r/2]
+ * (r <= dh rotated dimensions, the rest passes). sign -1 rotates back (the gradient). */
+struct gd_value *gd_rope(struct gd_graph *g, struct gd_value *x, struct gd_value *positions, struct gd_value *inv_freq,
+                         int head_dim, double attention_factor, int sign);
+
+/* Block-diagonal causal attention over packed segments. q: act [T, h*dh], k, v: act [T, g*dh],
+ * cu_seqlens: i32 [S+1] (entries after the last segment repeat T_used; rows >= T_used give 0).
+ * window 0: all earlier keys; w: keys i-w+1..i. Softmax in f32, online.
+ * Output 0: act [T, h*dh]; output 1: log-sum-exp f32 [T, h] (kept for the backward pass). */
+struct gd_value *gd_attention(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
+                              struct gd_value *cu_seqlens, int heads, int kv_heads, int head_dim, double scale,
+                              int window);
+
+/* The same for inference: first stores this batch's k and v rows in the cache pages, then lets every query row see
+ * its sequence's past and its own earlier rows. cache: handle of struct gd_kv_batch (kv.h). */
+struct gd_value *gd_attention_cached(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
+                                     struct gd_value *cache, int layer, int heads, int kv_heads, int head_dim,
+                                     double scale, int window);
+
+struct gd_value *gd_swiglu(struct gd_graph *g, struct gd_value *gate, struct gd_value *up); /* silu(gate) * up */
+
+/* x * mask / (1-p), mask from Philox (key i32 [4] = seed lo, seed hi, step, leaf) at counter (site, element). p = 0: x. */
+struct gd_value *gd_dropout(struct gd_graph *g, struct gd_value *x, struct gd_value *key, double p, int site);
+
+/* Rows x[index[i]]; index: i32 [n]; a negative index gives a zero row. -> [n, d] */
+struct gd_value *gd_gather_rows(struct gd_graph *g, struct gd_value *x, struct gd_value *index);
+
+/* The head and the loss over labelled rows only, in chunks; the [T, V] logits never exist.
+ * h: act [T, d]; w: weight [V, d]; labels: i32 [T] (already shifted: labels[t] is the token to predict from row t;
+ * -100 = none); weights: f32 [T]. logit_scale multiplies, softcap 0 = none.
+ * Output 0: sum_t weights[t] * -log p(labels[t]), f32 [1]. Output 1: log p per row f32 [T] (0 where none).
+ * Output 2: argmax id per row i32 [T] (-1 where none). Output 3: d loss / d h for a loss gradient of 1, act [T, d]
+ * (made in the forward pass when h needs a gradient, else shape [0]). The head itself is frozen. */
+struct gd_value *gd_cross_entropy(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
+                                  struct gd_value *weights, double logit_scale, double softcap);
+
+/* Serving: y + each row's graft's low-rank product at `site` (wear.h). x: act [T, in], y: act [T, out], wear: handle. */
+struct gd_value *gd_wear_lowrank(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear,
+                                 int site);
+
+#endif

@@ -1,0 +1,3 @@
+#include "engine/tensor/op.h"
+
+const struct gd_op gd_op_rope = {.name = "rope"};

@@ -1,0 +1,55 @@
+/*
+ * chat.h - a conversation as token ids with the exact mask of what the assistant says.
+ *
+ * Why      Training and serving share one rendering; the loss sees assistant tokens and nothing else.
+ * Memory   gd_chat owns the compiled template, borrows the tokenizer. Results are the caller's.
+ * Threads  Read-only after creation: any thread.
+ * Errors   GD_INVALID naming messages[i].field; GD_BAD_MODEL for a broken template.
+ * Limits   GD_CHAT_MESSAGES_MAX messages.
+ * Life     create -> encode ... -> destroy.
+ */
+#ifndef GD_TEXT_CHAT_H
+#define GD_TEXT_CHAT_H
+
+#include "engine/text/template.h"
+#include "engine/text/tokenizer.h"
+
+#define GD_CHAT_MESSAGES_MAX 4096
+
+struct gd_chat;
+
+/* template_source NULL: the model has no template; chat calls fail with the way out (use prompt/completion). */
+GD_MUST_CHECK bool gd_chat_create(struct gd_chat **out, const struct gd_tokenizer *tokenizer,
+                                  const char *template_source, struct gd_error *err);
+void gd_chat_destroy(struct gd_chat *chat);
+bool gd_chat_has_template(const struct gd_chat *chat);
+void gd_chat_template_digest(const struct gd_chat *chat, char out[65]); /* SHA-256 of the source, "" when none */
+
+struct gd_chat_encoding {
+    struct gd_tokens tokens;   /* with byte offsets into text */
+    float *weights;            /* [tokens.count]: loss weight of each token as a target (0 = not trained) */
+    struct gd_buf text;        /* the rendered text */
+};
+void gd_chat_encoding_release(struct gd_chat_encoding *encoding);
+
+/* Checks shape and roles of an OpenAI message list (roles developer, system, user, assistant, tool, function; content
+ * string, null with tool_calls, or text parts). `path` names it in errors ("messages"). for_training: the last message
+ * must be from the assistant and some assistant message must have weight > 0. */
+GD_MUST_CHECK bool gd_chat_check_messages(const cJSON *messages, const char *path, bool for_training,
+                                          struct gd_error *err);
+
+/* The prompt of a completion: messages rendered with add_generation_prompt. tools may be NULL. */
+GD_MUST_CHECK bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+                                         struct gd_chat_encoding *out, struct gd_error *err);
+
+/* A training row: the whole conversation, weights[] = the message's `weight` (default 1) on the assistant's own
+ * characters and its end-of-turn token, 0 elsewhere. Spans come from {% generation %} blocks when the template has
+ * them, else from rendering each prefix of the conversation twice (with and without the assistant's turn). */
+GD_MUST_CHECK bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+                                           struct gd_chat_encoding *out, struct gd_error *err);
+
+/* prompt + completion text: bos as the tokenizer adds it, weights 1 on the completion and on eos after it. */
+GD_MUST_CHECK bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const char *completion,
+                                       struct gd_chat_encoding *out, struct gd_error *err);
+
+#endif

@@ -1,0 +1,63 @@
+/*
+ * spec.h - a fine-tuning job as the engine sees it: validated, resolved, complete.
+ *
+ * Why      The API, `graftd run` and the trainer read one structure; nothing is defaulted twice.
+ * Memory   gd_job_spec owns its strings; release with gd_job_spec_release.
+ * Threads  Any.
+ * Errors   GD_INVALID, GD_MISSING, GD_UNKNOWN_FIELD with OpenAI's parameter path.
+ * Limits   OpenAI's ranges (batch_size 1..256, n_epochs 1..50, ...).
+ * Life     parse -> (resolve, in the engine, once data and model are known) -> release.
+ */
+#ifndef GD_TRAIN_SPEC_H
+#define GD_TRAIN_SPEC_H
+
+#include "engine/adapter/adapter.h"
+#include "engine/data/dataset.h"
+
+enum gd_schedule { GD_SCHEDULE_CONSTANT, GD_SCHEDULE_LINEAR, GD_SCHEDULE_COSINE };
+
+struct gd_job_spec {
+    char *model;                     /* model id: base (a graft as a starting point is a later issue: refused) */
+    char *training_file, *validation_file; /* file ids in the API, paths in `graftd run`; validation may be NULL */
+    char *suffix;                    /* or NULL */
+    int64_t seed;                    /* -1: to be picked by the server and echoed */
+    char method[32];                 /* "supervised" */
+    struct gd_adapter_config adapter;
+
+    /* 0 / negative = "auto" until resolved */
+    int batch_size;                  /* rows of an optimiser step */
+    double learning_rate_multiplier; /* times the method's base rate */
+    int n_epochs;
+
+    /* extensions ("hyperparameters" members beside OpenAI's) */
+    double learning_rate;            /* given directly; excludes learning_rate_multiplier */
+    double weight_decay;             /* 0 */
+    double adam_beta1, adam_beta2, adam_eps; /* 0.9, 0.999, 1e-8 */
+    double max_grad_norm;            /* 1.0; 0 = no clipping */
+    enum gd_schedule schedule;       /* "lr_scheduler_type": linear */
+    double warmup_ratio;             /* 0.03 */
+    int max_steps;                   /* 0: from n_epochs */
+    int leaf_count;                  /* "gradient_leaves": power of two; auto 1 */
+    int tokens_per_batch;            /* token budget of a micro-batch; auto */
+    int eval_interval;               /* steps; auto = each epoch's end and the last step */
+    int checkpoint_interval;         /* steps; auto = min(200 steps, about 5 minutes) resolved to steps at start */
+    enum gd_overlong overlong;       /* data.overlong: "error" | "truncate" | "drop" */
+    int max_length;                  /* data.max_length: tokens; auto = the model's context */
+    char precision[8];               /* "auto" | "f32" | "bf16" */
+};
+
+/* Parses POST /v1/fine_tuning/jobs (the whole body; members that only the server uses, as metadata and integrations,
+ * are checked there and skipped here). Unknown members are errors. */
+GD_MUST_CHECK bool gd_job_spec_parse(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err);
+void gd_job_spec_release(struct gd_job_spec *spec);
+
+/* Fills every "auto" by the documented rules (README, "Automatic values") from rows and tokens of the training file. */
+GD_MUST_CHECK bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens, int model_width,
+                                       int model_context, struct gd_error *err);
+/* {"n_epochs":..,"batch_size":..,"learning_rate_multiplier":..} for the job's hyperparameters: "auto" where unresolved,
+ * and with every extension once resolved. */
+cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec);
+/* A body that parses to the same spec (checkpoints keep it; resumed jobs read it). */
+cJSON *gd_job_spec_json(const struct gd_job_spec *spec);
+
+#endif

@@ -1,0 +1,64 @@
+/*
+ * trainer.h - owns the step loop of one job: batches, leaves, clipping, optimiser, evaluation, checkpoints.
+ *
+ * Why      One trainer for every method and loss; it knows neither.
+ * Memory   The trainer owns dataset, plans, arenas, parameters, moments; borrows the model.
+ * Threads  engine thread
+ * Errors   GD_INVALID / GD_BAD_FILE from data, GD_INTERNAL "loss is not finite at step N (rows ...)",
+ *          GD_DISK_FULL / GD_IO from checkpoints, GD_CANCELLED when the observer stopped it.
+ * Limits   none of its own
+ * Life     gd_trainer_create -> gd_trainer_run -> gd_trainer_destroy. After GD_CANCELLED from a pause the folder
+ *          holds a checkpoint and create continues from it.
+ */
+#ifndef GD_TRAIN_TRAINER_H
+#define GD_TRAIN_TRAINER_H
+
+#include "engine/train/spec.h"
+
+struct gd_metric {
+    const char *name;            /* "train_loss", "train_mean_token_accuracy", "valid_loss", "learning_rate", "grad_norm", ... */
+    double value;
+};
+
+enum gd_train_command { GD_TRAIN_GO, GD_TRAIN_PAUSE, GD_TRAIN_CANCEL };
+
+/* What a trainer tells and asks. All calls come from gd_trainer_run, on its thread. */
+struct gd_train_observer {
+    void *context;
+    /* Between ops and between steps: may serve requests; returns what to do. PAUSE takes effect at the next step
+     * boundary (checkpoint, then GD_CANCELLED), CANCEL at once. */
+    enum gd_train_command (*poll)(void *context);
+    /* info | warn | error, for people. */
+    void (*message)(void *context, const char *level, const char *text);
+    /* Once, when data is ready: total_steps, and the resolved spec. */
+    void (*started)(void *context, int64_t total_steps, int64_t rows, int64_t tokens, const struct gd_job_spec *spec);
+    void (*step)(void *context, int64_t step, int64_t total_steps, int64_t trained_tokens, int64_t tokens, double seconds,
+                 const struct gd_metric *metrics, int metric_count);
+    /* A verified checkpoint folder stands at `folder` (durable). metrics as of this step; may be empty. */
+    bool (*checkpoint)(void *context, int64_t step, const char *folder, const struct gd_metric *metrics,
+                       int metric_count, struct gd_error *err);
+};
+
+struct gd_trainer_options {
+    const char *job_id;
+    const char *folder;          /* the job's own folder: checkpoints/step-N/, adapter/ */
+    const char *training_path, *validation_path;
+    int keep_checkpoints;        /* newest kept; at least 2 */
+};
+
+struct gd_trainer;
+
+/* Loads data, resolves the spec (in place), builds plans; continues from the newest good checkpoint in the folder if
+ * there is one (a damaged one is reported and the one before it taken). */
+GD_MUST_CHECK bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
+                                     const struct gd_trainer_options *options,
+                                     const struct gd_train_observer *observer, struct gd_error *err);
+/* To the end: the final adapter stands in folder/adapter (PEFT format, committed). */
+GD_MUST_CHECK bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err);
+void gd_trainer_destroy(struct gd_trainer *trainer);
+
+int64_t gd_trainer_trained_tokens(const struct gd_trainer *trainer);
+/* {"weights_bytes","activations_bytes","optimizer_bytes",...}: the plan's account, known before the first step. */
+cJSON *gd_trainer_memory(const struct gd_trainer *trainer);
+
+#endif
