@@ -45,7 +45,7 @@ GD_MUST_CHECK bool gd_remove_tree(const char *path, struct gd_error *err);      
 /*
  * A folder that appears whole or not at all. Begin creates `final_path` + ".tmp-<random>"; the caller
  * writes files into gd_dir_tx_path(); commit fsyncs every file in it, writes manifest.json
- * ({"files":{name:{"bytes":n,"xxh3":"hex"}}, ...extra}) last, fsyncs the folder, renames it to
+ * ({"format":1,"files":{name:{"bytes":n,"xxh3":"hex"}}}) last, fsyncs the folder, renames it to
  * final_path (which must not exist), fsyncs the parent. Abort removes it.
  */
 struct gd_dir_tx;
@@ -56,6 +56,8 @@ GD_MUST_CHECK bool gd_dir_tx_commit(struct gd_dir_tx *tx, struct gd_error *err);
 void gd_dir_tx_abort(struct gd_dir_tx *tx);
 /* Recomputes sizes and hashes; GD_IO naming the file that differs, is missing or is extra. */
 GD_MUST_CHECK bool gd_dir_verify(const char *path, struct gd_error *err);
+/* Removes what crashed transactions and durable writes left in `parent` (NAME.tmp-<random>); absent is fine. */
+GD_MUST_CHECK bool gd_dir_sweep(const char *parent, struct gd_error *err);
 
 /* Hex digests. xxh3-128 for integrity, SHA-256 for keys and content addresses. out: 33 / 65 bytes. */
 void gd_hash_xxh3(const void *bytes, size_t length, char out[33]);

@@ -7,7 +7,7 @@
  * Memory   gd_json_parse gives a tree to free with cJSON_Delete. Getters return borrowed pointers.
  * Threads  Any; a tree belongs to one thread at a time.
  * Errors   GD_INVALID with byte offset and line:column; getters set err->param to `path.key`.
- * Limits   depth GD_JSON_DEPTH_MAX; size as given by the caller.
+ * Limits   depth GD_JSON_DEPTH_MAX; GD_JSON_VALUES_MAX values; numbers of 63 characters; size as given by the caller.
  * Life     parse -> get ... -> cJSON_Delete.
  */
 #ifndef GD_BASE_JSON_H
@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #define GD_JSON_DEPTH_MAX 64
+#define GD_JSON_VALUES_MAX (8u << 20) /* a value costs cJSON about 80 bytes: two bytes of text must not become gigabytes */
 
 /* RFC 8259, valid UTF-8, no NUL (raw or escaped), no lone surrogates, no duplicate keys, numbers
  * finite. The whole of text[0..length) must be one value. NULL on error. */
@@ -31,7 +32,8 @@ cJSON *gd_json_find(const cJSON *object, const char *key);
 
 /* Typed getters. Absent (or null): returns true and leaves *out unchanged, unless `required`, which
  * fails with GD_MISSING. Wrong type or out of [min, max]: GD_INVALID naming path.key, value and range.
- * `path` ("" for the top) goes into err->param. Integers must be integral and within +-2^53. */
+ * `path` ("" for the top) goes into err->param. Integers must be integral and within
+ * +-(2^53 - 1), where doubles are exact. Lengths of strings are bytes. */
 GD_MUST_CHECK bool gd_json_get_int(const cJSON *object, const char *path, const char *key, bool required,
                                    int64_t min, int64_t max, int64_t *out, struct gd_error *err);
 GD_MUST_CHECK bool gd_json_get_number(const cJSON *object, const char *path, const char *key, bool required,
