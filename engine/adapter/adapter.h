@@ -20,7 +20,7 @@
 #include "engine/tensor/wear.h"
 
 #define GD_LORA_RANK_MAX 512
-#define GD_TARGETS_MAX 64
+#define GD_TARGETS_MAX 4096
 
 /* Resolved options of a graft; the union grows with the methods. */
 struct gd_adapter_config {
@@ -29,8 +29,8 @@ struct gd_adapter_config {
     double lora_alpha;
     double lora_dropout;
     bool use_rslora;
-    char *targets[GD_TARGETS_MAX]; /* names, suffixes, or the one entry "all-linear"; owned */
-    int target_count;
+    char **targets;              /* module names, dotted suffixes, or the one entry "all-linear"; owned */
+    int target_count;            /* <= GD_TARGETS_MAX */
 };
 void gd_adapter_config_release(struct gd_adapter_config *config);
 
@@ -77,8 +77,8 @@ GD_MUST_CHECK bool gd_graft_create(struct gd_graft **out, const struct gd_model 
 void gd_graft_destroy(struct gd_graft *graft);
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed);
 
-/* Sites for a training graph: declares one PARAM per parameter (values in param order, [param_count]).
- * dropout_key: i32 [4] input, or NULL for no dropout (evaluation). */
+/* Sites for a training graph: declares one value per parameter (in param order, [param_count]): PARAMs and dropout when
+ * `training` (dropout_key: i32 [4] input, NULL without dropout), plain inputs for evaluation. */
 struct gd_graft_training {
     const struct gd_graft *graft;
     struct gd_value **params;
@@ -86,7 +86,7 @@ struct gd_graft_training {
     struct gd_sites sites;
 };
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
-                             bool with_dropout);
+                             bool training_pass);
 void gd_graft_training_release(struct gd_graft_training *training);
 
 /* Sites for a serving graph: every linear site gets a wear_lowrank reading `wear` (handle). */

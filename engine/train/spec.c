@@ -1,1 +1,330 @@
 #include "engine/train/spec.h"
+
+#include "engine/base/alloc.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define HYPER "method.supervised.hyperparameters"
+
+void gd_job_spec_release(struct gd_job_spec *spec)
+{
+    gd_free(spec->model);
+    gd_free(spec->training_file);
+    gd_free(spec->validation_file);
+    gd_free(spec->suffix);
+    gd_adapter_config_release(&spec->adapter);
+    memset(spec, 0, sizeof(*spec));
+}
+
+static const char *const schedule_names[] = {"constant", "linear", "cosine"};
+static const char *const overlong_names[] = {"error", "truncate", "drop"};
+static const char *const precision_names[] = {"auto", "f32", "bf16"};
+
+/* One of `names`, or unchanged when absent. */
+static bool get_choice(const cJSON *object, const char *path, const char *key, const char *const *names, int count, int *out,
+                       struct gd_error *err)
+{
+    const char *value = NULL;
+    if (!gd_json_get_string(object, path, key, false, 1, 64, &value, err))
+        return false;
+    if (value == NULL)
+        return true;
+    for (int i = 0; i < count; i++)
+        if (strcmp(names[i], value) == 0) {
+            *out = i;
+            return true;
+        }
+    char param[96], list[160] = "";
+    snprintf(param, sizeof(param), "%s%s%s", path, path[0] ? "." : "", key);
+    for (int i = 0; i < count; i++)
+        snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s'%s'", i ? ", " : "", names[i]);
+    return gd_fail_param(err, GD_INVALID, param, "%s is '%s'; it must be one of %s", key, value, list);
+}
+
+/* "auto" counts as absent. */
+static bool is_auto(const cJSON *object, const char *key)
+{
+    const cJSON *value = gd_json_find(object, key);
+    return cJSON_IsString(value) && strcmp(value->valuestring, "auto") == 0;
+}
+
+static bool get_auto_int(const cJSON *object, const char *path, const char *key, int64_t min, int64_t max, int *out,
+                         struct gd_error *err)
+{
+    int64_t value = *out;
+    if (is_auto(object, key))
+        return true;
+    if (!gd_json_get_int(object, path, key, false, min, max, &value, err))
+        return false;
+    *out = (int)value;
+    return true;
+}
+
+static bool get_auto_number(const cJSON *object, const char *path, const char *key, double min, double max, double *out,
+                            struct gd_error *err)
+{
+    return is_auto(object, key) || gd_json_get_number(object, path, key, false, min, max, out, err);
+}
+
+static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object, const char *path, bool extensions,
+                                  struct gd_error *err)
+{
+    static const char *const standard[] = {"batch_size", "learning_rate_multiplier", "n_epochs", NULL};
+    static const char *const all[] = {"batch_size", "learning_rate_multiplier", "n_epochs", "learning_rate", "weight_decay",
+                                      "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "lr_scheduler_type",
+                                      "warmup_ratio", "max_steps", "gradient_leaves", "tokens_per_batch", "eval_interval",
+                                      "checkpoint_interval", NULL};
+    if (!gd_json_only_known(object, path, extensions ? all : standard, err))
+        return false;
+    int schedule = (int)spec->schedule;
+    bool ok = get_auto_int(object, path, "batch_size", 1, 256, &spec->batch_size, err) &&
+              get_auto_number(object, path, "learning_rate_multiplier", 1e-9, 1e9, &spec->learning_rate_multiplier, err) &&
+              get_auto_int(object, path, "n_epochs", 1, 50, &spec->n_epochs, err) &&
+              get_auto_number(object, path, "learning_rate", 1e-12, 100.0, &spec->learning_rate, err) &&
+              gd_json_get_number(object, path, "weight_decay", false, 0.0, 10.0, &spec->weight_decay, err) &&
+              gd_json_get_number(object, path, "adam_beta1", false, 0.0, 0.999999, &spec->adam_beta1, err) &&
+              gd_json_get_number(object, path, "adam_beta2", false, 0.0, 0.9999999, &spec->adam_beta2, err) &&
+              gd_json_get_number(object, path, "adam_eps", false, 1e-20, 1.0, &spec->adam_eps, err) &&
+              gd_json_get_number(object, path, "max_grad_norm", false, 0.0, 1e9, &spec->max_grad_norm, err) &&
+              get_choice(object, path, "lr_scheduler_type", schedule_names, 3, &schedule, err) &&
+              gd_json_get_number(object, path, "warmup_ratio", false, 0.0, 1.0, &spec->warmup_ratio, err) &&
+              get_auto_int(object, path, "max_steps", 1, 100000000, &spec->max_steps, err) &&
+              get_auto_int(object, path, "gradient_leaves", 1, 256, &spec->leaf_count, err) &&
+              get_auto_int(object, path, "tokens_per_batch", 16, 1 << 20, &spec->tokens_per_batch, err) &&
+              get_auto_int(object, path, "eval_interval", 1, 100000000, &spec->eval_interval, err) &&
+              get_auto_int(object, path, "checkpoint_interval", 1, 100000000, &spec->checkpoint_interval, err);
+    spec->schedule = (enum gd_schedule)schedule;
+    char param[96];
+    if (ok && (spec->leaf_count & (spec->leaf_count - 1)) != 0) {
+        snprintf(param, sizeof(param), "%s.gradient_leaves", path);
+        ok = gd_fail_param(err, GD_INVALID, param, "gradient_leaves is %d; it must be a power of two", spec->leaf_count);
+    }
+    if (ok && spec->learning_rate > 0 && spec->learning_rate_multiplier > 0) {
+        snprintf(param, sizeof(param), "%s.learning_rate", path);
+        ok = gd_fail_param(err, GD_INVALID, param, "learning_rate and learning_rate_multiplier exclude each other: give one");
+    }
+    return ok;
+}
+
+static bool parse_method(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
+{
+    const cJSON *method = NULL, *supervised = NULL, *nested = NULL, *top = NULL;
+    static const char *const known[] = {"type", "supervised", NULL};
+    static const char *const known_supervised[] = {"hyperparameters", NULL};
+    const char *type = "supervised";
+    if (!gd_json_get_object(body, "", "method", false, &method, err) ||
+        !gd_json_get_object(body, "", "hyperparameters", false, &top, err))
+        return false;
+    if (method != NULL) {
+        if (!gd_json_get_string(method, "method", "type", true, 1, 64, &type, err))
+            return false;
+        if (strcmp(type, "supervised") != 0)
+            return gd_fail_param(err, GD_UNSUPPORTED, "method.type",
+                                 "method type '%s' is not supported by this version; 'supervised' is", type);
+        if (!gd_json_only_known(method, "method", known, err) ||
+            !gd_json_get_object(method, "method", "supervised", false, &supervised, err))
+            return false;
+    }
+    if (supervised != NULL && (!gd_json_only_known(supervised, "method.supervised", known_supervised, err) ||
+                               !gd_json_get_object(supervised, "method.supervised", "hyperparameters", false, &nested, err)))
+        return false;
+    if (top != NULL && nested != NULL)
+        return gd_fail_param(err, GD_INVALID, "hyperparameters",
+                             "hyperparameters and " HYPER " are both given; the first is deprecated: keep the second");
+    snprintf(spec->method, sizeof(spec->method), "%s", type);
+    if (nested != NULL)
+        return parse_hyperparameters(spec, nested, HYPER, true, err);
+    return top == NULL || parse_hyperparameters(spec, top, "hyperparameters", false, err);
+}
+
+static bool parse_data(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
+{
+    static const char *const known[] = {"overlong", "max_length", NULL};
+    const cJSON *data = NULL;
+    int overlong = (int)spec->overlong;
+    if (!gd_json_get_object(body, "", "data", false, &data, err))
+        return false;
+    if (data == NULL)
+        return true;
+    bool ok = gd_json_only_known(data, "data", known, err) &&
+              get_choice(data, "data", "overlong", overlong_names, 3, &overlong, err) &&
+              get_auto_int(data, "data", "max_length", 8, 1 << 24, &spec->max_length, err);
+    spec->overlong = (enum gd_overlong)overlong;
+    return ok;
+}
+
+static bool suffix_ok(const char *suffix)
+{
+    for (const char *c = suffix; *c; c++)
+        if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || strchr("-_.", *c)))
+            return false;
+    return true;
+}
+
+static bool parse_top(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
+{
+    static const char *const known[] = {"model", "training_file", "validation_file", "suffix", "seed", "metadata",
+                                        "integrations", "hyperparameters", "method", "adapter", "data", "precision", NULL};
+    const char *model = NULL, *training = NULL, *validation = NULL, *suffix = NULL;
+    if (!gd_json_only_known(body, "", known, err) ||
+        !gd_json_get_string(body, "", "model", true, 1, 512, &model, err) ||
+        !gd_json_get_string(body, "", "training_file", true, 1, 4095, &training, err) ||
+        !gd_json_get_string(body, "", "validation_file", false, 1, 4095, &validation, err) ||
+        !gd_json_get_string(body, "", "suffix", false, 1, 64, &suffix, err) ||
+        !gd_json_get_int(body, "", "seed", false, 0, 2147483647, &spec->seed, err))
+        return false;
+    if (suffix != NULL && !suffix_ok(suffix))
+        return gd_fail_param(err, GD_INVALID, "suffix", "suffix '%s' may hold letters, digits, '-', '_' and '.' only", suffix);
+    int precision = 0;
+    if (!get_choice(body, "", "precision", precision_names, 3, &precision, err))
+        return false;
+    strcpy(spec->precision, precision_names[precision]);
+    spec->model = gd_strdup(model);
+    spec->training_file = gd_strdup(training);
+    spec->validation_file = gd_strdup(validation);
+    spec->suffix = gd_strdup(suffix);
+    return true;
+}
+
+bool gd_job_spec_parse(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
+{
+    *spec = (struct gd_job_spec){.seed = -1, .adam_beta1 = 0.9, .adam_beta2 = 0.999, .adam_eps = 1e-8, .max_grad_norm = 1.0,
+                                 .schedule = GD_SCHEDULE_LINEAR, .warmup_ratio = 0.03};
+    bool ok = cJSON_IsObject(body) || gd_fail(err, GD_INVALID, "the request body must be a JSON object");
+    ok = ok && parse_top(spec, body, err) && parse_method(spec, body, err) && parse_data(spec, body, err) &&
+         gd_adapter_config_parse(&spec->adapter, gd_json_find(body, "adapter"), err);
+    if (!ok)
+        gd_job_spec_release(spec);
+    return ok;
+}
+
+static int clamp_int(int64_t value, int min, int max)
+{
+    return value < min ? min : value > max ? max : (int)value;
+}
+
+/* The rules stand in README.md, "Automatic values". */
+bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens, int model_width, int model_context,
+                         struct gd_error *err)
+{
+    if (rows < 1)
+        return gd_fail_param(err, GD_BAD_FILE, "training_file", "the training file has no row with a token to train");
+    if (spec->max_length == 0)
+        spec->max_length = model_context;
+    if (spec->max_length > model_context)
+        return gd_fail_param(err, GD_INVALID, "data.max_length", "max_length is %d; the model's context is %d", spec->max_length,
+                             model_context);
+    if (spec->batch_size == 0) {
+        int size = 4;
+        while (size < 64 && (int64_t)size * 125 < rows)
+            size *= 2;
+        spec->batch_size = size;
+    }
+    if (spec->batch_size > rows)
+        spec->batch_size = (int)rows;
+    if (spec->n_epochs == 0)
+        spec->n_epochs = clamp_int((2000 + rows / 2) / rows, 1, 10);
+    if (spec->learning_rate == 0) {
+        if (spec->learning_rate_multiplier == 0)
+            spec->learning_rate_multiplier = 1.0;
+        double base = 2e-4 * sqrt(4096.0 / model_width);
+        base = base < 1e-4 ? 1e-4 : base > 1e-3 ? 1e-3 : base;
+        spec->learning_rate = base * spec->learning_rate_multiplier;
+    }
+    if (spec->leaf_count == 0)
+        spec->leaf_count = 1;
+    if (spec->tokens_per_batch == 0)
+        spec->tokens_per_batch = 1024;
+    int64_t steps_per_epoch = (rows + spec->batch_size - 1) / spec->batch_size;
+    int64_t total = spec->max_steps > 0 ? spec->max_steps : steps_per_epoch * spec->n_epochs;
+    if (spec->eval_interval == 0)
+        spec->eval_interval = clamp_int((total + 4) / 5, 1, 1000);
+    if (spec->checkpoint_interval == 0)
+        spec->checkpoint_interval = clamp_int((total + 4) / 5, 10, 200);
+    (void)tokens;
+    return true;
+}
+
+cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec)
+{
+    cJSON *json = cJSON_CreateObject();
+    bool resolved = spec->tokens_per_batch > 0 && spec->n_epochs > 0 && spec->batch_size > 0 && spec->learning_rate > 0;
+    if (spec->n_epochs > 0)
+        cJSON_AddNumberToObject(json, "n_epochs", spec->n_epochs);
+    else
+        cJSON_AddStringToObject(json, "n_epochs", "auto");
+    if (spec->batch_size > 0)
+        cJSON_AddNumberToObject(json, "batch_size", spec->batch_size);
+    else
+        cJSON_AddStringToObject(json, "batch_size", "auto");
+    if (spec->learning_rate_multiplier > 0)
+        cJSON_AddNumberToObject(json, "learning_rate_multiplier", spec->learning_rate_multiplier);
+    else if (spec->learning_rate == 0)
+        cJSON_AddStringToObject(json, "learning_rate_multiplier", "auto");
+    if (!resolved)
+        return json;
+    cJSON_AddNumberToObject(json, "learning_rate", spec->learning_rate);
+    cJSON_AddNumberToObject(json, "weight_decay", spec->weight_decay);
+    cJSON_AddNumberToObject(json, "adam_beta1", spec->adam_beta1);
+    cJSON_AddNumberToObject(json, "adam_beta2", spec->adam_beta2);
+    cJSON_AddNumberToObject(json, "adam_eps", spec->adam_eps);
+    cJSON_AddNumberToObject(json, "max_grad_norm", spec->max_grad_norm);
+    cJSON_AddStringToObject(json, "lr_scheduler_type", schedule_names[spec->schedule]);
+    cJSON_AddNumberToObject(json, "warmup_ratio", spec->warmup_ratio);
+    if (spec->max_steps > 0)
+        cJSON_AddNumberToObject(json, "max_steps", spec->max_steps);
+    cJSON_AddNumberToObject(json, "gradient_leaves", spec->leaf_count);
+    cJSON_AddNumberToObject(json, "tokens_per_batch", spec->tokens_per_batch);
+    cJSON_AddNumberToObject(json, "eval_interval", spec->eval_interval);
+    cJSON_AddNumberToObject(json, "checkpoint_interval", spec->checkpoint_interval);
+    return json;
+}
+
+static void add_number_unless_auto(cJSON *json, const char *key, double value)
+{
+    if (value > 0)
+        cJSON_AddNumberToObject(json, key, value);
+}
+
+cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "model", spec->model);
+    cJSON_AddStringToObject(json, "training_file", spec->training_file);
+    if (spec->validation_file != NULL)
+        cJSON_AddStringToObject(json, "validation_file", spec->validation_file);
+    if (spec->suffix != NULL)
+        cJSON_AddStringToObject(json, "suffix", spec->suffix);
+    if (spec->seed >= 0)
+        cJSON_AddNumberToObject(json, "seed", (double)spec->seed);
+    cJSON_AddStringToObject(json, "precision", spec->precision);
+    cJSON_AddItemToObject(json, "adapter", gd_adapter_config_json(&spec->adapter));
+    cJSON *data = cJSON_AddObjectToObject(json, "data");
+    cJSON_AddStringToObject(data, "overlong", overlong_names[spec->overlong]);
+    add_number_unless_auto(data, "max_length", spec->max_length);
+    cJSON *method = cJSON_AddObjectToObject(json, "method");
+    cJSON_AddStringToObject(method, "type", spec->method);
+    cJSON *hyper = cJSON_AddObjectToObject(cJSON_AddObjectToObject(method, "supervised"), "hyperparameters");
+    add_number_unless_auto(hyper, "n_epochs", spec->n_epochs);
+    add_number_unless_auto(hyper, "batch_size", spec->batch_size);
+    /* A resolved rate stands for itself: the multiplier that led to it would exclude it. */
+    if (spec->learning_rate > 0)
+        cJSON_AddNumberToObject(hyper, "learning_rate", spec->learning_rate);
+    else
+        add_number_unless_auto(hyper, "learning_rate_multiplier", spec->learning_rate_multiplier);
+    cJSON_AddNumberToObject(hyper, "weight_decay", spec->weight_decay);
+    cJSON_AddNumberToObject(hyper, "adam_beta1", spec->adam_beta1);
+    cJSON_AddNumberToObject(hyper, "adam_beta2", spec->adam_beta2);
+    cJSON_AddNumberToObject(hyper, "adam_eps", spec->adam_eps);
+    cJSON_AddNumberToObject(hyper, "max_grad_norm", spec->max_grad_norm);
+    cJSON_AddStringToObject(hyper, "lr_scheduler_type", schedule_names[spec->schedule]);
+    cJSON_AddNumberToObject(hyper, "warmup_ratio", spec->warmup_ratio);
+    add_number_unless_auto(hyper, "max_steps", spec->max_steps);
+    add_number_unless_auto(hyper, "gradient_leaves", spec->leaf_count);
+    add_number_unless_auto(hyper, "tokens_per_batch", spec->tokens_per_batch);
+    add_number_unless_auto(hyper, "eval_interval", spec->eval_interval);
+    add_number_unless_auto(hyper, "checkpoint_interval", spec->checkpoint_interval);
+    return json;
+}

@@ -1,1 +1,577 @@
 #include "engine/train/trainer.h"
+
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/base/philox.h"
+#include "engine/tensor/device.h"
+#include "engine/train/checkpoint.h"
+#include "engine/train/leaves.h"
+#include "engine/train/optimizer.h"
+#include "engine/train/passes.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+struct gd_trainer {
+    const struct gd_model *model;
+    struct gd_job_spec *spec;
+    char *job_id, *folder;
+    int keep_checkpoints;
+    struct gd_train_observer observer;
+    enum gd_train_command command;
+
+    struct gd_dataset *train, *valid;
+    struct gd_graft *graft;
+    struct gd_passes passes;
+    struct gd_leaves leaves;
+    struct gd_batch batch;
+    struct gd_checkpoint state;      /* step, counters, and the flat blocks */
+    float *grad;
+    size_t block_bytes, activation_bytes;
+
+    int64_t total_steps, steps_per_epoch, resumed_from;
+    int64_t checkpointed_step;
+    int epoch;                       /* whose order is in `order`; -1 = none */
+    int64_t *order;
+    int64_t *packed_rows;            /* the step's rows, by leaf */
+    int *micro_begin, *leaf_of;
+};
+
+/* ---- the observer ---- */
+
+static void say(struct gd_trainer *trainer, const char *level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void say(struct gd_trainer *trainer, const char *level, const char *format, ...)
+{
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    if (trainer->observer.message != NULL)
+        trainer->observer.message(trainer->observer.context, level, text);
+}
+
+static bool poll_observer(struct gd_trainer *trainer)
+{
+    if (trainer->observer.poll != NULL && trainer->command != GD_TRAIN_CANCEL) {
+        enum gd_train_command command = trainer->observer.poll(trainer->observer.context);
+        if (command != GD_TRAIN_GO)
+            trainer->command = command;
+    }
+    return trainer->command != GD_TRAIN_CANCEL;
+}
+
+static bool between_ops(void *context)
+{
+    return poll_observer(context);
+}
+
+static bool dataset_progress(void *context, int64_t rows_done, int64_t rows_total)
+{
+    return poll_observer(context);
+}
+
+/* ---- set-up ---- */
+
+static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const char *path, const char *param,
+                      struct gd_error *err)
+{
+    struct gd_dataset_options options = {
+        .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : trainer->model->config.context,
+        .overlong = trainer->spec->overlong,
+        .progress = dataset_progress,
+        .progress_context = trainer,
+    };
+    if (options.context > trainer->model->config.context)
+        return gd_fail_param(err, GD_INVALID, "data.max_length", "max_length is %d; the model's context is %d", options.context,
+                             trainer->model->config.context);
+    if (!gd_dataset_open(out, path, trainer->model->chat, &options, err)) {
+        if (err->param[0] == '\0')
+            snprintf(err->param, sizeof(err->param), "%s", param);
+        gd_error_context(err, "%s", param);
+        return false;
+    }
+    const struct gd_dataset *data = *out;
+    if (data->row_count == 0)
+        return gd_fail_param(err, GD_BAD_FILE, param, "%s has no row with a token to train", param);
+    if (data->dropped_rows > 0)
+        say(trainer, "warn", "%s: %lld over-long rows were dropped, as data.overlong asks", param,
+            (long long)data->dropped_rows);
+    if (data->truncated_rows > 0)
+        say(trainer, "warn", "%s: %lld over-long rows were truncated by %lld tokens in all, as data.overlong asks", param,
+            (long long)data->truncated_rows, (long long)data->truncated_tokens);
+    if (data->untrained_rows > 0)
+        say(trainer, "warn", "%s: %lld rows have no token to train (every weight is 0) and are left out", param,
+            (long long)data->untrained_rows);
+    return true;
+}
+
+static void fingerprint(const struct gd_dataset *data, char out[33])
+{
+    XXH3_state_t *hash = XXH3_createState();
+    XXH3_128bits_reset(hash);
+    XXH3_128bits_update(hash, data->tokens, (size_t)data->token_count * sizeof(int32_t));
+    XXH3_128bits_update(hash, data->weights, (size_t)data->token_count * sizeof(float));
+    XXH128_hash_t digest = XXH3_128bits_digest(hash);
+    XXH3_freeState(hash);
+    snprintf(out, 33, "%016llx%016llx", (unsigned long long)digest.high64, (unsigned long long)digest.low64);
+}
+
+static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
+{
+    trainer->block_bytes = (size_t)trainer->graft->parameter_count * sizeof(float);
+    void *memory[4] = {NULL};
+    static const char *const what[] = {"adapter parameters", "first moments", "second moments", "micro-batch gradient"};
+    bool ok = true;
+    for (int i = 0; i < 4 && ok; i++)
+        ok = gd_large_alloc(&memory[i], trainer->block_bytes, what[i], err);
+    trainer->state.block = memory[0];
+    trainer->state.exp_avg = memory[1];
+    trainer->state.exp_avg_sq = memory[2];
+    trainer->grad = memory[3];
+    return ok && gd_leaves_init(&trainer->leaves, trainer->graft->parameter_count, trainer->spec->leaf_count, err);
+}
+
+static int longest_row(const struct gd_dataset *data)
+{
+    int longest = 0;
+    for (int64_t i = 0; data != NULL && i < data->row_count; i++)
+        if (data->rows[i].length > longest)
+            longest = data->rows[i].length;
+    return longest;
+}
+
+static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    enum gd_dtype act = strcmp(spec->precision, "f32") == 0 ? GD_F32 : strcmp(spec->precision, "bf16") == 0 ? GD_BF16
+                                                                                                        : gd_device()->compute;
+    strcpy(trainer->spec->precision, act == GD_F32 ? "f32" : "bf16");
+    const struct gd_objective *objective = gd_objective_find(spec->method);
+    if (objective == NULL)
+        return gd_fail_param(err, GD_UNSUPPORTED, "method.type", "method type '%s' is not supported", spec->method);
+    gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, act, trainer->state.block, trainer->grad);
+
+    int64_t step_tokens = 0;
+    for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
+        step_tokens += trainer->train->rows[i].length;
+    int longest = longest_row(trainer->train), longest_valid = longest_row(trainer->valid);
+    int largest = step_tokens < spec->tokens_per_batch ? (int)step_tokens : spec->tokens_per_batch;
+    largest = longest > largest ? longest : largest;
+    int capacity = gd_token_bucket(longest_valid > largest ? longest_valid : largest);
+    if (capacity < gd_token_bucket(spec->tokens_per_batch))
+        capacity = gd_token_bucket(spec->tokens_per_batch);
+    gd_batch_init(&trainer->batch, capacity, GD_PASS_SEGMENTS);
+    size_t need = 0;
+    if (!gd_passes_prepare(&trainer->passes, largest, true, &need, err))
+        return false;
+    trainer->activation_bytes = need;
+    return true;
+}
+
+static void report_damaged(void *context, int64_t step, const char *why)
+{
+    say(context, "warn", "checkpoint of step %lld is damaged and was passed over: %s", (long long)step, why);
+}
+
+static bool restore(struct gd_trainer *trainer, struct gd_error *err)
+{
+    char mine[33];
+    fingerprint(trainer->train, mine);
+    cJSON *facts = NULL;
+    gd_checkpoint_read_newest(trainer->folder, trainer->graft, &trainer->state, &facts, report_damaged, trainer);
+    if (trainer->state.step == 0) {
+        gd_graft_init(trainer->graft, trainer->state.block, (uint64_t)trainer->spec->seed);
+        memset(trainer->state.exp_avg, 0, trainer->block_bytes);
+        memset(trainer->state.exp_avg_sq, 0, trainer->block_bytes);
+        trainer->state.trained_tokens = trainer->state.tokens = 0;
+        memcpy(trainer->state.data_fingerprint, mine, sizeof(mine));
+        return true;
+    }
+    bool ok = true;
+    if (strcmp(mine, trainer->state.data_fingerprint) != 0)
+        ok = gd_fail_param(err, GD_BAD_FILE, "training_file",
+                           "the training data differs from what the checkpoint of step %lld was made with: restore the file or "
+                           "start a new job",
+                           (long long)trainer->state.step);
+    const cJSON *threads = gd_json_find(facts, "threads"), *isa = gd_json_find(facts, "isa");
+    if (ok && ((cJSON_IsNumber(threads) && threads->valueint != gd_device()->threads) ||
+               (cJSON_IsString(isa) && strcmp(isa->valuestring, gd_device()->isa) != 0)))
+        say(trainer, "warn", "this checkpoint was made with another thread count or processor: the run continues, but not bit for bit");
+    trainer->resumed_from = trainer->checkpointed_step = trainer->state.step;
+    cJSON_Delete(facts);
+    return ok;
+}
+
+static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *options, struct gd_error *err)
+{
+    struct gd_job_spec *spec = trainer->spec;
+    if (spec->seed < 0)
+        spec->seed = 0;
+    if (!gd_mkdirs(trainer->folder, err) || !gd_graft_create(&trainer->graft, trainer->model, &spec->adapter, err) ||
+        !open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
+        (options->validation_path != NULL &&
+         !open_data(trainer, &trainer->valid, options->validation_path, "validation_file", err)))
+        return false;
+    if (!gd_job_spec_resolve(spec, trainer->train->row_count, trainer->train->token_count, trainer->model->config.width,
+                             trainer->model->config.context, err))
+        return false;
+    trainer->steps_per_epoch = (trainer->train->row_count + spec->batch_size - 1) / spec->batch_size;
+    trainer->total_steps = spec->max_steps > 0 ? spec->max_steps : trainer->steps_per_epoch * spec->n_epochs;
+    trainer->order = gd_alloc_array((size_t)trainer->train->row_count, sizeof(int64_t));
+    trainer->packed_rows = gd_alloc_array((size_t)spec->batch_size, sizeof(int64_t));
+    trainer->micro_begin = gd_alloc_array((size_t)spec->batch_size + 1, sizeof(int));
+    trainer->leaf_of = gd_alloc_array((size_t)spec->batch_size, sizeof(int));
+    return make_blocks(trainer, err) && make_passes(trainer, err) && restore(trainer, err);
+}
+
+bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
+                       const struct gd_trainer_options *options, const struct gd_train_observer *observer,
+                       struct gd_error *err)
+{
+    assert(*out == NULL);
+    struct gd_trainer *trainer = gd_alloc(sizeof(*trainer));
+    trainer->model = model;
+    trainer->spec = spec;
+    trainer->job_id = gd_strdup(options->job_id);
+    trainer->folder = gd_strdup(options->folder);
+    trainer->keep_checkpoints = options->keep_checkpoints;
+    trainer->observer = *observer;
+    trainer->epoch = -1;
+    if (!set_up(trainer, options, err)) {
+        gd_trainer_destroy(trainer);
+        return false;
+    }
+    *out = trainer;
+    return true;
+}
+
+void gd_trainer_destroy(struct gd_trainer *trainer)
+{
+    if (trainer == NULL)
+        return;
+    gd_passes_release(&trainer->passes);
+    gd_leaves_release(&trainer->leaves);
+    gd_batch_release(&trainer->batch);
+    gd_dataset_destroy(trainer->train);
+    gd_dataset_destroy(trainer->valid);
+    gd_graft_destroy(trainer->graft);
+    gd_large_free(trainer->state.block, trainer->block_bytes);
+    gd_large_free(trainer->state.exp_avg, trainer->block_bytes);
+    gd_large_free(trainer->state.exp_avg_sq, trainer->block_bytes);
+    gd_large_free(trainer->grad, trainer->block_bytes);
+    gd_free(trainer->order);
+    gd_free(trainer->packed_rows);
+    gd_free(trainer->micro_begin);
+    gd_free(trainer->leaf_of);
+    gd_free(trainer->job_id);
+    gd_free(trainer->folder);
+    gd_free(trainer);
+}
+
+int64_t gd_trainer_trained_tokens(const struct gd_trainer *trainer)
+{
+    return trainer->state.trained_tokens;
+}
+
+int64_t gd_trainer_resumed_from(const struct gd_trainer *trainer)
+{
+    return trainer->resumed_from;
+}
+
+cJSON *gd_trainer_memory(const struct gd_trainer *trainer)
+{
+    size_t weights = 0;
+    for (int i = 0; i < trainer->model->weight_count; i++)
+        weights += gd_weight_prepared_bytes(trainer->model->weights[i]);
+    size_t leaves = gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
+    const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
+    size_t data = 0;
+    for (size_t i = 0; i < GD_COUNT(sets); i++)
+        if (sets[i] != NULL)
+            data += (size_t)sets[i]->token_count * (sizeof(int32_t) + sizeof(float)) +
+                    (size_t)sets[i]->row_count * sizeof(struct gd_dataset_row);
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddNumberToObject(json, "weights_bytes", (double)weights);
+    cJSON_AddNumberToObject(json, "adapter_bytes", (double)trainer->block_bytes);
+    cJSON_AddNumberToObject(json, "gradients_bytes", (double)(trainer->block_bytes + leaves));
+    cJSON_AddNumberToObject(json, "optimizer_bytes", (double)(2 * trainer->block_bytes));
+    cJSON_AddNumberToObject(json, "activations_bytes", (double)trainer->activation_bytes);
+    cJSON_AddNumberToObject(json, "data_bytes", (double)data);
+    cJSON_AddNumberToObject(json, "total_bytes",
+                            (double)(weights + 4 * trainer->block_bytes + leaves + trainer->activation_bytes + data));
+    return json;
+}
+
+/* ---- one step ---- */
+
+/* Sum of the loss weights of a row's targets: its first token is nobody's target. */
+static double row_weight(const struct gd_dataset *data, int64_t row)
+{
+    const struct gd_dataset_row *entry = &data->rows[row];
+    double sum = 0;
+    for (int32_t i = 1; i < entry->length; i++)
+        sum += data->weights[entry->offset + i];
+    return sum;
+}
+
+static void describe_rows(const struct gd_dataset *data, const int64_t *rows, int count, char *text, size_t size)
+{
+    text[0] = '\0';
+    for (int i = 0; i < count; i++) {
+        size_t used = strlen(text);
+        if (i == 8 || used + 24 > size) {
+            snprintf(text + used, size - used, ", and %d more", count - i);
+            return;
+        }
+        snprintf(text + used, size - used, "%s%lld", i ? ", " : "", (long long)data->rows[rows[i]].line);
+    }
+}
+
+static bool fail_not_finite(struct gd_trainer *trainer, const char *what, int64_t step, const int64_t *rows, int count,
+                            struct gd_error *err)
+{
+    char lines[256];
+    describe_rows(trainer->train, rows, count, lines, sizeof(lines));
+    return gd_fail(err, GD_INTERNAL,
+                   "%s is not finite at step %lld (training_file lines %s): lower learning_rate, or look at these rows", what,
+                   (long long)step, lines);
+}
+
+static const int64_t *step_rows(struct gd_trainer *trainer, int64_t step, int *count)
+{
+    int epoch = (int)((step - 1) / trainer->steps_per_epoch);
+    int64_t first = (step - 1) % trainer->steps_per_epoch * trainer->spec->batch_size;
+    if (epoch != trainer->epoch) {
+        gd_epoch_order(trainer->order, trainer->train->row_count, (uint64_t)trainer->spec->seed, epoch);
+        trainer->epoch = epoch;
+    }
+    int64_t left = trainer->train->row_count - first;
+    *count = left < trainer->spec->batch_size ? (int)left : trainer->spec->batch_size;
+    return trainer->order + first;
+}
+
+struct step_result {
+    double loss, grad_norm, learning_rate;
+    int64_t labelled, correct, tokens;
+};
+
+static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_count, int micro_count, double total_weight,
+                              struct step_result *result, struct gd_error *err)
+{
+    struct gd_run_options options = {.between = between_ops, .context = trainer};
+    float scale = (float)(1.0 / total_weight);
+    int micro = 0;
+    gd_leaves_begin_step(&trainer->leaves);
+    for (int leaf = 0; leaf < trainer->spec->leaf_count; leaf++) {
+        gd_leaves_begin(&trainer->leaves);
+        for (int part = 0; micro < micro_count && trainer->leaf_of[micro] == leaf; micro++, part++) {
+            int begin = trainer->micro_begin[micro];
+            int end = micro + 1 < micro_count ? trainer->micro_begin[micro + 1] : row_count;
+            const int64_t *rows = trainer->packed_rows + begin;
+            int tokens = 0;
+            for (int i = begin; i < end; i++)
+                tokens += trainer->train->rows[trainer->packed_rows[i]].length;
+            gd_batch_fill(&trainer->batch, trainer->train, rows, end - begin, gd_token_bucket(tokens));
+            for (int t = 0; t < trainer->batch.used; t++)
+                trainer->batch.weights[t] *= scale;
+            int32_t key[4] = {(int32_t)(uint32_t)trainer->spec->seed, (int32_t)(uint32_t)((uint64_t)trainer->spec->seed >> 32),
+                              (int32_t)step, leaf << 12 | part};
+            struct gd_pass_result pass;
+            if (!gd_passes_run(&trainer->passes, true, &trainer->batch, key, &options, &pass, err))
+                return false;
+            if (!isfinite(pass.loss))
+                return fail_not_finite(trainer, "the loss", step, rows, end - begin, err);
+            if (!gd_vector_all_finite(trainer->grad, trainer->graft->parameter_count))
+                return fail_not_finite(trainer, "the gradient", step, rows, end - begin, err);
+            gd_leaves_add(&trainer->leaves, trainer->grad);
+            result->loss += pass.loss;
+            result->labelled += pass.labelled;
+            result->correct += pass.correct;
+            result->tokens += tokens;
+        }
+        gd_leaves_end(&trainer->leaves);
+    }
+    assert(micro == micro_count);
+    return true;
+}
+
+static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_result *result, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    memset(result, 0, sizeof(*result));
+    int row_count;
+    const int64_t *rows = step_rows(trainer, step, &row_count);
+    double total_weight = 0;
+    for (int i = 0; i < row_count; i++)
+        total_weight += row_weight(trainer->train, rows[i]);
+    int micro_count = gd_step_pack(trainer->train, rows, row_count, spec->leaf_count, spec->tokens_per_batch,
+                                   trainer->packed_rows, trainer->micro_begin, trainer->leaf_of);
+    if (!run_micro_batches(trainer, step, row_count, micro_count, total_weight, result, err))
+        return false;
+
+    float *grad = gd_leaves_sum(&trainer->leaves);
+    int64_t count = trainer->graft->parameter_count;
+    result->grad_norm = sqrt(gd_vector_sum_squares(grad, count));
+    if (!isfinite(result->grad_norm))
+        return fail_not_finite(trainer, "the gradient norm", step, rows, row_count, err);
+    double clip = 1.0;
+    if (spec->max_grad_norm > 0 && result->grad_norm > spec->max_grad_norm)
+        clip = spec->max_grad_norm / (result->grad_norm + 1e-6);
+    result->learning_rate = gd_learning_rate(spec, step, trainer->total_steps);
+    gd_adamw(trainer->state.block, trainer->state.exp_avg, trainer->state.exp_avg_sq, grad, count, step,
+             result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, spec->weight_decay, clip);
+    trainer->state.step = step;
+    trainer->state.trained_tokens += result->labelled;
+    trainer->state.tokens += result->tokens;
+    return true;
+}
+
+/* ---- evaluation ---- */
+
+static bool evaluate(struct gd_trainer *trainer, double *loss, double *accuracy, struct gd_error *err)
+{
+    const struct gd_dataset *data = trainer->valid;
+    struct gd_run_options options = {.between = between_ops, .context = trainer};
+    double loss_sum = 0, weight_sum = 0;
+    int64_t labelled = 0, correct = 0;
+    int64_t rows[GD_PASS_SEGMENTS];
+    for (int64_t next = 0; next < data->row_count;) {
+        int count = 0, tokens = 0;
+        while (next < data->row_count && count < GD_PASS_SEGMENTS &&
+               (count == 0 || tokens + data->rows[next].length <= trainer->spec->tokens_per_batch)) {
+            weight_sum += row_weight(data, next);
+            tokens += data->rows[next].length;
+            rows[count++] = next++;
+        }
+        struct gd_pass_result pass;
+        gd_batch_fill(&trainer->batch, data, rows, count, gd_token_bucket(tokens));
+        if (!gd_passes_run(&trainer->passes, false, &trainer->batch, NULL, &options, &pass, err))
+            return false;
+        loss_sum += pass.loss;
+        labelled += pass.labelled;
+        correct += pass.correct;
+    }
+    *loss = loss_sum / weight_sum;
+    *accuracy = labelled > 0 ? (double)correct / (double)labelled : 0.0;
+    return true;
+}
+
+/* ---- checkpoints ---- */
+
+static cJSON *facts(const struct gd_trainer *trainer)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "job_id", trainer->job_id);
+    cJSON_AddItemToObject(json, "spec", gd_job_spec_json(trainer->spec));
+    cJSON_AddStringToObject(json, "device", gd_device()->name);
+    cJSON_AddStringToObject(json, "isa", gd_device()->isa);
+    cJSON_AddNumberToObject(json, "threads", gd_device()->threads);
+    cJSON_AddNumberToObject(json, "total_steps", (double)trainer->total_steps);
+    return json;
+}
+
+static bool write_checkpoint(struct gd_trainer *trainer, const struct gd_metric *metrics, int metric_count,
+                             struct gd_error *err)
+{
+    if (trainer->checkpointed_step == trainer->state.step)
+        return true;
+    cJSON *json = facts(trainer);
+    char *adapter = NULL;
+    bool ok = gd_checkpoint_write(trainer->folder, trainer->graft, &trainer->state, json, trainer->keep_checkpoints, &adapter,
+                                  err);
+    if (ok) {
+        trainer->checkpointed_step = trainer->state.step;
+        if (trainer->observer.checkpoint != NULL)
+            ok = trainer->observer.checkpoint(trainer->observer.context, trainer->state.step, adapter, metrics, metric_count, err);
+    }
+    gd_free(adapter);
+    cJSON_Delete(json);
+    return ok;
+}
+
+static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
+{
+    char *path = gd_format("%s/adapter", trainer->folder);
+    cJSON *json = facts(trainer);
+    cJSON_AddNumberToObject(json, "step", (double)trainer->state.step);
+    struct gd_dir_tx *tx = NULL;
+    struct stat info;
+    bool ok = (stat(path, &info) != 0 || gd_remove_tree(path, err)) && gd_dir_tx_begin(&tx, path, err);
+    if (ok && !gd_graft_save(trainer->graft, trainer->state.block, gd_dir_tx_path(tx), json, err)) {
+        gd_dir_tx_abort(tx);
+        ok = false;
+    } else if (ok) {
+        ok = gd_dir_tx_commit(tx, err);
+    }
+    if (!ok)
+        gd_error_context(err, "final adapter");
+    cJSON_Delete(json);
+    gd_free(path);
+    return ok;
+}
+
+/* ---- the loop ---- */
+
+#define METRICS_MAX 16
+
+static bool after_step(struct gd_trainer *trainer, const struct step_result *result, double started, struct gd_error *err)
+{
+    int64_t step = trainer->state.step;
+    const struct gd_job_spec *spec = trainer->spec;
+    bool last = step == trainer->total_steps;
+    double seconds = gd_time_monotonic() - started;
+    struct gd_metric metrics[METRICS_MAX] = {
+        {"train_loss", result->loss},
+        {"train_mean_token_accuracy", result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0},
+        {"learning_rate", result->learning_rate},
+        {"grad_norm", result->grad_norm},
+        {"tokens_per_second", seconds > 0 ? (double)result->tokens / seconds : 0.0},
+    };
+    int count = 5;
+    if (trainer->valid != NULL && (last || step % spec->eval_interval == 0)) {
+        double loss, accuracy;
+        if (!evaluate(trainer, &loss, &accuracy, err))
+            return false;
+        metrics[count++] = (struct gd_metric){"valid_loss", loss};
+        metrics[count++] = (struct gd_metric){"valid_mean_token_accuracy", accuracy};
+        if (last) {
+            metrics[count++] = (struct gd_metric){"full_valid_loss", loss};
+            metrics[count++] = (struct gd_metric){"full_valid_mean_token_accuracy", accuracy};
+        }
+    }
+    assert(count <= METRICS_MAX);
+    if (trainer->observer.step != NULL)
+        trainer->observer.step(trainer->observer.context, step, trainer->total_steps, trainer->state.trained_tokens,
+                               trainer->state.tokens, seconds, metrics, count);
+    if (last || step % spec->checkpoint_interval == 0)
+        return write_checkpoint(trainer, metrics, count, err);
+    return true;
+}
+
+bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err)
+{
+    if (trainer->resumed_from > 0)
+        say(trainer, "info", "Continuing from the checkpoint of step %lld", (long long)trainer->resumed_from);
+    if (trainer->observer.started != NULL)
+        trainer->observer.started(trainer->observer.context, trainer->total_steps, trainer->train->row_count,
+                                  trainer->train->token_count, trainer->spec);
+    while (trainer->state.step < trainer->total_steps) {
+        if (!poll_observer(trainer))
+            return gd_fail(err, GD_CANCELLED, "cancelled at step %lld", (long long)trainer->state.step);
+        if (trainer->command == GD_TRAIN_PAUSE)
+            return (trainer->state.step == 0 || write_checkpoint(trainer, NULL, 0, err)) &&
+                   gd_fail(err, GD_CANCELLED, "paused at step %lld", (long long)trainer->state.step);
+        double started = gd_time_monotonic();
+        struct step_result result;
+        if (!run_step(trainer, trainer->state.step + 1, &result, err) || !after_step(trainer, &result, started, err))
+            return false;
+    }
+    return write_result(trainer, err);
+}

@@ -57,6 +57,8 @@ GD_MUST_CHECK bool gd_trainer_create(struct gd_trainer **out, const struct gd_mo
 GD_MUST_CHECK bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err);
 void gd_trainer_destroy(struct gd_trainer *trainer);
 
+/* The step of the checkpoint that create continued from; 0 = from the start. */
+int64_t gd_trainer_resumed_from(const struct gd_trainer *trainer);
 int64_t gd_trainer_trained_tokens(const struct gd_trainer *trainer);
 /* {"weights_bytes","activations_bytes","optimizer_bytes",...}: the plan's account, known before the first step. */
 cJSON *gd_trainer_memory(const struct gd_trainer *trainer);

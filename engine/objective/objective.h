@@ -1,0 +1,42 @@
+/*
+ * objective.h - from the last hidden state and what a batch carries to a scalar loss.
+ *
+ * Why      The trainer knows no loss: an objective is one file here and one line in the registry.
+ * Memory   Values belong to the graph.
+ * Threads  The graph's.
+ * Errors   Through the graph.
+ * Limits   none
+ * Life     build once per plan.
+ *
+ * To add an objective: 1 write objective/NAME.c with `const struct gd_objective gd_objective_NAME` 2 add its name to
+ * objective_names in meson.build.
+ */
+#ifndef GD_OBJECTIVE_OBJECTIVE_H
+#define GD_OBJECTIVE_OBJECTIVE_H
+
+#include "engine/tensor/graph.h"
+
+/* What the batch carries, as graph inputs. */
+struct gd_objective_inputs {
+    struct gd_value *labels;   /* i32 [T]: the token to predict from each row, -100 = none */
+    struct gd_value *weights;  /* f32 [T]: weight of each label, already divided by the step's divisor */
+};
+
+struct gd_objective_outputs {
+    struct gd_value *loss;     /* f32 [1]: the sum over the batch; gradients flow from here */
+    struct gd_value *logprob;  /* f32 [T]: log p(labels[t]) */
+    struct gd_value *argmax;   /* i32 [T]: most likely token, -1 where there is no label */
+};
+
+struct gd_objective {
+    const char *name;          /* "supervised": method.type */
+    const char *paper;
+    void (*build)(struct gd_graph *g, struct gd_value *hidden, struct gd_value *head,
+                  const struct gd_objective_inputs *inputs, struct gd_objective_outputs *outputs);
+};
+
+extern const struct gd_objective *const gd_objective_table[];
+extern const int gd_objective_count;
+const struct gd_objective *gd_objective_find(const char *name); /* or NULL */
+
+#endif

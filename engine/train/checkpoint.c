@@ -1,0 +1,210 @@
+#include "engine/train/checkpoint.h"
+
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/model/safetensors.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static bool exists(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0;
+}
+
+/* A folder of this name that is there already belongs to an attempt that did not complete the checkpoint. */
+static bool begin_folder(struct gd_dir_tx **tx, const char *parent, int64_t step, char **path, struct gd_error *err)
+{
+    *path = gd_format("%s/step-%lld", parent, (long long)step);
+    return gd_mkdirs(parent, err) && (!exists(*path) || gd_remove_tree(*path, err)) && gd_dir_tx_begin(tx, *path, err);
+}
+
+static bool write_adapter(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
+                          const cJSON *facts, char **path, struct gd_error *err)
+{
+    char *parent = gd_format("%s/checkpoints", folder);
+    struct gd_dir_tx *tx = NULL;
+    bool ok = begin_folder(&tx, parent, checkpoint->step, path, err);
+    cJSON *extra = cJSON_Duplicate(facts, true);
+    cJSON_AddNumberToObject(extra, "step", (double)checkpoint->step);
+    if (ok && !gd_graft_save(graft, checkpoint->block, gd_dir_tx_path(tx), extra, err)) {
+        gd_dir_tx_abort(tx);
+        ok = false;
+    } else if (ok) {
+        ok = gd_dir_tx_commit(tx, err);
+    }
+    cJSON_Delete(extra);
+    gd_free(parent);
+    return ok;
+}
+
+static bool fill_state(const char *path, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
+                       const cJSON *facts, struct gd_error *err)
+{
+    int64_t count = graft->parameter_count;
+    struct gd_safetensors_entry entries[] = {
+        {"exp_avg", {.dtype = GD_F32, .rank = 1, .shape = {count}, .data = checkpoint->exp_avg}},
+        {"exp_avg_sq", {.dtype = GD_F32, .rank = 1, .shape = {count}, .data = checkpoint->exp_avg_sq}},
+    };
+    char *weights = gd_format("%s/optimizer.safetensors", path), *json_path = gd_format("%s/trainer.json", path);
+    cJSON *json = cJSON_Duplicate(facts, true);
+    cJSON_AddNumberToObject(json, "step", (double)checkpoint->step);
+    cJSON_AddNumberToObject(json, "trained_tokens", (double)checkpoint->trained_tokens);
+    cJSON_AddNumberToObject(json, "tokens", (double)checkpoint->tokens);
+    cJSON_AddStringToObject(json, "data_fingerprint", checkpoint->data_fingerprint);
+    char *text = gd_json_print(json);
+    bool ok = gd_safetensors_write(weights, entries, 2, NULL, err) && gd_file_write_durable(json_path, text, strlen(text), err);
+    gd_free(text);
+    cJSON_Delete(json);
+    gd_free(weights);
+    gd_free(json_path);
+    return ok;
+}
+
+static bool write_state(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
+                        const cJSON *facts, struct gd_error *err)
+{
+    char *parent = gd_format("%s/state", folder), *path = NULL;
+    struct gd_dir_tx *tx = NULL;
+    bool ok = begin_folder(&tx, parent, checkpoint->step, &path, err);
+    if (ok && !fill_state(gd_dir_tx_path(tx), graft, checkpoint, facts, err)) {
+        gd_dir_tx_abort(tx);
+        ok = false;
+    } else if (ok) {
+        ok = gd_dir_tx_commit(tx, err);
+    }
+    gd_free(path);
+    gd_free(parent);
+    return ok;
+}
+
+/* Steps that have a state folder, newest first. */
+static int list_steps(const char *folder, int64_t *steps, int max)
+{
+    char *parent = gd_format("%s/state", folder);
+    int count = 0;
+    DIR *dir = opendir(parent);
+    struct dirent *entry;
+    while (dir != NULL && (entry = readdir(dir)) != NULL) {
+        long long step;
+        char rest;
+        if (sscanf(entry->d_name, "step-%lld%c", &step, &rest) != 1)
+            continue;
+        int at = count < max ? count++ : max - 1;
+        while (at > 0 && steps[at - 1] < step) {
+            steps[at] = steps[at - 1];
+            at--;
+        }
+        steps[at] = step;
+    }
+    if (dir != NULL)
+        closedir(dir);
+    gd_free(parent);
+    return count;
+}
+
+#define STEPS_LISTED 4096
+
+static void prune(const char *folder, int keep)
+{
+    int64_t *steps = gd_alloc_array(STEPS_LISTED, sizeof(int64_t));
+    int count = list_steps(folder, steps, STEPS_LISTED);
+    for (int i = keep < 2 ? 2 : keep; i < count; i++) {
+        struct gd_error ignored = {0};
+        char *path = gd_format("%s/state/step-%lld", folder, (long long)steps[i]);
+        if (!gd_remove_tree(path, &ignored))
+            gd_error_clear(&ignored); /* an old state that stays costs only room; the next checkpoint tries again */
+        gd_free(path);
+    }
+    gd_free(steps);
+}
+
+bool gd_checkpoint_write(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
+                         const cJSON *facts, int keep, char **adapter_folder, struct gd_error *err)
+{
+    char *path = NULL;
+    bool ok = write_adapter(folder, graft, checkpoint, facts, &path, err) &&
+              write_state(folder, graft, checkpoint, facts, err);
+    if (ok)
+        prune(folder, keep);
+    else
+        gd_error_context(err, "checkpoint at step %lld", (long long)checkpoint->step);
+    if (ok && adapter_folder != NULL)
+        *adapter_folder = path;
+    else
+        gd_free(path);
+    return ok;
+}
+
+static bool read_moment(const struct gd_safetensors *file, const char *name, float *out, int64_t count, struct gd_error *err)
+{
+    struct gd_tensor tensor;
+    if (!gd_safetensors_find(file, name, &tensor) || tensor.dtype != GD_F32 || tensor.rank != 1 || tensor.shape[0] != count)
+        return gd_fail(err, GD_BAD_FILE, "optimizer.safetensors: '%s' is missing or has another size than %lld", name,
+                       (long long)count);
+    memcpy(out, tensor.data, (size_t)count * sizeof(float));
+    return true;
+}
+
+static bool read_step(const char *folder, const struct gd_graft *graft, int64_t step, struct gd_checkpoint *checkpoint,
+                      cJSON **facts, struct gd_error *err)
+{
+    char *state = gd_format("%s/state/step-%lld", folder, (long long)step);
+    char *adapter = gd_format("%s/checkpoints/step-%lld", folder, (long long)step);
+    char *json_path = gd_format("%s/trainer.json", state), *weights = gd_format("%s/optimizer.safetensors", state);
+    struct gd_safetensors *file = NULL;
+    struct gd_graft *loaded = NULL;
+    cJSON *json = NULL;
+    const char *fingerprint = NULL;
+    int64_t recorded = 0;
+    bool ok = gd_dir_verify(state, err) && gd_dir_verify(adapter, err) && gd_graft_load(&loaded, graft->model, adapter, err);
+    if (ok && loaded->parameter_count != graft->parameter_count)
+        ok = gd_fail(err, GD_BAD_FILE, "it holds %lld parameters; the job has %lld", (long long)loaded->parameter_count,
+                     (long long)graft->parameter_count);
+    if (ok) {
+        json = gd_json_parse_file(json_path, 16u << 20, err);
+        ok = json != NULL && gd_safetensors_open(&file, weights, err);
+    }
+    ok = ok && gd_json_get_int(json, "", "step", true, step, step, &recorded, err) &&
+         gd_json_get_int(json, "", "trained_tokens", true, 0, INT64_MAX >> 11, &checkpoint->trained_tokens, err) &&
+         gd_json_get_int(json, "", "tokens", true, 0, INT64_MAX >> 11, &checkpoint->tokens, err) &&
+         gd_json_get_string(json, "", "data_fingerprint", true, 32, 32, &fingerprint, err) &&
+         read_moment(file, "exp_avg", checkpoint->exp_avg, graft->parameter_count, err) &&
+         read_moment(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err);
+    if (ok) {
+        memcpy(checkpoint->block, loaded->block, (size_t)graft->parameter_count * sizeof(float));
+        memcpy(checkpoint->data_fingerprint, fingerprint, 33);
+        checkpoint->step = step;
+        *facts = json;
+    } else {
+        cJSON_Delete(json);
+    }
+    gd_graft_destroy(loaded);
+    gd_safetensors_close(file);
+    gd_free(state);
+    gd_free(adapter);
+    gd_free(json_path);
+    gd_free(weights);
+    return ok;
+}
+
+void gd_checkpoint_read_newest(const char *folder, const struct gd_graft *graft, struct gd_checkpoint *checkpoint,
+                               cJSON **facts, void (*damaged)(void *context, int64_t step, const char *why), void *context)
+{
+    int64_t *steps = gd_alloc_array(STEPS_LISTED, sizeof(int64_t));
+    int count = list_steps(folder, steps, STEPS_LISTED);
+    bool found = false;
+    for (int i = 0; i < count && !found; i++) {
+        struct gd_error why = {0};
+        found = read_step(folder, graft, steps[i], checkpoint, facts, &why);
+        if (!found && damaged != NULL)
+            damaged(context, steps[i], why.message);
+    }
+    if (!found)
+        checkpoint->step = 0;
+    gd_free(steps);
+}

@@ -1,0 +1,37 @@
+/*
+ * checkpoint.h - what a job needs to continue bit for bit, kept so that a crash leaves old or new.
+ *
+ * Why      A running job loses at most one checkpoint interval.
+ * Memory   The caller's blocks.
+ * Threads  engine thread; blocking writes.
+ * Errors   GD_DISK_FULL, GD_IO, GD_BAD_FILE.
+ * Limits   none
+ * Life     write after a step; find before the first.
+ *
+ * FOLDER/checkpoints/step-N  the adapter as of step N, in PEFT format: a model by itself, kept for good.
+ * FOLDER/state/step-N        optimizer.safetensors (exp_avg, exp_avg_sq), trainer.json. Its appearance completes the
+ *                            checkpoint; the newest `keep` are kept.
+ */
+#ifndef GD_TRAIN_CHECKPOINT_H
+#define GD_TRAIN_CHECKPOINT_H
+
+#include "engine/adapter/adapter.h"
+
+struct gd_checkpoint {
+    int64_t step;
+    int64_t trained_tokens, tokens;
+    char data_fingerprint[33];      /* xxh3 of the tokenised training set */
+    float *block, *exp_avg, *exp_avg_sq; /* [graft->parameter_count] */
+};
+
+/* `facts`: members for graftd.json and trainer.json (job id, spec, device). *adapter_folder (or NULL) gets the path, gd_free it. */
+GD_MUST_CHECK bool gd_checkpoint_write(const char *folder, const struct gd_graft *graft,
+                                       const struct gd_checkpoint *checkpoint, const cJSON *facts, int keep,
+                                       char **adapter_folder, struct gd_error *err);
+
+/* Newest checkpoint that verifies, read into `checkpoint` (blocks are the caller's memory). step 0 when there is none. Damaged ones
+ * are passed to `damaged` (or NULL) with the reason and skipped. *facts gets trainer.json (cJSON_Delete it) or NULL. */
+void gd_checkpoint_read_newest(const char *folder, const struct gd_graft *graft, struct gd_checkpoint *checkpoint,
+                               cJSON **facts, void (*damaged)(void *context, int64_t step, const char *why), void *context);
+
+#endif

@@ -1,0 +1,152 @@
+#include "engine/train/passes.h"
+
+#include "engine/base/alloc.h"
+
+#include <assert.h>
+#include <string.h>
+
+struct gd_pass {
+    int tokens;
+    bool training;
+    struct gd_graph *graph;
+    struct gd_plan *plan;
+    struct gd_model_inputs inputs;
+    struct gd_objective_inputs objective_inputs;
+    struct gd_objective_outputs outputs;
+    struct gd_graft_training graft;
+    struct gd_value **grads;
+};
+
+void gd_passes_init(struct gd_passes *passes, const struct gd_model *model, const struct gd_graft *graft,
+                    const struct gd_objective *objective, enum gd_dtype act, float *block, float *grad)
+{
+    *passes = (struct gd_passes){.model = model, .graft = graft, .objective = objective, .act = act, .block = block, .grad = grad};
+}
+
+static void pass_destroy(struct gd_pass *pass)
+{
+    gd_plan_destroy(pass->plan);
+    gd_graph_destroy(pass->graph);
+    gd_graft_training_release(&pass->graft);
+    gd_free(pass->grads);
+    gd_free(pass);
+}
+
+void gd_passes_release(struct gd_passes *passes)
+{
+    for (int i = 0; i < passes->pass_count; i++)
+        pass_destroy(passes->pass[i]);
+    gd_large_free(passes->arena, passes->arena_bytes);
+    memset(passes, 0, sizeof(*passes));
+}
+
+static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd_error *err)
+{
+    int param_count = passes->graft->param_count;
+    if (!gd_graph_create(&pass->graph, passes->act, err))
+        return false;
+    struct gd_graph *g = pass->graph;
+    gd_model_inputs_create(&pass->inputs, g, passes->model, pass->tokens, GD_PASS_SEGMENTS, false);
+    pass->objective_inputs.labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
+    pass->objective_inputs.weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
+    gd_graft_training_sites(&pass->graft, g, passes->graft, pass->training);
+    struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, &pass->graft.sites);
+    passes->objective->build(g, hidden, gd_model_head(g, passes->model), &pass->objective_inputs, &pass->outputs);
+    if (!gd_graph_ok(g, err))
+        return false;
+
+    pass->grads = gd_alloc_array((size_t)param_count, sizeof(struct gd_value *));
+    if (pass->training && !gd_graph_gradient(g, pass->outputs.loss, pass->graft.params, param_count, pass->grads, err))
+        return false;
+    struct gd_value **wanted = gd_alloc_array((size_t)param_count + 3, sizeof(struct gd_value *));
+    int wanted_count = 0;
+    wanted[wanted_count++] = pass->outputs.loss;
+    wanted[wanted_count++] = pass->outputs.argmax;
+    for (int i = 0; pass->training && i < param_count; i++)
+        if (pass->grads[i] != NULL)
+            wanted[wanted_count++] = pass->grads[i];
+    bool ok = gd_plan_create(&pass->plan, g, wanted, wanted_count, false, err);
+    gd_free(wanted);
+    if (!ok)
+        return false;
+
+    gd_plan_bind(pass->plan, pass->inputs.inv_freq, passes->model->config.inv_freq);
+    for (int i = 0; i < param_count; i++) {
+        gd_plan_bind(pass->plan, pass->graft.params[i], passes->block + passes->graft->params[i].offset);
+        if (pass->training && pass->grads[i] != NULL)
+            gd_plan_bind(pass->plan, pass->grads[i], passes->grad + passes->graft->params[i].offset);
+    }
+    return true;
+}
+
+static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, bool training, struct gd_error *err)
+{
+    for (int i = 0; i < passes->pass_count; i++)
+        if (passes->pass[i]->tokens == tokens && passes->pass[i]->training == training)
+            return passes->pass[i];
+    if (passes->pass_count == GD_PASS_BUCKETS_MAX) {
+        pass_destroy(passes->pass[0]);
+        memmove(passes->pass, passes->pass + 1, sizeof(passes->pass[0]) * (GD_PASS_BUCKETS_MAX - 1));
+        passes->pass_count--;
+    }
+    struct gd_pass *pass = gd_alloc(sizeof(*pass));
+    pass->tokens = tokens;
+    pass->training = training;
+    if (!pass_build(passes, pass, err)) {
+        gd_error_context(err, "build a %s pass of %d tokens", training ? "training" : "evaluation", tokens);
+        pass_destroy(pass);
+        return NULL;
+    }
+    passes->pass[passes->pass_count++] = pass;
+    return pass;
+}
+
+static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error *err)
+{
+    if (bytes <= passes->arena_bytes)
+        return true;
+    gd_large_free(passes->arena, passes->arena_bytes);
+    passes->arena = NULL;
+    passes->arena_bytes = 0;
+    if (!gd_large_alloc(&passes->arena, bytes, "activations of a micro-batch", err))
+        return false;
+    passes->arena_bytes = bytes;
+    return true;
+}
+
+bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, struct gd_error *err)
+{
+    struct gd_pass *pass = pass_get(passes, gd_token_bucket(tokens), training, err);
+    if (pass == NULL)
+        return false;
+    *arena_bytes = gd_plan_arena_bytes(pass->plan);
+    return ensure_arena(passes, *arena_bytes, err);
+}
+
+bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, int32_t *dropout_key,
+                   const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err)
+{
+    struct gd_pass *pass = pass_get(passes, batch->capacity, training, err);
+    if (pass == NULL || !ensure_arena(passes, gd_plan_arena_bytes(pass->plan), err))
+        return false;
+    gd_plan_attach(pass->plan, passes->arena);
+    gd_plan_bind(pass->plan, pass->inputs.ids, batch->ids);
+    gd_plan_bind(pass->plan, pass->inputs.positions, batch->positions);
+    gd_plan_bind(pass->plan, pass->inputs.cu_seqlens, batch->cu_seqlens);
+    gd_plan_bind(pass->plan, pass->objective_inputs.labels, batch->labels);
+    gd_plan_bind(pass->plan, pass->objective_inputs.weights, batch->weights);
+    if (pass->graft.dropout_key != NULL)
+        gd_plan_bind(pass->plan, pass->graft.dropout_key, dropout_key);
+    if (!gd_plan_run(pass->plan, options, err))
+        return false;
+
+    *result = (struct gd_pass_result){.loss = *(const float *)gd_plan_data(pass->plan, pass->outputs.loss)};
+    const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
+    for (int t = 0; t < batch->used; t++) {
+        if (batch->labels[t] < 0)
+            continue;
+        result->labelled++;
+        result->correct += argmax[t] == batch->labels[t];
+    }
+    return true;
+}

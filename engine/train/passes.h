@@ -1,0 +1,52 @@
+/*
+ * passes.h - one packed micro-batch forward (and backward): a graph and a plan for each bucket of tokens.
+ *
+ * Why      The trainer thinks in micro-batches; graphs, plans and the arena that they share are kept here.
+ * Memory   Owns graphs, plans, arena. Borrows model, graft, and the flat blocks.
+ * Threads  engine thread
+ * Errors   GD_NO_MEMORY with the sizes, GD_CANCELLED from the hook, errors of ops.
+ * Limits   GD_PASS_SEGMENTS segments in a micro-batch
+ * Life     init -> run ... -> release.
+ */
+#ifndef GD_TRAIN_PASSES_H
+#define GD_TRAIN_PASSES_H
+
+#include "engine/adapter/adapter.h"
+#include "engine/data/dataset.h"
+#include "engine/objective/objective.h"
+#include "engine/tensor/plan.h"
+
+#define GD_PASS_SEGMENTS 256
+#define GD_PASS_BUCKETS_MAX 64
+
+struct gd_pass;
+
+struct gd_passes {
+    const struct gd_model *model;
+    const struct gd_graft *graft;
+    const struct gd_objective *objective;
+    enum gd_dtype act;
+    float *block;               /* parameters */
+    float *grad;                /* gradient of one micro-batch, same layout */
+    void *arena;
+    size_t arena_bytes;
+    struct gd_pass *pass[GD_PASS_BUCKETS_MAX];
+    int pass_count;
+};
+
+struct gd_pass_result {
+    double loss;                /* sum of weighted -log p */
+    int64_t labelled, correct;  /* tokens with a label; of these, argmax == label */
+};
+
+void gd_passes_init(struct gd_passes *passes, const struct gd_model *model, const struct gd_graft *graft,
+                    const struct gd_objective *objective, enum gd_dtype act, float *block, float *grad);
+void gd_passes_release(struct gd_passes *passes);
+/* Builds the pass for `tokens` now and returns its arena need (an account before the first step). */
+GD_MUST_CHECK bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes,
+                                     struct gd_error *err);
+/* dropout_key: i32 [4], used by training passes. Gradients are written to passes->grad (training only). */
+GD_MUST_CHECK bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, int32_t *dropout_key,
+                                 const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err);
+
+#endif
