@@ -14,6 +14,8 @@
 #include "engine/base/error.h"
 #include "engine/tensor/tensor.h"
 
+#define GD_THREADS_MAX 1024
+
 struct gd_device_info {
     char name[64];          /* "cpu" */
     char isa[64];           /* "avx512_bf16", "amx_bf16", "avx512", "avx2", "generic" */
@@ -27,6 +29,11 @@ struct gd_device_info {
  * GRAFTD_COMPUTE=f32|bf16 overrides. */
 GD_MUST_CHECK bool gd_device_init(const char *device, int threads, struct gd_error *err);
 const struct gd_device_info *gd_device(void);
+
+/* Idle OpenMP threads of libgomp spin for milliseconds by default, which stalls everybody on shared cores. Sets a short
+ * spin in this process's environment unless the user chose a policy; true if it did. The OpenMP library reads its
+ * environment when it is loaded: call this before spawning workers, or re-execute when it returns true. */
+bool gd_device_quiet_environment(void);
 
 /* Vector work outside graphs; fixed order of summation for a thread count. */
 void gd_vector_zero(float *x, int64_t count);

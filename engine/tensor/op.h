@@ -74,6 +74,9 @@ struct gd_op {
                      struct gd_value **in_grad);
     /* The plan may put out[0] into the memory of in[inplace] when that dies here. -1: never. */
     int inplace;
+    /* Optional input that the kernel adds to out[0] on the way (same shape and dtype): sums of gradients ride on the
+     * products that make them. 0: none. */
+    int addend;
     gd_reference_fn reference;
     const struct gd_op_case *cases;
     int case_count;

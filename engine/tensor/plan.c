@@ -1,1 +1,372 @@
 #include "engine/tensor/plan.h"
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/tensor/backend.h"
+#include "engine/tensor/device.h"
+#include "engine/tensor/graph_internal.h"
+#include "engine/tensor/layout.h"
+#include "engine/tensor/op.h"
+#include <assert.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct slot {           /* what the plan knows of one value */
+    int block;          /* of the arena; -1: lives outside */
+    bool is_output;
+    void *bound;
+};
+
+struct step {
+    const struct gd_call *call;
+    gd_kernel_fn kernel;
+    int scratch_block;  /* -1: none */
+    struct gd_kernel_args args;
+};
+
+struct gd_plan {
+    struct gd_graph *graph;
+    struct slot *slots;             /* [value_count] */
+    int value_count;
+    struct step *steps;
+    int step_count;
+    struct gd_block *blocks;        /* of the arena, offsets filled by gd_layout_blocks */
+    int block_count;
+    size_t arena_bytes, weight_bytes;
+    char *arena;
+    bool dry, layout_is_old, args_are_old;
+};
+
+static const float one = 1.0f;      /* what gd_graph_one is bound to */
+
+/* ---- which calls are needed, in order of creation ---- */
+
+static void mark_needed(const struct gd_graph *graph, bool *needed, struct gd_value *const *outputs, int output_count)
+{
+    for (int i = 0; i < output_count; i++)
+        needed[outputs[i]->producer->index] = true;
+    for (int i = gd_graph_call_count(graph) - 1; i >= 0; i--) {
+        const struct gd_call *call = gd_graph_call_at(graph, i);
+        for (int j = 0; needed[i] && j < call->in_count; j++)
+            if (call->in[j] != NULL && call->in[j]->producer != NULL)
+                needed[call->in[j]->producer->index] = true;
+    }
+}
+
+static bool list_steps(struct gd_plan *plan, struct gd_value *const *outputs, int output_count, struct gd_error *err)
+{
+    int call_count = gd_graph_call_count(plan->graph);
+    bool *needed = gd_alloc_array((size_t)call_count + 1, sizeof(bool));
+    mark_needed(plan->graph, needed, outputs, output_count);
+    plan->steps = gd_alloc_array((size_t)call_count + 1, sizeof(struct step));
+    bool ok = true;
+    for (int i = 0; ok && i < call_count; i++) {
+        if (!needed[i])
+            continue;
+        const struct gd_call *call = gd_graph_call_at(plan->graph, i);
+        struct step *step = &plan->steps[plan->step_count++];
+        step->call = call;
+        step->scratch_block = -1;
+        step->kernel = gd_backend()->kernel(call->op);
+        if (step->kernel == NULL)
+            ok = gd_fail(err, GD_UNSUPPORTED, "op '%s' does not run on device %s", call->op->name, gd_device()->name);
+    }
+    gd_free(needed);
+    return ok;
+}
+
+/* ---- liveness: every computed value gets a block of the arena, shared where an op works in place ---- */
+
+static int new_block(struct gd_plan *plan, size_t size_bytes, int first_step, int last_step)
+{
+    plan->blocks[plan->block_count] = (struct gd_block){.size_bytes = size_bytes, .first = first_step, .last = last_step};
+    return plan->block_count++;
+}
+
+/* The input whose memory out[0] may take over: it dies at this step and is read through this input only. */
+static const struct gd_value *inplace_source(const struct gd_plan *plan, const struct step *step, int step_index,
+                                             const int *last_use)
+{
+    const struct gd_call *call = step->call;
+    int input = call->op->inplace;
+    if (input < 0 || input >= call->in_count || call->in[input] == NULL)
+        return NULL;
+    const struct gd_value *value = call->in[input];
+    if (value->kind != GD_VALUE_COMPUTED || plan->slots[value->index].is_output || last_use[value->index] != step_index)
+        return NULL;
+    if (value->dtype != call->out[0]->dtype || gd_value_elements(value) != gd_value_elements(call->out[0]))
+        return NULL;
+    for (int j = 0; j < call->in_count; j++)
+        if (j != input && call->in[j] == value)
+            return NULL;
+    return value;
+}
+
+static void assign_blocks(struct gd_plan *plan)
+{
+    int *last_use = gd_alloc_array((size_t)plan->value_count + 1, sizeof(int));
+    for (int s = 0; s < plan->step_count; s++)
+        for (int j = 0; j < plan->steps[s].call->in_count; j++)
+            if (plan->steps[s].call->in[j] != NULL)
+                last_use[plan->steps[s].call->in[j]->index] = s;
+    plan->blocks = gd_alloc_array((size_t)plan->step_count * (GD_CALL_OUTPUTS_MAX + 1) + 1, sizeof(struct gd_block));
+    for (int s = 0; s < plan->step_count; s++) {
+        struct step *step = &plan->steps[s];
+        const struct gd_value *source = inplace_source(plan, step, s, last_use);
+        for (int k = 0; k < step->call->out_count; k++) {
+            const struct gd_value *value = step->call->out[k];
+            struct slot *slot = &plan->slots[value->index];
+            int last = slot->is_output ? plan->step_count : last_use[value->index] > s ? last_use[value->index] : s;
+            if (k == 0 && source != NULL && !slot->is_output) {
+                slot->block = plan->slots[source->index].block;
+                plan->blocks[slot->block].last = last;
+            } else {
+                slot->block = new_block(plan, gd_value_bytes(value), s, last);
+            }
+        }
+        size_t scratch_bytes = step->call->op->scratch_bytes ? step->call->op->scratch_bytes(step->call) : 0;
+        if (scratch_bytes > 0)
+            step->scratch_block = new_block(plan, scratch_bytes, s, s);
+    }
+    gd_free(last_use);
+    plan->layout_is_old = true;
+}
+
+/* ---- weights ---- */
+
+static bool prepare_weights(struct gd_plan *plan, struct gd_error *err)
+{
+    unsigned *priced = gd_alloc_array((size_t)plan->value_count + 1, sizeof(unsigned)); /* bit per use */
+    enum gd_dtype compute = gd_graph_act(plan->graph);
+    bool ok = true;
+    for (int s = 0; ok && s < plan->step_count; s++) {
+        const struct gd_call *call = plan->steps[s].call;
+        for (int j = 0; ok && j < call->in_count; j++) {
+            if (call->in[j] == NULL || call->in[j]->weight == NULL)
+                continue;
+            enum gd_weight_use use = call->op->weight_use ? call->op->weight_use(call, j) : GD_WEIGHT_VECTOR;
+            unsigned bit = 1u << use;
+            if (priced[call->in[j]->index] & bit)
+                continue;
+            priced[call->in[j]->index] |= bit;
+            plan->weight_bytes += gd_weight_prepare_cost(call->in[j]->weight, use, compute);
+            if (!plan->dry)
+                ok = gd_weight_prepare(call->in[j]->weight, use, compute, err);
+        }
+    }
+    gd_free(priced);
+    return ok;
+}
+
+/* ---- life ---- */
+
+static bool check_outputs(struct gd_plan *plan, struct gd_value *const *outputs, int output_count, struct gd_error *err)
+{
+    if (!gd_graph_ok(plan->graph, err))
+        return false;
+    for (int i = 0; i < output_count; i++) {
+        if (outputs[i] == NULL || outputs[i]->kind != GD_VALUE_COMPUTED)
+            return gd_fail(err, GD_INVALID, "plan: output %d is %s: only computed values can be outputs", i,
+                           outputs[i] ? outputs[i]->name : "absent");
+        plan->slots[outputs[i]->index].is_output = true;
+    }
+    return true;
+}
+
+bool gd_plan_create(struct gd_plan **out, struct gd_graph *graph, struct gd_value *const *outputs, int output_count,
+                    bool dry, struct gd_error *err)
+{
+    assert(*out == NULL);
+    struct gd_plan *plan = gd_alloc(sizeof(*plan));
+    plan->graph = graph;
+    plan->dry = dry;
+    plan->value_count = gd_graph_value_count(graph);
+    plan->slots = gd_alloc_array((size_t)plan->value_count + 1, sizeof(struct slot));
+    for (int i = 0; i < plan->value_count; i++)
+        plan->slots[i].block = -1;
+    bool ok = check_outputs(plan, outputs, output_count, err) && list_steps(plan, outputs, output_count, err);
+    if (ok) {
+        assign_blocks(plan);
+        ok = prepare_weights(plan, err);
+    }
+    if (!ok) {
+        gd_plan_destroy(plan);
+        return false;
+    }
+    if (gd_graph_one(graph) != NULL)
+        gd_plan_bind(plan, (struct gd_value *)gd_graph_one(graph), (void *)&one);
+    *out = plan;
+    return true;
+}
+
+void gd_plan_destroy(struct gd_plan *plan)
+{
+    if (plan == NULL)
+        return;
+    gd_free(plan->blocks);
+    gd_free(plan->steps);
+    gd_free(plan->slots);
+    gd_free(plan);
+}
+
+/* ---- where things are ---- */
+
+/* Bound outputs need no room. A layout that would need more than the one already promised is not taken. */
+static void refresh_layout(struct gd_plan *plan)
+{
+    if (!plan->layout_is_old)
+        return;
+    plan->layout_is_old = false;
+    bool first = plan->arena_bytes == 0;
+    for (int i = 0; i < plan->value_count; i++)
+        if (plan->slots[i].bound != NULL && plan->slots[i].block >= 0)
+            plan->blocks[plan->slots[i].block].size_bytes = 0;
+    gd_layout_blocks(plan->blocks, plan->block_count, first ? SIZE_MAX : plan->arena_bytes, &plan->arena_bytes);
+    plan->args_are_old = true;
+}
+
+size_t gd_plan_arena_bytes(const struct gd_plan *plan)
+{
+    refresh_layout((struct gd_plan *)plan);
+    return plan->arena_bytes;
+}
+
+size_t gd_plan_weight_bytes(const struct gd_plan *plan)
+{
+    return plan->weight_bytes;
+}
+
+void gd_plan_attach(struct gd_plan *plan, void *arena)
+{
+    assert(((uintptr_t)arena & 63) == 0);
+    plan->arena = arena;
+    plan->args_are_old = true;
+}
+
+void gd_plan_bind(struct gd_plan *plan, struct gd_value *value, void *data)
+{
+    assert(value->index < plan->value_count);
+    struct slot *slot = &plan->slots[value->index];
+    assert(value->kind == GD_VALUE_INPUT || value->kind == GD_VALUE_PARAM || slot->is_output);
+    if (slot->bound == data)
+        return;
+    plan->layout_is_old |= slot->is_output && slot->bound == NULL;
+    slot->bound = data;
+    plan->args_are_old = true;
+}
+
+void *gd_plan_data(const struct gd_plan *plan, const struct gd_value *value)
+{
+    refresh_layout((struct gd_plan *)plan);
+    const struct slot *slot = &plan->slots[value->index];
+    if (slot->bound != NULL)
+        return slot->bound;
+    return slot->block >= 0 && plan->arena != NULL ? plan->arena + plan->blocks[slot->block].offset : NULL;
+}
+
+/* ---- running ---- */
+
+static struct gd_tensor view(const struct gd_plan *plan, const struct gd_value *value)
+{
+    struct gd_tensor tensor = {.dtype = value->dtype, .rank = value->rank, .data = gd_plan_data(plan, value)};
+    memcpy(tensor.shape, value->shape, sizeof(tensor.shape));
+    return tensor;
+}
+
+static bool fill_args(struct gd_plan *plan, struct gd_error *err)
+{
+    if (plan->arena == NULL && plan->arena_bytes > 0)
+        return gd_fail(err, GD_INTERNAL, "plan: run before gd_plan_attach");
+    for (int s = 0; s < plan->step_count; s++) {
+        struct step *step = &plan->steps[s];
+        const struct gd_call *call = step->call;
+        for (int j = 0; j < call->in_count; j++) {
+            if (call->in[j] == NULL)
+                continue;
+            step->args.in[j] = view(plan, call->in[j]);
+            step->args.weight[j] = call->in[j]->weight;
+            if (step->args.in[j].data == NULL && call->in[j]->weight == NULL && plan->slots[call->in[j]->index].block < 0)
+                return gd_fail(err, GD_INTERNAL, "plan: '%s' is not bound", call->in[j]->name);
+        }
+        for (int k = 0; k < call->out_count; k++)
+            step->args.out[k] = view(plan, call->out[k]);
+        step->args.params = &call->params;
+        step->args.scratch = step->scratch_block >= 0 ? plan->arena + plan->blocks[step->scratch_block].offset : NULL;
+    }
+    plan->args_are_old = false;
+    return true;
+}
+
+static bool check_finite(const struct step *step, struct gd_error *err)
+{
+    for (int k = 0; k < step->call->out_count; k++) {
+        const struct gd_tensor *out = &step->args.out[k];
+        int64_t count = gd_tensor_count(out);
+        for (int64_t i = 0; i < count && (out->dtype == GD_F32 || out->dtype == GD_BF16); i++) {
+            float value = out->dtype == GD_F32 ? ((const float *)out->data)[i]
+                                               : gd_bf16_to_f32(((const uint16_t *)out->data)[i]);
+            if (!isfinite(value))
+                return gd_fail(err, GD_INTERNAL, "op '%s' made %s[%" PRId64 "] = %g", step->call->op->name,
+                               step->call->out[k]->name, i, (double)value);
+        }
+    }
+    return true;
+}
+
+/* GRAFTD_DEBUG=2 and above. */
+static bool wants_times(void)
+{
+    const char *level = getenv("GRAFTD_DEBUG");
+    return level != NULL && atoi(level) >= 2;
+}
+
+static void print_times(const struct gd_plan *plan, const double *seconds)
+{
+    double total = 0.0;
+    for (int s = 0; s < plan->step_count; s++)
+        total += seconds[s];
+    fprintf(stderr, "plan of %d calls, %.3f ms\n", plan->step_count, total * 1e3);
+    for (int i = 0; i < gd_op_count; i++) {
+        double sum = 0.0;
+        int count = 0;
+        for (int s = 0; s < plan->step_count; s++)
+            if (plan->steps[s].call->op == gd_op_table[i]) {
+                sum += seconds[s];
+                count++;
+            }
+        if (count > 0)
+            fprintf(stderr, "  %-18s %5d calls %10.3f ms %5.1f %%\n", gd_op_table[i]->name, count, sum * 1e3,
+                    100.0 * sum / total);
+    }
+}
+
+bool gd_plan_run(struct gd_plan *plan, const struct gd_run_options *options, struct gd_error *err)
+{
+    static const struct gd_run_options none = {0};
+    if (options == NULL)
+        options = &none;
+    assert(!plan->dry);
+    refresh_layout(plan);
+    if (plan->args_are_old && !fill_args(plan, err))
+        return false;
+    double *seconds = wants_times() ? gd_alloc_array((size_t)plan->step_count + 1, sizeof(double)) : NULL;
+    bool ok = true;
+    for (int s = 0; ok && s < plan->step_count; s++) {
+        struct step *step = &plan->steps[s];
+        double start = seconds ? gd_time_monotonic() : 0.0;
+        ok = step->kernel(&step->args, err);
+        if (seconds)
+            seconds[s] = gd_time_monotonic() - start;
+        if (!ok)
+            gd_error_context(err, "op '%s'", step->call->out[0]->name);
+        if (ok && options->check_finite)
+            ok = check_finite(step, err);
+        if (ok && options->between != NULL && !options->between(options->context))
+            ok = gd_fail(err, GD_CANCELLED, "stopped between two ops");
+    }
+    if (ok && seconds)
+        print_times(plan, seconds);
+    gd_free(seconds);
+    return ok;
+}

@@ -1,1 +1,172 @@
 #include "engine/tensor/weight.h"
+#include "engine/base/alloc.h"
+#include "engine/tensor/backend.h"
+#include "engine/tensor/kernel.h"
+#include "engine/tensor/weight_rows.h"
+#include <assert.h>
+#include <inttypes.h>
+
+/* One slot per use and compute dtype: an f32 and a bf16 plan may share the weight. */
+struct slot {
+    struct gd_layout *layout;
+    size_t size_bytes;
+};
+
+struct gd_weight {
+    char *name;
+    struct gd_tensor source;
+    const int32_t *row_order;
+    float add;
+    struct slot slots[GD_WEIGHT_USE_COUNT][2]; /* [use][compute is BF16] */
+};
+
+bool gd_weight_create(struct gd_weight **out, const char *name, const struct gd_tensor *source, const int32_t *row_order,
+                      float add, struct gd_error *err)
+{
+    assert(*out == NULL);
+    if (source->rank < 1 || source->rank > 2)
+        return gd_fail(err, GD_UNSUPPORTED, "weight '%s' has %d dimensions; 1 or 2 are possible", name, source->rank);
+    if (source->dtype == GD_I32 || source->dtype == GD_HANDLE)
+        return gd_fail(err, GD_UNSUPPORTED, "weight '%s' has dtype %s", name, gd_dtype_name(source->dtype));
+    for (int i = 0; i < source->rank; i++)
+        if (source->shape[i] < 1 || source->shape[i] > INT32_MAX)
+            return gd_fail(err, GD_BAD_MODEL, "weight '%s' has size %" PRId64 " in dimension %d", name, source->shape[i], i);
+    if (source->shape[source->rank - 1] % gd_dtype_block(source->dtype) != 0)
+        return gd_fail(err, GD_BAD_MODEL, "weight '%s': rows of %" PRId64 " are not whole %s blocks of %" PRId64, name,
+                       source->shape[source->rank - 1], gd_dtype_name(source->dtype), gd_dtype_block(source->dtype));
+    struct gd_weight *weight = gd_alloc(sizeof(*weight));
+    weight->name = gd_strdup(name);
+    weight->source = *source;
+    weight->row_order = source->rank == 2 ? row_order : NULL;
+    weight->add = add;
+    *out = weight;
+    return true;
+}
+
+void gd_weight_destroy(struct gd_weight *weight)
+{
+    if (weight == NULL)
+        return;
+    for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++)
+        for (int wide = 0; wide < 2; wide++)
+            if (weight->slots[use][wide].layout != NULL)
+                gd_backend()->layout_destroy(weight->slots[use][wide].layout);
+    gd_free(weight->name);
+    gd_free(weight);
+}
+
+const char *gd_weight_name(const struct gd_weight *weight)
+{
+    return weight->name;
+}
+
+const struct gd_tensor *gd_weight_source(const struct gd_weight *weight)
+{
+    return &weight->source;
+}
+
+int gd_weight_rank(const struct gd_weight *weight)
+{
+    return weight->source.rank;
+}
+
+int64_t gd_weight_dim(const struct gd_weight *weight, int axis)
+{
+    assert(axis >= 0 && axis < weight->source.rank);
+    return weight->source.shape[axis];
+}
+
+/* ---- layouts ---- */
+
+/* Vectors are f32 whatever the products compute in. */
+static struct slot *slot_of(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
+{
+    assert(use < GD_WEIGHT_USE_COUNT);
+    assert(compute == GD_F32 || compute == GD_BF16);
+    bool bf16 = compute == GD_BF16 && use != GD_WEIGHT_VECTOR;
+    return (struct slot *)&weight->slots[use][bf16];
+}
+
+bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute, struct gd_error *err)
+{
+    struct slot *slot = slot_of(weight, use, compute);
+    if (use == GD_WEIGHT_ROWS || slot->layout != NULL)
+        return true;
+    if ((use == GD_WEIGHT_LINEAR || use == GD_WEIGHT_LINEAR_BACK) && weight->source.rank != 2)
+        return gd_fail(err, GD_UNSUPPORTED, "weight '%s' is a vector and cannot be multiplied as a matrix", weight->name);
+    slot->size_bytes = gd_backend()->layout_bytes(weight, use, compute);
+    if (gd_backend()->layout_create(&slot->layout, weight, use, compute, err))
+        return true;
+    gd_error_context(err, "weight '%s'", weight->name);
+    return false;
+}
+
+size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
+{
+    if (use == GD_WEIGHT_ROWS || slot_of(weight, use, compute)->layout != NULL)
+        return 0;
+    return gd_backend()->layout_bytes(weight, use, compute);
+}
+
+size_t gd_weight_prepared_bytes(const struct gd_weight *weight)
+{
+    size_t bytes = 0;
+    for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++)
+        for (int wide = 0; wide < 2; wide++)
+            if (weight->slots[use][wide].layout != NULL)
+                bytes += weight->slots[use][wide].size_bytes;
+    return bytes;
+}
+
+const float *gd_weight_vector(const struct gd_weight *weight)
+{
+    const struct slot *slot = &weight->slots[GD_WEIGHT_VECTOR][0];
+    assert(slot->layout != NULL);
+    return gd_backend()->layout_data(slot->layout);
+}
+
+bool gd_weight_multiply(const struct gd_weight *weight, bool back, const void *x, enum gd_dtype x_dtype, void *y,
+                        enum gd_dtype y_dtype, int64_t rows, bool accumulate, struct gd_error *err)
+{
+    const struct slot *slot = slot_of(weight, back ? GD_WEIGHT_LINEAR_BACK : GD_WEIGHT_LINEAR, x_dtype);
+    if (slot->layout == NULL)
+        return gd_fail(err, GD_INTERNAL, "weight '%s' is not laid out for %s products in %s", weight->name,
+                       back ? "backward" : "forward", gd_dtype_name(x_dtype));
+    if (rows == 0)
+        return true;
+    return gd_backend()->multiply(slot->layout, x, x_dtype, y, y_dtype, rows, accumulate, err);
+}
+
+/* ---- rows of the source ---- */
+
+static int64_t row_elements(const struct gd_weight *weight)
+{
+    return weight->source.shape[weight->source.rank - 1];
+}
+
+void gd_weight_row_f32(const struct gd_weight *weight, int64_t row, float *out)
+{
+    int64_t width = row_elements(weight);
+    assert(row >= 0 && row < (weight->source.rank == 2 ? weight->source.shape[0] : 1));
+    int64_t from = weight->row_order != NULL ? weight->row_order[row] : row;
+    const char *data = weight->source.data;
+    gd_convert_to_f32(out, data + (size_t)from * gd_dtype_bytes(weight->source.dtype, width), weight->source.dtype, width);
+    for (int64_t i = 0; weight->add != 0.0f && i < width; i++)
+        out[i] += weight->add;
+}
+
+void gd_weight_rows_f32(const struct gd_weight *weight, int64_t begin, int64_t end, float *out)
+{
+    int64_t width = row_elements(weight);
+    GD_PARALLEL((end - begin) * width)
+    {
+        struct gd_range range = gd_thread_range(end - begin, 1);
+        for (int64_t i = range.begin; i < range.end; i++)
+            gd_weight_row_f32(weight, begin + i, out + i * width);
+    }
+}
+
+void gd_weight_to_f32(const struct gd_weight *weight, float *out)
+{
+    gd_weight_rows_f32(weight, 0, weight->source.rank == 2 ? weight->source.shape[0] : 1, out);
+}

@@ -1,0 +1,143 @@
+#include "engine/base/alloc.h"
+#include "engine/tensor/backend.h"
+#include "engine/tensor/gemm.h"
+#include "engine/tensor/kernel.h"
+#include "engine/tensor/weight_rows.h"
+#include <assert.h>
+
+/* Rows that are converted at a time on the way into a bf16 layout: 16 MiB of f32 at 65536 columns. */
+#define BLOCK_ROWS 64
+
+struct gd_layout {
+    float *vector;                  /* GD_WEIGHT_VECTOR */
+    size_t vector_bytes;
+    struct gd_gemm_packed *packed;  /* GD_WEIGHT_LINEAR, GD_WEIGHT_LINEAR_BACK */
+};
+
+static gd_kernel_fn kernel(const struct gd_op *op)
+{
+    return op->run_cpu;
+}
+
+static bool alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err)
+{
+    return gd_large_alloc(out, size_bytes, what, err);
+}
+
+static void copy(void *to, const void *from, size_t size_bytes)
+{
+    memcpy(to, from, size_bytes);
+}
+
+static int64_t elements(const struct gd_weight *weight)
+{
+    return gd_tensor_count(gd_weight_source(weight));
+}
+
+/* W is [out, in]. Forward multiplies by W^T: K = in, N = out. Backward by W itself: K = out, N = in. */
+static size_t layout_bytes(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
+{
+    if (use == GD_WEIGHT_VECTOR)
+        return (size_t)elements(weight) * sizeof(float);
+    if (use == GD_WEIGHT_ROWS || gd_weight_rank(weight) != 2)
+        return 0;
+    int64_t out = gd_weight_dim(weight, 0), in = gd_weight_dim(weight, 1);
+    return use == GD_WEIGHT_LINEAR ? gd_gemm_packed_bytes(in, out, compute) : gd_gemm_packed_bytes(out, in, compute);
+}
+
+static void rows_to_bf16(const struct gd_weight *weight, uint16_t *out, float *block)
+{
+    int64_t rows = gd_weight_dim(weight, 0), width = gd_weight_dim(weight, 1);
+    for (int64_t begin = 0; begin < rows; begin += BLOCK_ROWS) {
+        int64_t end = begin + BLOCK_ROWS < rows ? begin + BLOCK_ROWS : rows;
+        gd_weight_rows_f32(weight, begin, end, block);
+        GD_PARALLEL((end - begin) * width)
+        {
+            struct gd_range range = gd_thread_range((end - begin) * width, 32);
+            gd_row_from_f32(out + begin * width + range.begin, GD_BF16, block + range.begin, range.end - range.begin);
+        }
+    }
+}
+
+/* The matrix as the product wants its elements, still row-major. A source that is so already is used as it is. */
+static bool pack(struct gd_layout *layout, const struct gd_weight *weight, bool forward, enum gd_dtype compute,
+                 struct gd_error *err)
+{
+    int64_t out = gd_weight_dim(weight, 0), in = gd_weight_dim(weight, 1);
+    size_t plain_bytes = gd_dtype_bytes(compute, elements(weight));
+    void *plain = NULL, *block = NULL;
+    size_t block_bytes = (size_t)(BLOCK_ROWS * in) * sizeof(float);
+    bool ok = gd_large_alloc(&plain, plain_bytes, "a weight on its way into a layout", err);
+    if (ok && compute == GD_BF16)
+        ok = gd_large_alloc(&block, block_bytes, "rows of a weight on their way into a layout", err);
+    if (ok) {
+        if (compute == GD_BF16)
+            rows_to_bf16(weight, plain, block);
+        else
+            gd_weight_to_f32(weight, plain);
+        ok = forward ? gd_gemm_pack(&layout->packed, in, out, compute, plain, true, "a weight laid out for forward products", err)
+                     : gd_gemm_pack(&layout->packed, out, in, compute, plain, false, "a weight laid out for backward products", err);
+    }
+    gd_large_free(block, block ? block_bytes : 0);
+    gd_large_free(plain, plain ? plain_bytes : 0);
+    return ok;
+}
+
+static void layout_destroy(struct gd_layout *layout)
+{
+    if (layout == NULL)
+        return;
+    gd_gemm_packed_destroy(layout->packed);
+    if (layout->vector != NULL)
+        gd_large_free(layout->vector, layout->vector_bytes);
+    gd_free(layout);
+}
+
+static bool layout_create(struct gd_layout **out, const struct gd_weight *weight, enum gd_weight_use use,
+                          enum gd_dtype compute, struct gd_error *err)
+{
+    assert(*out == NULL);
+    struct gd_layout *layout = gd_alloc(sizeof(*layout));
+    bool ok;
+    if (use == GD_WEIGHT_VECTOR) {
+        void *memory = NULL;
+        layout->vector_bytes = (size_t)elements(weight) * sizeof(float);
+        ok = gd_large_alloc(&memory, layout->vector_bytes, "a weight as f32", err);
+        layout->vector = memory;
+        if (ok)
+            gd_weight_to_f32(weight, layout->vector);
+    } else {
+        ok = pack(layout, weight, use == GD_WEIGHT_LINEAR, compute, err);
+    }
+    if (!ok) {
+        layout_destroy(layout);
+        return false;
+    }
+    *out = layout;
+    return true;
+}
+
+static const void *layout_data(const struct gd_layout *layout)
+{
+    return layout->vector;
+}
+
+static bool multiply(const struct gd_layout *layout, const void *x, enum gd_dtype x_dtype, void *y, enum gd_dtype y_dtype,
+                     int64_t rows, bool accumulate, struct gd_error *err)
+{
+    (void)x_dtype; /* the layout was chosen by it */
+    return gd_gemm_run_packed(layout->packed, x, y, y_dtype, rows, accumulate, err);
+}
+
+const struct gd_backend gd_backend_cpu = {
+    .name = "cpu",
+    .kernel = kernel,
+    .alloc = alloc,
+    .free = gd_large_free,
+    .copy = copy,
+    .layout_bytes = layout_bytes,
+    .layout_create = layout_create,
+    .layout_destroy = layout_destroy,
+    .layout_data = layout_data,
+    .multiply = multiply,
+};

@@ -1,0 +1,152 @@
+/*
+ * The backward pass: calls in reverse, each op adding its own part, contributions to one value added up in that order.
+ */
+#include "engine/base/alloc.h"
+#include "engine/tensor/graph_internal.h"
+#include "engine/tensor/op.h"
+#include "engine/tensor/ops.h"
+#include <assert.h>
+
+struct walk {
+    struct gd_graph *graph;
+    int value_count;            /* of the forward graph: only its values have gradients */
+    bool *wanted;               /* depends on one of the params */
+    struct gd_value **grad;     /* so far, per forward value */
+};
+
+/* From here on needs_gradient means "leads from a wanted param to somewhere", so that ops build nothing else. */
+static void narrow(struct walk *walk, struct gd_value *const *params, int param_count)
+{
+    for (int i = 0; i < param_count; i++)
+        if (params[i] != NULL && params[i]->needs_gradient)
+            walk->wanted[params[i]->index] = true;
+    for (int i = 0; i < gd_graph_call_count(walk->graph); i++) {
+        struct gd_call *call = gd_graph_call_at(walk->graph, i);
+        bool wanted = false;
+        for (int j = 0; j < call->in_count; j++)
+            wanted |= call->in[j] != NULL && walk->wanted[call->in[j]->index];
+        for (int k = 0; k < call->out_count; k++)
+            walk->wanted[call->out[k]->index] |= wanted && call->out[k]->needs_gradient;
+    }
+}
+
+/* True if nothing but the gradient of one input refers to `value`, which the call that is now last but for others of
+ * the same op->gradient has just made. */
+static bool is_fresh(const struct gd_graph *graph, const struct gd_value *value, int first_new_call)
+{
+    if (value->producer == NULL || value->producer->index < first_new_call || value->producer->out[0] != value)
+        return false;
+    for (int i = value->producer->index + 1; i < gd_graph_call_count(graph); i++) {
+        const struct gd_call *call = gd_graph_call_at(graph, i);
+        for (int j = 0; j < call->in_count; j++)
+            if (call->in[j] == value)
+                return false;
+    }
+    return true;
+}
+
+/* sum + part. A part that a product has just made takes the sum as its addend: no pass over memory for the addition. */
+static struct gd_value *accumulate(struct gd_graph *graph, struct gd_value *sum, struct gd_value *part,
+                                   int first_new_call, bool shared)
+{
+    if (sum == NULL || part == NULL)
+        return part;
+    struct gd_call *call = part->producer;
+    int addend = call != NULL ? call->op->addend : 0;
+    bool free_slot = addend > 0 && (call->in_count <= addend || call->in[addend] == NULL);
+    if (free_slot && !shared && sum->dtype == part->dtype && is_fresh(graph, part, first_new_call) &&
+        (sum->producer == NULL || sum->producer->index < call->index)) {
+        call->in[addend] = sum;
+        if (call->in_count <= addend)
+            call->in_count = addend + 1;
+        return part;
+    }
+    return gd_add(graph, sum, part);
+}
+
+static bool check_part(struct gd_graph *graph, const struct gd_call *call, int input, const struct gd_value *part)
+{
+    const struct gd_value *of = call->in[input];
+    if (gd_value_same_shape(of, part) && of->dtype == part->dtype)
+        return true;
+    gd_graph_fail(graph, "op '%s': its gradient for input %d has another shape or dtype (%s for %s)", call->op->name, input,
+                  gd_dtype_name(part->dtype), gd_dtype_name(of->dtype));
+    return false;
+}
+
+static bool walk_call(struct walk *walk, const struct gd_call *call)
+{
+    struct gd_value *out_grad[GD_CALL_OUTPUTS_MAX] = {NULL}, *in_grad[GD_CALL_INPUTS_MAX] = {NULL};
+    bool flows = false, wanted = false;
+    for (int k = 0; k < call->out_count; k++) {
+        out_grad[k] = walk->grad[call->out[k]->index];
+        flows |= out_grad[k] != NULL;
+    }
+    for (int j = 0; j < call->in_count; j++)
+        wanted |= call->in[j] != NULL && walk->wanted[call->in[j]->index];
+    if (!flows || !wanted)
+        return true;
+    struct gd_graph *graph = walk->graph;
+    if (call->op->gradient == NULL) {
+        gd_graph_fail(graph, "op '%s' (%s) is not differentiable, but a parameter lies behind it", call->op->name,
+                      call->out[0]->name);
+        return false;
+    }
+    int first_new_call = gd_graph_call_count(graph);
+    if (!call->op->gradient(graph, call, out_grad, in_grad)) {
+        gd_graph_fail(graph, "op '%s' has no gradient for these inputs", call->op->name);
+        return false;
+    }
+    for (int j = 0; j < call->in_count; j++) {
+        if (in_grad[j] == NULL || !walk->wanted[call->in[j]->index])
+            continue;
+        if (!check_part(graph, call, j, in_grad[j]))
+            return false;
+        bool shared = false;
+        for (int other = 0; other < call->in_count; other++)
+            shared |= other != j && in_grad[other] == in_grad[j];
+        struct gd_value **sum = &walk->grad[call->in[j]->index];
+        *sum = accumulate(graph, *sum, in_grad[j], first_new_call, shared);
+    }
+    return gd_graph_ok(graph, &(struct gd_error){0});
+}
+
+static bool walk_back(struct walk *walk, struct gd_value *loss)
+{
+    if (!walk->wanted[loss->index])
+        return true;
+    walk->grad[loss->index] = gd_graph_make_one(walk->graph);
+    for (int i = loss->producer ? loss->producer->index : -1; i >= 0; i--)
+        if (!walk_call(walk, gd_graph_call_at(walk->graph, i)))
+            return false;
+    return true;
+}
+
+bool gd_graph_gradient(struct gd_graph *graph, struct gd_value *loss, struct gd_value *const *params, int param_count,
+                       struct gd_value **grads, struct gd_error *err)
+{
+    if (!gd_graph_ok(graph, err))
+        return false;
+    if (loss == NULL || loss->dtype != GD_F32 || gd_value_elements(loss) != 1 || loss->rank != 1)
+        return gd_fail(err, GD_INVALID, "graph: a loss is an f32 value of shape [1]");
+    struct walk walk = {.graph = graph, .value_count = gd_graph_value_count(graph)};
+    walk.wanted = gd_alloc_array((size_t)walk.value_count + 1, sizeof(bool));
+    walk.grad = gd_alloc_array((size_t)walk.value_count + 1, sizeof(struct gd_value *));
+    bool *kept = gd_alloc_array((size_t)walk.value_count, sizeof(bool));
+
+    narrow(&walk, params, param_count);
+    for (int i = 0; i < walk.value_count; i++) {
+        kept[i] = gd_graph_value_at(graph, i)->needs_gradient;
+        gd_graph_value_at(graph, i)->needs_gradient = walk.wanted[i];
+    }
+    bool ok = walk_back(&walk, loss);
+    for (int i = 0; i < walk.value_count; i++)
+        gd_graph_value_at(graph, i)->needs_gradient = kept[i];
+    for (int i = 0; ok && i < param_count; i++)
+        grads[i] = params[i] != NULL ? walk.grad[params[i]->index] : NULL;
+
+    gd_free(kept);
+    gd_free(walk.grad);
+    gd_free(walk.wanted);
+    return gd_graph_ok(graph, err) && ok;
+}
