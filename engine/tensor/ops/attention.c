@@ -1,3 +1,201 @@
-#include "engine/tensor/op.h"
+/*
+ * Block-diagonal causal attention over packed segments, for training and scoring:
+ *     o[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],  j in i's segment, i - window < j <= i,
+ * online over blocks of keys (attention_forward.h), one task for each block of rows and head.
+ */
+#include "engine/tensor/ops.h"
+#include "engine/tensor/ops/attention_blocks.h"
+#include "engine/tensor/ops/attention_lanes.h"
 
-const struct gd_op gd_op_attention = {.name = "attention"};
+#define LANES 16
+#include "engine/tensor/ops/attention_forward.h"
+#undef LANES
+#define LANES 8
+#include "engine/tensor/ops/attention_forward.h"
+#undef LANES
+#define LANES 4
+#include "engine/tensor/ops/attention_forward.h"
+#undef LANES
+
+struct job {
+    struct gd_attention_sizes n;
+    const struct gd_attention_forward *isa;
+    const void *q, *k, *v;
+    void *out;
+    float *lse;                          /* [T, heads] */
+    const struct gd_attention_block *blocks;
+    const int32_t *order;
+    int block_count;
+    char *task_scratch;                  /* one block a thread */
+};
+
+static bool shape(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *q = call->in[0];
+    if (!gd_attention_check(graph, "attention", q, call->in[1], call->in[2], &call->params) ||
+        !gd_attention_check_offsets(graph, "attention", call->in[3]))
+        return false;
+    call->out[0]->dtype = q->dtype;
+    call->out[0]->rank = 2;
+    call->out[0]->shape[0] = q->shape[0];
+    call->out[0]->shape[1] = q->shape[1];
+    call->out[1]->dtype = GD_F32;
+    call->out[1]->rank = 2;
+    call->out[1]->shape[0] = q->shape[0];
+    call->out[1]->shape[1] = call->params.i[0];
+    return true;
+}
+
+static size_t scratch_bytes(const struct gd_call *call)
+{
+    return gd_attention_blocks_bytes(call->in[0]->shape[0], call->in[3]->shape[0] - 1) +
+           (size_t)omp_get_max_threads() * gd_attention_scratch_bytes(call->params.i[2]);
+}
+
+static void run_task(const struct job *job, const struct gd_attention_block *block, int head, void *scratch)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    size_t item = n->bf16 ? 2 : 4;
+    int64_t q_row = (int64_t)n->heads * n->head_dim, kv_row = (int64_t)n->kv_heads * n->head_dim;
+    struct gd_attention_lanes task;
+    gd_attention_lanes_init(&task, n->head_dim, n->bf16, n->scale, scratch);
+    task.count = block->end - block->begin;
+    for (int i = 0; i < task.count; i++) {
+        int64_t row = block->begin + i, at = row * q_row + (int64_t)head * n->head_dim;
+        task.q_row[i] = (const char *)job->q + (size_t)at * item;
+        task.out_row[i] = (char *)job->out + (size_t)at * item;
+        task.lse[i] = job->lse + row * n->heads + head;
+        task.first[i] = gd_attention_first_key((int32_t)row, block->segment_begin, n->window);
+        task.end[i] = (int32_t)row + 1;
+    }
+    job->isa->begin(&task);
+    int32_t key = task.first[0] - (task.first[0] - block->segment_begin) % GD_TILE;
+    for (; key < block->end; key += GD_TILE) {
+        int32_t count = block->end - key < GD_TILE ? block->end - key : GD_TILE;
+        size_t at = ((size_t)key * (size_t)kv_row + (size_t)(head / n->group) * (size_t)n->head_dim) * item;
+        job->isa->absorb(&task, (const char *)job->k + at, (const char *)job->v + at, n->bf16, kv_row, key, count);
+    }
+    job->isa->finish(&task);
+}
+
+static void run_all(const struct job *job)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    int64_t tasks = (int64_t)job->block_count * n->heads;
+#pragma omp parallel if (tasks > 1 && n->rows * n->heads * n->head_dim >= GD_PARALLEL_MIN)
+    {
+        char *scratch = job->task_scratch + (size_t)omp_get_thread_num() * gd_attention_scratch_bytes(n->head_dim);
+#pragma omp for schedule(static, 1)
+        for (int64_t t = 0; t < tasks; t++)
+            run_task(job, &job->blocks[job->order[t / n->heads]], (int)(t % n->heads), scratch);
+    }
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    const int32_t *cu = args->in[3].data;
+    int64_t rows = args->in[0].shape[0], segments = args->in[3].shape[0] - 1;
+    struct job job = {
+        .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, segments),
+        .q = args->in[0].data, .k = args->in[1].data, .v = args->in[2].data,
+        .out = args->out[0].data, .lse = args->out[1].data,
+        .task_scratch = (char *)args->scratch + gd_attention_blocks_bytes(rows, segments),
+    };
+    int lanes = gd_lanes();
+    job.isa = lanes == 16 ? &gd_attention_forward_16 : lanes == 8 ? &gd_attention_forward_8 : &gd_attention_forward_4;
+
+    struct gd_attention_block *blocks = args->scratch;
+    if (!gd_attention_split(blocks, &job.block_count, cu, segments, rows, err))
+        return false;
+    /* Longest tasks first: equal shares for all threads although causal blocks differ in length. */
+    int64_t most = gd_attention_blocks_max(rows, segments);
+    int32_t *order = (int32_t *)(blocks + most), *cost = order + most, *bins = cost + most;
+    for (int b = 0; b < job.block_count; b++)
+        cost[b] = (blocks[b].begin - gd_attention_first_key(blocks[b].begin, blocks[b].segment_begin, job.n.window)) / GD_TILE;
+    gd_order_by_cost(order, cost, job.block_count, bins, (int)(rows / GD_TILE));
+    job.blocks = blocks;
+    job.order = order;
+
+    size_t used = (size_t)cu[segments], unused = (size_t)rows - used, item = job.n.bf16 ? 2 : 4;
+    size_t width = (size_t)job.n.heads * (size_t)job.n.head_dim;
+    memset((char *)job.out + used * width * item, 0, unused * width * item);
+    memset(job.lse + used * (size_t)job.n.heads, 0, unused * (size_t)job.n.heads * sizeof(float));
+    run_all(&job);
+    return true;
+}
+
+static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
+                     struct gd_value **in_grad)
+{
+    extern const struct gd_op gd_op_attention_grad;
+    if (out_grad[1] != NULL)
+        return gd_graph_fail(graph, "attention: its log-sum-exp is not differentiable") != NULL;
+    struct gd_value *in[] = {call->in[0], call->in[1], call->in[2], call->out[0], call->out[1], out_grad[0], call->in[3]};
+    struct gd_value *dq = gd_graph_call(graph, &gd_op_attention_grad, in, GD_COUNT(in), &call->params);
+    for (int i = 0; i < 3; i++)
+        in_grad[i] = call->in[i]->needs_gradient ? gd_value_output(dq, i) : NULL;
+    return dq != NULL;
+}
+
+static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
+{
+    int64_t rows = op_case->in[0].shape[0], segments = op_case->in[3].shape[0] - 1;
+    struct gd_attention_sizes n = gd_attention_sizes(&op_case->params, GD_F32, rows, segments);
+    int64_t q_row = (int64_t)n.heads * n.head_dim, kv_row = (int64_t)n.kv_heads * n.head_dim;
+    memset(out[0], 0, (size_t)(rows * q_row) * sizeof(double));
+    memset(out[1], 0, (size_t)(rows * n.heads) * sizeof(double));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t h = 0; h < n.heads; h++) {
+            double sum = 0, *o = out[0] + i * q_row + h * n.head_dim;
+            for (int64_t j = 0; j <= i; j++) {
+                if (!gd_attention_visible(in[3], segments, n.window, i, j))
+                    continue;
+                double s = 0;
+                for (int64_t d = 0; d < n.head_dim; d++)
+                    s += in[0][i * q_row + h * n.head_dim + d] * in[1][j * kv_row + h / n.group * n.head_dim + d];
+                double p = exp(n.scale * s);
+                sum += p;
+                for (int64_t d = 0; d < n.head_dim; d++)
+                    o[d] += p * in[2][j * kv_row + h / n.group * n.head_dim + d];
+            }
+            for (int64_t d = 0; sum > 0 && d < n.head_dim; d++)
+                o[d] /= sum;
+            out[1][i * n.heads + h] = sum > 0 ? log(sum) : 0;
+        }
+}
+
+#define QKV(t, heads, kv_heads, dh, wanted)                                                                            \
+    {.dtype = GD_F32, .rank = 2, .shape = {t, (heads) * (dh)}, .fill = GD_FILL_NORMAL, .gradient = wanted},            \
+        {.dtype = GD_F32, .rank = 2, .shape = {t, (kv_heads) * (dh)}, .fill = GD_FILL_NORMAL, .gradient = wanted},     \
+        {.dtype = GD_F32, .rank = 2, .shape = {t, (kv_heads) * (dh)}, .fill = GD_FILL_NORMAL, .gradient = wanted}
+#define OFFSETS(segments, used) \
+    {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}
+#define CASE(text, t, h, g, dh, win, segments, used, wanted)                                                           \
+    {.name = text, .in_count = 4, .in = {QKV(t, h, g, dh, wanted), OFFSETS(segments, used)},                           \
+     .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 2e-5, .tolerance_bf16 = 2e-2}
+
+static const struct gd_op_case cases[] = {
+    CASE("one row", 1, 1, 1, 1, 0, 1, 1, true),
+    CASE("odd sizes", 7, 3, 1, 5, 0, 2, 7, true),
+    CASE("padding rows", 9, 4, 2, 6, 0, 3, 6, true),
+    CASE("window 3", 13, 2, 2, 4, 3, 2, 13, true),
+    CASE("groups of 3, several blocks", 150, 3, 1, 16, 0, 2, 143, false),
+    CASE("window across blocks", 200, 2, 1, 8, 70, 1, 200, false),
+    CASE("window shorter than a block", 190, 1, 1, 20, 17, 1, 190, false),
+    CASE("many short segments", 100, 2, 1, 12, 0, 17, 97, false),
+    CASE("as in SmolLM2", 330, 9, 3, 64, 0, 3, 320, false),
+    CASE("wide heads", 70, 2, 1, 256, 0, 1, 70, false),
+};
+
+const struct gd_op gd_op_attention = {
+    .name = "attention", .in_min = 4, .in_max = 4, .out_count = 2, .shape = shape, .scratch_bytes = scratch_bytes,
+    .run_cpu = run_cpu, .gradient = gradient, .inplace = -1, .reference = reference, .cases = cases,
+    .case_count = GD_COUNT(cases),
+};
+
+struct gd_value *gd_attention(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
+                              struct gd_value *cu_seqlens, int heads, int kv_heads, int head_dim, double scale, int window)
+{
+    struct gd_op_params params = {.i = {heads, kv_heads, head_dim, window}, .f = {scale}};
+    return gd_graph_call(g, &gd_op_attention, (struct gd_value *[]){q, k, v, cu_seqlens}, 4, &params);
+}

@@ -1,3 +1,319 @@
-#include "engine/tensor/op.h"
+/*
+ * The backward pass of attention (formulas in attention_backward.h): q, k, v, out, lse, d_out, cu_seqlens -> dq, dk, dv.
+ *
+ * Pairs (block of keys b, block of queries b + s) are visited step by step, s = 0, 1, ...: within a step no two tasks
+ * touch the same dq, dk or dv, so all tasks of a step run at once, each product is made once, and every sum has one
+ * order whatever the number of threads.
+ */
+#include "engine/tensor/ops.h"
+#include "engine/tensor/ops/attention_blocks.h"
+#include <math.h>
 
-const struct gd_op gd_op_attention_grad = {.name = "attention_grad"};
+struct gd_attention_pair {
+    int head_dim, head_dim_padded;         /* padded to a multiple of 16 */
+    bool bf16;
+    float scale;
+    int row_count, key_count;
+    const float *lse, *dot;                /* [row_count] */
+    float row_lse[GD_TILE], row_dot[GD_TILE];
+    int32_t first[GD_TILE], end[GD_TILE];  /* keys of this block that a row sees; both rise from row to row */
+    float *q, *d_out, *key, *value;        /* [GD_TILE][head_dim_padded] */
+    float *key_columns, *value_columns;    /* [head_dim_padded][GD_TILE] */
+    float *p, *ds;                         /* [GD_TILE rows][GD_TILE keys] */
+};
+
+struct gd_attention_backward {
+    void (*load_keys)(struct gd_attention_pair *pair, const void *keys, const void *values, int64_t row, int count);
+    void (*pair)(struct gd_attention_pair *pair, const void *q, const void *d_out, int64_t q_row, float *dq,
+                 int64_t dq_row, bool add_dq, float *dk, float *dv, int64_t kv_row, bool add_kv);
+    void (*row_dots)(float *dot, const void *a, const void *b, bool bf16, int64_t count, int head_dim);
+    void (*rows_from_f32)(void *out, bool bf16, int64_t out_row, const float *in, int64_t in_row, int rows, int n);
+};
+
+#define LANES 16
+#include "engine/tensor/ops/attention_backward.h"
+#undef LANES
+#define LANES 8
+#include "engine/tensor/ops/attention_backward.h"
+#undef LANES
+#define LANES 4
+#include "engine/tensor/ops/attention_backward.h"
+#undef LANES
+
+/* One array of gradients: f32 sums, in the output itself where its rows suit the kernel. */
+struct sums {
+    float *data;
+    int64_t row, head;           /* strides in floats */
+};
+
+struct job {
+    struct gd_attention_sizes n;
+    const struct gd_attention_backward *isa;
+    const void *q, *k, *v, *out, *d_out;
+    const float *lse;
+    float *dot;                  /* [T, heads]: rowsum(d_out * out) */
+    struct sums dq, dk, dv;
+    const struct gd_attention_block *blocks;
+    const int32_t *order, *reach; /* blocks by falling reach: how many blocks of queries see a block of keys */
+    int block_count, step_count;
+    char *task_scratch;
+};
+
+static bool direct_sums(const struct gd_attention_sizes *n)
+{
+    return !n->bf16 && n->head_dim % 16 == 0;
+}
+
+/* The op's scratch: blocks, row dots, f32 sums unless direct, then one part a thread. */
+struct layout {
+    size_t dot, dq, dk, dv, task, task_bytes, total;
+};
+
+static struct layout scratch_layout(const struct gd_attention_sizes *n)
+{
+    struct layout at;
+    size_t rows = (size_t)n->rows, padded = (size_t)gd_round_up(n->head_dim, 16);
+    size_t sums = direct_sums(n) ? 0 : rows * padded * sizeof(float);
+    at.dot = gd_attention_blocks_bytes(n->rows, n->segments);
+    at.dq = at.dot + (size_t)gd_round_up((int64_t)(rows * (size_t)n->heads * sizeof(float)), 64);
+    at.dk = at.dq + sums * (size_t)n->heads;
+    at.dv = at.dk + sums * (size_t)n->kv_heads;
+    at.task = at.dv + sums * (size_t)n->kv_heads;
+    at.task_bytes = (6 * GD_TILE * padded + 2 * GD_TILE * GD_TILE) * sizeof(float);
+    at.total = at.task + (size_t)omp_get_max_threads() * at.task_bytes;
+    return at;
+}
+
+static bool shape(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *q = call->in[0], *out = call->in[3], *lse = call->in[4], *d_out = call->in[5];
+    if (!gd_attention_check(graph, "attention_grad", q, call->in[1], call->in[2], &call->params) ||
+        !gd_attention_check_offsets(graph, "attention_grad", call->in[6]))
+        return false;
+    bool same = out->dtype == q->dtype && d_out->dtype == q->dtype && out->rank == 2 && d_out->rank == 2 &&
+                lse->dtype == GD_F32 && lse->rank == 2 && lse->shape[0] == q->shape[0] && lse->shape[1] == call->params.i[0];
+    for (int r = 0; same && r < 2; r++)
+        same = out->shape[r] == q->shape[r] && d_out->shape[r] == q->shape[r];
+    if (!same)
+        return gd_graph_fail(graph, "attention_grad: out, lse or d_out do not fit q '%s'", q->name) != NULL;
+    for (int k = 0; k < 3; k++) {
+        call->out[k]->dtype = q->dtype;
+        call->out[k]->rank = 2;
+        call->out[k]->shape[0] = call->in[k]->shape[0];
+        call->out[k]->shape[1] = call->in[k]->shape[1];
+    }
+    return true;
+}
+
+static size_t scratch_bytes(const struct gd_call *call)
+{
+    struct gd_attention_sizes n = gd_attention_sizes(&call->params, call->in[0]->dtype, call->in[0]->shape[0],
+                                                     call->in[6]->shape[0] - 1);
+    return scratch_layout(&n).total;
+}
+
+static void pair_init(struct gd_attention_pair *pair, const struct gd_attention_sizes *n, void *scratch)
+{
+    memset(pair, 0, sizeof(*pair));
+    pair->head_dim = n->head_dim;
+    pair->head_dim_padded = (int)gd_round_up(n->head_dim, 16);
+    pair->bf16 = n->bf16;
+    pair->scale = (float)n->scale;
+    pair->lse = pair->row_lse;
+    pair->dot = pair->row_dot;
+    float **const parts[] = {&pair->q, &pair->d_out, &pair->key, &pair->value, &pair->key_columns, &pair->value_columns};
+    float *at = scratch;
+    for (size_t i = 0; i < GD_COUNT(parts); i++, at += GD_TILE * pair->head_dim_padded)
+        *parts[i] = at;
+    pair->p = at;
+    pair->ds = at + GD_TILE * GD_TILE;
+}
+
+/* All query heads of one kv head, for one block of keys and the block of queries `step` further on. */
+static void run_pair(const struct job *job, int block, int step, int kv_head, void *scratch)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    const struct gd_attention_block *keys = &job->blocks[block], *rows = &job->blocks[block + step];
+    size_t item = n->bf16 ? 2 : 4;
+    int64_t q_row = (int64_t)n->heads * n->head_dim, kv_row = (int64_t)n->kv_heads * n->head_dim;
+    struct gd_attention_pair pair;
+    pair_init(&pair, n, scratch);
+    size_t kv_at = (size_t)(keys->begin * kv_row + (int64_t)kv_head * n->head_dim) * item;
+    job->isa->load_keys(&pair, (const char *)job->k + kv_at, (const char *)job->v + kv_at, kv_row, keys->end - keys->begin);
+    pair.row_count = rows->end - rows->begin;
+    for (int i = 0; i < pair.row_count; i++) {
+        int32_t row = rows->begin + i, first = gd_attention_first_key(row, rows->segment_begin, n->window) - keys->begin;
+        pair.first[i] = first < 0 ? 0 : first < pair.key_count ? first : pair.key_count;
+        pair.end[i] = row + 1 - keys->begin < pair.key_count ? row + 1 - keys->begin : pair.key_count;
+    }
+    for (int h = kv_head * n->group; h < (kv_head + 1) * n->group; h++) {
+        for (int i = 0; i < pair.row_count; i++) {
+            pair.row_lse[i] = job->lse[(int64_t)(rows->begin + i) * n->heads + h];
+            pair.row_dot[i] = job->dot[(int64_t)(rows->begin + i) * n->heads + h];
+        }
+        size_t q_at = (size_t)(rows->begin * q_row + (int64_t)h * n->head_dim) * item;
+        job->isa->pair(&pair, (const char *)job->q + q_at, (const char *)job->d_out + q_at, q_row,
+                       job->dq.data + rows->begin * job->dq.row + h * job->dq.head, job->dq.row, step > 0,
+                       job->dk.data + keys->begin * job->dk.row + kv_head * job->dk.head,
+                       job->dv.data + keys->begin * job->dv.row + kv_head * job->dv.head, job->dk.row,
+                       step > 0 || h > kv_head * n->group);
+    }
+}
+
+static void run_all(const struct job *job, size_t task_bytes, int64_t used)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    size_t item = n->bf16 ? 2 : 4;
+#pragma omp parallel if (used * n->heads * n->head_dim >= GD_PARALLEL_MIN)
+    {
+        char *scratch = job->task_scratch + (size_t)omp_get_thread_num() * task_bytes;
+        struct gd_range part = gd_thread_range(used * n->heads, 1);
+        job->isa->row_dots(job->dot + part.begin, (const char *)job->out + (size_t)(part.begin * n->head_dim) * item,
+                           (const char *)job->d_out + (size_t)(part.begin * n->head_dim) * item, n->bf16,
+                           part.end - part.begin, n->head_dim);
+#pragma omp barrier
+        int active = job->block_count;
+        for (int step = 0; step < job->step_count; step++) {
+            while (active > 0 && job->reach[job->order[active - 1]] <= step)
+                active--;
+#pragma omp for schedule(static, 1)
+            for (int t = 0; t < active * n->kv_heads; t++)
+                run_pair(job, job->order[t / n->kv_heads], step, t % n->kv_heads, scratch);
+        }
+    }
+}
+
+/* How many blocks of queries see a block of keys. */
+static int32_t block_reach(const struct gd_attention_block *keys, int32_t window)
+{
+    int64_t last = keys->segment_end - 1;
+    if (window > 0 && (int64_t)keys->end - 1 + window - 1 < last)
+        last = (int64_t)keys->end - 1 + window - 1;
+    return (int32_t)((last - keys->begin) / GD_TILE) + 1;
+}
+
+/* f32 sums to the output, and zeros in its padding rows. */
+static void finish(const struct job *job, const struct sums *sums, void *out, int heads, int64_t used)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    size_t item = n->bf16 ? 2 : 4;
+    int64_t width = (int64_t)heads * n->head_dim;
+    memset((char *)out + (size_t)(used * width) * item, 0, (size_t)((n->rows - used) * width) * item);
+    if (direct_sums(n))
+        return;
+    GD_PARALLEL(used * width)
+    {
+        struct gd_range r = gd_thread_range(used, 1);
+        for (int h = 0; h < heads; h++)
+            job->isa->rows_from_f32((char *)out + (size_t)(r.begin * width + (int64_t)h * n->head_dim) * item, n->bf16,
+                                    width, sums->data + r.begin * sums->row + h * sums->head, sums->row,
+                                    (int)(r.end - r.begin), n->head_dim);
+    }
+}
+
+static struct sums make_sums(const struct gd_attention_sizes *n, void *out, void *scratch, int heads)
+{
+    int64_t padded = gd_round_up(n->head_dim, 16);
+    return (struct sums){direct_sums(n) ? out : scratch, heads * padded, padded};
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    const int32_t *cu = args->in[6].data;
+    int64_t rows = args->in[0].shape[0], segments = args->in[6].shape[0] - 1;
+    struct job job = {
+        .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, segments),
+        .q = args->in[0].data, .k = args->in[1].data, .v = args->in[2].data,
+        .out = args->in[3].data, .lse = args->in[4].data, .d_out = args->in[5].data,
+    };
+    struct layout at = scratch_layout(&job.n);
+    char *scratch = args->scratch;
+    job.dot = (float *)(scratch + at.dot);
+    job.task_scratch = scratch + at.task;
+    job.dq = make_sums(&job.n, args->out[0].data, scratch + at.dq, job.n.heads);
+    job.dk = make_sums(&job.n, args->out[1].data, scratch + at.dk, job.n.kv_heads);
+    job.dv = make_sums(&job.n, args->out[2].data, scratch + at.dv, job.n.kv_heads);
+    int lanes = gd_lanes();
+    job.isa = lanes == 16 ? &gd_attention_backward_16 : lanes == 8 ? &gd_attention_backward_8 : &gd_attention_backward_4;
+
+    struct gd_attention_block *blocks = (struct gd_attention_block *)scratch;
+    if (!gd_attention_split(blocks, &job.block_count, cu, segments, rows, err))
+        return false;
+    int64_t most = gd_attention_blocks_max(rows, segments);
+    int32_t *order = (int32_t *)(blocks + most), *reach = order + most, *bins = reach + most;
+    for (int b = 0; b < job.block_count; b++) {
+        reach[b] = block_reach(&blocks[b], job.n.window);
+        job.step_count = reach[b] > job.step_count ? reach[b] : job.step_count;
+    }
+    gd_order_by_cost(order, reach, job.block_count, bins, job.step_count);
+    job.blocks = blocks;
+    job.order = order;
+    job.reach = reach;
+
+    run_all(&job, at.task_bytes, cu[segments]);
+    finish(&job, &job.dq, args->out[0].data, job.n.heads, cu[segments]);
+    finish(&job, &job.dk, args->out[1].data, job.n.kv_heads, cu[segments]);
+    finish(&job, &job.dv, args->out[2].data, job.n.kv_heads, cu[segments]);
+    return true;
+}
+
+static double dot(const double *a, const double *b, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
+{
+    int64_t rows = op_case->in[0].shape[0], segments = op_case->in[6].shape[0] - 1;
+    struct gd_attention_sizes n = gd_attention_sizes(&op_case->params, GD_F32, rows, segments);
+    int64_t q_row = (int64_t)n.heads * n.head_dim, kv_row = (int64_t)n.kv_heads * n.head_dim;
+    memset(out[0], 0, (size_t)(rows * q_row) * sizeof(double));
+    memset(out[1], 0, (size_t)(rows * kv_row) * sizeof(double));
+    memset(out[2], 0, (size_t)(rows * kv_row) * sizeof(double));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t h = 0; h < n.heads; h++) {
+            int64_t at = i * q_row + h * n.head_dim;
+            double row_dot = dot(in[3] + at, in[5] + at, n.head_dim);
+            for (int64_t j = 0; j <= i; j++) {
+                if (!gd_attention_visible(in[6], segments, n.window, i, j))
+                    continue;
+                int64_t kv = j * kv_row + h / n.group * n.head_dim;
+                double p = exp(n.scale * dot(in[0] + at, in[1] + kv, n.head_dim) - in[4][i * n.heads + h]);
+                double ds = p * (dot(in[5] + at, in[2] + kv, n.head_dim) - row_dot) * n.scale;
+                for (int64_t d = 0; d < n.head_dim; d++) {
+                    out[0][at + d] += ds * in[1][kv + d];
+                    out[1][kv + d] += ds * in[0][at + d];
+                    out[2][kv + d] += p * in[5][at + d];
+                }
+            }
+        }
+}
+
+#define ROWS(t, width) {.dtype = GD_F32, .rank = 2, .shape = {t, width}, .fill = GD_FILL_NORMAL}
+#define CASE(text, t, h, g, dh, win, segments, used)                                                                   \
+    {.name = text, .in_count = 7,                                                                                      \
+     .in = {ROWS(t, (h) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (h) * (dh)),                        \
+            {.dtype = GD_F32, .rank = 2, .shape = {t, h}, .fill = GD_FILL_POSITIVE}, ROWS(t, (h) * (dh)),              \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}},     \
+     .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
+
+static const struct gd_op_case cases[] = {
+    CASE("one row", 1, 1, 1, 1, 0, 1, 1),
+    CASE("odd sizes", 7, 3, 1, 5, 0, 2, 7),
+    CASE("padding rows", 9, 4, 2, 6, 0, 3, 6),
+    CASE("window 3", 13, 2, 2, 4, 3, 2, 13),
+    CASE("groups of 3, several blocks", 150, 3, 1, 16, 0, 2, 143),
+    CASE("window across blocks", 200, 2, 1, 8, 70, 1, 200),
+    CASE("window shorter than a block", 190, 1, 1, 20, 17, 1, 190),
+    CASE("many short segments", 100, 2, 1, 12, 0, 17, 97),
+    CASE("as in SmolLM2", 330, 9, 3, 64, 0, 3, 320),
+    CASE("wide heads", 70, 2, 1, 256, 0, 1, 70),
+};
+
+const struct gd_op gd_op_attention_grad = {
+    .name = "attention_grad", .in_min = 7, .in_max = 7, .out_count = 3, .shape = shape, .scratch_bytes = scratch_bytes,
+    .run_cpu = run_cpu, .inplace = -1, .reference = reference, .cases = cases, .case_count = GD_COUNT(cases),
+};

@@ -1,0 +1,117 @@
+/*
+ * attention_blocks.h - packed segments cut into blocks of GD_TILE rows, and what both directions of attention check.
+ *
+ * Why      The forward and the backward pass split the work alike.
+ * Memory   Blocks of the op's scratch.
+ * Threads  none
+ * Errors   GD_INTERNAL for offsets that do not rise or leave the batch.
+ * Limits   none
+ * Life     one run
+ *
+ * Parameters of both ops: i[0] heads, i[1] kv heads, i[2] head size, i[3] window; f[0] scale.
+ */
+#ifndef GD_TENSOR_OPS_ATTENTION_BLOCKS_H
+#define GD_TENSOR_OPS_ATTENTION_BLOCKS_H
+
+#include "engine/tensor/ops/lanes.h"
+#include <inttypes.h>
+
+struct gd_attention_block {
+    int32_t begin, end;                   /* rows of the batch */
+    int32_t segment_begin, segment_end;
+};
+
+struct gd_attention_sizes {
+    int64_t rows, segments;               /* T, S */
+    int heads, kv_heads, group, head_dim;
+    int32_t window;
+    double scale;
+    bool bf16;
+};
+
+static inline struct gd_attention_sizes gd_attention_sizes(const struct gd_op_params *params, enum gd_dtype dtype,
+                                                           int64_t rows, int64_t segments)
+{
+    return (struct gd_attention_sizes){
+        .rows = rows, .segments = segments, .heads = (int)params->i[0], .kv_heads = (int)params->i[1],
+        .group = (int)(params->i[0] / params->i[1]), .head_dim = (int)params->i[2], .window = (int32_t)params->i[3],
+        .scale = params->f[0], .bf16 = dtype == GD_BF16,
+    };
+}
+
+static inline int64_t gd_attention_blocks_max(int64_t rows, int64_t segments)
+{
+    return rows / GD_TILE + segments + 1;
+}
+
+/* blocks, order and bins for gd_order_by_cost */
+static inline size_t gd_attention_blocks_bytes(int64_t rows, int64_t segments)
+{
+    size_t count = (size_t)gd_attention_blocks_max(rows, segments);
+    return (size_t)gd_round_up((int64_t)(count * (sizeof(struct gd_attention_block) + 3 * sizeof(int32_t)) + 64), 64);
+}
+
+static inline bool gd_attention_split(struct gd_attention_block *blocks, int *count, const int32_t *cu, int64_t segments,
+                                      int64_t rows, struct gd_error *err)
+{
+    *count = 0;
+    for (int64_t s = 0; s < segments; s++) {
+        if (cu[s] < 0 || cu[s + 1] < cu[s] || cu[s + 1] > rows)
+            return gd_fail(err, GD_INTERNAL, "cu_seqlens[%" PRId64 "] = %d and [%" PRId64 "] = %d: offsets must rise and "
+                           "stay within %" PRId64 " rows", s, cu[s], s + 1, cu[s + 1], rows);
+        for (int32_t begin = cu[s]; begin < cu[s + 1]; begin += GD_TILE) {
+            int32_t end = begin + GD_TILE < cu[s + 1] ? begin + GD_TILE : cu[s + 1];
+            blocks[(*count)++] = (struct gd_attention_block){begin, end, cu[s], cu[s + 1]};
+        }
+    }
+    if (segments > 0 && cu[0] != 0)
+        return gd_fail(err, GD_INTERNAL, "cu_seqlens[0] is %d, must be 0", cu[0]);
+    return true;
+}
+
+/* First key (batch row) that row `row` sees. */
+static inline int32_t gd_attention_first_key(int32_t row, int32_t segment_begin, int32_t window)
+{
+    return window > 0 && row - window + 1 > segment_begin ? row - window + 1 : segment_begin;
+}
+
+/* Checks q, k, v, cu_seqlens and the parameters; `what` names the op. */
+static inline bool gd_attention_check(struct gd_graph *graph, const char *what, const struct gd_value *q,
+                                      const struct gd_value *k, const struct gd_value *v, const struct gd_op_params *params)
+{
+    int64_t heads = params->i[0], kv_heads = params->i[1], head_dim = params->i[2], window = params->i[3];
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0 || heads > 65536 || head_dim < 1 || head_dim > 1024 ||
+        window < 0 || window > INT32_MAX)
+        return gd_graph_fail(graph, "%s: %" PRId64 " heads, %" PRId64 " kv heads, head size %" PRId64 ", window %" PRId64
+                             ": heads must be a multiple of kv heads, the head size within [1, 1024]",
+                             what, heads, kv_heads, head_dim, window) != NULL;
+    if (q->rank != 2 || k->rank != 2 || v->rank != 2 || q->shape[1] != heads * head_dim ||
+        k->shape[1] != kv_heads * head_dim || v->shape[1] != kv_heads * head_dim || k->shape[0] != q->shape[0] ||
+        v->shape[0] != q->shape[0])
+        return gd_graph_fail(graph, "%s: q '%s', k '%s', v '%s' do not have the shapes [T, %" PRId64 "], [T, %" PRId64
+                             "], [T, %" PRId64 "]", what, q->name, k->name, v->name, heads * head_dim,
+                             kv_heads * head_dim, kv_heads * head_dim) != NULL;
+    if ((q->dtype != GD_F32 && q->dtype != GD_BF16) || k->dtype != q->dtype || v->dtype != q->dtype)
+        return gd_graph_fail(graph, "%s: q, k and v must all be F32 or all BF16", what) != NULL;
+    if (q->shape[0] > INT32_MAX)
+        return gd_graph_fail(graph, "%s: %" PRId64 " rows do not fit 32 bits", what, q->shape[0]) != NULL;
+    return true;
+}
+
+static inline bool gd_attention_check_offsets(struct gd_graph *graph, const char *what, const struct gd_value *cu)
+{
+    if (cu->dtype != GD_I32 || cu->rank != 1 || cu->shape[0] < 2)
+        return gd_graph_fail(graph, "%s: cu_seqlens '%s' must be i32 [S+1]", what, cu->name) != NULL;
+    return true;
+}
+
+/* The naive formula in double for the shared op test: probability of every (row, head, key), given lse or not. */
+static inline bool gd_attention_visible(const double *cu, int64_t segments, int64_t window, int64_t row, int64_t key)
+{
+    for (int64_t s = 0; s < segments; s++)
+        if (row >= (int64_t)cu[s] && row < (int64_t)cu[s + 1])
+            return key >= (int64_t)cu[s] && key <= row && (window == 0 || key > row - window);
+    return false;
+}
+
+#endif
