@@ -1,0 +1,190 @@
+/* job.c - a fine-tuning job inside the worker: trainer callbacks become frames; requests are served between ops. */
+#include "engine/worker/worker.h"
+
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/base/log.h"
+
+#include <string.h>
+
+/* Serving comes first, but training keeps at least this share of the time while both have work. */
+#define TRAIN_SHARE_MIN 0.25
+
+struct job {
+    struct gd_worker *worker;
+    struct gd_trainer *trainer;
+};
+
+static cJSON *frame(const struct gd_worker *worker, const char *type)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "type", type);
+    cJSON_AddStringToObject(json, "job_id", worker->job_id);
+    return json;
+}
+
+static void add_metrics(cJSON *json, const struct gd_metric *metrics, int count)
+{
+    cJSON *object = cJSON_AddObjectToObject(json, "metrics");
+    for (int i = 0; i < count; i++)
+        cJSON_AddNumberToObject(object, metrics[i].name, metrics[i].value);
+}
+
+static enum gd_train_command poll_job(void *context)
+{
+    struct gd_worker *worker = ((struct job *)context)->worker;
+    cJSON *message;
+    while ((message = gd_channel_receive(&worker->channel, 0)) != NULL) {
+        gd_worker_message(worker, message);
+        cJSON_Delete(message);
+    }
+    atomic_fetch_add(&worker->watermark, 1);
+    double now = gd_time_monotonic();
+    worker->train_seconds += now - worker->last_clock;
+    worker->last_clock = now;
+    if (!gd_residents_busy(&worker->residents)) {
+        worker->serve_seconds = worker->train_seconds = 0;
+    } else if (worker->train_seconds >= TRAIN_SHARE_MIN * (worker->serve_seconds + worker->train_seconds)) {
+        gd_residents_turn(&worker->residents);
+        now = gd_time_monotonic();
+        worker->serve_seconds += now - worker->last_clock;
+        worker->last_clock = now;
+        gd_worker_publish_stats(worker);
+    }
+    switch (worker->stop) {
+    case GD_STOP_NONE:
+        return GD_TRAIN_GO;
+    case GD_STOP_CANCEL:
+        return GD_TRAIN_CANCEL;
+    case GD_STOP_PAUSE:
+    case GD_STOP_REQUEUE:
+        break;
+    }
+    return GD_TRAIN_PAUSE;
+}
+
+static void on_message(void *context, const char *level, const char *text)
+{
+    struct job *job = context;
+    cJSON *json = frame(job->worker, "job_message");
+    cJSON_AddStringToObject(json, "level", level);
+    cJSON_AddStringToObject(json, "message", text);
+    gd_channel_send(&job->worker->channel, json);
+}
+
+static void on_started(void *context, int64_t total_steps, int64_t rows, int64_t tokens, const struct gd_job_spec *spec)
+{
+    struct job *job = context;
+    cJSON *json = frame(job->worker, "job_started");
+    cJSON_AddNumberToObject(json, "total_steps", (double)total_steps);
+    cJSON_AddNumberToObject(json, "rows", (double)rows);
+    cJSON_AddNumberToObject(json, "tokens", (double)tokens);
+    cJSON_AddItemToObject(json, "hyperparameters", gd_job_spec_hyperparameters(spec));
+    cJSON_AddStringToObject(json, "precision", spec->precision);
+    cJSON_AddItemToObject(json, "memory", gd_trainer_memory(job->trainer));
+    cJSON_AddNumberToObject(json, "resumed_from", (double)gd_trainer_resumed_from(job->trainer));
+    gd_channel_send(&job->worker->channel, json);
+}
+
+static void on_step(void *context, int64_t step, int64_t total_steps, int64_t trained_tokens, int64_t tokens, double seconds,
+                    const struct gd_metric *metrics, int metric_count)
+{
+    struct job *job = context;
+    cJSON *json = frame(job->worker, "job_step");
+    cJSON_AddNumberToObject(json, "step", (double)step);
+    cJSON_AddNumberToObject(json, "total_steps", (double)total_steps);
+    cJSON_AddNumberToObject(json, "trained_tokens", (double)trained_tokens);
+    cJSON_AddNumberToObject(json, "tokens", (double)tokens);
+    cJSON_AddNumberToObject(json, "seconds", seconds);
+    add_metrics(json, metrics, metric_count);
+    gd_channel_send(&job->worker->channel, json);
+}
+
+static bool on_checkpoint(void *context, int64_t step, const char *folder, const struct gd_metric *metrics,
+                          int metric_count, struct gd_error *err)
+{
+    struct job *job = context;
+    cJSON *json = frame(job->worker, "job_checkpoint");
+    cJSON_AddNumberToObject(json, "step", (double)step);
+    cJSON_AddStringToObject(json, "folder", folder);
+    add_metrics(json, metrics, metric_count);
+    gd_channel_send(&job->worker->channel, json);
+    return true;
+}
+
+static bool run(struct gd_worker *worker, const cJSON *message, struct job *job, const char *folder, struct gd_error *err)
+{
+    const char *model_id = NULL, *model_path = NULL, *training = NULL, *validation = NULL;
+    const cJSON *body = NULL;
+    int64_t keep = 3;
+    struct gd_resident *resident = NULL;
+    if (!gd_json_get_object(message, "", "spec", true, &body, err) ||
+        !gd_json_get_string(message, "", "model_path", true, 1, GD_PATH_BYTES_MAX, &model_path, err) ||
+        !gd_json_get_string(message, "", "training_path", true, 1, GD_PATH_BYTES_MAX, &training, err) ||
+        !gd_json_get_string(message, "", "validation_path", false, 1, GD_PATH_BYTES_MAX, &validation, err) ||
+        !gd_json_get_int(message, "", "keep_checkpoints", false, 2, 1000, &keep, err))
+        return false;
+    struct gd_job_spec spec = {0};
+    if (!gd_job_spec_parse(&spec, body, err))
+        return false;
+    model_id = spec.model;
+    bool ok = gd_residents_model(&worker->residents, model_id, model_path, &resident, err);
+    if (ok) {
+        const struct gd_model *model = resident->model;
+        struct gd_trainer_options options = {.job_id = worker->job_id, .folder = folder, .training_path = training,
+                                             .validation_path = validation, .keep_checkpoints = (int)keep};
+        struct gd_train_observer observer = {.context = job, .poll = poll_job, .message = on_message, .started = on_started,
+                                             .step = on_step, .checkpoint = on_checkpoint};
+        gd_residents_hold(&worker->residents, model, 1);
+        ok = gd_trainer_create(&job->trainer, model, &spec, &options, &observer, err) && gd_trainer_run(job->trainer, err);
+        gd_residents_hold(&worker->residents, model, -1);
+    }
+    gd_job_spec_release(&spec);
+    return ok;
+}
+
+static const char *stop_name(enum gd_stop stop)
+{
+    return stop == GD_STOP_PAUSE ? "pause" : stop == GD_STOP_REQUEUE ? "requeue" : "cancel";
+}
+
+void gd_worker_run_job(struct gd_worker *worker, const cJSON *message)
+{
+    const char *job_id = NULL, *folder = NULL;
+    struct gd_error err = {0};
+    if (!gd_json_get_string(message, "", "job_id", true, 1, 127, &job_id, &err) ||
+        !gd_json_get_string(message, "", "folder", true, 1, GD_PATH_BYTES_MAX, &folder, &err)) {
+        gd_log_error("job", "error=%s", err.message);
+        return;
+    }
+    worker->job_id = gd_strdup(job_id);
+    worker->last_clock = gd_time_monotonic();
+    pthread_mutex_lock(&worker->status_mutex);
+    strcpy(worker->status_job, job_id);
+    pthread_mutex_unlock(&worker->status_mutex);
+
+    struct job job = {.worker = worker};
+    bool ok = run(worker, message, &job, folder, &err);
+    cJSON *json;
+    if (ok) {
+        char *adapter = gd_format("%s/adapter", folder);
+        json = frame(worker, "job_done");
+        cJSON_AddStringToObject(json, "adapter_folder", adapter);
+        cJSON_AddNumberToObject(json, "trained_tokens", (double)gd_trainer_trained_tokens(job.trainer));
+        gd_free(adapter);
+    } else if (err.code == GD_CANCELLED && worker->stop != GD_STOP_NONE) {
+        json = frame(worker, "job_stopped");
+        cJSON_AddStringToObject(json, "how", stop_name(worker->stop));
+    } else {
+        json = frame(worker, "job_failed");
+        cJSON_AddItemToObject(json, "error", gd_error_to_json(&err));
+    }
+    gd_trainer_destroy(job.trainer);
+    pthread_mutex_lock(&worker->status_mutex);
+    worker->status_job[0] = '\0';
+    pthread_mutex_unlock(&worker->status_mutex);
+    gd_channel_send(&worker->channel, json);
+    gd_free(worker->job_id);
+    worker->job_id = NULL;
+    worker->stop = GD_STOP_NONE;
+}

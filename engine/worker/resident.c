@@ -1,0 +1,178 @@
+#include "engine/worker/resident.h"
+
+#include "engine/base/alloc.h"
+#include "engine/base/log.h"
+
+#include <assert.h>
+#include <string.h>
+
+void gd_residents_init(struct gd_residents *residents, size_t cache_bytes)
+{
+    memset(residents, 0, sizeof(*residents));
+    residents->cache_bytes = cache_bytes;
+}
+
+static void graft_drop(struct gd_resident *resident, int index)
+{
+    gd_graft_destroy(resident->grafts[index].graft);
+    gd_free(resident->grafts[index].path);
+    resident->grafts[index] = resident->grafts[--resident->graft_count];
+}
+
+static void resident_release(struct gd_resident *resident)
+{
+    gd_infer_destroy(resident->infer);
+    while (resident->graft_count > 0)
+        graft_drop(resident, 0);
+    gd_model_destroy(resident->model);
+    memset(resident, 0, sizeof(*resident));
+}
+
+void gd_residents_release(struct gd_residents *residents)
+{
+    while (residents->count > 0)
+        resident_release(&residents->entry[--residents->count]);
+}
+
+static bool idle(const struct gd_resident *resident)
+{
+    return resident->holders == 0 && (resident->infer == NULL || !gd_infer_busy(resident->infer));
+}
+
+static bool make_room(struct gd_residents *residents, struct gd_error *err)
+{
+    if (residents->count < GD_RESIDENT_MODELS_MAX)
+        return true;
+    int oldest = -1;
+    for (int i = 0; i < residents->count; i++)
+        if (idle(&residents->entry[i]) && (oldest < 0 || residents->entry[i].used < residents->entry[oldest].used))
+            oldest = i;
+    if (oldest < 0)
+        return gd_fail(err, GD_BUSY, "%d base models are in use on this worker, its most: try again when one is idle",
+                       GD_RESIDENT_MODELS_MAX);
+    gd_log_info("model", "model_id=%s state=evicted", residents->entry[oldest].model->id);
+    resident_release(&residents->entry[oldest]);
+    residents->entry[oldest] = residents->entry[--residents->count];
+    memset(&residents->entry[residents->count], 0, sizeof(residents->entry[0]));
+    return true;
+}
+
+bool gd_residents_model(struct gd_residents *residents, const char *id, const char *path, struct gd_resident **out,
+                        struct gd_error *err)
+{
+    for (int i = 0; i < residents->count; i++) {
+        if (strcmp(residents->entry[i].model->path, path) == 0) {
+            *out = &residents->entry[i];
+            (*out)->used = ++residents->clock;
+            return true;
+        }
+    }
+    struct gd_model *model = NULL;
+    if (!make_room(residents, err) || !gd_model_open(&model, id, path, err))
+        return false;
+    gd_log_info("model", "model_id=%s state=open architecture=%s parameters=%lld", model->id, model->config.architecture,
+                (long long)model->parameter_count);
+    *out = &residents->entry[residents->count++];
+    **out = (struct gd_resident){.model = model, .used = ++residents->clock};
+    return true;
+}
+
+void gd_residents_hold(struct gd_residents *residents, const struct gd_model *model, int change)
+{
+    for (int i = 0; i < residents->count; i++)
+        if (residents->entry[i].model == model)
+            residents->entry[i].holders += change;
+}
+
+bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err)
+{
+    return resident->infer != NULL || gd_infer_create(&resident->infer, resident->model, residents->cache_bytes, err);
+}
+
+static bool graft_idle(const struct gd_resident *resident, int index)
+{
+    return resident->infer == NULL || gd_infer_graft_users(resident->infer, resident->grafts[index].graft) == 0;
+}
+
+bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resident, const char *folder,
+                        struct gd_graft **out, struct gd_error *err)
+{
+    for (int i = 0; i < resident->graft_count; i++) {
+        if (strcmp(resident->grafts[i].path, folder) == 0) {
+            resident->grafts[i].used = ++residents->clock;
+            *out = resident->grafts[i].graft;
+            return true;
+        }
+    }
+    if (resident->graft_count == GD_RESIDENT_GRAFTS_MAX) {
+        int oldest = -1;
+        for (int i = 0; i < resident->graft_count; i++)
+            if (graft_idle(resident, i) && (oldest < 0 || resident->grafts[i].used < resident->grafts[oldest].used))
+                oldest = i;
+        if (oldest < 0)
+            return gd_fail(err, GD_BUSY, "%d adapters of this base are in use, the most at a time: try again", GD_RESIDENT_GRAFTS_MAX);
+        graft_drop(resident, oldest);
+    }
+    struct gd_graft *graft = NULL;
+    if (!gd_graft_load(&graft, resident->model, folder, err))
+        return false;
+    resident->grafts[resident->graft_count++] =
+        (struct gd_resident_graft){.path = gd_strdup(folder), .graft = graft, .used = ++residents->clock};
+    *out = graft;
+    return true;
+}
+
+void gd_residents_forget(struct gd_residents *residents, const char *folder)
+{
+    for (int i = 0; i < residents->count; i++) {
+        struct gd_resident *resident = &residents->entry[i];
+        for (int j = 0; j < resident->graft_count; j++) {
+            if (strcmp(resident->grafts[j].path, folder) != 0)
+                continue;
+            if (graft_idle(resident, j)) {
+                graft_drop(resident, j);
+            } else { /* running requests keep the version they began with; nobody finds it any more */
+                resident->grafts[j].path[0] = '\0';
+                resident->grafts[j].used = 0;
+            }
+            break;
+        }
+    }
+}
+
+bool gd_residents_busy(const struct gd_residents *residents)
+{
+    for (int i = 0; i < residents->count; i++)
+        if (residents->entry[i].infer != NULL && gd_infer_busy(residents->entry[i].infer))
+            return true;
+    return false;
+}
+
+void gd_residents_turn(struct gd_residents *residents)
+{
+    for (int i = 0; i < residents->count; i++) {
+        struct gd_infer *infer = residents->entry[i].infer;
+        struct gd_error err = {0};
+        if (infer != NULL && gd_infer_busy(infer) && !gd_infer_turn(infer, &err))
+            gd_log_error("infer", "model_id=%s error=%s", residents->entry[i].model->id, err.message);
+    }
+}
+
+void gd_residents_stats(const struct gd_residents *residents, struct gd_infer_stats *sum)
+{
+    memset(sum, 0, sizeof(*sum));
+    for (int i = 0; i < residents->count; i++) {
+        struct gd_infer_stats one;
+        if (residents->entry[i].infer == NULL)
+            continue;
+        gd_infer_get_stats(residents->entry[i].infer, &one);
+        sum->running += one.running;
+        sum->waiting += one.waiting;
+        sum->pages_used += one.pages_used;
+        sum->pages_total += one.pages_total;
+        sum->prompt_tokens += one.prompt_tokens;
+        sum->completion_tokens += one.completion_tokens;
+        sum->cached_tokens += one.cached_tokens;
+        sum->turns += one.turns;
+    }
+}
