@@ -1,3 +1,69 @@
-#include "engine/tensor/op.h"
+/* x = y W (+ c), W frozen [out, in], packed once for this direction: the backward of linear. dy = dx W^T. */
+#include "engine/tensor/ops/frozen_product.h"
 
-const struct gd_op gd_op_linear_back = {.name = "linear_back"};
+static bool shape(struct gd_graph *graph, struct gd_call *call)
+{
+    return gd_frozen_product_shape(graph, call, true);
+}
+
+static enum gd_weight_use weight_use(const struct gd_call *call, int input)
+{
+    return GD_WEIGHT_LINEAR_BACK;
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    return gd_frozen_product_run(args, true, err);
+}
+
+static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
+                     struct gd_value **in_grad)
+{
+    if (call->in[0]->needs_gradient)
+        in_grad[0] = gd_linear(graph, out_grad[0], call->in[1]);
+    if (call->in_count > 2 && call->in[2] != NULL && call->in[2]->needs_gradient)
+        in_grad[2] = out_grad[0];
+    return true;
+}
+
+static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
+{
+    int64_t rows = op_case->in[0].shape[0], height = op_case->in[0].shape[1], width = op_case->in[1].shape[1];
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t i = 0; i < width; i++) {
+            double sum = op_case->in_count > 2 ? in[2][t * width + i] : 0.0;
+            for (int64_t o = 0; o < height; o++)
+                sum += in[0][t * height + o] * in[1][o * width + i];
+            out[0][t * width + i] = sum;
+        }
+}
+
+#define Y(t, n) {.dtype = GD_F32, .rank = 2, .shape = {t, n}, .gradient = true}
+#define W(out, in) {.dtype = GD_F32, .rank = 2, .shape = {out, in}, .as_weight = true}
+static const struct gd_op_case cases[] = {
+    {.name = "one element", .in_count = 2, .in = {Y(1, 1), W(1, 1)}, .tolerance = 1e-5, .tolerance_bf16 = 8e-3},
+    {.name = "one row", .in_count = 2, .in = {Y(1, 48), W(48, 64)}, .tolerance = 1e-5, .tolerance_bf16 = 8e-3},
+    {.name = "odd sizes", .in_count = 2, .in = {Y(7, 53), W(53, 37)}, .tolerance = 1e-5, .tolerance_bf16 = 8e-3},
+    {.name = "odd sizes and an addend", .in_count = 3, .in = {Y(9, 67), W(67, 35), Y(9, 35)}, .tolerance = 1e-5, .tolerance_bf16 = 1.6e-2},
+    {.name = "several blocks", .in_count = 2, .in = {Y(65, 130), W(130, 160)}, .tolerance = 1e-5, .tolerance_bf16 = 8e-3},
+};
+
+const struct gd_op gd_op_linear_back = {
+    .name = "linear_back",
+    .in_min = 2, .in_max = 3, .out_count = 1,
+    .shape = shape,
+    .weight_use = weight_use,
+    .run_cpu = run_cpu,
+    .gradient = gradient,
+    .inplace = 2,
+    .addend = 2,
+    .reference = reference,
+    .cases = cases, .case_count = GD_COUNT(cases),
+};
+
+struct gd_value *gd_linear_back(struct gd_graph *g, struct gd_value *y, struct gd_value *w)
+{
+    if (w != NULL && w->kind != GD_VALUE_WEIGHT)
+        return gd_matmul(g, y, false, w, false, 1.0, NULL, gd_graph_act(g));
+    return gd_graph_call(g, &gd_op_linear_back, (struct gd_value *[]){y, w}, 2, NULL);
+}
