@@ -6,8 +6,8 @@
  * Memory   Records own their strings; release with gd_X_release. Lists are the caller's.
  * Threads  The store thread only (store.h runs closures there).
  * Errors   GD_NOT_FOUND (foreign project too), GD_CONFLICT, GD_DISK_FULL, GD_IO.
- * Limits   page sizes as given by callers
- * Life     gd_db_open (migrates) -> calls inside gd_db_begin/commit -> gd_db_close.
+ * Limits   page sizes as given by callers; 256 MiB a text
+ * Life     gd_db_open (locks the folder, migrates, checks) -> calls inside gd_db_begin/commit -> gd_db_close.
  *
  * DATA_DIR/state.db    journal_mode=WAL synchronous=FULL foreign_keys=ON
  * DATA_DIR/metrics.db  journal_mode=WAL synchronous=NORMAL
@@ -171,8 +171,13 @@ struct gd_metric_query {
     double smooth;            /* 0 = none; exponential weight 0..0.999 over all rows, debiased */
     bool log_scale;           /* buckets evenly spaced in log(step) */
 };
-/* The "series" array of dashboard.md section 4: name, x, last, min, max, count, smooth, ema, nonfinite, nonpositive.
- * Also sets *rows. Every row is looked at: no spike vanishes. */
+/* The "series" array of the metrics answer, as columns with one element per bucket that has rows:
+ *   name; x (step of the bucket's last row); last, min, max (of the finite rows, null if there is none); count (all rows);
+ *   smooth (average at the bucket's end) and ema {value, weight} to go on with it, both null without smoothing;
+ *   nonfinite [{x, kind: "nan" | "inf" | "-inf", count}], one per bucket and kind, x its first step;
+ *   nonpositive (finite rows that a log axis cannot show).
+ * A name without rows gives empty columns. *rows: the rows in the window, of all series of the answer. Every row is looked
+ * at: no spike vanishes. cJSON_Delete(*series). */
 GD_MUST_CHECK bool gd_db_metrics_reduce(struct gd_db *db, const char *job_id, const struct gd_metric_query *query,
                                         cJSON **series, int64_t *rows, struct gd_error *err);
 /* All rows as CSV "step,name,value,wall", appended. */

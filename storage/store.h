@@ -7,7 +7,8 @@
  * Errors   A closure that fails is undone alone (savepoint). A failed commit fails every closure in it; after a failed
  *          fsync nothing more is acknowledged: `broken` is called on the loop once, and the process must exit.
  * Limits   GD_STORE_QUEUE_MAX waiting closures (GD_BUSY).
- * Life     gd_store_open -> submit ... -> gd_store_close (drains).
+ * Life     gd_store_open -> submit ... -> gd_store_close (drains: every `done` is called before it returns; its memory goes
+ *          when the loop runs once more). An idle store does not keep the loop alive.
  */
 #ifndef GD_STORAGE_STORE_H
 #define GD_STORAGE_STORE_H
@@ -29,6 +30,6 @@ GD_MUST_CHECK bool gd_store_open(struct gd_store **out, struct uv_loop_s *loop, 
  * a read after a write sees it. When submit returns false, done is never called; else exactly once. done may be NULL. */
 GD_MUST_CHECK bool gd_store_submit(struct gd_store *store, bool write, gd_store_work work, gd_store_done done,
                                    void *argument, struct gd_error *err);
-void gd_store_close(struct gd_store *store);
+void gd_store_close(struct gd_store *store); /* loop thread; also from a `done` or `broken` */
 
 #endif
