@@ -3,11 +3,11 @@
  *
  * Why      Handlers see a checked request and answer it once, now or later; nothing else of the server names
  *          libmicrohttpd.
- * Memory   A request belongs to http until it is completed; its strings and body are valid until the reply
- *          was queued and the handler's `gone` or `completed` callback has run.
+ * Memory   A request belongs to http; its strings and body are valid until the handler ends it with a reply call.
  * Threads  Loop thread only.
  * Errors   gd_http_fail answers in OpenAI's shape {"error":{message,type,param,code}}.
- * Limits   per route: body_max; bodies above GD_BODY_MEMORY_BYTES are spooled to DATA_DIR/tmp.
+ * Limits   per route: body_max; bodies above GD_BODY_MEMORY_BYTES are spooled to DATA_DIR/tmp. At most 80 % of
+ *          config.connection_limit may wait for an answer or stream (429).
  * Life     gd_http_start -> handlers ... -> gd_http_stop (drains streams, then stops).
  */
 #ifndef GD_SERVER_HTTP_H
@@ -36,7 +36,7 @@ struct gd_route {
     const char *method;
     const char *path;
     enum gd_route_body body;
-    uint64_t body_max;                  /* 0: GD_BODY_MEMORY_BYTES */
+    uint64_t body_max;                  /* 0: GD_BODY_MEMORY_BYTES (multipart: config.upload_max_bytes) */
     bool open;                          /* no key needed (health only) */
     void (*handler)(struct gd_app *app, struct gd_request *request);
 };
@@ -56,6 +56,9 @@ GD_MUST_CHECK bool gd_request_query_int(const struct gd_request *request, const 
 const char *gd_request_header(const struct gd_request *request, const char *name);
 const cJSON *gd_request_json(const struct gd_request *request);           /* GD_BODY_JSON: the body (an object) */
 const char *gd_request_field(const struct gd_request *request, const char *name); /* multipart text field or NULL */
+/* Fails with GD_UNKNOWN_FIELD if there is a multipart text field that is not in `known` (NULL-terminated). */
+GD_MUST_CHECK bool gd_request_only_fields(const struct gd_request *request, const char *const *known,
+                                          struct gd_error *err);
 /* Multipart file part: spooled in DATA_DIR/tmp and fsynced. take_path: ownership of the temporary file moves. */
 struct gd_upload {
     const char *filename;
@@ -84,14 +87,19 @@ void gd_http_fail(struct gd_request *request, const struct gd_error *err);
 #define GD_STREAM_STALL_SECONDS 60
 struct gd_stream *gd_http_stream(struct gd_request *request, void (*gone)(void *context), void *context);
 void gd_stream_data(struct gd_stream *stream, const char *event_or_null, const char *id_or_null, const char *data);
-void gd_stream_end(struct gd_stream *stream); /* after everything queued; the pointer is dead afterwards */
+/* Sends what is queued, then closes; the pointer is dead afterwards. Every stream needs it, also after `gone` (inside it
+ * is fine): between the two, data is dropped. */
+void gd_stream_end(struct gd_stream *stream);
 
 /* ---- the daemon ---- */
 GD_MUST_CHECK bool gd_http_start(struct gd_http **out, struct gd_app *app, struct gd_error *err);
 int gd_http_port(const struct gd_http *http);
 const char *gd_http_host(const struct gd_http *http);
-/* Stops accepting; ends idle connections; `drained` on the loop when no request is left or after `grace_ms`. */
+/* Stops accepting; ends idle connections and, by their `gone`, the streams of GET requests (subscriptions); `drained` on
+ * the loop when no request is left, or after `grace_ms`, when the rest was told to go (503, or `gone`). */
 void gd_http_drain(struct gd_http *http, uint64_t grace_ms, void (*drained)(void *context), void *context);
+/* Not from inside a handler. Handles close in the loop's next turns, which also free it. A request that is still in a
+ * handler's hands must be ended all the same; its reply is dropped. */
 void gd_http_stop(struct gd_http *http);
 
 #endif
