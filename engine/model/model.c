@@ -1,1 +1,69 @@
+/* model.c - opening and closing a model, whatever its format. */
 #include "engine/model/model.h"
+#include "engine/base/alloc.h"
+#include "engine/model/config.h"
+#include "engine/model/files.h"
+#include "engine/model/text.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+/* The tokenizer may know fewer ids than the table has rows (padding), never more. Its end token stops generation as
+ * well as the config's ids: fine-tunes change the one and forget the other. */
+static bool join_tokenizer(struct gd_model *model, struct gd_error *err)
+{
+    int count = gd_tokenizer_vocab_count(model->tokenizer);
+    if (count > model->config.vocab)
+        return gd_fail(err, GD_BAD_MODEL, "%s: the tokenizer has ids up to %d, the embedding table has %d rows",
+                       model->path, count - 1, model->config.vocab);
+    int32_t eos = gd_tokenizer_eos(model->tokenizer);
+    return eos < 0 || gd_model_config_add_eos(&model->config, eos, "eos_token", err);
+}
+
+static bool load(struct gd_model *model, struct gd_error *err)
+{
+    struct stat status;
+    if (stat(model->path, &status) != 0)
+        return gd_fail_errno(err, errno, "model %s", model->path);
+    if (!(S_ISDIR(status.st_mode) ? gd_model_load_folder(model, err) : gd_model_load_gguf(model, err)) ||
+        !join_tokenizer(model, err))
+        return false;
+    gd_tokenizer_digest(model->tokenizer, model->tokenizer_digest);
+    gd_chat_template_digest(model->chat, model->template_digest);
+    gd_model_make_sites(model);
+    gd_model_make_digest(model);
+    return true;
+}
+
+bool gd_model_open(struct gd_model **out, const char *id, const char *path, struct gd_error *err)
+{
+    struct gd_model *model = gd_alloc(sizeof *model);
+    *out = NULL;
+    model->id = gd_strdup(id);
+    model->path = gd_strdup(path);
+    model->files = gd_alloc(sizeof(struct gd_files));
+    if (!load(model, err)) {
+        gd_model_destroy(model);
+        return false;
+    }
+    *out = model;
+    return true;
+}
+
+void gd_model_destroy(struct gd_model *model)
+{
+    if (model == NULL)
+        return;
+    for (int i = 0; i < model->weight_count; i++)
+        gd_weight_destroy(model->weights[i]);
+    gd_chat_destroy(model->chat);
+    gd_tokenizer_destroy(model->tokenizer);
+    gd_model_config_release(&model->config);
+    gd_files_close(model->files);
+    gd_free(model->weights);
+    gd_free(model->layer);
+    gd_free(model->chat_template);
+    gd_free(model->id);
+    gd_free(model->path);
+    gd_free(model);
+}

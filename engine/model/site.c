@@ -1,1 +1,71 @@
+/* site.c - the named places of a filled model, and what a linear site does when nobody answers. */
 #include "engine/model/site.h"
+#include "engine/model/files.h"
+#include "engine/model/parts.h"
+#include "engine/tensor/ops.h"
+
+struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *bias)
+{
+    struct gd_value *y = gd_linear(g, x, w);
+    return bias != NULL ? gd_add_row(g, y, bias) : y;
+}
+
+int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites)
+{
+    *sites = gd_model_files(model)->linear_sites;
+    return model->config.layers * GD_LINEAR_COUNT;
+}
+
+static const char *layer_name(struct gd_files *files, int layer, const char *part)
+{
+    return gd_arena_format(&files->arena, "model.layers.%d.%s", layer, part);
+}
+
+static void make_layer(struct gd_model *model, struct gd_files *files, int layer)
+{
+    struct gd_model_layer *weights = &model->layer[layer];
+    const struct gd_model_config *config = &model->config;
+    for (int i = 0; i < GD_LINEAR_COUNT; i++) {
+        const struct gd_part *part = &gd_linear_parts[i];
+        int index = layer * GD_LINEAR_COUNT + i;
+        files->linear_sites[index] = (struct gd_site){GD_SITE_LINEAR,
+                                                      layer,
+                                                      index,
+                                                      layer_name(files, layer, part->name),
+                                                      gd_extent_size(config, part->in),
+                                                      gd_extent_size(config, part->out),
+                                                      *gd_part_weight(weights, part)};
+    }
+    for (int i = 0; i < GD_NORM_COUNT; i++) {
+        int index = layer * GD_NORM_COUNT + i;
+        files->norm_sites[index] = (struct gd_site){GD_SITE_NORM,
+                                                    layer,
+                                                    index,
+                                                    layer_name(files, layer, gd_norm_parts[i].name),
+                                                    0,
+                                                    0,
+                                                    *gd_part_weight(weights, &gd_norm_parts[i])};
+    }
+    files->kv_sites[layer] =
+        (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL};
+    files->block_sites[2 * layer] =
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), 0, 0, NULL};
+    files->block_sites[2 * layer + 1] =
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), 0, 0, NULL};
+}
+
+void gd_model_make_sites(struct gd_model *model)
+{
+    struct gd_files *files = model->files;
+    size_t layers = (size_t)model->config.layers, each = sizeof(struct gd_site);
+    files->linear_sites = gd_arena_alloc_array(&files->arena, layers * GD_LINEAR_COUNT, each);
+    files->norm_sites = gd_arena_alloc_array(&files->arena, layers * GD_NORM_COUNT + 1, each);
+    files->kv_sites = gd_arena_alloc_array(&files->arena, layers, each);
+    files->block_sites = gd_arena_alloc_array(&files->arena, layers * 2, each);
+    for (int layer = 0; layer < model->config.layers; layer++)
+        make_layer(model, files, layer);
+    int last = model->config.layers * GD_NORM_COUNT;
+    files->norm_sites[last] = (struct gd_site){GD_SITE_NORM, -1, last, "model.norm", 0, 0, model->final_norm};
+    files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL};
+    files->hidden_site = (struct gd_site){GD_SITE_HIDDEN, -1, 0, "model", 0, 0, NULL};
+}

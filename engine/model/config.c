@@ -1,0 +1,55 @@
+/* config.c - what the two readers of a model's description share: relations between fields, rope, end ids. */
+#include "engine/model/config.h"
+#include "engine/base/alloc.h"
+#include <inttypes.h>
+#include <math.h>
+
+static bool check_heads(const struct gd_model_config *config, const struct gd_model_config_names *names,
+                        struct gd_error *err)
+{
+    if (config->kv_heads > config->heads || config->heads % config->kv_heads != 0)
+        return gd_fail_param(err, GD_BAD_MODEL, names->kv_heads, "%s %d is not a divisor of %s %d", names->kv_heads,
+                             config->kv_heads, names->heads, config->heads);
+    if (config->head_dim < 2 || config->head_dim > GD_HEAD_DIM_MAX || config->head_dim % 2 != 0)
+        return gd_fail_param(err, GD_BAD_MODEL, names->head_dim, "%s %d is not an even number from 2 to %d",
+                             names->head_dim, config->head_dim, GD_HEAD_DIM_MAX);
+    return true;
+}
+
+bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope_scaling *scaling,
+                            const struct gd_model_config_names *names, struct gd_error *err)
+{
+    if (!check_heads(config, names, err))
+        return false;
+    config->rotary_dim = config->head_dim;
+    config->inv_freq = gd_alloc_array((size_t)config->rotary_dim / 2, sizeof config->inv_freq[0]);
+    config->attention_factor = gd_rope_frequencies(config->inv_freq, config->rotary_dim, config->rope_theta, scaling);
+    bool ok = isfinite(config->attention_factor) && config->attention_factor > 0;
+    for (int j = 0; j < config->rotary_dim / 2; j++)
+        ok = ok && isfinite(config->inv_freq[j]) && config->inv_freq[j] >= 0;
+    if (!ok)
+        return gd_fail_param(err, GD_BAD_MODEL, names->theta,
+                             "%s %g and its scaling give rotation frequencies that are no numbers", names->theta,
+                             config->rope_theta);
+    return true;
+}
+
+void gd_model_config_release(struct gd_model_config *config)
+{
+    gd_free(config->inv_freq);
+    config->inv_freq = NULL;
+}
+
+bool gd_model_config_add_eos(struct gd_model_config *config, int64_t id, const char *field, struct gd_error *err)
+{
+    if (id < 0 || id >= config->vocab)
+        return gd_fail_param(err, GD_BAD_MODEL, field, "%s %" PRId64 " is outside the vocabulary of %d", field, id,
+                             config->vocab);
+    for (int i = 0; i < config->eos_count; i++)
+        if (config->eos_ids[i] == id)
+            return true;
+    if (config->eos_count == GD_EOS_MAX)
+        return gd_fail_param(err, GD_BAD_MODEL, field, "%s: more than %d end-of-sequence ids", field, GD_EOS_MAX);
+    config->eos_ids[config->eos_count++] = (int32_t)id;
+    return true;
+}

@@ -1,0 +1,228 @@
+/*
+ * fill.c - the tensor account: each tensor of the model is filled once, with the right shape; each tensor of the files
+ * is used once or is on the list of what may be ignored.
+ */
+#include "engine/base/alloc.h"
+#include "engine/model/files.h"
+#include "engine/model/parts.h"
+#include "engine/model/text.h"
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct tensor_name {
+    char text[96];
+};
+
+struct filler {
+    struct gd_model *model;
+    struct gd_files *files;
+    bool gguf;
+    struct gd_error *err;
+};
+
+static int compare_tensor(const void *key, const void *entry)
+{
+    return strcmp(key, ((const struct gd_file_tensor *)entry)->name);
+}
+
+static struct gd_file_tensor *find(const struct gd_files *files, const char *name)
+{
+    if (files->tensor_count == 0)
+        return NULL;
+    return bsearch(name, files->tensors, (size_t)files->tensor_count, sizeof files->tensors[0], compare_tensor);
+}
+
+/* `stem` of the Hugging Face name ("model.norm", "self_attn.q_proj"); layer < 0: outside layers. */
+static struct tensor_name hf_name(int layer, const char *stem, const char *kind)
+{
+    struct tensor_name name;
+    if (layer < 0)
+        snprintf(name.text, sizeof name.text, "%s.%s", stem, kind);
+    else
+        snprintf(name.text, sizeof name.text, "model.layers.%d.%s.%s", layer, stem, kind);
+    return name;
+}
+
+static struct tensor_name gguf_name(int layer, const char *stem, const char *kind)
+{
+    struct tensor_name name;
+    if (layer < 0)
+        snprintf(name.text, sizeof name.text, "%s.%s", stem, kind);
+    else
+        snprintf(name.text, sizeof name.text, "blk.%d.%s.%s", layer, stem, kind);
+    return name;
+}
+
+static bool check_tensor(const struct filler *f, const struct gd_file_tensor *entry, int rank, const int64_t *shape)
+{
+    const struct gd_tensor *tensor = &entry->tensor;
+    struct gd_tensor wanted = {.rank = rank};
+    memcpy(wanted.shape, shape, (size_t)rank * sizeof shape[0]);
+    if (tensor->rank < 0 || tensor->dtype == GD_I32)
+        return gd_fail(f->err, GD_UNSUPPORTED, "%s: tensor %s has dtype %s, which is not supported for weights",
+                       entry->file, entry->name, entry->dtype_name);
+    bool same = tensor->rank == rank;
+    for (int axis = 0; same && axis < rank; axis++)
+        same = tensor->shape[axis] == shape[axis];
+    if (!same)
+        return gd_fail(f->err, GD_BAD_MODEL, "%s: tensor %s is %s, the config wants %s", entry->file, entry->name,
+                       gd_show_shape(tensor).text, gd_show_shape(&wanted).text);
+    if (rank == 1 && gd_dtype_block(tensor->dtype) != 1)
+        return gd_fail(f->err, GD_UNSUPPORTED, "%s: tensor %s is a vector of %s, which is not supported", entry->file,
+                       entry->name, entry->dtype_name);
+    return true;
+}
+
+/* Kernels read whole elements: a tensor at an odd place of its file is copied to an even one. */
+static void align(const struct filler *f, struct gd_tensor *tensor)
+{
+    size_t unit = tensor->dtype == GD_F32 ? 4 : 2;
+    if ((uintptr_t)tensor->data % unit == 0)
+        return;
+    size_t bytes = gd_dtype_bytes(tensor->dtype, gd_tensor_count(tensor));
+    void *copy = gd_arena_alloc(&f->files->arena, bytes);
+    memcpy(copy, tensor->data, bytes);
+    tensor->data = copy;
+}
+
+/* A vector in the order of `rows`: gd_weight orders rows of matrices only. */
+static void permute_vector(const struct filler *f, struct gd_tensor *tensor, const int32_t *rows)
+{
+    int64_t count = tensor->shape[0];
+    size_t unit = gd_dtype_bytes(tensor->dtype, 1);
+    char *copy = gd_arena_alloc_array(&f->files->arena, (size_t)count, unit);
+    for (int64_t i = 0; i < count; i++)
+        memcpy(copy + (size_t)i * unit, (const char *)tensor->data + (size_t)rows[i] * unit, unit);
+    tensor->data = copy;
+}
+
+/* Finds `file_name`, checks it, and makes the weight called `name`. */
+static bool fill_one(const struct filler *f, struct gd_weight **out, const char *name, const char *file_name, int rank,
+                     const int64_t *shape, const int32_t *rows)
+{
+    struct gd_model *model = f->model;
+    struct gd_file_tensor *entry = find(f->files, file_name);
+    if (entry == NULL)
+        return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing", file_name);
+    if (!check_tensor(f, entry, rank, shape))
+        return false;
+    struct gd_tensor tensor = entry->tensor;
+    align(f, &tensor);
+    if (rank == 1 && rows != NULL)
+        permute_vector(f, &tensor, rows);
+    *out = NULL;
+    if (!gd_weight_create(out, name, &tensor, rank == 2 ? rows : NULL, 0, f->err))
+        return false;
+    entry->used = true;
+    model->weights[model->weight_count++] = *out;
+    model->parameter_count += gd_tensor_count(&tensor);
+    return true;
+}
+
+static bool fill_part(const struct filler *f, int layer, const struct gd_part *part, bool matrix)
+{
+    const struct gd_model_config *config = &f->model->config;
+    int64_t shape[2] = {gd_extent_size(config, part->out), gd_extent_size(config, part->in)};
+    const int32_t *rows = part->rows == GD_ROWS_QUERY ? f->files->query_rows
+                          : part->rows == GD_ROWS_KEY ? f->files->key_rows
+                                                      : NULL;
+    struct tensor_name hf = hf_name(layer, part->name, "weight"), gguf = gguf_name(layer, part->gguf, "weight");
+    if (!fill_one(f, gd_part_weight(&f->model->layer[layer], part), hf.text, f->gguf ? gguf.text : hf.text,
+                  matrix ? 2 : 1, shape, rows))
+        return false;
+    if (!gd_part_has_bias(config, part))
+        return true;
+    hf = hf_name(layer, part->name, "bias");
+    gguf = gguf_name(layer, part->gguf, "bias");
+    return fill_one(f, gd_part_bias(&f->model->layer[layer], part), hf.text, f->gguf ? gguf.text : hf.text, 1, shape,
+                    rows);
+}
+
+static bool fill_ends(const struct filler *f)
+{
+    struct gd_model *model = f->model;
+    int64_t table[2] = {model->config.vocab, model->config.width}, width = model->config.width;
+    if (!fill_one(f, &model->embed, "model.embed_tokens.weight",
+                  f->gguf ? "token_embd.weight" : "model.embed_tokens.weight", 2, table, NULL) ||
+        !fill_one(f, &model->final_norm, "model.norm.weight", f->gguf ? "output_norm.weight" : "model.norm.weight", 1,
+                  &width, NULL))
+        return false;
+    if (model->config.tied) {
+        model->head = model->embed;
+        return true;
+    }
+    if (!f->gguf && find(f->files, "lm_head.weight") == NULL)
+        return gd_fail(f->err, GD_BAD_MODEL,
+                       "tensor lm_head.weight is missing, and config.json says tie_word_embeddings false");
+    return fill_one(f, &model->head, "lm_head.weight", f->gguf ? "output.weight" : "lm_head.weight", 2, table, NULL);
+}
+
+static bool fill_layers(const struct filler *f)
+{
+    for (int layer = 0; layer < f->model->config.layers; layer++) {
+        for (int i = 0; i < GD_NORM_COUNT; i++)
+            if (!fill_part(f, layer, &gd_norm_parts[i], false))
+                return false;
+        for (int i = 0; i < GD_LINEAR_COUNT; i++)
+            if (!fill_part(f, layer, &gd_linear_parts[i], true))
+                return false;
+    }
+    return true;
+}
+
+/* Tensors that files carry and that hold nothing of the model. */
+static bool ignored(const struct filler *f, const char *name)
+{
+    static const char suffix[] = "rotary_emb.inv_freq";
+    size_t length = strlen(name), tail = sizeof suffix - 1;
+    if (f->gguf)
+        return strcmp(name, "rope_freqs.weight") == 0; /* used: it is in the config */
+    return (f->model->config.tied && strcmp(name, "lm_head.weight") == 0) ||
+           (length >= tail && strcmp(name + length - tail, suffix) == 0);
+}
+
+static bool check_all_used(const struct filler *f)
+{
+    const struct gd_file_tensor *first = NULL;
+    int count = 0;
+    for (int i = 0; i < f->files->tensor_count; i++) {
+        const struct gd_file_tensor *entry = &f->files->tensors[i];
+        if (entry->used || ignored(f, entry->name))
+            continue;
+        first = first != NULL ? first : entry;
+        count++;
+    }
+    if (count == 0)
+        return true;
+    return gd_fail(f->err, GD_BAD_MODEL,
+                   "%s: tensor %s %s is no part of a %s model with %d layers as the config describes it%s", first->file,
+                   gd_show_text(first->name).text, gd_show_shape(&first->tensor).text, f->model->config.architecture,
+                   f->model->config.layers, count > 1 ? ", and it is not the only one" : "");
+}
+
+/* The file's row for each row in half-split order: W_file = [heads, dh/2, 2], W = [heads, 2, dh/2]. */
+static int32_t *make_rows(int heads, int head_dim)
+{
+    int32_t *rows = gd_alloc_array((size_t)heads * (size_t)head_dim, sizeof rows[0]);
+    int half = head_dim / 2;
+    for (int head = 0; head < heads; head++)
+        for (int side = 0; side < 2; side++)
+            for (int j = 0; j < half; j++)
+                rows[head * head_dim + side * half + j] = head * head_dim + 2 * j + side;
+    return rows;
+}
+
+bool gd_files_fill(struct gd_model *model, const struct gd_family *family, struct gd_error *err)
+{
+    struct filler filler = {model, model->files, family != NULL, err};
+    const struct gd_model_config *config = &model->config;
+    if (family != NULL && family->gguf_permuted) {
+        filler.files->query_rows = make_rows(config->heads, config->head_dim);
+        filler.files->key_rows = make_rows(config->kv_heads, config->head_dim);
+    }
+    model->layer = gd_alloc_array((size_t)config->layers, sizeof model->layer[0]);
+    model->weights =
+        gd_alloc_array((size_t)config->layers * (GD_NORM_COUNT + 2 * GD_LINEAR_COUNT) + 3, sizeof model->weights[0]);
+    return fill_ends(&filler) && fill_layers(&filler) && check_all_used(&filler);
+}

@@ -1,0 +1,126 @@
+/*
+ * llama.c - the graph of Llama and its relatives (Touvron et al. 2023), through the sites.
+ *
+ *   u = x + Wo attention(rope(Wq n1), rope(Wk n1), Wv n1)   n1 = RMSNorm(x)
+ *   y = u + Wdown(silu(Wgate n2) * (Wup n2))                n2 = RMSNorm(u)
+ *
+ * Query head i attends to key/value head floor(i / (h/g)); scores are scaled by 1/sqrt(dh).
+ */
+#include "engine/model/files.h"
+#include "engine/model/parts.h"
+#include "engine/tensor/ops.h"
+#include <assert.h>
+#include <math.h>
+
+struct builder {
+    struct gd_graph *graph;
+    const struct gd_model *model;
+    const struct gd_files *files;
+    const struct gd_model_inputs *inputs;
+    struct gd_sites sites;
+};
+
+void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
+                            int tokens, int segments, bool cached)
+{
+    *inputs = (struct gd_model_inputs){
+        .ids = gd_graph_input(graph, "ids", GD_I32, 1, (int64_t[]){tokens}),
+        .positions = gd_graph_input(graph, "positions", GD_I32, 1, (int64_t[]){tokens}),
+        .inv_freq = gd_graph_input(graph, "inv_freq", GD_F32, 1, (int64_t[]){model->config.rotary_dim / 2}),
+    };
+    if (cached)
+        inputs->cache = gd_graph_handle(graph, "cache");
+    else
+        inputs->cu_seqlens = gd_graph_input(graph, "cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
+}
+
+static struct gd_value *norm(const struct builder *b, const struct gd_site *site, struct gd_value *x)
+{
+    struct gd_value *w = gd_graph_weight(b->graph, site->weight);
+    if (b->sites.norm != NULL)
+        w = b->sites.norm(b->sites.context, b->graph, site, w);
+    return gd_rms_norm(b->graph, x, w, b->model->config.norm_eps);
+}
+
+static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
+{
+    const struct gd_site *site = &b->files->linear_sites[layer * GD_LINEAR_COUNT + part];
+    struct gd_weight *bias = *gd_part_bias(&b->model->layer[layer], &gd_linear_parts[part]);
+    struct gd_value *w = gd_graph_weight(b->graph, site->weight);
+    struct gd_value *added = bias != NULL ? gd_graph_weight(b->graph, bias) : NULL;
+    if (b->sites.linear != NULL)
+        return b->sites.linear(b->sites.context, b->graph, site, x, w, added);
+    return gd_site_linear_base(b->graph, x, w, added);
+}
+
+static struct gd_value *block(const struct builder *b, const struct gd_site *site, struct gd_value *input,
+                              struct gd_value *output)
+{
+    if (b->sites.block == NULL)
+        return output;
+    return b->sites.block(b->sites.context, b->graph, site, input, output);
+}
+
+static struct gd_value *rope(const struct builder *b, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    return gd_rope(b->graph, x, b->inputs->positions, b->inputs->inv_freq, config->head_dim, config->attention_factor,
+                   1);
+}
+
+static struct gd_value *attention(const struct builder *b, int layer, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    struct gd_value *q = rope(b, linear(b, layer, GD_LINEAR_Q, x));
+    struct gd_value *k = rope(b, linear(b, layer, GD_LINEAR_K, x));
+    struct gd_value *v = linear(b, layer, GD_LINEAR_V, x);
+    if (b->sites.kv != NULL)
+        b->sites.kv(b->sites.context, b->graph, &b->files->kv_sites[layer], &k, &v);
+    double scale = 1 / sqrt(config->head_dim);
+    int window = layer >= config->sliding_from_layer ? config->sliding_window : 0;
+    struct gd_value *y;
+    if (b->inputs->cache != NULL)
+        y = gd_attention_cached(b->graph, q, k, v, b->inputs->cache, layer, config->heads, config->kv_heads,
+                                config->head_dim, scale, window);
+    else
+        y = gd_attention(b->graph, q, k, v, b->inputs->cu_seqlens, config->heads, config->kv_heads, config->head_dim,
+                         scale, window);
+    return linear(b, layer, GD_LINEAR_O, y);
+}
+
+static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value *x)
+{
+    struct gd_value *gate = linear(b, layer, GD_LINEAR_GATE, x), *up = linear(b, layer, GD_LINEAR_UP, x);
+    return linear(b, layer, GD_LINEAR_DOWN, gd_swiglu(b->graph, gate, up));
+}
+
+static struct gd_value *decoder_layer(const struct builder *b, int layer, struct gd_value *x)
+{
+    const struct gd_site *norms = &b->files->norm_sites[layer * GD_NORM_COUNT];
+    const struct gd_site *blocks = &b->files->block_sites[2 * layer];
+    struct gd_value *n1 = norm(b, &norms[GD_NORM_INPUT], x);
+    struct gd_value *u = gd_add(b->graph, x, block(b, &blocks[0], n1, attention(b, layer, n1)));
+    struct gd_value *n2 = norm(b, &norms[GD_NORM_POST], u);
+    return gd_add(b->graph, u, block(b, &blocks[1], n2, mlp(b, layer, n2)));
+}
+
+struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,
+                                 const struct gd_model_inputs *inputs, const struct gd_sites *sites)
+{
+    struct builder b = {graph, model, model->files, inputs, sites != NULL ? *sites : (struct gd_sites){0}};
+    assert((inputs->cache != NULL) + (inputs->cu_seqlens != NULL) <= 1);
+    struct gd_value *x = gd_embed(graph, gd_graph_weight(graph, model->embed), inputs->ids);
+    if (b.sites.embed != NULL)
+        x = b.sites.embed(b.sites.context, graph, &b.files->embed_site, x);
+    for (int layer = 0; layer < model->config.layers; layer++)
+        x = decoder_layer(&b, layer, x);
+    struct gd_value *h = norm(&b, &b.files->norm_sites[model->config.layers * GD_NORM_COUNT], x);
+    if (b.sites.hidden != NULL)
+        h = b.sites.hidden(b.sites.context, graph, &b.files->hidden_site, h);
+    return h;
+}
+
+struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model)
+{
+    return gd_graph_weight(graph, model->head);
+}

@@ -1,0 +1,40 @@
+/*
+ * parts.h - the tensors of a decoder layer: names in both formats, shapes, and where they go.
+ *
+ * Why      Loading, the tensor account, sites and graph walk one table, so that they cannot disagree.
+ * Memory   Constants.
+ * Threads  Any.
+ * Errors   none
+ * Limits   none
+ * Life     none
+ */
+#ifndef GD_MODEL_PARTS_H
+#define GD_MODEL_PARTS_H
+
+#include "engine/model/model.h"
+
+enum gd_extent { GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV };
+enum gd_row_kind { GD_ROWS_PLAIN, GD_ROWS_QUERY, GD_ROWS_KEY }; /* QUERY, KEY: permuted in some GGUF files */
+
+struct gd_part {
+    const char *name;        /* "self_attn.q_proj" */
+    const char *gguf;        /* "attn_q" */
+    enum gd_extent out, in;  /* a norm's weight is [out] */
+    enum gd_row_kind rows;
+    size_t weight, bias;     /* offsets into struct gd_model_layer */
+    size_t has_bias;         /* offset of the flag in struct gd_model_config; 0: never */
+};
+
+enum { GD_LINEAR_Q, GD_LINEAR_K, GD_LINEAR_V, GD_LINEAR_O, GD_LINEAR_GATE, GD_LINEAR_UP, GD_LINEAR_DOWN,
+       GD_LINEAR_COUNT };
+enum { GD_NORM_INPUT, GD_NORM_POST, GD_NORM_COUNT };
+
+extern const struct gd_part gd_linear_parts[GD_LINEAR_COUNT];
+extern const struct gd_part gd_norm_parts[GD_NORM_COUNT];
+
+int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent);
+bool gd_part_has_bias(const struct gd_model_config *config, const struct gd_part *part);
+struct gd_weight **gd_part_weight(struct gd_model_layer *layer, const struct gd_part *part);
+struct gd_weight **gd_part_bias(struct gd_model_layer *layer, const struct gd_part *part);
+
+#endif
