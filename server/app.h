@@ -21,6 +21,7 @@ struct gd_scheduler;   /* scheduler.h: which job runs where */
 struct gd_keys;        /* keys.h: bearer keys */
 struct gd_models;      /* models.h: bases in the models folder */
 struct gd_counters;    /* counters.h: Prometheus */
+struct gd_files;       /* files.h: uploads and their expiry */
 
 struct gd_app {
     struct gd_config config;
@@ -32,6 +33,7 @@ struct gd_app {
     struct gd_supervisor *supervisor;
     struct gd_scheduler *scheduler;
     struct gd_counters *counters;
+    struct gd_files *files;
     bool draining;
     int64_t started_at;
     char organization_id[40];

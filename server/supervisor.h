@@ -5,7 +5,8 @@
  * Memory   Owns worker processes and pending requests.
  * Threads  Loop thread.
  * Errors   Requests: GD_UNAVAILABLE (503, retry) when the worker died.
- * Limits   restarts back off 0.1 s doubling to 10 s; GD_WORKER_PENDING_MAX requests waiting (GD_BUSY).
+ * Limits   restarts back off 0.1 s doubling to 10 s, from the start again after a worker stood for 30 s;
+ *          GD_WORKER_PENDING_MAX requests waiting (GD_BUSY).
  * Life     gd_supervisor_start -> send / request ... -> gd_supervisor_stop.
  */
 #ifndef GD_SERVER_SUPERVISOR_H
@@ -14,7 +15,12 @@
 #include "server/app.h"
 
 #define GD_WORKER_PENDING_MAX 4096
-#define GD_HEARTBEAT_SILENCE_MS 10000   /* then SIGTERM, 5 s, SIGKILL */
+#define GD_HEARTBEAT_SILENCE_MS 10000   /* then SIGTERM, 5 s, SIGKILL; six times that until "ready" */
+/* A busy worker whose step_watermark stands still for the longer of this and 10 times its median is hung as well. The
+ * watermark must rise with everything that the engine finishes (a micro-step, a decode turn, a slice of tokenising); before
+ * a median is known, GD_WATERMARK_FIRST_MS. */
+#define GD_WATERMARK_SILENCE_MS 120000
+#define GD_WATERMARK_FIRST_MS 1800000
 
 GD_MUST_CHECK bool gd_supervisor_start(struct gd_supervisor **out, struct gd_app *app, struct gd_error *err);
 /* shutdown frame, 60 s for a checkpoint, SIGTERM, SIGKILL; `stopped` on the loop. */
@@ -28,13 +34,17 @@ void gd_supervisor_destroy(struct gd_supervisor *supervisor);
 typedef void (*gd_worker_frame)(void *context, const cJSON *frame, bool last);
 GD_MUST_CHECK bool gd_supervisor_request(struct gd_supervisor *supervisor, cJSON *message_taken, gd_worker_frame on_frame,
                                          void *context, uint64_t *id, struct gd_error *err);
-/* No more frames for `id` after this returns. */
+/* No more frames for `id` after this returns; unknown ids are ignored. */
 void gd_supervisor_cancel(struct gd_supervisor *supervisor, uint64_t id);
 
 /* ---- jobs ---- */
 int gd_supervisor_worker_count(const struct gd_supervisor *supervisor);
 bool gd_supervisor_worker_free(const struct gd_supervisor *supervisor, int worker);  /* ready and without a job */
 void gd_supervisor_send(struct gd_supervisor *supervisor, int worker, cJSON *message_taken);
+/* Requests that the worker has been given and has not answered. */
+int gd_supervisor_in_flight(const struct gd_supervisor *supervisor, int worker);
+/* Shorter silences, for tests. */
+void gd_supervisor_set_patience(struct gd_supervisor *supervisor, uint64_t heartbeat_ms, uint64_t watermark_ms);
 
 /* {"workers":[{index,pid,state,device,isa,compute,threads,job_id,rss_bytes,restarts,infer{..},heartbeat_age_ms}]} */
 cJSON *gd_supervisor_describe(const struct gd_supervisor *supervisor);
