@@ -111,35 +111,31 @@ static bool walk_call(struct walk *walk, const struct gd_call *call)
     return gd_graph_ok(graph, &(struct gd_error){0});
 }
 
-static bool walk_back(struct walk *walk, struct gd_value *loss)
+static bool walk_back(struct walk *walk, struct gd_value *from, struct gd_value *from_grad)
 {
-    if (!walk->wanted[loss->index])
+    if (!walk->wanted[from->index])
         return true;
-    walk->grad[loss->index] = gd_graph_make_one(walk->graph);
-    for (int i = loss->producer ? loss->producer->index : -1; i >= 0; i--)
+    walk->grad[from->index] = from_grad;
+    for (int i = from->producer ? from->producer->index : -1; i >= 0; i--)
         if (!walk_call(walk, gd_graph_call_at(walk->graph, i)))
             return false;
     return true;
 }
 
-bool gd_graph_gradient(struct gd_graph *graph, struct gd_value *loss, struct gd_value *const *params, int param_count,
-                       struct gd_value **grads, struct gd_error *err)
+bool gd_graph_gradient_from(struct gd_graph *graph, struct gd_value *from, struct gd_value *from_grad,
+                            struct gd_value *const *params, int param_count, struct gd_value **grads, struct gd_error *err)
 {
-    if (!gd_graph_ok(graph, err))
-        return false;
-    if (loss == NULL || loss->dtype != GD_F32 || gd_value_elements(loss) != 1 || loss->rank != 1)
-        return gd_fail(err, GD_INVALID, "graph: a loss is an f32 value of shape [1]");
     struct walk walk = {.graph = graph, .value_count = gd_graph_value_count(graph)};
     walk.wanted = gd_alloc_array((size_t)walk.value_count + 1, sizeof(bool));
     walk.grad = gd_alloc_array((size_t)walk.value_count + 1, sizeof(struct gd_value *));
-    bool *kept = gd_alloc_array((size_t)walk.value_count, sizeof(bool));
+    bool *kept = gd_alloc_array((size_t)walk.value_count + 1, sizeof(bool));
 
     narrow(&walk, params, param_count);
     for (int i = 0; i < walk.value_count; i++) {
         kept[i] = gd_graph_value_at(graph, i)->needs_gradient;
         gd_graph_value_at(graph, i)->needs_gradient = walk.wanted[i];
     }
-    bool ok = walk_back(&walk, loss);
+    bool ok = walk_back(&walk, from, from_grad);
     for (int i = 0; i < walk.value_count; i++)
         gd_graph_value_at(graph, i)->needs_gradient = kept[i];
     for (int i = 0; ok && i < param_count; i++)
@@ -149,4 +145,14 @@ bool gd_graph_gradient(struct gd_graph *graph, struct gd_value *loss, struct gd_
     gd_free(walk.grad);
     gd_free(walk.wanted);
     return gd_graph_ok(graph, err) && ok;
+}
+
+bool gd_graph_gradient(struct gd_graph *graph, struct gd_value *loss, struct gd_value *const *params, int param_count,
+                       struct gd_value **grads, struct gd_error *err)
+{
+    if (!gd_graph_ok(graph, err))
+        return false;
+    if (loss == NULL || loss->dtype != GD_F32 || loss->rank != 1 || loss->shape[0] != 1)
+        return gd_fail(err, GD_INVALID, "graph: a loss is an f32 value of shape [1]");
+    return gd_graph_gradient_from(graph, loss, gd_graph_make_one(graph), params, param_count, grads, err);
 }

@@ -17,6 +17,11 @@
 const struct gd_value *gd_graph_one(const struct gd_graph *graph); /* NULL if there is none yet */
 struct gd_value *gd_graph_make_one(struct gd_graph *graph);
 
+/* gd_graph_gradient for any value and the gradient that arrives at it (same shape and dtype). */
+GD_MUST_CHECK bool gd_graph_gradient_from(struct gd_graph *graph, struct gd_value *from, struct gd_value *from_grad,
+                                          struct gd_value *const *params, int param_count, struct gd_value **grads,
+                                          struct gd_error *err);
+
 /* Elements and bytes of a value; both fit size_t (checked when the value was made). */
 int64_t gd_value_elements(const struct gd_value *value);
 size_t gd_value_bytes(const struct gd_value *value);
