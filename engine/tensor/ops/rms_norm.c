@@ -1,3 +1,118 @@
-#include "engine/tensor/op.h"
+/* y = x / rms(x) * w, rms = sqrt(mean(x^2) + eps), row by row (Zhang & Sennrich 2019). Output 1: 1 / rms. f[0]: eps. */
+#include "engine/tensor/ops/elementwise.h"
+#include <math.h>
 
-const struct gd_op gd_op_rms_norm = {.name = "rms_norm"};
+static bool shape(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *x = call->in[0], *w = call->in[1];
+    if (!gd_shape_unary(graph, call))
+        return false;
+    if (x->rank != 2 || w->rank != 1 || w->shape[0] != x->shape[1] || (w->kind != GD_VALUE_WEIGHT && w->dtype != GD_F32))
+        return gd_graph_fail(graph, "rms_norm: '%s' is no f32 vector as long as the rows of '%s'", w->name, x->name) != NULL;
+    call->out[1]->dtype = GD_F32;
+    call->out[1]->rank = 1;
+    call->out[1]->shape[0] = x->shape[0];
+    return true;
+}
+
+GD_INLINE void body(void *y, float *inverse_rms, const void *x, const float *w, float eps, bool bf16, int64_t width,
+                    int64_t begin, int64_t end)
+{
+    for (int64_t t = begin; t < end; t++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < width; j++) {
+            float value = gd_load(x, bf16, t * width + j);
+            sum += value * value;
+        }
+        float inverse = 1.0f / sqrtf(sum / (float)width + eps);
+        inverse_rms[t] = inverse;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++)
+            gd_store(y, bf16, t * width + j, gd_load(x, bf16, t * width + j) * inverse * w[j]);
+    }
+}
+
+GD_KERNEL static void rows_f32(float *y, float *inverse_rms, const float *x, const float *w, float eps, int64_t width,
+                               int64_t begin, int64_t end)
+{
+    body(y, inverse_rms, x, w, eps, false, width, begin, end);
+}
+
+GD_KERNEL static void rows_bf16(uint16_t *y, float *inverse_rms, const uint16_t *x, const float *w, float eps,
+                                int64_t width, int64_t begin, int64_t end)
+{
+    body(y, inverse_rms, x, w, eps, true, width, begin, end);
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1];
+    const float *w = args->weight[1] != NULL ? gd_weight_vector(args->weight[1]) : args->in[1].data;
+    float eps = (float)args->params->f[0];
+    GD_PARALLEL(rows * width)
+    {
+        struct gd_range r = gd_thread_range(rows, 1);
+        if (args->out[0].dtype == GD_BF16)
+            rows_bf16(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, r.begin, r.end);
+        else
+            rows_f32(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, r.begin, r.end);
+    }
+    return true;
+}
+
+static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
+                     struct gd_value **in_grad)
+{
+    extern const struct gd_op gd_op_rms_norm_grad;
+    if (out_grad[1] != NULL)
+        return gd_graph_fail(graph, "rms_norm: its 1/rms is not differentiable") != NULL;
+    bool wants_w = call->in[1]->needs_gradient;
+    struct gd_op_params params = {.i = {wants_w}};
+    struct gd_value *in[] = {call->in[0], call->in[1], call->out[1], out_grad[0]};
+    struct gd_value *dx = gd_graph_call(graph, &gd_op_rms_norm_grad, in, GD_COUNT(in), &params);
+    in_grad[0] = call->in[0]->needs_gradient ? dx : NULL;
+    in_grad[1] = wants_w ? gd_value_output(dx, 1) : NULL;
+    return dx != NULL;
+}
+
+static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
+{
+    int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1];
+    for (int64_t t = 0; t < rows; t++) {
+        double sum = 0;
+        for (int64_t j = 0; j < width; j++)
+            sum += in[0][t * width + j] * in[0][t * width + j];
+        out[1][t] = 1 / sqrt(sum / (double)width + op_case->params.f[0]);
+        for (int64_t j = 0; j < width; j++)
+            out[0][t * width + j] = in[0][t * width + j] * out[1][t] * in[1][j];
+    }
+}
+
+#define ROWS(t, n) {.dtype = GD_F32, .rank = 2, .shape = {t, n}, .gradient = true}
+#define FROZEN(n) {.dtype = GD_F32, .rank = 1, .shape = {n}, .fill = GD_FILL_POSITIVE, .as_weight = true}
+#define TRAINED(n) {.dtype = GD_F32, .rank = 1, .shape = {n}, .fill = GD_FILL_POSITIVE, .gradient = true}
+#define EPS .params = {.f = {1e-5}}
+static const struct gd_op_case cases[] = {
+    {.name = "one element", .in_count = 2, .in = {ROWS(1, 1), FROZEN(1)}, .params = {.f = {0.5}}, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "odd sizes, frozen", .in_count = 2, .in = {ROWS(5, 37), FROZEN(37)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "odd sizes, trained", .in_count = 2, .in = {ROWS(19, 37), TRAINED(37)}, EPS, .tolerance = 1e-5},
+    {.name = "large enough for threads", .in_count = 2, .in = {ROWS(67, 576), FROZEN(576)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+};
+
+const struct gd_op gd_op_rms_norm = {
+    .name = "rms_norm",
+    .in_min = 2, .in_max = 2, .out_count = 2,
+    .shape = shape,
+    .run_cpu = run_cpu,
+    .gradient = gradient,
+    .inplace = -1,
+    .reference = reference,
+    .cases = cases, .case_count = GD_COUNT(cases),
+};
+
+struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps)
+{
+    struct gd_op_params params = {.f = {eps}};
+    return gd_graph_call(g, &gd_op_rms_norm, (struct gd_value *[]){x, w}, 2, &params);
+}

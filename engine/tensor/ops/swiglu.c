@@ -1,3 +1,77 @@
-#include "engine/tensor/op.h"
+/* y = silu(gate) * up, silu(g) = g / (1 + exp(-g)) (Shazeer 2020). */
+#include "engine/tensor/ops/elementwise.h"
+#include "engine/tensor/ops/sigmoid.h"
 
-const struct gd_op gd_op_swiglu = {.name = "swiglu"};
+GD_INLINE void body(void *y, const void *gate, const void *up, bool bf16, int64_t begin, int64_t end)
+{
+#pragma omp simd
+    for (int64_t i = begin; i < end; i++) {
+        float g = gd_load(gate, bf16, i);
+        gd_store(y, bf16, i, g * gd_sigmoid(g) * gd_load(up, bf16, i));
+    }
+}
+
+GD_KERNEL static void part_f32(float *y, const float *gate, const float *up, int64_t begin, int64_t end)
+{
+    body(y, gate, up, false, begin, end);
+}
+
+GD_KERNEL static void part_bf16(uint16_t *y, const uint16_t *gate, const uint16_t *up, int64_t begin, int64_t end)
+{
+    body(y, gate, up, true, begin, end);
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    int64_t count = gd_tensor_count(&args->out[0]);
+    GD_PARALLEL(count)
+    {
+        struct gd_range r = gd_thread_range(count, 32);
+        if (args->out[0].dtype == GD_BF16)
+            part_bf16(args->out[0].data, args->in[0].data, args->in[1].data, r.begin, r.end);
+        else
+            part_f32(args->out[0].data, args->in[0].data, args->in[1].data, r.begin, r.end);
+    }
+    return true;
+}
+
+static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
+                     struct gd_value **in_grad)
+{
+    extern const struct gd_op gd_op_swiglu_grad;
+    struct gd_value *in[] = {call->in[0], call->in[1], out_grad[0]};
+    struct gd_value *d_gate = gd_graph_call(graph, &gd_op_swiglu_grad, in, GD_COUNT(in), NULL);
+    in_grad[0] = call->in[0]->needs_gradient ? d_gate : NULL;
+    in_grad[1] = call->in[1]->needs_gradient ? gd_value_output(d_gate, 1) : NULL;
+    return d_gate != NULL;
+}
+
+static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
+{
+    int64_t count = op_case->in[0].shape[0] * op_case->in[0].shape[1];
+    for (int64_t i = 0; i < count; i++)
+        out[0][i] = in[0][i] / (1 + exp(-in[0][i])) * in[1][i];
+}
+
+#define INPUT(t, n) {.dtype = GD_F32, .rank = 2, .shape = {t, n}, .gradient = true}
+static const struct gd_op_case cases[] = {
+    {.name = "one element", .in_count = 2, .in = {INPUT(1, 1), INPUT(1, 1)}, .tolerance = 1e-5, .tolerance_bf16 = 8e-3},
+    {.name = "odd sizes", .in_count = 2, .in = {INPUT(3, 37), INPUT(3, 37)}, .tolerance = 1e-5, .tolerance_bf16 = 8e-3},
+    {.name = "large enough for threads", .in_count = 2, .in = {INPUT(33, 517), INPUT(33, 517)}, .tolerance = 1e-5, .tolerance_bf16 = 8e-3},
+};
+
+const struct gd_op gd_op_swiglu = {
+    .name = "swiglu",
+    .in_min = 2, .in_max = 2, .out_count = 1,
+    .shape = gd_shape_binary,
+    .run_cpu = run_cpu,
+    .gradient = gradient,
+    .inplace = 0,
+    .reference = reference,
+    .cases = cases, .case_count = GD_COUNT(cases),
+};
+
+struct gd_value *gd_swiglu(struct gd_graph *g, struct gd_value *gate, struct gd_value *up)
+{
+    return gd_graph_call(g, &gd_op_swiglu, (struct gd_value *[]){gate, up}, 2, NULL);
+}
