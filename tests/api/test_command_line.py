@@ -1,0 +1,117 @@
+"""The command line that scripts rely on."""
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import pytest
+
+from daemon import FIXTURES, GRAFTD, chat_rows, job_body
+
+
+def graftd(*arguments, **options):
+    return subprocess.run([GRAFTD, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120,
+                          **options)
+
+
+@pytest.fixture
+def job(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(40)))
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(job_body(str(rows), hyper={"checkpoint_interval": 4})))
+    return path
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["fly"], ["serve"], ["serve", "--data-dir", "x"], ["serve", "--what"], ["serve", "--listen", "nowhere", "--data-dir", "x",
+    "--models", "y"], ["run"], ["run", "a.json"], ["run", "a.json", "--models"], ["inspect"], ["inspect", "a", "b"],
+    ["generate", "m"], ["generate", "m", "--chat", "a", "--prompt", "b"], ["generate", "m", "--chat", "a", "--temperature", "hot"],
+    ["run", "a.json", "--models", "m", "--out", "o", "--threads", "0"], ["worker"],
+    ["serve", "--data-dir", "x", "--models", "y", "--listen", "0.0.0.0:8900"],
+])
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments):
+    done = graftd(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("graftd")
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["run"], ["inspect"], ["generate"]])
+def test_help_everywhere(command):
+    done = graftd(*command, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("Usage: graftd") and done.stderr == ""
+
+
+def test_version():
+    assert graftd("version").stdout.startswith("graftd 0.")
+
+
+def test_run_and_resume_give_the_same_bytes(job, models, tmp_path):
+    whole = graftd("run", job, "--models", models, "--out", tmp_path / "whole", "--threads", 2)
+    assert whole.returncode == 0, whole.stderr
+    assert "step 20/20" in whole.stdout and f"adapter {tmp_path}/whole/adapter" in whole.stdout
+    parts = subprocess.Popen([GRAFTD, "run", job, "--models", models, "--out", tmp_path / "parts", "--threads", "2"],
+                             stdout=subprocess.PIPE, text=True)
+    for line in parts.stdout:
+        if line.startswith("step 6/"):
+            parts.terminate()
+            break
+    parts.stdout.read()
+    code = parts.wait()
+    if code != 0:
+        refused = graftd("run", job, "--models", models, "--out", tmp_path / "parts", "--threads", 2)
+        assert refused.returncode == 1 and "--resume" in refused.stderr
+        resumed = graftd("run", job, "--models", models, "--out", tmp_path / "parts", "--resume", "--threads", 2)
+        assert resumed.returncode == 0, resumed.stderr
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    text = graftd("generate", "tiny-llama", "--models", models, "--adapter", tmp_path / "whole" / "adapter", "--chat", "number 2",
+                  "--max-tokens", 4)
+    assert text.returncode == 0 and text.stdout
+
+
+def test_run_names_what_is_wrong(job, models, tmp_path):
+    body = json.loads(job.read_text())
+    body["training_file"] = str(tmp_path / "missing.jsonl")
+    job.write_text(json.dumps(body))
+    done = graftd("run", job, "--models", models, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "missing.jsonl" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_inspect_a_model_and_a_row(job, models, tmp_path):
+    shown = graftd("inspect", "tiny-llama", "--models", models, "--json")
+    assert shown.returncode == 0, shown.stderr
+    facts = json.loads(shown.stdout)
+    assert facts["architecture"] == "llama"
+    assert graftd("inspect", models / "tiny-qwen2").returncode == 0
+    row = json.loads(graftd("inspect", "tiny-llama", "--models", models, "--row", f"{tmp_path}/rows.jsonl:3", "--json").stdout)
+    trained = "".join(t["text"] for t in row["tokens"] if t["weight"] > 0)
+    assert trained == "even<|im_end|>" and "number 2" in row["text"]
+    wrong = graftd("inspect", "tiny-lama", "--models", models)
+    assert wrong.returncode == 1 and "tiny-llama" in wrong.stderr
+
+
+def test_smollm2_is_read_and_talks():
+    path = os.environ["GD_SMOLLM2_GGUF"]
+    facts = json.loads(graftd("inspect", path, "--json").stdout)
+    assert facts["parameters"] == 134515008
+    text = graftd("generate", path, "--chat", "What is the capital of France?", "--max-tokens", 24)
+    assert text.returncode == 0 and "Paris" in text.stdout
+
+
+def test_the_daemon_is_ready_within_a_second(own_daemon):
+    daemon = own_daemon()
+    started = time.monotonic()
+    daemon.start()
+    first = time.monotonic() - started
+    assert daemon.get("/healthz").status == 200
+    daemon.stop()
+    assert first < 5, "the figure itself is tests/bench's business; this catches a daemon that waits for something"
+
+
+def test_two_daemons_do_not_share_a_data_folder(own_daemon, models):
+    daemon = own_daemon().start()
+    second = graftd("serve", "--data-dir", daemon.data_dir, "--models", models, "--listen", "127.0.0.1:0")
+    assert second.returncode == 1 and str(daemon.data_dir) in second.stderr
+    daemon.stop()
