@@ -6,7 +6,8 @@
  * Threads  Loop thread; disk work runs on libuv's pool.
  * Errors   GD_IO, GD_DISK_FULL.
  * Limits   config upload_max_bytes a file
- * Life     gd_files_start (empties tmp and .trash, starts the expiry timer) -> ... -> gd_files_stop.
+ * Life     gd_files_start (empties .trash, removes files without a row, starts the expiry timer) -> ... -> gd_files_stop.
+ *          Start it when the store is open and before anything can add a file; stop it before the store is closed.
  *
  * DATA_DIR/tmp        uploads under way          DATA_DIR/files/ID   acknowledged files
  * DATA_DIR/.trash     folders being removed
