@@ -81,6 +81,7 @@ char *gd_arena_strndup(struct gd_arena *arena, const char *text, size_t length)
 
 char *gd_arena_format(struct gd_arena *arena, const char *format, ...)
 {
+    assert(format != NULL);
     va_list list, again;
     va_start(list, format);
     va_copy(again, list);

@@ -296,9 +296,9 @@ static bool verify_manifest(const char *root, struct listing *list, struct gd_er
     char *path = gd_format("%s/" MANIFEST, root);
     cJSON *manifest = gd_json_parse_file(path, MANIFEST_BYTES_MAX, err);
     const cJSON *files = NULL;
-    int64_t format = MANIFEST_FORMAT;
+    int64_t format;
     bool ok = manifest != NULL &&
-              gd_json_get_int(manifest, "", "format", false, MANIFEST_FORMAT, MANIFEST_FORMAT, &format, err) &&
+              gd_json_get_int(manifest, "", "format", true, MANIFEST_FORMAT, MANIFEST_FORMAT, &format, err) &&
               gd_json_get_object(manifest, "", "files", true, &files, err);
     if (!ok) {
         gd_error_context(err, "%s", path);
