@@ -1,3 +1,155 @@
-#include "engine/tensor/op.h"
+/*
+ * Serving: y + scale (x A^T) B^T for each row with the A, B of the graft that it wears at i[0], the site (wear.h).
+ * Rows are sorted by graft; rows of the bare base, and padding rows, pass. f32 inside. Its test is in tests/unit/infer.
+ */
+#include "engine/tensor/ops/elementwise.h"
+#include "engine/tensor/ops/lanes.h"
+#include "engine/tensor/wear.h"
+#include <inttypes.h>
 
-const struct gd_op gd_op_wear_lowrank = {.name = "wear_lowrank"};
+#define RANK_MAX 512
+#define COLUMN_STEP 16 /* output columns that are expanded together */
+
+struct gd_wear_kernels {
+    void (*shrink)(float *s, const float *a, const float *x, int rank, int64_t in);
+    void (*expand)(void *y, bool bf16, int64_t y_row, const float *s, int64_t s_row, const float *b, int rank, float scale,
+                   int rows, int64_t begin, int64_t end, float *columns);
+};
+
+#define LANES 16
+#include "engine/tensor/ops/wear_block.h"
+#undef LANES
+#define LANES 8
+#include "engine/tensor/ops/wear_block.h"
+#undef LANES
+#define LANES 4
+#include "engine/tensor/ops/wear_block.h"
+#undef LANES
+
+static bool shape(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *y = call->in[0], *x = call->in[1], *wear = call->in[2];
+    if (!gd_shape_unary(graph, call))
+        return false;
+    if (y->rank != 2 || x->rank != 2 || x->dtype != y->dtype || x->shape[0] != y->shape[0] || wear->dtype != GD_HANDLE ||
+        call->params.i[0] < 0)
+        return gd_graph_fail(graph, "wear_lowrank: '%s' and '%s' are no rows of one dtype, '%s' is no handle, or the site "
+                             "is negative", y->name, x->name, wear->name) != NULL;
+    return true;
+}
+
+/* Scratch: x A^T of all rows, then for each thread a row of x as f32 and the transposed columns of a block of B. */
+static size_t thread_floats(int64_t in)
+{
+    return (size_t)gd_round_up(in, 16) + RANK_MAX * COLUMN_STEP;
+}
+
+static size_t scratch_bytes(const struct gd_call *call)
+{
+    return ((size_t)call->in[1]->shape[0] * RANK_MAX + (size_t)omp_get_max_threads() * thread_floats(call->in[1]->shape[1])) *
+           sizeof(float);
+}
+
+struct job {
+    const struct gd_wear *wear;
+    const struct gd_wear_kernels *isa;
+    int site;
+    int64_t in, out;
+    bool bf16;
+    const void *x;
+    void *y;
+    float *s;        /* [T][RANK_MAX] */
+    float *threads;
+};
+
+/* The graft's part at this site, or NULL where there is nothing to add. */
+static const struct gd_wear_lowrank *find_part(const struct job *job, int group)
+{
+    const struct gd_wear_lowrank *sites = job->wear->sites[group];
+    return sites != NULL && sites[job->site].rank > 0 ? &sites[job->site] : NULL;
+}
+
+static void shrink_rows(const struct job *job, int64_t begin, int64_t end, float *row)
+{
+    int group = 0;
+    for (int64_t t = begin; t < end; t++) {
+        while (job->wear->row_begin[group + 1] <= t)
+            group++;
+        const struct gd_wear_lowrank *part = find_part(job, group);
+        if (part == NULL)
+            continue;
+        gd_row_to_f32(row, (const char *)job->x + (size_t)(t * job->in) * (job->bf16 ? 2 : 4), job->bf16 ? GD_BF16 : GD_F32,
+                      job->in);
+        job->isa->shrink(job->s + t * RANK_MAX, part->a, row, part->rank, job->in);
+    }
+}
+
+static void run_all(const struct job *job, int64_t rows, int64_t work)
+{
+    GD_PARALLEL(work)
+    {
+        float *row = job->threads + (size_t)omp_get_thread_num() * thread_floats(job->in);
+        struct gd_range r = gd_thread_range(rows, 1), c = gd_thread_range(job->out, COLUMN_STEP);
+        shrink_rows(job, r.begin, r.end, row);
+#pragma omp barrier
+        for (int group = 0; group < job->wear->group_count; group++) {
+            const struct gd_wear_lowrank *part = find_part(job, group);
+            int32_t begin = job->wear->row_begin[group], end = job->wear->row_begin[group + 1];
+            if (part != NULL && end > begin)
+                job->isa->expand((char *)job->y + (size_t)(begin * job->out) * (job->bf16 ? 2 : 4), job->bf16, job->out,
+                                 job->s + begin * RANK_MAX, RANK_MAX, part->b, part->rank, part->scale, end - begin, c.begin,
+                                 c.end, row + gd_round_up(job->in, 16));
+        }
+    }
+}
+
+static bool check_wear(const struct job *job, int64_t rows, int64_t *work, struct gd_error *err)
+{
+    const struct gd_wear *wear = job->wear;
+    *work = 0;
+    for (int group = 0; group < wear->group_count; group++) {
+        int32_t begin = wear->row_begin[group], end = wear->row_begin[group + 1];
+        if (begin < 0 || end < begin || end > rows || (group == 0 && begin != 0))
+            return gd_fail(err, GD_INTERNAL, "wear_lowrank: group %d has rows %d to %d of %" PRId64, group, begin, end, rows);
+        const struct gd_wear_lowrank *part = find_part(job, group);
+        if (part != NULL && part->rank > RANK_MAX)
+            return gd_fail(err, GD_INTERNAL, "wear_lowrank: rank %d, at most %d", part->rank, RANK_MAX);
+        *work += part != NULL ? (end - begin) * (int64_t)part->rank * (job->in + job->out) / 8 : 0;
+    }
+    return true;
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    int64_t rows = args->in[0].shape[0], work = 0;
+    struct job job = {
+        .wear = args->in[2].data, .site = (int)args->params->i[0],
+        .in = args->in[1].shape[1], .out = args->in[0].shape[1], .bf16 = args->in[0].dtype == GD_BF16,
+        .x = args->in[1].data, .y = args->out[0].data, .s = args->scratch,
+        .threads = (float *)args->scratch + rows * RANK_MAX,
+    };
+    int lanes = gd_lanes();
+    job.isa = lanes == 16 ? &gd_wear_kernels_16 : lanes == 8 ? &gd_wear_kernels_8 : &gd_wear_kernels_4;
+    if (!check_wear(&job, rows, &work, err))
+        return false;
+    if (job.y != args->in[0].data)
+        memcpy(job.y, args->in[0].data, gd_dtype_bytes(args->in[0].dtype, rows * job.out));
+    if (work > 0)
+        run_all(&job, job.wear->row_begin[job.wear->group_count], work);
+    return true;
+}
+
+const struct gd_op gd_op_wear_lowrank = {
+    .name = "wear_lowrank",
+    .in_min = 3, .in_max = 3, .out_count = 1,
+    .shape = shape,
+    .scratch_bytes = scratch_bytes,
+    .run_cpu = run_cpu,
+    .inplace = 0,
+};
+
+struct gd_value *gd_wear_lowrank(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear, int site)
+{
+    struct gd_op_params params = {.i = {site}};
+    return gd_graph_call(g, &gd_op_wear_lowrank, (struct gd_value *[]){y, x, wear}, 3, &params);
+}
