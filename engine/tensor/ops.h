@@ -35,6 +35,7 @@ struct gd_value *gd_scale(struct gd_graph *g, struct gd_value *a, double factor)
 struct gd_value *gd_mul_scalar(struct gd_graph *g, struct gd_value *a, struct gd_value *s);  /* a * s[0]; s: f32 [1]; differentiable in a */
 struct gd_value *gd_add_row(struct gd_graph *g, struct gd_value *x, struct gd_value *b);   /* x [T,n] + b [n] (weight/param) */
 struct gd_value *gd_sum_rows(struct gd_graph *g, struct gd_value *x);                      /* [T,n] -> f32 [n], fixed order */
+struct gd_value *gd_spread_rows(struct gd_graph *g, struct gd_value *v, int64_t rows, enum gd_dtype dtype); /* f32 [n] -> [rows,n] */
 struct gd_value *gd_cast(struct gd_graph *g, struct gd_value *x, enum gd_dtype dtype);
 struct gd_value *gd_detach(struct gd_graph *g, struct gd_value *x);                        /* stop-gradient */
 

@@ -1,6 +1,6 @@
 /*
  * y[j] = sum_t x[t][j] in f32. A thread owns columns, not rows, so the order of summation is the same for any number of
- * threads; partial sums of BLOCK rows keep the rounding error from growing with T.
+ * threads; partial sums of BLOCK rows keep the rounding error from growing with T. dx[t][j] = dy[j].
  */
 #include "engine/tensor/ops/elementwise.h"
 
@@ -61,6 +61,13 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     return true;
 }
 
+static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
+                     struct gd_value **in_grad)
+{
+    in_grad[0] = gd_spread_rows(graph, out_grad[0], call->in[0]->shape[0], call->in[0]->dtype);
+    return true;
+}
+
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
 {
     int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1];
@@ -71,7 +78,7 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
     }
 }
 
-#define INPUT(t, n) {.dtype = GD_F32, .rank = 2, .shape = {t, n}}
+#define INPUT(t, n) {.dtype = GD_F32, .rank = 2, .shape = {t, n}, .gradient = true}
 static const struct gd_op_case cases[] = {
     {.name = "one element", .in_count = 1, .in = {INPUT(1, 1)}, .tolerance = 1e-6, .tolerance_bf16 = 1e-6},
     {.name = "odd sizes", .in_count = 1, .in = {INPUT(67, 37)}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
@@ -83,6 +90,7 @@ const struct gd_op gd_op_sum_rows = {
     .in_min = 1, .in_max = 1, .out_count = 1,
     .shape = shape,
     .run_cpu = run_cpu,
+    .gradient = gradient,
     .inplace = -1,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),

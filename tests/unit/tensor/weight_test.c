@@ -1,0 +1,211 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "engine/base/alloc.h"
+#include "engine/tensor/device.h"
+#include "engine/tensor/weight.h"
+#include "op_case.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define OUT 70
+#define IN 96
+
+struct fixture {
+    float source[OUT * IN];
+    int32_t order[OUT];
+    struct gd_weight *weight;
+};
+
+/* Rows in reverse and one added to every element, as GGUF files may ask for. */
+static int set_up(void **state)
+{
+    struct fixture *f = gd_alloc(sizeof(*f));
+    struct gd_error err = {0};
+    for (int i = 0; i < OUT * IN; i++)
+        f->source[i] = (float)test_normal(1, (uint64_t)i);
+    for (int i = 0; i < OUT; i++)
+        f->order[i] = OUT - 1 - i;
+    struct gd_tensor tensor = {.dtype = GD_F32, .rank = 2, .shape = {OUT, IN}, .data = f->source};
+    assert_true(gd_weight_create(&f->weight, "w", &tensor, f->order, 1.0f, &err));
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+    gd_weight_destroy(f->weight);
+    gd_free(f);
+    return 0;
+}
+
+static double element(const struct fixture *f, int row, int column)
+{
+    return (double)f->source[(OUT - 1 - row) * IN + column] + 1.0;
+}
+
+static void rows_come_in_the_given_order_with_the_constant_added(void **state)
+{
+    struct fixture *f = *state;
+    float row[IN];
+    static float all[OUT * IN];
+    gd_weight_to_f32(f->weight, all);
+    for (int r = 0; r < OUT; r += 23) {
+        gd_weight_row_f32(f->weight, r, row);
+        assert_memory_equal(row, all + r * IN, sizeof(row));
+        for (int i = 0; i < IN; i++)
+            assert_float_equal(row[i], element(f, r, i), 1e-6);
+    }
+}
+
+static double expected_at(const struct fixture *f, bool back, const float *x, int64_t row, int column)
+{
+    double sum = 0.0;
+    for (int i = 0; i < (back ? OUT : IN); i++)
+        sum += (double)x[row * (back ? OUT : IN) + i] * (back ? element(f, i, column) : element(f, column, i));
+    return sum;
+}
+
+static void check_product(const struct fixture *f, bool back, enum gd_dtype dtype, enum gd_dtype out, int64_t rows, bool accumulate)
+{
+    struct gd_error err = {0};
+    int from = back ? OUT : IN, to = back ? IN : OUT;
+    float *x = gd_alloc_array((size_t)(rows * from), sizeof(float)), *y = gd_alloc_array((size_t)(rows * to), sizeof(float));
+    uint16_t *x_wide = gd_alloc_array((size_t)(rows * from), sizeof(uint16_t)), *y_wide = gd_alloc_array((size_t)(rows * to), sizeof(uint16_t));
+    for (int64_t i = 0; i < rows * from; i++)
+        x[i] = gd_bf16_to_f32(gd_f32_to_bf16((float)test_normal(2, (uint64_t)i)));
+    for (int64_t i = 0; i < rows * to; i++)
+        y[i] = 3.0f;
+    gd_convert_from_f32(x_wide, GD_BF16, x, rows * from);
+    gd_convert_from_f32(y_wide, GD_BF16, y, rows * to);
+    bool wide = dtype == GD_BF16, y_is_wide = out == GD_BF16;
+    if (!gd_weight_multiply(f->weight, back, wide ? (void *)x_wide : x, dtype, y_is_wide ? (void *)y_wide : y, out, rows, accumulate, &err))
+        fail_msg("%s", err.message);
+    if (y_is_wide)
+        gd_convert_to_f32(y, y_wide, GD_BF16, rows * to);
+    for (int64_t r = 0; r < rows; r++)
+        for (int c = 0; c < to; c++) {
+            double expected = expected_at(f, back, x, r, c) + (accumulate ? 3.0 : 0.0);
+            double tolerance = wide ? 1e-2 * sqrt((double)from) + 5e-3 * fabs(expected) : 1e-4;
+            if (fabs((double)y[r * to + c] - expected) > tolerance)
+                fail_msg("%s %s->%s rows %d [%d][%d]: %g, expected %g", back ? "back" : "forward", gd_dtype_name(dtype),
+                         gd_dtype_name(out), (int)rows, (int)r, c, (double)y[r * to + c], expected);
+        }
+    gd_free(y_wide);
+    gd_free(x_wide);
+    gd_free(y);
+    gd_free(x);
+}
+
+static void products_forward_and_backward_agree_with_the_plain_sum(void **state)
+{
+    struct fixture *f = *state;
+    struct gd_error err = {0};
+    static const int64_t rows[] = {1, 2, 7, 64, 130};
+    for (int wide = 0; wide < 2; wide++) {
+        enum gd_dtype dtype = wide ? GD_BF16 : GD_F32;
+        assert_true(gd_weight_prepare(f->weight, GD_WEIGHT_LINEAR, dtype, &err));
+        assert_true(gd_weight_prepare(f->weight, GD_WEIGHT_LINEAR_BACK, dtype, &err));
+        for (size_t i = 0; i < GD_COUNT(rows); i++)
+            for (int mode = 0; mode < 4; mode++)
+                check_product(f, mode & 1, dtype, dtype, rows[i], mode & 2);
+    }
+    check_product(f, false, GD_BF16, GD_F32, 33, true);
+    check_product(f, true, GD_BF16, GD_F32, 33, false);
+}
+
+static void layouts_cost_what_was_said_and_are_made_once(void **state)
+{
+    struct fixture *f = *state;
+    struct gd_error err = {0};
+    size_t sum = 0;
+    assert_int_equal(gd_weight_prepared_bytes(f->weight), 0);
+    for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++) {
+        size_t cost = gd_weight_prepare_cost(f->weight, (enum gd_weight_use)use, GD_BF16);
+        assert_true(use == GD_WEIGHT_ROWS ? cost == 0 : cost >= OUT * IN * (use == GD_WEIGHT_VECTOR ? 4 : 2));
+        assert_true(gd_weight_prepare(f->weight, (enum gd_weight_use)use, GD_BF16, &err));
+        assert_true(gd_weight_prepare(f->weight, (enum gd_weight_use)use, GD_BF16, &err));
+        assert_int_equal(gd_weight_prepare_cost(f->weight, (enum gd_weight_use)use, GD_BF16), 0);
+        sum += cost;
+        assert_int_equal(gd_weight_prepared_bytes(f->weight), sum);
+    }
+    assert_float_equal(gd_weight_vector(f->weight)[IN + 3], element(f, 1, 3), 1e-6);
+}
+
+static void a_product_without_its_layout_is_refused_by_name(void **state)
+{
+    struct fixture *f = *state;
+    struct gd_error err = {0};
+    float x[IN] = {0}, y[OUT];
+    assert_false(gd_weight_multiply(f->weight, false, x, GD_F32, y, GD_F32, 1, false, &err));
+    assert_int_equal(err.code, GD_INTERNAL);
+    assert_non_null(strstr(err.message, "'w'"));
+}
+
+static void sources_of_impossible_shape_are_refused(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_weight *weight = NULL;
+    struct gd_tensor bad[] = {
+        {.dtype = GD_F32, .rank = 3, .shape = {2, 2, 2}},
+        {.dtype = GD_F32, .rank = 2, .shape = {0, 4}},
+        {.dtype = GD_Q4_K, .rank = 2, .shape = {4, 128}},
+        {.dtype = GD_I32, .rank = 1, .shape = {4}},
+        {.dtype = GD_F32, .rank = 1, .shape = {-1}},
+    };
+    for (size_t i = 0; i < GD_COUNT(bad); i++) {
+        gd_error_clear(&err);
+        assert_false(gd_weight_create(&weight, "strange", &bad[i], NULL, 0.0f, &err));
+        assert_non_null(strstr(err.message, "strange"));
+        assert_null(weight);
+    }
+}
+
+static void quantised_sources_are_multiplied_as_their_values(void **state)
+{
+    struct gd_error err = {0};
+    uint8_t blocks[5 * 2 * 34];
+    float values[5 * 64], x[64], y[5];
+    for (int b = 0; b < 10; b++) {
+        uint16_t scale = gd_f32_to_f16(0.01f * (float)(b + 1));
+        memcpy(blocks + b * 34, &scale, 2);
+        for (int i = 0; i < 32; i++)
+            blocks[b * 34 + 2 + i] = (uint8_t)(i * 7 + b);
+    }
+    struct gd_tensor source = {.dtype = GD_Q8_0, .rank = 2, .shape = {5, 64}, .data = blocks};
+    struct gd_weight *weight = NULL;
+    assert_true(gd_weight_create(&weight, "q", &source, NULL, 0.0f, &err));
+    assert_true(gd_weight_prepare(weight, GD_WEIGHT_LINEAR, GD_F32, &err));
+    gd_weight_to_f32(weight, values);
+    for (int i = 0; i < 64; i++)
+        x[i] = (float)test_normal(3, (uint64_t)i);
+    assert_true(gd_weight_multiply(weight, false, x, GD_F32, y, GD_F32, 1, false, &err));
+    for (int o = 0; o < 5; o++) {
+        double sum = 0.0;
+        for (int i = 0; i < 64; i++)
+            sum += (double)values[o * 64 + i] * (double)x[i];
+        assert_float_equal(y[o], sum, 1e-3);
+    }
+    gd_weight_destroy(weight);
+}
+
+int main(void)
+{
+    struct gd_error err = {0};
+    if (!gd_device_init("cpu", 2, &err))
+        return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(rows_come_in_the_given_order_with_the_constant_added, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(products_forward_and_backward_agree_with_the_plain_sum, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(layouts_cost_what_was_said_and_are_made_once, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_product_without_its_layout_is_refused_by_name, set_up, tear_down),
+        cmocka_unit_test(sources_of_impossible_shape_are_refused),
+        cmocka_unit_test(quantised_sources_are_multiplied_as_their_values),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
