@@ -192,8 +192,11 @@ static bool read_config(struct gd_adapter_config *config, const cJSON *json, str
     if (method == NULL)
         return gd_fail_param(err, GD_UNSUPPORTED, "peft_type", "adapter_config.json: peft_type '%s' is not supported; LORA is",
                              type);
-    static const char *const refused[] = {"use_dora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern",
-                                          "alpha_pattern", "lora_bias", "target_parameters", "trainable_token_indices"};
+    /* What changes the mathematics; initialisations (loftq, eva, corda, ...) leave plain LoRA behind. */
+    static const char *const refused[] = {
+        "use_dora", "use_qalora", "use_bdlora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
+        "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
+        "arrow_config", "kasa_config", "monteclora_config", "velora_config"};
     for (size_t i = 0; i < GD_COUNT(refused); i++)
         if (!refuse_option(json, refused[i], err))
             return false;

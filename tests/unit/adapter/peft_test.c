@@ -1,0 +1,285 @@
+/* Adapters on disk: PEFT's load here with PEFT's logits, ours are read back exactly, and nothing is taken silently. */
+#include "engine/adapter/adapter.h"
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/model/safetensors.h"
+#include "engine/tensor/device.h"
+#include "engine/tensor/ops.h"
+#include "engine/tensor/plan.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static struct gd_model *model;
+static char *peft_folder;
+static char scratch[] = "/tmp/graftd-peft-XXXXXX";
+
+static void must(bool ok, const struct gd_error *err)
+{
+    if (!ok)
+        fail_msg("%s", err->message);
+}
+
+static int set_up(void **state)
+{
+    struct gd_error err = {0};
+    const char *fixtures = getenv("GD_FIXTURES");
+    assert_non_null(fixtures);
+    must(gd_device_init("cpu", 2, &err), &err);
+    char *path = gd_format("%s/models/tiny-llama", fixtures);
+    peft_folder = gd_format("%s/adapters/peft-lora", fixtures);
+    must(gd_model_open(&model, "tiny-llama", path, &err), &err);
+    assert_non_null(mkdtemp(scratch));
+    gd_free(path);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct gd_error err = {0};
+    gd_model_destroy(model);
+    gd_free(peft_folder);
+    must(gd_remove_tree(scratch, &err), &err);
+    return 0;
+}
+
+/* f32 logits [count, vocab] of one sequence with the graft on (yours to gd_free). */
+static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int count)
+{
+    struct gd_error err = {0};
+    struct gd_graph *g = NULL;
+    struct gd_plan *plan = NULL;
+    struct gd_model_inputs inputs;
+    struct gd_graft_training sites;
+    must(gd_graph_create(&g, GD_F32, &err), &err);
+    gd_model_inputs_create(&inputs, g, model, count, 1, false);
+    gd_graft_training_sites(&sites, g, graft, false);
+    struct gd_value *logits = gd_linear(g, gd_model_hidden(g, model, &inputs, &sites.sites), gd_model_head(g, model));
+    must(gd_graph_ok(g, &err), &err);
+    must(gd_plan_create(&plan, g, &logits, 1, false, &err), &err);
+    int32_t positions[256], bounds[2] = {0, count};
+    for (int i = 0; i < count; i++)
+        positions[i] = i;
+    gd_plan_bind(plan, inputs.ids, (void *)(uintptr_t)ids);
+    gd_plan_bind(plan, inputs.positions, positions);
+    gd_plan_bind(plan, inputs.cu_seqlens, bounds);
+    gd_plan_bind(plan, inputs.inv_freq, model->config.inv_freq);
+    for (int i = 0; i < graft->param_count; i++)
+        gd_plan_bind(plan, sites.params[i], graft->block + graft->params[i].offset);
+    void *arena = NULL;
+    must(gd_large_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
+    gd_plan_attach(plan, arena);
+    must(gd_plan_run(plan, NULL, &err), &err);
+    size_t bytes = (size_t)count * (size_t)model->config.vocab * sizeof(float);
+    float *copy = gd_alloc(bytes);
+    memcpy(copy, gd_plan_data(plan, logits), bytes);
+    gd_large_free(arena, gd_plan_arena_bytes(plan));
+    gd_plan_destroy(plan);
+    gd_graph_destroy(g);
+    gd_graft_training_release(&sites);
+    return copy;
+}
+
+static void an_adapter_written_by_peft_gives_pefts_logits(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_graft *graft = NULL;
+    struct gd_safetensors *file = NULL;
+    struct gd_tensor ids, expected, base;
+    char *path = gd_format("%s/logits.safetensors", peft_folder);
+    must(gd_graft_load(&graft, model, peft_folder, &err), &err);
+    must(gd_safetensors_open(&file, path, &err), &err);
+    assert_true(gd_safetensors_find(file, "ids", &ids) && gd_safetensors_find(file, "logits", &expected) &&
+                gd_safetensors_find(file, "base_logits", &base));
+    float *logits = logits_of(graft, ids.data, (int)ids.shape[0]);
+    double worst = 0, effect = 0;
+    for (int64_t i = 0; i < gd_tensor_count(&expected); i++) {
+        worst = fmax(worst, fabs((double)logits[i] - ((float *)expected.data)[i]));
+        effect = fmax(effect, fabs((double)((float *)base.data)[i] - ((float *)expected.data)[i]));
+    }
+    if (worst > 1e-3 || effect < 0.1)
+        fail_msg("largest logit difference %.3g (the adapter moves logits by %.3g)", worst, effect);
+    gd_free(logits);
+    gd_free(path);
+    gd_safetensors_close(file);
+    gd_graft_destroy(graft);
+}
+
+static struct gd_graft *make_graft(const char *json)
+{
+    struct gd_error err = {0};
+    struct gd_adapter_config config;
+    struct gd_graft *graft = NULL;
+    cJSON *parsed = cJSON_Parse(json);
+    must(gd_adapter_config_parse(&config, parsed, &err), &err);
+    must(gd_graft_create(&graft, model, &config, &err), &err);
+    gd_adapter_config_release(&config);
+    cJSON_Delete(parsed);
+    return graft;
+}
+
+static char *save(struct gd_graft *graft, const char *name)
+{
+    struct gd_error err = {0};
+    struct gd_dir_tx *tx = NULL;
+    char *folder = gd_format("%s/%s", scratch, name);
+    graft->block = gd_alloc_array((size_t)graft->parameter_count, sizeof(float));
+    gd_graft_init(graft, graft->block, 9);
+    for (int64_t i = 0; i < graft->parameter_count; i++)
+        graft->block[i] += 0.01f * (float)(i % 7);
+    must(gd_dir_tx_begin(&tx, folder, &err), &err);
+    must(gd_graft_save(graft, graft->block, gd_dir_tx_path(tx), NULL, &err), &err);
+    must(gd_dir_tx_commit(tx, &err), &err);
+    return folder;
+}
+
+static void what_is_saved_is_read_back_exactly(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_graft *graft = make_graft("{\"r\": 3, \"lora_alpha\": 5, \"use_rslora\": true}"), *loaded = NULL;
+    char *folder = save(graft, "whole");
+    must(gd_graft_load(&loaded, model, folder, &err), &err);
+    assert_int_equal(loaded->parameter_count, graft->parameter_count);
+    assert_memory_equal(loaded->block, graft->block, (size_t)graft->parameter_count * sizeof(float));
+    assert_true(fabs(loaded->scale - 5 / sqrt(3)) < 1e-12);
+    /* For make_adapter.py FOLDER: what PEFT must compute with this adapter. */
+    const char *keep = getenv("GD_ADAPTER_OUT");
+    if (keep != NULL) {
+        int32_t ids[24];
+        for (int i = 0; i < 24; i++)
+            ids[i] = (i * 37 + 11) % model->config.vocab;
+        float *logits = logits_of(graft, ids, 24);
+        struct gd_safetensors_entry entries[] = {
+            {"ids", {.dtype = GD_I32, .rank = 1, .shape = {24}, .data = ids}},
+            {"logits", {.dtype = GD_F32, .rank = 2, .shape = {24, model->config.vocab}, .data = logits}}};
+        struct gd_dir_tx *tx = NULL;
+        must(gd_dir_tx_begin(&tx, keep, &err), &err);
+        must(gd_graft_save(graft, graft->block, gd_dir_tx_path(tx), NULL, &err), &err);
+        char *path = gd_format("%s/logits.safetensors", gd_dir_tx_path(tx));
+        must(gd_safetensors_write(path, entries, 2, NULL, &err), &err);
+        must(gd_dir_tx_commit(tx, &err), &err);
+        gd_free(path);
+        gd_free(logits);
+    }
+    gd_graft_destroy(loaded);
+    gd_graft_destroy(graft);
+    gd_free(folder);
+}
+
+static void parameter_count_follows_the_formula(void **state)
+{
+    const struct gd_site *sites;
+    int count = gd_model_linear_sites(model, &sites);
+    int64_t expected = 0;
+    for (int i = 0; i < count; i++)
+        expected += 6 * (int64_t)(sites[i].in + sites[i].out);
+    struct gd_graft *graft = make_graft("{\"r\": 6}");
+    assert_int_equal(graft->parameter_count, expected);
+    assert_int_equal(graft->param_count, 2 * count);
+    gd_graft_destroy(graft);
+}
+
+static void refuse(const char *json, const char *param, const char *part)
+{
+    struct gd_error err = {0};
+    struct gd_adapter_config config;
+    struct gd_graft *graft = NULL;
+    cJSON *parsed = cJSON_Parse(json);
+    bool ok = gd_adapter_config_parse(&config, parsed, &err);
+    if (ok) {
+        assert_false(gd_graft_create(&graft, model, &config, &err));
+        gd_adapter_config_release(&config);
+    }
+    assert_string_equal(err.param, param);
+    if (strstr(err.message, part) == NULL)
+        fail_msg("'%s' lacks '%s'", err.message, part);
+    cJSON_Delete(parsed);
+}
+
+static void bad_options_are_named(void **state)
+{
+    refuse("{\"type\": \"lorra\"}", "adapter.type", "'lora'");
+    refuse("{\"r\": 0}", "adapter.r", "r");
+    refuse("{\"rank\": 8}", "adapter.rank", "rank");
+    refuse("{\"r\": 500}", "adapter.r", "q_proj");
+    refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
+    refuse("{\"target_modules\": [5]}", "adapter.target_modules", "strings");
+}
+
+static void damage(const char *folder, const char *name, const char *text)
+{
+    struct gd_error err = {0};
+    char *path = gd_format("%s/%s", folder, name);
+    must(gd_file_write_durable(path, text, strlen(text), &err), &err);
+    gd_free(path);
+}
+
+static void load_must_fail(const char *folder, const char *part)
+{
+    struct gd_error err = {0};
+    struct gd_graft *loaded = NULL;
+    assert_false(gd_graft_load(&loaded, model, folder, &err));
+    assert_null(loaded);
+    if (strstr(err.message, part) == NULL)
+        fail_msg("'%s' lacks '%s'", err.message, part);
+}
+
+static void remove_manifest(const char *folder)
+{
+    char *path = gd_format("%s/manifest.json", folder);
+    unlink(path);
+    gd_free(path);
+}
+
+static void a_changed_file_is_never_served(void **state)
+{
+    struct gd_graft *graft = make_graft("{\"r\": 2}");
+    char *folder = save(graft, "changed");
+    damage(folder, "adapter_config.json", "{}");
+    load_must_fail(folder, "adapter_config.json");
+    gd_graft_destroy(graft);
+    gd_free(folder);
+}
+
+static void leftovers_and_foreign_bases_are_errors(void **state)
+{
+    struct gd_graft *graft = make_graft("{\"r\": 2, \"target_modules\": [\"q_proj\"]}");
+    char *folder = save(graft, "partial");
+    remove_manifest(folder);
+    damage(folder, "adapter_config.json",
+           "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"k_proj\"]}");
+    load_must_fail(folder, "k_proj");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 3, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\"]}");
+    load_must_fail(folder, "shape");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"use_dora\": true, \"target_modules\": [\"q_proj\"]}");
+    load_must_fail(folder, "use_dora");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"VERA\"}");
+    load_must_fail(folder, "VERA");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\"]}");
+    char *digest = gd_format("{\"base_digest\": \"%064d\"}", 7);
+    damage(folder, "graftd.json", digest);
+    load_must_fail(folder, "base model");
+    gd_free(digest);
+    gd_graft_destroy(graft);
+    gd_free(folder);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_adapter_written_by_peft_gives_pefts_logits),
+        cmocka_unit_test(what_is_saved_is_read_back_exactly),
+        cmocka_unit_test(parameter_count_follows_the_formula),
+        cmocka_unit_test(bad_options_are_named),
+        cmocka_unit_test(a_changed_file_is_never_served),
+        cmocka_unit_test(leftovers_and_foreign_bases_are_errors),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}

@@ -1,0 +1,240 @@
+/* Gradients and 20 optimiser steps of a LoRA job against PEFT + PyTorch (tests/fixtures/make_training.py), in f32. */
+#include "engine/base/alloc.h"
+#include "engine/model/safetensors.h"
+#include "engine/tensor/device.h"
+#include "engine/train/leaves.h"
+#include "engine/train/optimizer.h"
+#include "engine/train/passes.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define STEPS 20
+#define ROWS 4
+#define LENGTH_MAX 40
+
+struct setting {
+    struct gd_model *model;
+    struct gd_graft *graft;
+    struct gd_safetensors *file;
+    struct gd_dataset data;
+    struct gd_passes passes;
+    struct gd_batch batch;
+    float *block, *grad, *m, *v;
+};
+
+static void must(bool ok, const struct gd_error *err)
+{
+    if (!ok)
+        fail_msg("%s", err->message);
+}
+
+static struct gd_tensor tensor(const struct setting *s, const char *prefix, const char *name)
+{
+    struct gd_tensor found;
+    char key[256];
+    snprintf(key, sizeof(key), "%s%s", prefix, name);
+    if (!gd_safetensors_find(s->file, key, &found))
+        fail_msg("%s is not in the fixture", key);
+    return found;
+}
+
+static void load_block(const struct setting *s, const char *prefix, float *block)
+{
+    for (int i = 0; i < s->graft->param_count; i++) {
+        struct gd_tensor t = tensor(s, prefix, s->graft->params[i].name);
+        memcpy(block + s->graft->params[i].offset, t.data, (size_t)gd_tensor_count(&t) * sizeof(float));
+    }
+}
+
+/* The fixture's rows as a dataset: row STEP*ROWS+i. */
+static void load_rows(struct setting *s)
+{
+    const int32_t *ids = tensor(s, "", "ids").data, *trained = tensor(s, "", "trained").data,
+                  *lengths = tensor(s, "", "lengths").data;
+    struct gd_dataset *data = &s->data;
+    data->row_count = STEPS * ROWS;
+    data->rows = gd_alloc_array((size_t)data->row_count, sizeof(*data->rows));
+    data->tokens = gd_alloc_array(STEPS * ROWS * LENGTH_MAX, sizeof(int32_t));
+    data->weights = gd_alloc_array(STEPS * ROWS * LENGTH_MAX, sizeof(float));
+    for (int row = 0; row < STEPS * ROWS; row++) {
+        data->rows[row] = (struct gd_dataset_row){.line = row + 1, .offset = data->token_count, .length = lengths[row]};
+        for (int i = 0; i < lengths[row]; i++) {
+            data->tokens[data->token_count] = ids[row * LENGTH_MAX + i];
+            data->weights[data->token_count++] = (float)trained[row * LENGTH_MAX + i];
+        }
+    }
+}
+
+static int set_up(void **state)
+{
+    struct setting *s = gd_alloc(sizeof(*s));
+    struct gd_error err = {0};
+    const char *fixtures = getenv("GD_FIXTURES");
+    assert_non_null(fixtures);
+    must(gd_device_init("cpu", 2, &err), &err);
+    char *path = gd_format("%s/models/tiny-llama", fixtures), *file = gd_format("%s/training/lora.safetensors", fixtures);
+    must(gd_model_open(&s->model, "tiny-llama", path, &err), &err);
+    must(gd_safetensors_open(&s->file, file, &err), &err);
+    cJSON *json = cJSON_Parse("{\"r\": 4, \"lora_alpha\": 8}");
+    struct gd_adapter_config config;
+    must(gd_adapter_config_parse(&config, json, &err), &err);
+    must(gd_graft_create(&s->graft, s->model, &config, &err), &err);
+    gd_adapter_config_release(&config);
+    cJSON_Delete(json);
+    size_t count = (size_t)s->graft->parameter_count;
+    s->block = gd_alloc_array(count, sizeof(float));
+    s->grad = gd_alloc_array(count, sizeof(float));
+    s->m = gd_alloc_array(count, sizeof(float));
+    s->v = gd_alloc_array(count, sizeof(float));
+    load_rows(s);
+    load_block(s, "initial.", s->block);
+    gd_passes_init(&s->passes, s->model, s->graft, gd_objective_find("supervised"), GD_F32, s->block, s->grad);
+    gd_batch_init(&s->batch, 256, GD_PASS_SEGMENTS);
+    gd_free(path);
+    gd_free(file);
+    *state = s;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct setting *s = *state;
+    gd_passes_release(&s->passes);
+    gd_batch_release(&s->batch);
+    gd_graft_destroy(s->graft);
+    gd_model_destroy(s->model);
+    gd_safetensors_close(s->file);
+    gd_free(s->block);
+    gd_free(s->grad);
+    gd_free(s->m);
+    gd_free(s->v);
+    gd_free(s->data.rows);
+    gd_free(s->data.tokens);
+    gd_free(s->data.weights);
+    gd_free(s);
+    return 0;
+}
+
+/* Loss of one step, all rows packed in one micro-batch; gradients in s->grad. */
+static double run_step(struct setting *s, int step)
+{
+    struct gd_error err = {0};
+    struct gd_pass_result result;
+    int64_t rows[ROWS];
+    int tokens = 0;
+    double weight = 0;
+    for (int i = 0; i < ROWS; i++) {
+        rows[i] = step * ROWS + i;
+        tokens += s->data.rows[rows[i]].length;
+        for (int t = 1; t < s->data.rows[rows[i]].length; t++)
+            weight += s->data.weights[s->data.rows[rows[i]].offset + t];
+    }
+    gd_batch_fill(&s->batch, &s->data, rows, ROWS, gd_token_bucket(tokens));
+    for (int t = 0; t < s->batch.used; t++)
+        s->batch.weights[t] *= (float)(1.0 / weight);
+    must(gd_passes_run(&s->passes, true, &s->batch, NULL, NULL, &result, &err), &err);
+    assert_int_equal(result.labelled, (int64_t)weight);
+    return result.loss;
+}
+
+/* ||a - b|| / ||b|| over one tensor. */
+static void assert_near(const char *what, const char *name, const float *a, const float *b, int64_t count, double limit)
+{
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        size += (double)b[i] * b[i];
+    }
+    if (sqrt(difference) > limit * sqrt(size))
+        fail_msg("%s of %s differs by %.3g relative (limit %.3g)", what, name, sqrt(difference / size), limit);
+}
+
+static void lora_gradients_equal_pefts(void **state)
+{
+    struct setting *s = *state;
+    run_step(s, 0);
+    for (int i = 0; i < s->graft->param_count; i++) {
+        const struct gd_graft_param *param = &s->graft->params[i];
+        struct gd_tensor expected = tensor(s, "grad.", param->name);
+        assert_near("gradient", param->name, s->grad + param->offset, expected.data, gd_tensor_count(&expected), 1e-4);
+    }
+}
+
+static void twenty_steps_equal_pefts(void **state)
+{
+    struct setting *s = *state;
+    const float *losses = tensor(s, "", "losses").data, *norms = tensor(s, "", "norms").data;
+    int64_t count = s->graft->parameter_count;
+    for (int step = 0; step < STEPS; step++) {
+        double loss = run_step(s, step);
+        double norm = sqrt(gd_vector_sum_squares(s->grad, count));
+        if (fabs(loss - losses[step]) > 1e-4 * fabs(losses[step]))
+            fail_msg("loss of step %d is %.7f, PyTorch has %.7f", step, loss, losses[step]);
+        if (fabs(norm - norms[step]) > 1e-4 * norms[step])
+            fail_msg("gradient norm of step %d is %.7f, PyTorch has %.7f", step, norm, norms[step]);
+        double clip = norm > 1.0 ? 1.0 / (norm + 1e-6) : 1.0;
+        gd_adamw(s->block, s->m, s->v, s->grad, count, step + 1, 2e-3, 0.9, 0.999, 1e-8, 0.01, clip);
+    }
+    for (int i = 0; i < s->graft->param_count; i++) {
+        const struct gd_graft_param *param = &s->graft->params[i];
+        struct gd_tensor expected = tensor(s, "final.", param->name);
+        assert_near("final value", param->name, s->block + param->offset, expected.data, gd_tensor_count(&expected), 1e-4);
+    }
+}
+
+static void leaves_add_in_one_tree_whatever_their_number(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_leaves leaves;
+    float grad[8][3], expected[3];
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 3; j++)
+            grad[i][j] = (float)(1.0 / (3 * i + j + 1));
+    for (int j = 0; j < 3; j++)
+        expected[j] = ((grad[0][j] + grad[1][j]) + (grad[2][j] + grad[3][j])) +
+                      ((grad[4][j] + grad[5][j]) + (grad[6][j] + grad[7][j]));
+    must(gd_leaves_init(&leaves, 3, 8, &err), &err);
+    for (int round = 0; round < 2; round++) {
+        gd_leaves_begin_step(&leaves);
+        for (int i = 0; i < 8; i++) {
+            gd_leaves_begin(&leaves);
+            gd_leaves_add(&leaves, grad[i]);
+            gd_leaves_end(&leaves);
+        }
+        assert_memory_equal(gd_leaves_sum(&leaves), expected, sizeof(expected));
+    }
+    gd_leaves_release(&leaves);
+}
+
+static void schedules_warm_up_and_decay(void **state)
+{
+    struct gd_job_spec spec = {.learning_rate = 1.0, .warmup_ratio = 0.1, .schedule = GD_SCHEDULE_LINEAR};
+    assert_true(fabs(gd_learning_rate(&spec, 1, 100) - 0.1) < 1e-12);
+    assert_true(fabs(gd_learning_rate(&spec, 10, 100) - 1.0) < 1e-12);
+    assert_true(fabs(gd_learning_rate(&spec, 11, 100) - 1.0) < 1e-12);
+    assert_true(gd_learning_rate(&spec, 100, 100) > 0 && gd_learning_rate(&spec, 100, 100) < 0.02);
+    spec.schedule = GD_SCHEDULE_COSINE;
+    assert_true(fabs(gd_learning_rate(&spec, 56, 100) - 0.5) < 1e-9);
+    spec.schedule = GD_SCHEDULE_CONSTANT;
+    assert_true(fabs(gd_learning_rate(&spec, 100, 100) - 1.0) < 1e-12);
+    spec.warmup_ratio = 0;
+    assert_true(fabs(gd_learning_rate(&spec, 1, 1) - 1.0) < 1e-12);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(lora_gradients_equal_pefts, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(twenty_steps_equal_pefts, set_up, tear_down),
+        cmocka_unit_test(leaves_add_in_one_tree_whatever_their_number),
+        cmocka_unit_test(schedules_warm_up_and_decay),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
