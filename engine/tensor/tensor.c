@@ -47,22 +47,23 @@ int64_t gd_tensor_count(const struct gd_tensor *tensor)
     return count;
 }
 
-float gd_f16_to_f32(uint16_t bits)
+/* Shifting the bits into place leaves the exponent 112 too small: an exact product puts that right, subnormals
+ * included, and infinity and NaN get their exponent back. Without branches, so that loops over it vectorise. */
+static inline float half_value(uint16_t bits)
 {
-    uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, mantissa = bits & 0x3FFu;
-    uint32_t u;
-    if (exponent == 31) {
-        u = sign | 0x7F800000u | (mantissa << 13);
-    } else if (exponent != 0) {
-        u = sign | ((exponent + 112) << 23) | (mantissa << 13);
-    } else {
-        float tiny = (float)mantissa * 0x1p-24f; /* subnormal or zero: exact in f32 */
-        memcpy(&u, &tiny, 4);
-        u |= sign;
-    }
+    uint32_t u = (uint32_t)(bits & 0x7FFFu) << 13;
     float f;
     memcpy(&f, &u, 4);
+    f *= 0x1p112f;
+    memcpy(&u, &f, 4);
+    u |= ((bits & 0x7C00u) == 0x7C00u ? 0x7F800000u : 0u) | (uint32_t)(bits & 0x8000u) << 16;
+    memcpy(&f, &u, 4);
     return f;
+}
+
+float gd_f16_to_f32(uint16_t bits)
+{
+    return half_value(bits);
 }
 
 /* Round to nearest, ties to even; overflow gives infinity; NaN stays NaN. */
@@ -87,10 +88,24 @@ uint16_t gd_f32_to_f16(float value)
     return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
 }
 
-GD_KERNEL static void bf16_to_f32(float *restrict out, const uint16_t *restrict in, int64_t count)
+/* Tensors in a file may lie at any address: their elements are read bytewise (vector loads do not mind). */
+static inline uint16_t two_bytes_at(const void *data, int64_t i)
+{
+    uint16_t bits;
+    memcpy(&bits, (const char *)data + 2 * i, 2);
+    return bits;
+}
+
+GD_KERNEL static void bf16_to_f32(float *restrict out, const void *restrict in, int64_t count)
 {
     for (int64_t i = 0; i < count; i++)
-        out[i] = gd_bf16_to_f32(in[i]);
+        out[i] = gd_bf16_to_f32(two_bytes_at(in, i));
+}
+
+GD_KERNEL static void f16_to_f32(float *restrict out, const void *restrict in, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        out[i] = half_value(two_bytes_at(in, i));
 }
 
 GD_KERNEL static void f32_to_bf16(uint16_t *restrict out, const float *restrict in, int64_t count)
@@ -126,12 +141,14 @@ void gd_convert_to_f32(float *out, const void *in, enum gd_dtype dtype, int64_t 
         gd_row_to_f32(out, in, dtype, count);
         return;
     case GD_F16:
-        for (int64_t i = 0; i < count; i++)
-            out[i] = gd_f16_to_f32(((const uint16_t *)in)[i]);
+        f16_to_f32(out, in, count);
         return;
     case GD_I32:
-        for (int64_t i = 0; i < count; i++)
-            out[i] = (float)((const int32_t *)in)[i];
+        for (int64_t i = 0; i < count; i++) {
+            int32_t integer;
+            memcpy(&integer, (const char *)in + 4 * i, 4);
+            out[i] = (float)integer;
+        }
         return;
     default:
         gd_dequantise(out, in, dtype, count / gd_dtype_block(dtype));
