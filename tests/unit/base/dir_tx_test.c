@@ -1,12 +1,8 @@
 #include "engine/base/json.h"
-#include "tests/unit/base/scratch.h"
+#include "tests/unit/base/crash.h"
 
 #include <dirent.h>
-#include <signal.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 static char *folder;
 
@@ -246,52 +242,29 @@ static void kill_at_random_times_leaves_old_or_new(void **state)
     }
 }
 
-/* Lets a child write a folder and kills it before its `stop`-th system call. False: it ended by itself before. */
-static bool kill_before_call(int stop, const char *path, bool *traced)
+static bool write_folder_alone(void *path)
 {
-    pid_t child = fork();
-    if (child == 0) {
-        struct gd_error err = {0};
-        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
-            _exit(2);
-        raise(SIGSTOP);
-        _exit(write_folder(path, &err) ? 0 : 1);
-    }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    *traced = WIFSTOPPED(status);
-    for (int call = 0; *traced && WIFSTOPPED(status); call++) {
-        if (call == 2 * stop) { /* a stop at the entry and one at the exit of each call */
-            kill(child, SIGKILL);
-            assert_int_equal(waitpid(child, &status, 0), child);
-            return true;
-        }
-        assert_int_equal(ptrace(PTRACE_SYSCALL, child, NULL, NULL), 0);
-        assert_int_equal(waitpid(child, &status, 0), child);
-    }
-    assert_true(!*traced || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
-    return false;
+    struct gd_error err = {0};
+    return write_folder(path, &err);
 }
 
 static void kill_before_each_system_call_leaves_nothing_or_all(void **state)
 {
-    bool traced = true, killed = true;
+    char *path = gd_format("%s/final", folder);
+    enum crash crash = CRASH_KILLED;
     int absent = 0, present = 0;
-    for (int stop = 1; killed; stop++) {
-        char *path = gd_format("%s/final", folder);
-        killed = kill_before_call(stop, path, &traced);
-        if (!traced) {
-            gd_free(path);
-            skip(); /* this kernel or container allows no tracing */
-        }
+    for (int n = 1; crash == CRASH_KILLED; n++) {
+        crash = crash_before_call(n, write_folder_alone, path);
         int whole = check_after_crash(folder);
         absent += whole == 0;
         present += whole == 1;
         struct gd_error err = {0};
         assert_ok(gd_remove_tree(path, &err), &err);
-        gd_free(path);
-        assert_true(stop < 2000);
+        assert_true(n < 2000);
     }
+    gd_free(path);
+    if (crash == CRASH_UNTRACED)
+        skip();
     assert_true(absent > 20);
     assert_true(present > 0); /* the last one is not killed */
 }
