@@ -51,7 +51,7 @@ struct gd_row_problem {
     char reason[256];
 };
 struct gd_file_report {
-    int64_t rows, bad_rows, blank_lines;
+    int64_t rows, bad_rows;
     int64_t format_rows[GD_ROW_FORMAT_COUNT];
     int64_t messages, longest_row_bytes;
     struct gd_row_problem problems[GD_REPORT_ERRORS_MAX];

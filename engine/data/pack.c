@@ -1,0 +1,148 @@
+/* pack.c - the order of rows, the micro-batches of a step, and the arrays of a batch. */
+#include "engine/data/dataset.h"
+
+#include "engine/base/alloc.h"
+#include "engine/base/philox.h"
+
+#include <assert.h>
+#include <string.h>
+
+int gd_token_bucket(int tokens)
+{
+    int unit = tokens <= 512 ? 64 : tokens <= 2048 ? 128 : 256;
+    return tokens < 1 ? unit : (tokens + unit - 1) / unit * unit;
+}
+
+/* Uniform in [0, bound) without modulo bias: words beyond the largest multiple of bound are rejected. */
+static uint64_t uniform_below(uint64_t seed, uint64_t stream, uint64_t *counter, uint64_t bound)
+{
+    uint64_t limit = UINT64_MAX - UINT64_MAX % bound;
+    for (;;) {
+        struct gd_philox word = gd_philox4(seed, stream, (*counter)++);
+        uint64_t value = (uint64_t)word.v[0] << 32 | word.v[1];
+        if (value < limit)
+            return value % bound;
+    }
+}
+
+void gd_epoch_order(int64_t *order, int64_t row_count, uint64_t seed, int epoch)
+{
+    uint64_t stream = gd_philox_stream(GD_RANDOM_SHUFFLE, (uint32_t)epoch, 0), counter = 0;
+    for (int64_t i = 0; i < row_count; i++)
+        order[i] = i;
+    for (int64_t i = row_count - 1; i > 0; i--) {
+        int64_t j = (int64_t)uniform_below(seed, stream, &counter, (uint64_t)i + 1);
+        int64_t swap = order[i];
+        order[i] = order[j];
+        order[j] = swap;
+    }
+}
+
+/* First-fit in order: each row goes to the first open micro-batch that has room, else it opens one. */
+static int pack_leaf(const struct gd_dataset *dataset, const int64_t *rows, int count, int token_budget, int64_t *rows_out,
+                     int *sizes)
+{
+    int *bin = gd_alloc_array((size_t)count + 1, sizeof(int)), *used = gd_alloc_array((size_t)count + 1, sizeof(int));
+    int bins = 0, written = 0;
+    for (int i = 0; i < count; i++) {
+        int length = dataset->rows[rows[i]].length, target = 0;
+        while (target < bins && used[target] + length > token_budget)
+            target++;
+        bins += target == bins;
+        used[target] += length;
+        bin[i] = target;
+    }
+    for (int b = 0; b < bins; b++) {
+        sizes[b] = 0;
+        for (int i = 0; i < count; i++) {
+            if (bin[i] != b)
+                continue;
+            rows_out[written++] = rows[i];
+            sizes[b]++;
+        }
+    }
+    gd_free(bin);
+    gd_free(used);
+    return bins;
+}
+
+int gd_step_pack(const struct gd_dataset *dataset, const int64_t *step_rows, int step_row_count, int leaf_count,
+                 int token_budget, int64_t *rows_out, int *micro_begin, int *leaf_of)
+{
+    int64_t *leaf_rows = gd_alloc_array((size_t)step_row_count + 1, sizeof(int64_t));
+    int *sizes = gd_alloc_array((size_t)step_row_count + 1, sizeof(int));
+    int micro = 0, begin = 0;
+    for (int leaf = 0; leaf < leaf_count; leaf++) {
+        int count = 0;
+        for (int i = leaf; i < step_row_count; i += leaf_count)
+            leaf_rows[count++] = step_rows[i];
+        int bins = pack_leaf(dataset, leaf_rows, count, token_budget, rows_out + begin, sizes);
+        for (int b = 0; b < bins; b++) {
+            leaf_of[micro] = leaf;
+            micro_begin[micro++] = begin;
+            begin += sizes[b];
+        }
+    }
+    assert(begin == step_row_count);
+    gd_free(leaf_rows);
+    gd_free(sizes);
+    return micro;
+}
+
+void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
+{
+    size_t tokens = (size_t)capacity_max;
+    memset(batch, 0, sizeof(*batch));
+    batch->segment_max = segment_max;
+    batch->ids = gd_alloc_array(tokens, sizeof(int32_t));
+    batch->positions = gd_alloc_array(tokens, sizeof(int32_t));
+    batch->labels = gd_alloc_array(tokens, sizeof(int32_t));
+    batch->weights = gd_alloc_array(tokens, sizeof(float));
+    batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
+    batch->row_index = gd_alloc_array((size_t)segment_max, sizeof(int64_t));
+}
+
+void gd_batch_release(struct gd_batch *batch)
+{
+    gd_free(batch->ids);
+    gd_free(batch->positions);
+    gd_free(batch->labels);
+    gd_free(batch->weights);
+    gd_free(batch->cu_seqlens);
+    gd_free(batch->row_index);
+    memset(batch, 0, sizeof(*batch));
+}
+
+void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
+                   int capacity)
+{
+    assert(row_count <= batch->segment_max);
+    int at = 0;
+    batch->capacity = capacity;
+    batch->segment_count = row_count;
+    batch->cu_seqlens[0] = 0;
+    for (int s = 0; s < row_count; s++) {
+        const struct gd_dataset_row *row = &dataset->rows[row_index[s]];
+        const int32_t *tokens = dataset->tokens + row->offset;
+        const float *weights = dataset->weights + row->offset;
+        assert(at + row->length <= capacity);
+        batch->row_index[s] = row_index[s];
+        for (int i = 0; i < row->length; i++, at++) {
+            bool trained = i + 1 < row->length && weights[i + 1] != 0;
+            batch->ids[at] = tokens[i];
+            batch->positions[at] = i;
+            batch->labels[at] = trained ? tokens[i + 1] : -100;
+            batch->weights[at] = trained ? weights[i + 1] : 0;
+        }
+        batch->cu_seqlens[s + 1] = at;
+    }
+    batch->used = at;
+    for (int s = row_count; s < batch->segment_max; s++)
+        batch->cu_seqlens[s + 1] = at;
+    for (; at < capacity; at++) {
+        batch->ids[at] = 0;
+        batch->positions[at] = 0;
+        batch->labels[at] = -100;
+        batch->weights[at] = 0;
+    }
+}

@@ -1,0 +1,75 @@
+/* report.c - checks a whole training file and tells of every bad row. */
+#include "engine/base/alloc.h"
+#include "engine/data/lines.h"
+#include "engine/data/row.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define PROBLEMS_IN_MESSAGE 5
+
+static bool check_line(void *context, const char *text, size_t length, int64_t line, struct gd_error *err)
+{
+    struct gd_file_report *report = context;
+    struct gd_row row;
+    struct gd_error why = {0};
+    report->rows++;
+    if ((int64_t)length > report->longest_row_bytes)
+        report->longest_row_bytes = (int64_t)length;
+    if (gd_row_parse(&row, text, length, line, &why)) {
+        report->format_rows[row.format]++;
+        report->messages += row.messages ? cJSON_GetArraySize(row.messages) : 0;
+        gd_row_release(&row);
+        return true;
+    }
+    report->bad_rows++;
+    if (report->problem_count < GD_REPORT_ERRORS_MAX) {
+        struct gd_row_problem *problem = &report->problems[report->problem_count++];
+        const char *reason = strstr(why.message, ": ");
+        problem->line = line;
+        snprintf(problem->field, sizeof(problem->field), "%s", why.param);
+        snprintf(problem->reason, sizeof(problem->reason), "%.255s", reason ? reason + 2 : why.message);
+    }
+    return true;
+}
+
+bool gd_file_check(const char *path, struct gd_file_report *report, struct gd_error *err)
+{
+    memset(report, 0, sizeof(*report));
+    return gd_lines_each(path, check_line, report, err);
+}
+
+cJSON *gd_file_report_json(const struct gd_file_report *report)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddNumberToObject(json, "rows", (double)report->rows);
+    cJSON_AddNumberToObject(json, "bad_rows", (double)report->bad_rows);
+    cJSON_AddNumberToObject(json, "messages", (double)report->messages);
+    cJSON_AddNumberToObject(json, "longest_row_bytes", (double)report->longest_row_bytes);
+    cJSON *formats = cJSON_AddObjectToObject(json, "formats");
+    for (int i = 0; i < GD_ROW_FORMAT_COUNT; i++)
+        if (report->format_rows[i] > 0)
+            cJSON_AddNumberToObject(formats, gd_row_format_name((enum gd_row_format)i), (double)report->format_rows[i]);
+    cJSON *problems = cJSON_AddArrayToObject(json, "problems");
+    for (int i = 0; i < report->problem_count; i++) {
+        cJSON *problem = cJSON_CreateObject();
+        cJSON_AddNumberToObject(problem, "line", (double)report->problems[i].line);
+        cJSON_AddStringToObject(problem, "field", report->problems[i].field);
+        cJSON_AddStringToObject(problem, "reason", report->problems[i].reason);
+        cJSON_AddItemToArray(problems, problem);
+    }
+    return json;
+}
+
+bool gd_file_report_fail(const struct gd_file_report *report, struct gd_error *err)
+{
+    struct gd_buf text;
+    gd_buf_init(&text, GD_ERROR_MESSAGE_BYTES * 2);
+    for (int i = 0; i < report->problem_count && i < PROBLEMS_IN_MESSAGE; i++)
+        gd_buf_printf(&text, "%sline %lld: %.120s", i ? "; " : "", (long long)report->problems[i].line,
+                      report->problems[i].reason);
+    gd_fail_param(err, GD_BAD_FILE, "file", "%s (%lld bad rows in all)", text.length ? text.data : "bad rows",
+                  (long long)report->bad_rows);
+    gd_buf_release(&text);
+    return false;
+}
