@@ -9,7 +9,7 @@ import time
 import urllib.parse
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-GRAFTD = os.environ.get("GRAFTD", str(pathlib.Path(__file__).parent.parent / "build-tests" / "server" / "graftd"))
+GRAFTD = os.environ.get("GRAFTD", str(pathlib.Path(__file__).parent.parent / "build-tests" / "graftd"))
 
 
 class Answer:
