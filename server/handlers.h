@@ -47,4 +47,9 @@ void gd_handle_health(struct gd_app *app, struct gd_request *request);
 void gd_handle_metrics(struct gd_app *app, struct gd_request *request);
 void gd_handle_openapi(struct gd_app *app, struct gd_request *request);
 
+/* routes_tokens.c */
+void gd_handle_detokenize(struct gd_app *app, struct gd_request *request);
+void gd_handle_tokenize(struct gd_app *app, struct gd_request *request);
+void gd_handle_tokenizer_info(struct gd_app *app, struct gd_request *request);
+
 #endif

@@ -37,6 +37,8 @@ double gd_job_tokens_per_second(const struct gd_job *job)
 {
     double tokens = 0, seconds = 0;
     for (int i = 0; i < job->rate_count && i < GD_RATE_WINDOW; i++) {
+        if (job->rate_tokens[i] < 0)
+            continue;
         tokens += job->rate_tokens[i];
         seconds += job->rate_seconds[i];
     }
@@ -82,7 +84,9 @@ void gd_job_take_step(struct gd_job *job, const cJSON *frame)
     job->live_step = step.step;
     job->live_total_steps = int_of(frame, "total_steps", job->live_total_steps);
     job->live_trained_tokens = trained;
-    job->rate_tokens[job->rate_count % GD_RATE_WINDOW] = tokens;
+    bool counted = job->live_tokens >= 0 && tokens >= job->live_tokens; /* not the first step after a resume */
+    job->rate_tokens[job->rate_count % GD_RATE_WINDOW] = counted ? tokens - job->live_tokens : -1;
+    job->live_tokens = tokens;
     job->rate_seconds[job->rate_count % GD_RATE_WINDOW] = seconds;
     job->rate_count++;
     if (step.step > job->step_high) {
@@ -326,6 +330,7 @@ static void after_start(struct gd_job *job, struct gd_turn *turn)
         return;
     }
     job->rate_count = 0;
+    job->live_tokens = -1;
     job->live_step = job->record.step;
     job->live_total_steps = job->record.total_steps;
     job->live_trained_tokens = job->record.trained_tokens;
@@ -406,6 +411,7 @@ static void after_started(struct gd_job *job, struct gd_turn *turn)
         return;
     job->live_step = job->record.step;
     job->live_total_steps = job->record.total_steps;
+    job->live_tokens = job->record.step == 0 ? 0 : -1;
 }
 
 static enum gd_turn_result prepare_flush(struct gd_job *job, struct gd_turn *turn, struct gd_error *err)

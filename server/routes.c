@@ -7,9 +7,14 @@
 #define JSON_LARGE_BYTES (16u << 20)
 
 const struct gd_route gd_routes[] = {
+    {.method = "POST", .path = "/detokenize", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES,
+     .handler = gd_handle_detokenize},
     {.method = "GET", .path = "/healthz", .open = true, .handler = gd_handle_health},
     {.method = "GET", .path = "/metrics", .handler = gd_handle_metrics},
     {.method = "GET", .path = "/openapi.yaml", .handler = gd_handle_openapi},
+    {.method = "POST", .path = "/tokenize", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES,
+     .handler = gd_handle_tokenize},
+    {.method = "GET", .path = "/tokenizer_info", .handler = gd_handle_tokenizer_info},
     {.method = "POST", .path = "/v1/chat/completions", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES,
      .handler = gd_handle_chat_completions},
     {.method = "POST", .path = "/v1/completions", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES,

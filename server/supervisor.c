@@ -14,6 +14,7 @@
 #define BACKOFF_MAX_MS 10000u
 #define STOOD_MS 30000        /* ready for this long: the next restart is prompt again */
 #define SHUTDOWN_MS 60000     /* for a checkpoint */
+#define REQUESTS_END_MS 10000 /* of that, for completions under way to end by themselves */
 #define TICK_MS_MAX 1000u
 #define BUCKETS 1024          /* ids are consecutive: chains stay short */
 #define MEDIAN_COUNT 15
@@ -45,6 +46,7 @@ struct worker {
     uint64_t started_ms, ready_ms, heard_ms;
     cJSON *ready, *heartbeat;            /* last frames, or NULL */
     char *job_id;                        /* given to it and not ended, or NULL */
+    bool trains;
     double watermark;
     uint64_t watermark_ms;               /* when it last moved */
     uint64_t intervals[MEDIAN_COUNT];    /* between moves, a ring */
@@ -62,6 +64,7 @@ struct gd_supervisor {
     uv_timer_t tick;
     uint64_t heartbeat_ms, watermark_ms, watermark_first_ms;
     bool stopping;
+    uint64_t stopping_ms;
     void (*stopped)(void *context);
     void *stopped_context;
     int open_handles;
@@ -155,6 +158,16 @@ static void send_request(struct request *request)
         fail_request(request, &err);
 }
 
+static void send_cancel(struct worker *worker, uint64_t id)
+{
+    if (worker->state != WORKER_READY)
+        return;
+    cJSON *message = cJSON_CreateObject();
+    cJSON_AddStringToObject(message, "type", "generate_cancel");
+    cJSON_AddNumberToObject(message, "id", (double)id);
+    gd_supervisor_send(worker->supervisor, worker->index, message);
+}
+
 /* Anew after each one: a failed write calls back, and that may cancel any other. */
 static struct request *first_unsent(const struct worker *worker)
 {
@@ -198,6 +211,10 @@ static void on_heartbeat(struct worker *worker, const cJSON *frame)
     double watermark = cJSON_IsNumber(mark) ? mark->valuedouble : 0;
     uint64_t now = now_ms(worker->supervisor);
     bool idle = !cJSON_IsString(busy) || strcmp(busy->valuestring, "idle") == 0;
+    bool train = cJSON_IsString(busy) && strcmp(busy->valuestring, "train") == 0;
+    if (train && !worker->trains)
+        worker->interval_count = 0; /* reading a data set has another pace than the job before */
+    worker->trains = train;
     if (watermark != worker->watermark && !idle && worker->watermark_ms != 0)
         worker->intervals[worker->interval_count++ % MEDIAN_COUNT] = now - worker->watermark_ms;
     if (watermark != worker->watermark || idle || worker->watermark_ms == 0)
@@ -383,11 +400,27 @@ static void end_if_hung(struct worker *worker, uint64_t now)
     gd_worker_process_end(worker->process);
 }
 
+/* A stop waits for the completions under way, but not for long ones. */
+static void give_up_requests(struct worker *worker)
+{
+    struct gd_error err = {0};
+    gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+    while (worker->first != NULL) {
+        if (worker->first->sent)
+            send_cancel(worker, worker->first->id);
+        fail_request(worker->first, &err);
+    }
+}
+
 static void on_tick(uv_timer_t *timer)
 {
     struct gd_supervisor *supervisor = timer->data;
-    for (int i = 0; i < supervisor->worker_count; i++)
-        end_if_hung(&supervisor->workers[i], now_ms(supervisor));
+    uint64_t now = now_ms(supervisor);
+    for (int i = 0; i < supervisor->worker_count; i++) {
+        end_if_hung(&supervisor->workers[i], now);
+        if (supervisor->stopping && now - supervisor->stopping_ms > REQUESTS_END_MS)
+            give_up_requests(&supervisor->workers[i]);
+    }
 }
 
 static void start_tick(struct gd_supervisor *supervisor)
@@ -463,6 +496,7 @@ void gd_supervisor_stop(struct gd_supervisor *supervisor, void (*stopped)(void *
 {
     assert(!supervisor->stopping);
     supervisor->stopping = true;
+    supervisor->stopping_ms = now_ms(supervisor);
     supervisor->stopped = stopped;
     supervisor->stopped_context = context;
     for (int i = 0; i < supervisor->worker_count; i++)
@@ -566,12 +600,8 @@ void gd_supervisor_cancel(struct gd_supervisor *supervisor, uint64_t id)
     struct worker *worker = request->worker;
     bool sent = request->sent;
     remove_request(request);
-    if (!sent || worker->state != WORKER_READY)
-        return;
-    cJSON *message = cJSON_CreateObject();
-    cJSON_AddStringToObject(message, "type", "generate_cancel");
-    cJSON_AddNumberToObject(message, "id", (double)id);
-    gd_supervisor_send(supervisor, worker->index, message);
+    if (sent)
+        send_cancel(worker, id);
 }
 
 /* ---- jobs ---- */

@@ -1,0 +1,178 @@
+/* Jobs, events and checkpoints as JSON. Stored texts were written by us: one that does not parse shows as null. */
+#include "server/job_json.h"
+
+#include "engine/base/alloc.h"
+#include "server/scheduler.h"
+#include <string.h>
+#include <sys/stat.h>
+
+static cJSON *stored(const char *text)
+{
+    struct gd_error err = {0};
+    cJSON *json = text != NULL ? gd_json_parse(text, strlen(text), SIZE_MAX, &err) : NULL;
+    return json != NULL ? json : cJSON_CreateNull();
+}
+
+static void add_text(cJSON *out, const char *name, const char *text)
+{
+    cJSON_AddItemToObject(out, name, text != NULL ? cJSON_CreateString(text) : cJSON_CreateNull());
+}
+
+/* 0 stands for null. */
+static void add_count(cJSON *out, const char *name, int64_t value)
+{
+    cJSON_AddItemToObject(out, name, value != 0 ? cJSON_CreateNumber((double)value) : cJSON_CreateNull());
+}
+
+static void move_member(cJSON *out, cJSON *body, const char *name)
+{
+    cJSON *value = cJSON_IsObject(body) ? cJSON_DetachItemFromObjectCaseSensitive(body, name) : NULL;
+    cJSON_AddItemToObject(out, name, value != NULL ? value : cJSON_CreateNull());
+}
+
+/* The method with the hyperparameters as resolved so far: what ran is what is shown. */
+static cJSON *method_json(const cJSON *hyperparameters)
+{
+    cJSON *method = cJSON_CreateObject();
+    cJSON_AddStringToObject(method, "type", "supervised");
+    cJSON *supervised = cJSON_AddObjectToObject(method, "supervised");
+    cJSON_AddItemToObject(supervised, "hyperparameters", cJSON_Duplicate(hyperparameters, true));
+    return method;
+}
+
+static void add_standard_fields(cJSON *out, const struct gd_app *app, const struct gd_job_record *record)
+{
+    bool over = gd_job_status_terminal(record->status);
+    cJSON *hyperparameters = stored(record->hyperparameters);
+    if (!cJSON_IsObject(hyperparameters)) {
+        cJSON_Delete(hyperparameters);
+        hyperparameters = cJSON_CreateObject();
+    }
+    cJSON *result_files = stored(record->result_files);
+    if (!cJSON_IsArray(result_files)) {
+        cJSON_Delete(result_files);
+        result_files = cJSON_CreateArray();
+    }
+    add_text(out, "id", record->id);
+    add_text(out, "object", "fine_tuning.job");
+    cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
+    add_count(out, "finished_at", record->finished_at);
+    add_count(out, "estimated_finish", record->estimated_finish);
+    add_text(out, "model", record->model);
+    add_text(out, "fine_tuned_model", record->fine_tuned_model);
+    add_text(out, "organization_id", app->organization_id);
+    add_text(out, "status", gd_job_status_name(record->status));
+    cJSON_AddItemToObject(out, "trained_tokens", over ? cJSON_CreateNumber((double)record->trained_tokens) : cJSON_CreateNull());
+    add_text(out, "training_file", record->training_file);
+    add_text(out, "validation_file", record->validation_file);
+    cJSON_AddItemToObject(out, "result_files", result_files);
+    cJSON_AddNumberToObject(out, "seed", (double)record->seed);
+    cJSON_AddItemToObject(out, "method", method_json(hyperparameters));
+    cJSON_AddItemToObject(out, "hyperparameters", hyperparameters);
+    cJSON_AddItemToObject(out, "metadata", stored(record->metadata));
+    cJSON_AddItemToObject(out, "integrations", stored(record->integrations));
+    cJSON_AddItemToObject(out, "error", stored(record->error));
+    add_text(out, "user_provided_suffix", record->suffix);
+}
+
+cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
+{
+    cJSON *out = cJSON_CreateObject();
+    add_standard_fields(out, app, record);
+    cJSON *body = stored(record->body);
+    move_member(out, body, "adapter");
+    move_member(out, body, "data");
+    move_member(out, body, "precision");
+    cJSON_Delete(body);
+    add_count(out, "started_at", record->started_at);
+    cJSON_AddNumberToObject(out, "attempt", record->attempt);
+    int position = gd_scheduler_queue_position(app->scheduler, record->id);
+    add_count(out, "queue_position", position);
+    cJSON_AddItemToObject(out, "memory", stored(record->memory));
+    cJSON_AddItemToObject(out, "progress", gd_scheduler_progress(app->scheduler, record));
+    return out;
+}
+
+cJSON *gd_event_json(const struct gd_event_record *record)
+{
+    cJSON *out = cJSON_CreateObject();
+    add_text(out, "object", "fine_tuning.job.event");
+    add_text(out, "id", record->id);
+    cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
+    add_text(out, "level", record->level);
+    add_text(out, "message", record->message);
+    cJSON_AddItemToObject(out, "data", stored(record->data));
+    add_text(out, "type", record->type);
+    cJSON_AddNumberToObject(out, "sequence", (double)record->sequence);
+    return out;
+}
+
+cJSON *gd_checkpoint_json(const struct gd_app *app, const struct gd_checkpoint_record *record)
+{
+    cJSON *out = cJSON_CreateObject();
+    cJSON *metrics = stored(record->metrics);
+    if (!cJSON_IsObject(metrics)) {
+        cJSON_Delete(metrics);
+        metrics = cJSON_CreateObject();
+    }
+    if (gd_json_find(metrics, "step") == NULL)
+        cJSON_AddNumberToObject(metrics, "step", (double)record->step);
+    char *path = gd_format("%s/%s", app->config.data_dir, record->folder);
+    struct stat facts;
+    bool available = stat(record->folder[0] == '/' ? record->folder : path, &facts) == 0;
+    gd_free(path);
+    add_text(out, "object", "fine_tuning.job.checkpoint");
+    add_text(out, "id", record->id);
+    cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
+    add_text(out, "fine_tuned_model_checkpoint", record->model);
+    add_text(out, "fine_tuning_job_id", record->job_id);
+    cJSON_AddNumberToObject(out, "step_number", (double)record->step);
+    cJSON_AddItemToObject(out, "metrics", metrics);
+    cJSON_AddBoolToObject(out, "available", available); /* older ones give way: jobs.keep_checkpoints */
+    return out;
+}
+
+static const struct {
+    const char *name, *unit, *better, *definition;
+} explained[] = {
+    {"train_loss", "nat/token", "lower", "weighted mean over the trained tokens of the step"},
+    {"train_mean_token_accuracy", "share", "higher", "share of the step's trained tokens that were the likeliest"},
+    {"valid_loss", "nat/token", "lower", "weighted mean over the trained tokens of the validation rows looked at"},
+    {"valid_mean_token_accuracy", "share", "higher", "share of their trained tokens that were the likeliest"},
+    {"full_valid_loss", "nat/token", "lower", "the same over the whole validation file"},
+    {"full_valid_mean_token_accuracy", "share", "higher", "the same over the whole validation file"},
+    {"learning_rate", "1", NULL, "of the optimiser in this step"},
+    {"grad_norm", "1", NULL, "L2 norm of the gradient before clipping"},
+    {"tokens_per_second", "token/s", "higher", "tokens of the step over its duration"},
+    {"step_seconds", "s", "lower", "duration of the step"},
+};
+
+void gd_metrics_explain(cJSON *series)
+{
+    cJSON *one;
+    cJSON_ArrayForEach(one, series) {
+        const cJSON *name = gd_json_find(one, "name");
+        for (size_t i = 0; i < GD_COUNT(explained); i++) {
+            if (!cJSON_IsString(name) || strcmp(name->valuestring, explained[i].name) != 0)
+                continue;
+            add_text(one, "unit", explained[i].unit);
+            add_text(one, "better", explained[i].better);
+            add_text(one, "definition", explained[i].definition);
+        }
+    }
+}
+
+cJSON *gd_error_body(const struct gd_error *err, const char *code)
+{
+    cJSON *body = cJSON_CreateObject(), *error = cJSON_AddObjectToObject(body, "error");
+    add_text(error, "message", err->message);
+    add_text(error, "type", gd_code_type(err->code));
+    add_text(error, "param", err->param[0] != '\0' ? err->param : NULL);
+    add_text(error, "code", code != NULL ? code : gd_code_wire(err->code));
+    return body;
+}
+
+void gd_http_fail_as(struct gd_request *request, const struct gd_error *err, int status, const char *code)
+{
+    gd_http_reply(request, status != 0 ? status : gd_code_http(err->code), gd_error_body(err, code));
+}

@@ -1,0 +1,432 @@
+/* Runs completions: one generate request for each sequence, gathered into one answer or passed on as a stream. */
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/worker/protocol.h"
+#include "server/completion.h"
+#include "server/counters.h"
+#include "server/handlers.h"
+#include "server/http.h"
+#include "server/job_json.h"
+#include "server/models.h"
+#include "server/supervisor.h"
+#include <stdio.h>
+#include <string.h>
+
+struct completion;
+
+struct choice {
+    struct completion *completion;
+    int prompt, index;               /* which prompt, and the place in choices */
+    uint64_t request;                /* of the supervisor */
+    bool open, begun, prompt_over;
+    struct gd_buf text;              /* not sent yet; all of it without a stream */
+    cJSON *logprobs;                 /* of the same tokens, or NULL */
+    int64_t offset;                  /* characters so far */
+    double logprob_sum;
+    int generated;
+    char finish[16];
+    struct gd_completion_usage usage;
+};
+
+struct completion {
+    struct gd_app *app;
+    struct gd_request *request;      /* until the stream begins */
+    struct gd_stream *stream;
+    struct gd_completion_ask ask;
+    struct gd_completion_head head;
+    char id[40];
+    char *model;
+    struct choice *choices;
+    int choice_count, open_count;
+    double started;
+    bool first_seen, resolving, over;
+};
+
+static void release(struct completion *completion)
+{
+    for (int i = 0; i < completion->choice_count; i++) {
+        gd_buf_release(&completion->choices[i].text);
+        cJSON_Delete(completion->choices[i].logprobs);
+    }
+    gd_free(completion->choices);
+    gd_free(completion->model);
+    gd_completion_ask_release(&completion->ask);
+    gd_free(completion);
+}
+
+static void cancel_all(struct completion *completion)
+{
+    for (int i = 0; i < completion->choice_count; i++)
+        if (completion->choices[i].open)
+            gd_supervisor_cancel(completion->app->supervisor, completion->choices[i].request);
+}
+
+static void send_event(struct completion *completion, cJSON *json_taken)
+{
+    char *text = gd_json_print(json_taken);
+    gd_stream_data(completion->stream, NULL, NULL, text);
+    gd_free(text);
+    cJSON_Delete(json_taken);
+}
+
+static void end_stream(struct completion *completion)
+{
+    gd_stream_data(completion->stream, NULL, NULL, "[DONE]");
+    gd_stream_end(completion->stream);
+}
+
+/* Ends everything with an error: a status before the stream has begun, an event after. */
+static void fail(struct completion *completion, const struct gd_error *err, const char *code)
+{
+    cancel_all(completion);
+    if (completion->stream != NULL) {
+        send_event(completion, gd_error_body(err, code));
+        end_stream(completion);
+    } else if (code != NULL) {
+        gd_http_fail_as(completion->request, err, 0, code);
+    } else {
+        gd_http_fail(completion->request, err);
+    }
+    release(completion);
+}
+
+/* The client left. Its sequences end within a step of the worker. */
+static void on_gone(void *context)
+{
+    struct completion *completion = context;
+    if (completion->resolving) { /* the model's lookup comes back to us */
+        completion->over = true;
+        return;
+    }
+    cancel_all(completion);
+    if (completion->stream != NULL) {
+        gd_stream_end(completion->stream);
+    } else {
+        struct gd_error err = {0};
+        gd_fail(&err, GD_CANCELLED, "the client left");
+        gd_http_fail(completion->request, &err); /* dropped; it ends the request */
+    }
+    release(completion);
+}
+
+/* ---- the answer ---- */
+
+static const char *text_of(const struct choice *choice)
+{
+    return choice->text.data != NULL ? choice->text.data : "";
+}
+
+static cJSON *take_logprobs(struct choice *choice)
+{
+    cJSON *logprobs = choice->logprobs;
+    choice->logprobs = NULL;
+    return logprobs;
+}
+
+/* Usage of all sequences; a prompt counts once however many were made of it. */
+static struct gd_completion_usage total_usage(const struct completion *completion)
+{
+    struct gd_completion_usage total = {0};
+    for (int i = 0; i < completion->choice_count; i++) {
+        const struct choice *choice = &completion->choices[i];
+        total.completion_tokens += choice->usage.completion_tokens;
+        if (i % completion->ask.best_of != 0)
+            continue;
+        total.prompt_tokens += choice->usage.prompt_tokens;
+        total.cached_tokens += choice->usage.cached_tokens;
+    }
+    return total;
+}
+
+static double mean_logprob(const struct choice *choice)
+{
+    return choice->generated > 0 ? choice->logprob_sum / choice->generated : 0;
+}
+
+/* The n best of a prompt's sequences get the first places, in the order of their means; the rest get none. */
+static void rank(struct completion *completion)
+{
+    int n = completion->ask.n, best_of = completion->ask.best_of;
+    for (int prompt = 0; prompt < completion->ask.prompt_count && best_of > n; prompt++) {
+        struct choice *group = &completion->choices[prompt * best_of];
+        for (int i = 0; i < best_of; i++) {
+            int better = 0;
+            for (int j = 0; j < best_of; j++)
+                better += mean_logprob(&group[j]) > mean_logprob(&group[i]) ||
+                          (j < i && mean_logprob(&group[j]) == mean_logprob(&group[i]));
+            group[i].index = better < n ? prompt * n + better : -1;
+        }
+    }
+}
+
+static void reply(struct completion *completion)
+{
+    int shown = completion->ask.prompt_count * completion->ask.n;
+    cJSON **ordered = gd_alloc_array((size_t)shown, sizeof *ordered);
+    rank(completion);
+    for (int i = 0; i < completion->choice_count; i++) {
+        struct choice *choice = &completion->choices[i];
+        if (choice->index >= 0)
+            ordered[choice->index] = gd_completion_choice(&completion->head, choice->index, text_of(choice),
+                                                          take_logprobs(choice), choice->finish, false);
+    }
+    cJSON *choices = cJSON_CreateArray();
+    for (int i = 0; i < shown; i++)
+        cJSON_AddItemToArray(choices, ordered[i]);
+    gd_free(ordered);
+    struct gd_completion_usage usage = total_usage(completion);
+    gd_http_reply(completion->request, 200, gd_completion_json(&completion->head, choices, &usage, false));
+    release(completion);
+}
+
+/* ---- the stream ---- */
+
+static void send_choice(struct completion *completion, cJSON *choice_taken)
+{
+    cJSON *choices = cJSON_CreateArray();
+    cJSON_AddItemToArray(choices, choice_taken);
+    send_event(completion, gd_completion_json(&completion->head, choices, NULL, completion->ask.include_usage));
+}
+
+static void begin_stream(struct completion *completion)
+{
+    if (completion->stream != NULL)
+        return;
+    struct gd_request *request = completion->request;
+    completion->request = NULL;
+    completion->head.chunk = true;
+    completion->stream = gd_http_stream(request, on_gone, completion);
+}
+
+static void begin_choice(struct choice *choice)
+{
+    struct completion *completion = choice->completion;
+    if (choice->begun)
+        return;
+    choice->begun = true;
+    if (completion->ask.chat)
+        send_choice(completion, gd_completion_choice(&completion->head, choice->index, NULL, NULL, NULL, true));
+}
+
+/* Log-probabilities wait for the text that they belong to: a chunk never holds the one without the other. */
+static void send_text(struct choice *choice)
+{
+    struct completion *completion = choice->completion;
+    if (choice->text.length == 0)
+        return;
+    send_choice(completion, gd_completion_choice(&completion->head, choice->index, text_of(choice), take_logprobs(choice),
+                                                 NULL, false));
+    gd_buf_clear(&choice->text);
+}
+
+static void send_end(struct choice *choice)
+{
+    struct completion *completion = choice->completion;
+    if (completion->ask.chat && (choice->text.length > 0 || choice->logprobs != NULL)) {
+        send_choice(completion, gd_completion_choice(&completion->head, choice->index, text_of(choice), take_logprobs(choice),
+                                                     NULL, false));
+        gd_buf_clear(&choice->text);
+    }
+    send_choice(completion, gd_completion_choice(&completion->head, choice->index, completion->ask.chat ? NULL : text_of(choice),
+                                                 take_logprobs(choice), choice->finish, false));
+    gd_buf_clear(&choice->text);
+}
+
+static void finish_stream(struct completion *completion)
+{
+    if (completion->ask.include_usage) {
+        struct gd_completion_usage usage = total_usage(completion);
+        send_event(completion, gd_completion_json(&completion->head, NULL, &usage, false));
+    }
+    end_stream(completion);
+    release(completion);
+}
+
+/* ---- frames ---- */
+
+static void note_first_token(struct completion *completion)
+{
+    if (completion->first_seen)
+        return;
+    completion->first_seen = true;
+    gd_counters_observe(completion->app->counters, GD_COUNTER_FIRST_TOKEN, gd_time_monotonic() - completion->started, NULL);
+}
+
+static void on_token(struct choice *choice, const cJSON *frame)
+{
+    struct completion *completion = choice->completion;
+    const struct gd_completion_ask *ask = &completion->ask;
+    const cJSON *text = gd_json_find(frame, "text"), *logprob = gd_json_find(frame, "logprob");
+    bool of_prompt = cJSON_IsTrue(gd_json_find(frame, "prompt"));
+    if (!of_prompt)
+        note_first_token(completion);
+    if (ask->stream) {
+        begin_stream(completion);
+        begin_choice(choice);
+    }
+    if (ask->stream && !of_prompt && !choice->prompt_over)
+        send_text(choice); /* an echoed prompt goes out in one piece */
+    choice->prompt_over = choice->prompt_over || !of_prompt;
+    if (cJSON_IsString(text))
+        gd_buf_append_text(&choice->text, text->valuestring);
+    if (ask->logprobs >= 0) {
+        if (choice->logprobs == NULL)
+            choice->logprobs = gd_completion_logprobs(ask->chat);
+        gd_completion_logprobs_add(choice->logprobs, ask->chat, frame, ask->logprobs, choice->offset);
+        choice->offset += gd_completion_piece_characters(frame);
+    }
+    if (!of_prompt) {
+        choice->generated++;
+        choice->logprob_sum += cJSON_IsNumber(logprob) ? logprob->valuedouble : -9999.0;
+        if (ask->stream)
+            send_text(choice);
+    }
+}
+
+static int64_t count_of(const cJSON *usage, const char *name)
+{
+    const cJSON *value = cJSON_IsObject(usage) ? gd_json_find(usage, name) : NULL;
+    return cJSON_IsNumber(value) ? (int64_t)value->valuedouble : 0;
+}
+
+static void on_generated(struct choice *choice, const cJSON *frame)
+{
+    struct completion *completion = choice->completion;
+    const cJSON *finish = gd_json_find(frame, "finish"), *tail = gd_json_find(frame, "tail");
+    const cJSON *usage = gd_json_find(frame, "usage");
+    if (!cJSON_IsString(finish) || strcmp(finish->valuestring, "cancelled") == 0) {
+        struct gd_error err = {0};
+        gd_fail(&err, GD_UNAVAILABLE, "the worker gave up this request: try again");
+        fail(completion, &err, NULL);
+        return;
+    }
+    snprintf(choice->finish, sizeof choice->finish, "%s", finish->valuestring);
+    choice->usage.prompt_tokens = count_of(usage, "prompt_tokens");
+    choice->usage.cached_tokens = count_of(usage, "cached_tokens");
+    choice->usage.completion_tokens = count_of(usage, "completion_tokens");
+    gd_counters_add(completion->app->counters, GD_COUNTER_PROMPT_TOKENS, (double)choice->usage.prompt_tokens, NULL);
+    gd_counters_add(completion->app->counters, GD_COUNTER_GENERATED_TOKENS, (double)choice->usage.completion_tokens, NULL);
+    if (cJSON_IsString(tail))
+        gd_buf_append_text(&choice->text, tail->valuestring);
+    if (completion->ask.stream) {
+        begin_stream(completion);
+        begin_choice(choice);
+        send_end(choice);
+    }
+    if (--completion->open_count > 0)
+        return;
+    if (completion->ask.stream)
+        finish_stream(completion);
+    else
+        reply(completion);
+}
+
+static void on_frame(void *context, const cJSON *frame, bool last)
+{
+    struct choice *choice = context;
+    const char *type = gd_json_find(frame, "type")->valuestring;
+    if (last)
+        choice->open = false;
+    if (strcmp(type, "token") == 0) {
+        on_token(choice, frame);
+    } else if (strcmp(type, "generated") == 0) {
+        on_generated(choice, frame);
+    } else {
+        struct gd_error err = {0};
+        gd_error_from_json(gd_json_find(frame, "error"), &err);
+        fail(choice->completion, &err, NULL);
+    }
+}
+
+/* ---- the questions ---- */
+
+static cJSON *generate_message(const struct completion *completion, const struct gd_model_ref *model, int prompt, int sequence)
+{
+    const struct gd_completion_ask *ask = &completion->ask;
+    cJSON *message = cJSON_CreateObject();
+    cJSON_AddStringToObject(message, "type", "generate");
+    cJSON_AddStringToObject(message, "model_id", model->base_model);
+    cJSON_AddStringToObject(message, "model_path", model->base_path);
+    cJSON_AddItemToObject(message, "adapter_path",
+                          model->adapter_path != NULL ? cJSON_CreateString(model->adapter_path) : cJSON_CreateNull());
+    cJSON_AddStringToObject(message, "kind", ask->chat ? "chat" : "text");
+    if (ask->chat) {
+        cJSON_AddItemToObject(message, "messages", cJSON_Duplicate(ask->messages, true));
+        cJSON_AddItemToObject(message, "tools", ask->tools != NULL ? cJSON_Duplicate(ask->tools, true) : cJSON_CreateNull());
+    } else {
+        cJSON_AddItemToObject(message, "prompt", cJSON_Duplicate(ask->prompts[prompt], true));
+    }
+    cJSON_AddNumberToObject(message, "choice", sequence);
+    cJSON_AddItemToObject(message, "sampling", cJSON_Duplicate(ask->sampling, true));
+    return message;
+}
+
+static void ask_worker(struct completion *completion, const struct gd_model_ref *model)
+{
+    const struct gd_completion_ask *ask = &completion->ask;
+    struct gd_error err = {0};
+    completion->choice_count = ask->prompt_count * ask->best_of;
+    completion->choices = gd_alloc_array((size_t)completion->choice_count, sizeof *completion->choices);
+    for (int i = 0; i < completion->choice_count; i++) {
+        struct choice *choice = &completion->choices[i];
+        choice->completion = completion;
+        choice->prompt = i / ask->best_of;
+        choice->index = choice->prompt * ask->n + i % ask->best_of; /* rank() sets it anew where best_of > n */
+        gd_buf_init(&choice->text, 0);
+        if (!gd_supervisor_request(completion->app->supervisor,
+                                   generate_message(completion, model, choice->prompt, i % ask->best_of), on_frame, choice,
+                                   &choice->request, &err)) {
+            fail(completion, &err, NULL);
+            return;
+        }
+        choice->open = true;
+        completion->open_count++;
+    }
+}
+
+static void on_model(void *context, const struct gd_model_ref *model, const struct gd_error *err)
+{
+    struct completion *completion = context;
+    completion->resolving = false;
+    if (completion->over)
+        on_gone(completion);
+    else if (model == NULL)
+        fail(completion, err, err->code == GD_NOT_FOUND ? "model_not_found" : NULL);
+    else
+        ask_worker(completion, model);
+}
+
+static void handle(struct gd_app *app, struct gd_request *request, bool chat)
+{
+    struct completion *completion = gd_alloc(sizeof *completion);
+    struct gd_error err = {0};
+    completion->app = app;
+    completion->request = request;
+    completion->started = gd_time_monotonic();
+    bool ok = !app->draining || gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+    if (!ok || !gd_completion_parse(&completion->ask, chat, gd_request_json(request), &err)) {
+        fail(completion, &err, NULL);
+        return;
+    }
+    char unique[25];
+    gd_random_id(unique, 24);
+    snprintf(completion->id, sizeof completion->id, "%s-%s", chat ? "chatcmpl" : "cmpl", unique);
+    completion->model = gd_strdup(completion->ask.model);
+    completion->head = (struct gd_completion_head){.chat = chat, .id = completion->id, .model = completion->model,
+                                                   .created = gd_time_unix()};
+    if (completion->ask.ignored != NULL)
+        gd_http_header(request, "x-graftd-ignored-fields", completion->ask.ignored);
+    gd_request_on_gone(request, on_gone, completion);
+    completion->resolving = true;
+    gd_models_resolve(app, gd_request_project(request), completion->model, on_model, completion);
+}
+
+void gd_handle_chat_completions(struct gd_app *app, struct gd_request *request)
+{
+    handle(app, request, true);
+}
+
+void gd_handle_completions(struct gd_app *app, struct gd_request *request)
+{
+    handle(app, request, false);
+}
