@@ -1,3 +1,4 @@
+/* Checkpoints of jobs: one for each step that was saved. */
 #include "engine/base/alloc.h"
 #include "storage/db_internal.h"
 
@@ -60,7 +61,8 @@ bool gd_db_checkpoint_list(struct gd_db *db, const char *job_id, const struct gd
         " ORDER BY created_at DESC, seq DESC",
         "SELECT " COLUMNS " FROM main.checkpoints WHERE job_id = ?1 AND (created_at, seq) > (?2, ?3)"
         " ORDER BY created_at, seq"};
-    struct gd_query lookup = gd_query_start(db, "SELECT created_at, seq FROM main.checkpoints WHERE id = ?1 AND job_id = ?2");
+    struct gd_query lookup = gd_query_start(db,
+        "SELECT created_at, seq FROM main.checkpoints WHERE id = ?1 AND job_id = ?2");
     gd_put_text(&lookup, page->after);
     gd_put_text(&lookup, job_id);
     struct gd_cursor cursor;

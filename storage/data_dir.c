@@ -1,3 +1,4 @@
+/* The data folder: on a local disk, and for one server at a time. */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "storage/db_internal.h"

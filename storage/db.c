@@ -78,7 +78,8 @@ static bool configure(struct gd_db *db, struct gd_error *err)
         if (!gd_db_exec(db, settings[i], err))
             return false;
     char got[200];
-    if (!gives(db, "PRAGMA main.journal_mode", "wal", got, err) || !gives(db, "PRAGMA metrics.journal_mode", "wal", got, err))
+    if (!gives(db, "PRAGMA main.journal_mode", "wal", got, err) ||
+        !gives(db, "PRAGMA metrics.journal_mode", "wal", got, err))
         return gd_fail(err, GD_UNSUPPORTED, "the disk of the data folder does not support SQLite's WAL (journal mode "
                        "stays '%s'); choose a folder on a local disk", got);
     (void)sqlite3_wal_hook(db->sqlite, wal_written, db); /* replaces automatic checkpoints */

@@ -158,8 +158,8 @@ struct gd_metric_point {
     double value;            /* NaN and infinities are kept */
 };
 /* Points of a step that is there already are replaced (a resumed run). */
-GD_MUST_CHECK bool gd_db_metrics_put(struct gd_db *db, const char *job_id, double wall, const struct gd_metric_point *points,
-                                     int count, struct gd_error *err);
+GD_MUST_CHECK bool gd_db_metrics_put(struct gd_db *db, const char *job_id, double wall,
+                                     const struct gd_metric_point *points, int count, struct gd_error *err);
 /* Drops points after `step` (a resume from a checkpoint at `step`). */
 GD_MUST_CHECK bool gd_db_metrics_cut(struct gd_db *db, const char *job_id, int64_t step, struct gd_error *err);
 

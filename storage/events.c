@@ -1,3 +1,4 @@
+/* Events of jobs: append-only, numbered across all jobs so that a stream can go on after any of them. */
 #include "engine/base/alloc.h"
 #include "storage/db_internal.h"
 
@@ -36,8 +37,9 @@ static const struct gd_record_kind event_kind = {sizeof(struct gd_event_record),
 
 bool gd_db_event_append(struct gd_db *db, struct gd_event_record *record, struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "INSERT INTO main.events (id, job_id, level, message, type, data, created_at)"
-                                               " VALUES (?,?,?,?,?,?,?)");
+    struct gd_query query = gd_query_start(db,
+        "INSERT INTO main.events (id, job_id, level, message, type, data, created_at)"
+        " VALUES (?,?,?,?,?,?,?)");
     gd_put_text(&query, record->id);
     gd_put_text(&query, record->job_id);
     gd_put_text(&query, record->level);
@@ -60,7 +62,8 @@ bool gd_db_event_list(struct gd_db *db, const char *job_id, const struct gd_page
         "SELECT " COLUMNS " FROM main.events WHERE job_id = ?1 AND (created_at, seq) < (?2, ?3)"
         " ORDER BY created_at DESC, seq DESC",
         "SELECT " COLUMNS " FROM main.events WHERE job_id = ?1 AND (created_at, seq) > (?2, ?3) ORDER BY created_at, seq"};
-    struct gd_query lookup = gd_query_start(db, "SELECT created_at, seq FROM main.events WHERE id = ?1 AND job_id = ?2");
+    struct gd_query lookup = gd_query_start(db,
+        "SELECT created_at, seq FROM main.events WHERE id = ?1 AND job_id = ?2");
     gd_put_text(&lookup, page->after);
     gd_put_text(&lookup, job_id);
     struct gd_cursor cursor;
@@ -76,7 +79,8 @@ bool gd_db_event_list(struct gd_db *db, const char *job_id, const struct gd_page
 bool gd_db_event_since(struct gd_db *db, const char *job_id, int64_t after_sequence, int limit,
                        struct gd_event_record **out, int *count, struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.events WHERE job_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.events WHERE job_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
     gd_put_text(&query, job_id);
     gd_put_int(&query, after_sequence);
     gd_put_int(&query, limit);

@@ -1,3 +1,4 @@
+/* Uploaded files: the records; their bytes are on the disk under their ids. */
 #include "engine/base/alloc.h"
 #include "storage/db_internal.h"
 
@@ -62,7 +63,8 @@ bool gd_db_file_insert(struct gd_db *db, const struct gd_file_record *record, st
 bool gd_db_file_get(struct gd_db *db, const char *project, const char *id, struct gd_file_record *out,
                     struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.files WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.files WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
     gd_put_text(&query, id);
     gd_put_text(&query, project);
     bool found;
@@ -108,7 +110,8 @@ bool gd_db_file_list(struct gd_db *db, const char *project, const char *purpose,
         " AND (created_at, seq) < (?3, ?4) ORDER BY created_at DESC, seq DESC",
         "SELECT " COLUMNS " FROM main.files WHERE project = ?1 AND (?2 IS NULL OR purpose = ?2)"
         " AND (created_at, seq) > (?3, ?4) ORDER BY created_at, seq"};
-    struct gd_query lookup = gd_query_start(db, "SELECT created_at, seq FROM main.files WHERE id = ?1 AND project = ?2");
+    struct gd_query lookup = gd_query_start(db,
+        "SELECT created_at, seq FROM main.files WHERE id = ?1 AND project = ?2");
     gd_put_text(&lookup, page->after);
     gd_put_text(&lookup, project);
     struct gd_cursor cursor;
@@ -124,8 +127,9 @@ bool gd_db_file_list(struct gd_db *db, const char *project, const char *purpose,
 
 bool gd_db_file_expired(struct gd_db *db, int64_t now, struct gd_file_record **out, int *count, struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.files WHERE expires_at > 0 AND expires_at <= ?1"
-                                               " ORDER BY expires_at, seq");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.files WHERE expires_at > 0 AND expires_at <= ?1"
+        " ORDER BY expires_at, seq");
     gd_put_int(&query, now);
     return gd_read_records(&query, &file_kind, 0, (void **)out, count, NULL, err);
 }

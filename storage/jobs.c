@@ -1,3 +1,4 @@
+/* Fine-tuning jobs and the table of their allowed transitions. */
 #include "engine/base/alloc.h"
 #include "storage/db_internal.h"
 
@@ -125,7 +126,8 @@ bool gd_db_job_insert(struct gd_db *db, const struct gd_job_record *record, stru
 
 bool gd_db_job_get(struct gd_db *db, const char *project, const char *id, struct gd_job_record *out, struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.jobs WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.jobs WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
     gd_put_text(&query, id);
     gd_put_text(&query, project);
     bool found;
@@ -136,7 +138,8 @@ bool gd_db_job_get(struct gd_db *db, const char *project, const char *id, struct
 bool gd_db_job_by_idempotency(struct gd_db *db, const char *project, const char *key, struct gd_job_record *out,
                               bool *found, struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1 AND idempotency_key = ?2");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1 AND idempotency_key = ?2");
     gd_put_text(&query, project);
     gd_put_text(&query, key);
     return gd_read_record(&query, &job_kind, out, found, err);
@@ -166,8 +169,8 @@ bool gd_db_job_update(struct gd_db *db, const struct gd_job_record *record, stru
     if (!check_transition(db, record, err))
         return false;
     struct gd_query query = gd_query_start(db,
-        "UPDATE main.jobs SET hyperparameters = ?, error = ?, fine_tuned_model = ?, result_files = ?, memory = ?, status = ?,"
-        " started_at = ?, finished_at = ?, estimated_finish = ?, seed = ?, trained_tokens = ?, step = ?, total_steps = ?,"
+        "UPDATE main.jobs SET hyperparameters = ?, error = ?, fine_tuned_model = ?, result_files = ?, memory = ?,"
+        " status = ?, started_at = ?, finished_at = ?, estimated_finish = ?, seed = ?, trained_tokens = ?, step = ?, total_steps = ?,"
         " attempt = ?, priority = ? WHERE id = ?");
     gd_put_text(&query, record->hyperparameters);
     gd_put_text(&query, record->error);
@@ -188,9 +191,10 @@ bool gd_db_job_list(struct gd_db *db, const char *project, const cJSON *metadata
                     struct gd_job_record **out, int *count, bool *has_more, struct gd_error *err)
 {
     /* Each member of the filter (?2) must be in the job's metadata with the same type and value. */
-#define MATCHES                                                                                                            \
-    " AND (?2 IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(?2) AS f WHERE NOT EXISTS (SELECT 1"                          \
-    " FROM json_each(coalesce(jobs.metadata, '{}')) AS m WHERE m.key = f.key AND m.type = f.type AND m.value IS f.value)))"
+#define MATCHES                                                                                          \
+    " AND (?2 IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(?2) AS f WHERE NOT EXISTS (SELECT 1"        \
+    " FROM json_each(coalesce(jobs.metadata, '{}')) AS m"                                                \
+    " WHERE m.key = f.key AND m.type = f.type AND m.value IS f.value)))"
     static const char *const sql[] = {
         "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1" MATCHES
         " AND (created_at, seq) < (?3, ?4) ORDER BY created_at DESC, seq DESC",
@@ -216,7 +220,8 @@ bool gd_db_job_list(struct gd_db *db, const char *project, const cJSON *metadata
 
 bool gd_db_job_active(struct gd_db *db, struct gd_job_record **out, int *count, struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.jobs WHERE status IN ('validating_files', 'queued', "
-                                               "'running', 'pausing', 'paused') ORDER BY created_at, seq");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.jobs WHERE status IN ('validating_files', 'queued', "
+        "'running', 'pausing', 'paused') ORDER BY created_at, seq");
     return gd_read_records(&query, &job_kind, 0, (void **)out, count, NULL, err);
 }

@@ -1,3 +1,4 @@
+/* Metrics of jobs as they were reported; for charts they are reduced in metrics_reduce.c. */
 #include "engine/base/alloc.h"
 #include "storage/metrics_internal.h"
 
@@ -75,7 +76,8 @@ static bool put_point(struct gd_db *db, const char *job_id, double wall, const s
 {
     size_t length = point->name != NULL ? strlen(point->name) : 0;
     if (length == 0 || length > GD_METRIC_NAME_BYTES_MAX)
-        return gd_fail(err, GD_INVALID, "the name of a metric has 1 to %d bytes, got %zu", GD_METRIC_NAME_BYTES_MAX, length);
+        return gd_fail(err, GD_INVALID, "the name of a metric has 1 to %d bytes, got %zu", GD_METRIC_NAME_BYTES_MAX,
+                       length);
     int64_t id;
     if (!series_id(db, job_id, point->name, &id, err))
         return false;

@@ -1,3 +1,4 @@
+/* Tuned models: what was published, by which job, in which folder. */
 #include "engine/base/alloc.h"
 #include "storage/db_internal.h"
 
@@ -37,7 +38,8 @@ static const struct gd_record_kind model_kind = {sizeof(struct gd_model_record),
 static bool find_model(struct gd_db *db, const char *project, const char *id, struct gd_model_record *out, bool *found,
                        struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.models WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.models WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
     gd_put_text(&query, id);
     gd_put_text(&query, project);
     return gd_read_record(&query, &model_kind, out, found, err);
@@ -86,14 +88,16 @@ bool gd_db_model_get(struct gd_db *db, const char *project, const char *id, stru
 bool gd_db_model_list(struct gd_db *db, const char *project, struct gd_model_record **out, int *count,
                       struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "SELECT " COLUMNS " FROM main.models WHERE project = ?1 ORDER BY created_at DESC, seq DESC");
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.models WHERE project = ?1 ORDER BY created_at DESC, seq DESC");
     gd_put_text(&query, project);
     return gd_read_records(&query, &model_kind, 0, (void **)out, count, NULL, err);
 }
 
 bool gd_db_model_delete(struct gd_db *db, const char *project, const char *id, struct gd_error *err)
 {
-    struct gd_query query = gd_query_start(db, "DELETE FROM main.models WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
+    struct gd_query query = gd_query_start(db,
+        "DELETE FROM main.models WHERE id = ?1 AND (?2 IS NULL OR project = ?2)");
     gd_put_text(&query, id);
     gd_put_text(&query, project);
     int changed;

@@ -1,3 +1,4 @@
+/* Prepared statements, SQLite's result codes as errors, and rows as records. */
 #include "engine/base/alloc.h"
 #include "storage/db_internal.h"
 

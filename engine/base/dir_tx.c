@@ -1,3 +1,4 @@
+/* Folders that appear whole or not at all, and the manifest that tells whether they still are. Contract: fsio.h. */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio_internal.h"
 #include "engine/base/json.h"

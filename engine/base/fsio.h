@@ -56,7 +56,8 @@ GD_MUST_CHECK bool gd_dir_tx_commit(struct gd_dir_tx *tx, struct gd_error *err);
 void gd_dir_tx_abort(struct gd_dir_tx *tx);
 /* Recomputes sizes and hashes; GD_IO naming the file that differs, is missing or is extra. */
 GD_MUST_CHECK bool gd_dir_verify(const char *path, struct gd_error *err);
-/* Removes what crashed transactions and durable writes left in `parent` (NAME.tmp-<random>); absent is fine. */
+/* Removes what crashed transactions and durable writes left in `parent` (NAME.tmp-<random>); absent is fine.
+ * Only when nobody writes there: at start. */
 GD_MUST_CHECK bool gd_dir_sweep(const char *parent, struct gd_error *err);
 
 /* Hex digests. xxh3-128 for integrity, SHA-256 for keys and content addresses. out: 33 / 65 bytes. */

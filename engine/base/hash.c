@@ -1,3 +1,4 @@
+/* Digests of fsio.h: xxh3-128 by xxHash, SHA-256 by nettle. */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 

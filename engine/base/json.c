@@ -59,14 +59,16 @@ static void describe(const cJSON *value, char *out, size_t capacity)
     else if (cJSON_IsBool(value))
         (void)snprintf(out, capacity, "%s", cJSON_IsTrue(value) ? "true" : "false");
     else
-        (void)snprintf(out, capacity, "%s", cJSON_IsObject(value) ? "an object" : cJSON_IsArray(value) ? "an array" : "null");
+        (void)snprintf(out, capacity, "%s",
+                       cJSON_IsObject(value) ? "an object" : cJSON_IsArray(value) ? "an array" : "null");
 }
 
 static bool fail_value(struct gd_error *err, const char *path, const char *key, const cJSON *value, const char *expected)
 {
     char name[GD_ERROR_MESSAGE_BYTES], found[128];
     describe(value, found, sizeof(found));
-    return gd_fail_param(err, GD_INVALID, full_name(name, path, key), "'%.200s' must be %s, got %s", name, expected, found);
+    return gd_fail_param(err, GD_INVALID, full_name(name, path, key), "'%.200s' must be %s, got %s", name, expected,
+                         found);
 }
 
 enum found { ABSENT, PRESENT, FAILED };

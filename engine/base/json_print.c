@@ -1,3 +1,4 @@
+/* Printing of json.h: unlike cJSON's, never gives invalid UTF-8 and writes integers as integers. */
 #include "engine/base/alloc.h"
 #include "engine/base/json_internal.h"
 
@@ -14,9 +15,10 @@ void gd_json_append_string(struct gd_buf *buf, const char *text, size_t length)
     gd_buf_append_char(buf, '"');
     for (size_t at = 0; at < length;) {
         size_t plain = at, step = 1;
-        while (at < length && (unsigned char)text[at] >= 0x20u && text[at] != '"' && text[at] != '\\' && text[at] != 0x7F &&
-               (step = gd_utf8_length(text + at, length - at)) > 0)
+        while (step > 0 && (at += gd_json_plain_length(text + at, length - at)) < length) {
+            step = (unsigned char)text[at] >= 0x80u ? gd_utf8_length(text + at, length - at) : 0;
             at += step;
+        }
         gd_buf_append(buf, text + plain, at - plain);
         if (at == length)
             break;

@@ -65,7 +65,7 @@ void gd_log_init(const char *process)
     while (part != NULL && *part != '\0') {
         size_t length = strcspn(part, ",");
         if (length > 0 && !apply_part(part, length))
-            gd_log_warn("log", "GRAFTD_LOG part=%.*s ignored=true expected=LEVEL_or_TOPIC:LEVEL levels=error,warn,info,debug",
+            gd_log_warn("log", "GRAFTD_LOG part=%.*s ignored=true expected=[TOPIC:]LEVEL levels=error,warn,info,debug",
                         (int)(length < 64 ? length : 64), part);
         part += length;
         part += *part == ',' ? 1 : 0;

@@ -111,7 +111,7 @@ static void good_texts_are_read_and_printed_back(void **state)
         {"1e15", "1000000000000000"},
         {"{\"a\":{\"a\":1},\"A\":2}", "{\"a\":{\"a\":1},\"A\":2}"},
         {"\"\\u00e9\\ud83d\\ude00\\/\\b\\f\\n\\r\\t\\\"\\\\\"", "\"\xC3\xA9\xF0\x9F\x98\x80/\\b\\f\\n\\r\\t\\\"\\\\\""},
-        {"\"\\u0001\x7f\"", "\"\\u0001\\u007f\""},
+        {"\"\\u0001\x7f\"", "\"\\u0001\x7f\""},
         {"[true,false,null,\"\"]\r\n", "[true,false,null,\"\"]"},
         {"\"\xEF\xBB\xBF\"", "\"\xEF\xBB\xBF\""}, /* the mark is a character like others inside a string */
     };
