@@ -1,0 +1,31 @@
+/*
+ * tokenizer_parts.h - the components of a tokenizer.json, read into a tokenizer.
+ *
+ * Why      One function per kind of component, Sequence flattened.
+ * Memory   The tokenizer owns what is read.
+ * Threads  One thread at a time.
+ * Errors   GD_UNSUPPORTED naming a component that we do not have, GD_BAD_MODEL or GD_INVALID naming field and value.
+ * Limits   GD_STEPS_MAX and GD_DECODERS_MAX steps; nesting as deep as the JSON reader allows.
+ * Life     none
+ */
+#ifndef GD_TEXT_TOKENIZER_PARTS_H
+#define GD_TEXT_TOKENIZER_PARTS_H
+
+#include "engine/base/json.h"
+#include "engine/text/tokenizer_impl.h"
+
+/* `part` may be NULL or null: there is none. `path` names it in errors. */
+GD_MUST_CHECK bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
+GD_MUST_CHECK bool gd_parts_pretokenizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
+GD_MUST_CHECK bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
+GD_MUST_CHECK bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
+
+/* Adds the merge of two spellings; what they join to must be a token. Free `joined` at the end. */
+struct gd_merge_reader {
+    struct gd_tokenizer *tokenizer;
+    char *joined;
+};
+GD_MUST_CHECK bool gd_merge_read(struct gd_merge_reader *reader, const char *left, size_t left_length, const char *right,
+                                 size_t right_length, uint32_t rank, struct gd_error *err);
+
+#endif
