@@ -24,6 +24,9 @@ GD_MUST_CHECK bool gd_chat_create(struct gd_chat **out, const struct gd_tokenize
 void gd_chat_destroy(struct gd_chat *chat);
 bool gd_chat_has_template(const struct gd_chat *chat);
 void gd_chat_template_digest(const struct gd_chat *chat, char out[65]); /* SHA-256 of the source, "" when none */
+/* The clock that templates see through strftime_now (0 = the real one). A job sets the time of its creation, so that a
+ * resumed run trains on the same text. */
+void gd_chat_set_now(struct gd_chat *chat, int64_t unix_seconds);
 
 struct gd_chat_encoding {
     struct gd_tokens tokens;   /* with byte offsets into text */
@@ -34,9 +37,17 @@ void gd_chat_encoding_release(struct gd_chat_encoding *encoding);
 
 /* Checks shape and roles of an OpenAI message list (roles developer, system, user, assistant, tool, function; content
  * string, null with tool_calls, or text parts). `path` names it in errors ("messages"). for_training: the last message
- * must be from the assistant and some assistant message must have weight > 0. */
+ * must be from the assistant, some assistant message must have weight > 0, and an unknown field is an error. */
 GD_MUST_CHECK bool gd_chat_check_messages(const cJSON *messages, const char *path, bool for_training,
                                           struct gd_error *err);
+
+/* NULL and null mean no tools. */
+GD_MUST_CHECK bool gd_chat_check_tools(const cJSON *tools, const char *path, struct gd_error *err);
+
+/* Messages reach the template as Hugging Face's conventions have them: text parts joined, `developer` as `system` unless
+ * the template knows it, function_call as a tool call, role function as tool, tool call arguments as an object or as
+ * text, whichever the template renders as JSON. Tools or tool calls that the template never reads are an error. The
+ * template writes its own bos; none is added. */
 
 /* The prompt of a completion: messages rendered with add_generation_prompt. tools may be NULL. */
 GD_MUST_CHECK bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
@@ -44,11 +55,14 @@ GD_MUST_CHECK bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON
 
 /* A training row: the whole conversation, weights[] = the message's `weight` (default 1) on the assistant's own
  * characters and its end-of-turn token, 0 elsewhere. Spans come from {% generation %} blocks when the template has
- * them, else from rendering each prefix of the conversation twice (with and without the assistant's turn). */
+ * them, else from rendering each prefix of the conversation twice (with and without the assistant's turn); the turn
+ * then ends after its last special token when only white space follows it, else where the text of the prefix ends. A
+ * token is trained when all of its bytes lie inside the turn. */
 GD_MUST_CHECK bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                                            struct gd_chat_encoding *out, struct gd_error *err);
 
-/* prompt + completion text: bos as the tokenizer adds it, weights 1 on the completion and on eos after it. */
+/* prompt + completion text, tokenised as one: bos as the tokenizer adds it, special tokens in the text are plain text,
+ * weights 1 on the tokens that lie wholly in the completion and on eos after it. */
 GD_MUST_CHECK bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const char *completion,
                                        struct gd_chat_encoding *out, struct gd_error *err);
 

@@ -26,15 +26,19 @@ void gd_template_destroy(struct gd_template *tmpl);
 struct gd_render_spans {
     int32_t *template_spans;   /* ascending [begin, end) pairs written by template literals (and special-token variables) */
     int template_span_count;
-    int32_t *generation_spans; /* pairs inside {% generation %} blocks */
+    int32_t *generation_spans; /* a pair for each {% generation %} block that ran, in order; empty if it wrote nothing */
     int generation_span_count;
     bool has_generation;       /* the template has generation blocks */
 };
 void gd_render_spans_release(struct gd_render_spans *spans);
 
+/* A variable of this name (unix seconds) is the time that strftime_now sees instead of the real one. */
+#define GD_TEMPLATE_NOW "strftime_now_unix"
+
 /* variables: object with messages, tools, add_generation_prompt, bos_token, ... (borrowed). `spans` may be NULL.
- * Strings that come from `variables` under "messages", "tools" and "documents" are content; every other text in the
- * output (literals, bos_token, ...) is template text, through concatenation, filters and macros. */
+ * Strings that come from `variables` under "messages", "tools" and "documents" are content (except a message's role when
+ * it is one of OpenAI's names, because templates build special tokens from it); every other text in the output (literals,
+ * bos_token, ...) is template text, through concatenation, filters and macros. */
 GD_MUST_CHECK bool gd_template_render(const struct gd_template *tmpl, const cJSON *variables, struct gd_buf *out,
                                       struct gd_render_spans *spans, struct gd_error *err);
 

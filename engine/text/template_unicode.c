@@ -1,0 +1,231 @@
+#include "engine/text/template_unicode.h"
+#include <string.h>
+#include <utf8proc.h>
+
+size_t tpl_decode(const char *data, size_t length, int32_t *out)
+{
+    utf8proc_int32_t codepoint = -1;
+    utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)data, (utf8proc_ssize_t)length, &codepoint);
+    if (used <= 0) {
+        *out = (unsigned char)data[0];
+        return 1;
+    }
+    *out = codepoint;
+    return (size_t)used;
+}
+
+size_t tpl_encode(int32_t codepoint, char out[4])
+{
+    return (size_t)utf8proc_encode_char(codepoint, (utf8proc_uint8_t *)out);
+}
+
+size_t tpl_count_codepoints(const char *data, size_t length)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < length; i++)
+        count += ((unsigned char)data[i] & 0xC0) != 0x80;
+    return count;
+}
+
+size_t tpl_codepoint_offset(const char *data, size_t length, size_t index)
+{
+    size_t i = 0;
+    for (; i < length; i++) {
+        if (((unsigned char)data[i] & 0xC0) == 0x80)
+            continue;
+        if (index == 0)
+            return i;
+        index--;
+    }
+    return i;
+}
+
+size_t tpl_previous(const char *data, size_t end)
+{
+    size_t i = end - 1;
+    while (i > 0 && ((unsigned char)data[i] & 0xC0) == 0x80 && end - i < 4)
+        i--;
+    return i;
+}
+
+bool tpl_is_space(int32_t c)
+{
+    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+bool tpl_is_line_break(int32_t c)
+{
+    return (c >= 0x0A && c <= 0x0D) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
+}
+
+bool tpl_is_printable(int32_t c)
+{
+    switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
+        return false;
+    case UTF8PROC_CATEGORY_ZS:
+        return c == ' ';
+    default:
+        return true;
+    }
+}
+
+bool tpl_is_alpha(int32_t c)
+{
+    utf8proc_category_t category = utf8proc_category(c);
+    return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
+}
+
+bool tpl_is_digit(int32_t c)
+{
+    return utf8proc_category(c) == UTF8PROC_CATEGORY_ND;
+}
+
+bool tpl_is_upper(int32_t c)
+{
+    return utf8proc_category(c) == UTF8PROC_CATEGORY_LU;
+}
+
+bool tpl_is_lower(int32_t c)
+{
+    return utf8proc_category(c) == UTF8PROC_CATEGORY_LL || c == 0xAA || c == 0xBA;
+}
+
+bool tpl_is_title(int32_t c)
+{
+    return utf8proc_category(c) == UTF8PROC_CATEGORY_LT;
+}
+
+/* Characters with a mapping of more than one character, ascending (Unicode 14, SpecialCasing without conditions). */
+static const struct {
+    int32_t codepoint;
+    char mapped[3][8]; /* upper, lower, title */
+} special_case[] = {
+    {0xDF, {"\x53\x53", "\xc3\x9f", "\x53\x73"}}, {0x130, {"\xc4\xb0", "\x69\xcc\x87", "\xc4\xb0"}},
+    {0x149, {"\xca\xbc\x4e", "\xc5\x89", "\xca\xbc\x4e"}}, {0x1F0, {"\x4a\xcc\x8c", "\xc7\xb0", "\x4a\xcc\x8c"}},
+    {0x390, {"\xce\x99\xcc\x88\xcc\x81", "\xce\x90", "\xce\x99\xcc\x88\xcc\x81"}},
+    {0x3B0, {"\xce\xa5\xcc\x88\xcc\x81", "\xce\xb0", "\xce\xa5\xcc\x88\xcc\x81"}},
+    {0x587, {"\xd4\xb5\xd5\x92", "\xd6\x87", "\xd4\xb5\xd6\x82"}},
+    {0x1E96, {"\x48\xcc\xb1", "\xe1\xba\x96", "\x48\xcc\xb1"}},
+    {0x1E97, {"\x54\xcc\x88", "\xe1\xba\x97", "\x54\xcc\x88"}},
+    {0x1E98, {"\x57\xcc\x8a", "\xe1\xba\x98", "\x57\xcc\x8a"}},
+    {0x1E99, {"\x59\xcc\x8a", "\xe1\xba\x99", "\x59\xcc\x8a"}},
+    {0x1E9A, {"\x41\xca\xbe", "\xe1\xba\x9a", "\x41\xca\xbe"}},
+    {0x1F50, {"\xce\xa5\xcc\x93", "\xe1\xbd\x90", "\xce\xa5\xcc\x93"}},
+    {0x1F52, {"\xce\xa5\xcc\x93\xcc\x80", "\xe1\xbd\x92", "\xce\xa5\xcc\x93\xcc\x80"}},
+    {0x1F54, {"\xce\xa5\xcc\x93\xcc\x81", "\xe1\xbd\x94", "\xce\xa5\xcc\x93\xcc\x81"}},
+    {0x1F56, {"\xce\xa5\xcc\x93\xcd\x82", "\xe1\xbd\x96", "\xce\xa5\xcc\x93\xcd\x82"}},
+    {0x1F80, {"\xe1\xbc\x88\xce\x99", "\xe1\xbe\x80", "\xe1\xbe\x88"}},
+    {0x1F81, {"\xe1\xbc\x89\xce\x99", "\xe1\xbe\x81", "\xe1\xbe\x89"}},
+    {0x1F82, {"\xe1\xbc\x8a\xce\x99", "\xe1\xbe\x82", "\xe1\xbe\x8a"}},
+    {0x1F83, {"\xe1\xbc\x8b\xce\x99", "\xe1\xbe\x83", "\xe1\xbe\x8b"}},
+    {0x1F84, {"\xe1\xbc\x8c\xce\x99", "\xe1\xbe\x84", "\xe1\xbe\x8c"}},
+    {0x1F85, {"\xe1\xbc\x8d\xce\x99", "\xe1\xbe\x85", "\xe1\xbe\x8d"}},
+    {0x1F86, {"\xe1\xbc\x8e\xce\x99", "\xe1\xbe\x86", "\xe1\xbe\x8e"}},
+    {0x1F87, {"\xe1\xbc\x8f\xce\x99", "\xe1\xbe\x87", "\xe1\xbe\x8f"}},
+    {0x1F88, {"\xe1\xbc\x88\xce\x99", "\xe1\xbe\x80", "\xe1\xbe\x88"}},
+    {0x1F89, {"\xe1\xbc\x89\xce\x99", "\xe1\xbe\x81", "\xe1\xbe\x89"}},
+    {0x1F8A, {"\xe1\xbc\x8a\xce\x99", "\xe1\xbe\x82", "\xe1\xbe\x8a"}},
+    {0x1F8B, {"\xe1\xbc\x8b\xce\x99", "\xe1\xbe\x83", "\xe1\xbe\x8b"}},
+    {0x1F8C, {"\xe1\xbc\x8c\xce\x99", "\xe1\xbe\x84", "\xe1\xbe\x8c"}},
+    {0x1F8D, {"\xe1\xbc\x8d\xce\x99", "\xe1\xbe\x85", "\xe1\xbe\x8d"}},
+    {0x1F8E, {"\xe1\xbc\x8e\xce\x99", "\xe1\xbe\x86", "\xe1\xbe\x8e"}},
+    {0x1F8F, {"\xe1\xbc\x8f\xce\x99", "\xe1\xbe\x87", "\xe1\xbe\x8f"}},
+    {0x1F90, {"\xe1\xbc\xa8\xce\x99", "\xe1\xbe\x90", "\xe1\xbe\x98"}},
+    {0x1F91, {"\xe1\xbc\xa9\xce\x99", "\xe1\xbe\x91", "\xe1\xbe\x99"}},
+    {0x1F92, {"\xe1\xbc\xaa\xce\x99", "\xe1\xbe\x92", "\xe1\xbe\x9a"}},
+    {0x1F93, {"\xe1\xbc\xab\xce\x99", "\xe1\xbe\x93", "\xe1\xbe\x9b"}},
+    {0x1F94, {"\xe1\xbc\xac\xce\x99", "\xe1\xbe\x94", "\xe1\xbe\x9c"}},
+    {0x1F95, {"\xe1\xbc\xad\xce\x99", "\xe1\xbe\x95", "\xe1\xbe\x9d"}},
+    {0x1F96, {"\xe1\xbc\xae\xce\x99", "\xe1\xbe\x96", "\xe1\xbe\x9e"}},
+    {0x1F97, {"\xe1\xbc\xaf\xce\x99", "\xe1\xbe\x97", "\xe1\xbe\x9f"}},
+    {0x1F98, {"\xe1\xbc\xa8\xce\x99", "\xe1\xbe\x90", "\xe1\xbe\x98"}},
+    {0x1F99, {"\xe1\xbc\xa9\xce\x99", "\xe1\xbe\x91", "\xe1\xbe\x99"}},
+    {0x1F9A, {"\xe1\xbc\xaa\xce\x99", "\xe1\xbe\x92", "\xe1\xbe\x9a"}},
+    {0x1F9B, {"\xe1\xbc\xab\xce\x99", "\xe1\xbe\x93", "\xe1\xbe\x9b"}},
+    {0x1F9C, {"\xe1\xbc\xac\xce\x99", "\xe1\xbe\x94", "\xe1\xbe\x9c"}},
+    {0x1F9D, {"\xe1\xbc\xad\xce\x99", "\xe1\xbe\x95", "\xe1\xbe\x9d"}},
+    {0x1F9E, {"\xe1\xbc\xae\xce\x99", "\xe1\xbe\x96", "\xe1\xbe\x9e"}},
+    {0x1F9F, {"\xe1\xbc\xaf\xce\x99", "\xe1\xbe\x97", "\xe1\xbe\x9f"}},
+    {0x1FA0, {"\xe1\xbd\xa8\xce\x99", "\xe1\xbe\xa0", "\xe1\xbe\xa8"}},
+    {0x1FA1, {"\xe1\xbd\xa9\xce\x99", "\xe1\xbe\xa1", "\xe1\xbe\xa9"}},
+    {0x1FA2, {"\xe1\xbd\xaa\xce\x99", "\xe1\xbe\xa2", "\xe1\xbe\xaa"}},
+    {0x1FA3, {"\xe1\xbd\xab\xce\x99", "\xe1\xbe\xa3", "\xe1\xbe\xab"}},
+    {0x1FA4, {"\xe1\xbd\xac\xce\x99", "\xe1\xbe\xa4", "\xe1\xbe\xac"}},
+    {0x1FA5, {"\xe1\xbd\xad\xce\x99", "\xe1\xbe\xa5", "\xe1\xbe\xad"}},
+    {0x1FA6, {"\xe1\xbd\xae\xce\x99", "\xe1\xbe\xa6", "\xe1\xbe\xae"}},
+    {0x1FA7, {"\xe1\xbd\xaf\xce\x99", "\xe1\xbe\xa7", "\xe1\xbe\xaf"}},
+    {0x1FA8, {"\xe1\xbd\xa8\xce\x99", "\xe1\xbe\xa0", "\xe1\xbe\xa8"}},
+    {0x1FA9, {"\xe1\xbd\xa9\xce\x99", "\xe1\xbe\xa1", "\xe1\xbe\xa9"}},
+    {0x1FAA, {"\xe1\xbd\xaa\xce\x99", "\xe1\xbe\xa2", "\xe1\xbe\xaa"}},
+    {0x1FAB, {"\xe1\xbd\xab\xce\x99", "\xe1\xbe\xa3", "\xe1\xbe\xab"}},
+    {0x1FAC, {"\xe1\xbd\xac\xce\x99", "\xe1\xbe\xa4", "\xe1\xbe\xac"}},
+    {0x1FAD, {"\xe1\xbd\xad\xce\x99", "\xe1\xbe\xa5", "\xe1\xbe\xad"}},
+    {0x1FAE, {"\xe1\xbd\xae\xce\x99", "\xe1\xbe\xa6", "\xe1\xbe\xae"}},
+    {0x1FAF, {"\xe1\xbd\xaf\xce\x99", "\xe1\xbe\xa7", "\xe1\xbe\xaf"}},
+    {0x1FB2, {"\xe1\xbe\xba\xce\x99", "\xe1\xbe\xb2", "\xe1\xbe\xba\xcd\x85"}},
+    {0x1FB3, {"\xce\x91\xce\x99", "\xe1\xbe\xb3", "\xe1\xbe\xbc"}},
+    {0x1FB4, {"\xce\x86\xce\x99", "\xe1\xbe\xb4", "\xce\x86\xcd\x85"}},
+    {0x1FB6, {"\xce\x91\xcd\x82", "\xe1\xbe\xb6", "\xce\x91\xcd\x82"}},
+    {0x1FB7, {"\xce\x91\xcd\x82\xce\x99", "\xe1\xbe\xb7", "\xce\x91\xcd\x82\xcd\x85"}},
+    {0x1FBC, {"\xce\x91\xce\x99", "\xe1\xbe\xb3", "\xe1\xbe\xbc"}},
+    {0x1FC2, {"\xe1\xbf\x8a\xce\x99", "\xe1\xbf\x82", "\xe1\xbf\x8a\xcd\x85"}},
+    {0x1FC3, {"\xce\x97\xce\x99", "\xe1\xbf\x83", "\xe1\xbf\x8c"}},
+    {0x1FC4, {"\xce\x89\xce\x99", "\xe1\xbf\x84", "\xce\x89\xcd\x85"}},
+    {0x1FC6, {"\xce\x97\xcd\x82", "\xe1\xbf\x86", "\xce\x97\xcd\x82"}},
+    {0x1FC7, {"\xce\x97\xcd\x82\xce\x99", "\xe1\xbf\x87", "\xce\x97\xcd\x82\xcd\x85"}},
+    {0x1FCC, {"\xce\x97\xce\x99", "\xe1\xbf\x83", "\xe1\xbf\x8c"}},
+    {0x1FD2, {"\xce\x99\xcc\x88\xcc\x80", "\xe1\xbf\x92", "\xce\x99\xcc\x88\xcc\x80"}},
+    {0x1FD3, {"\xce\x99\xcc\x88\xcc\x81", "\xe1\xbf\x93", "\xce\x99\xcc\x88\xcc\x81"}},
+    {0x1FD6, {"\xce\x99\xcd\x82", "\xe1\xbf\x96", "\xce\x99\xcd\x82"}},
+    {0x1FD7, {"\xce\x99\xcc\x88\xcd\x82", "\xe1\xbf\x97", "\xce\x99\xcc\x88\xcd\x82"}},
+    {0x1FE2, {"\xce\xa5\xcc\x88\xcc\x80", "\xe1\xbf\xa2", "\xce\xa5\xcc\x88\xcc\x80"}},
+    {0x1FE3, {"\xce\xa5\xcc\x88\xcc\x81", "\xe1\xbf\xa3", "\xce\xa5\xcc\x88\xcc\x81"}},
+    {0x1FE4, {"\xce\xa1\xcc\x93", "\xe1\xbf\xa4", "\xce\xa1\xcc\x93"}},
+    {0x1FE6, {"\xce\xa5\xcd\x82", "\xe1\xbf\xa6", "\xce\xa5\xcd\x82"}},
+    {0x1FE7, {"\xce\xa5\xcc\x88\xcd\x82", "\xe1\xbf\xa7", "\xce\xa5\xcc\x88\xcd\x82"}},
+    {0x1FF2, {"\xe1\xbf\xba\xce\x99", "\xe1\xbf\xb2", "\xe1\xbf\xba\xcd\x85"}},
+    {0x1FF3, {"\xce\xa9\xce\x99", "\xe1\xbf\xb3", "\xe1\xbf\xbc"}},
+    {0x1FF4, {"\xce\x8f\xce\x99", "\xe1\xbf\xb4", "\xce\x8f\xcd\x85"}},
+    {0x1FF6, {"\xce\xa9\xcd\x82", "\xe1\xbf\xb6", "\xce\xa9\xcd\x82"}},
+    {0x1FF7, {"\xce\xa9\xcd\x82\xce\x99", "\xe1\xbf\xb7", "\xce\xa9\xcd\x82\xcd\x85"}},
+    {0x1FFC, {"\xce\xa9\xce\x99", "\xe1\xbf\xb3", "\xe1\xbf\xbc"}},
+    {0xFB00, {"\x46\x46", "\xef\xac\x80", "\x46\x66"}}, {0xFB01, {"\x46\x49", "\xef\xac\x81", "\x46\x69"}},
+    {0xFB02, {"\x46\x4c", "\xef\xac\x82", "\x46\x6c"}}, {0xFB03, {"\x46\x46\x49", "\xef\xac\x83", "\x46\x66\x69"}},
+    {0xFB04, {"\x46\x46\x4c", "\xef\xac\x84", "\x46\x66\x6c"}}, {0xFB05, {"\x53\x54", "\xef\xac\x85", "\x53\x74"}},
+    {0xFB06, {"\x53\x54", "\xef\xac\x86", "\x53\x74"}},
+    {0xFB13, {"\xd5\x84\xd5\x86", "\xef\xac\x93", "\xd5\x84\xd5\xb6"}},
+    {0xFB14, {"\xd5\x84\xd4\xb5", "\xef\xac\x94", "\xd5\x84\xd5\xa5"}},
+    {0xFB15, {"\xd5\x84\xd4\xbb", "\xef\xac\x95", "\xd5\x84\xd5\xab"}},
+    {0xFB16, {"\xd5\x8e\xd5\x86", "\xef\xac\x96", "\xd5\x8e\xd5\xb6"}},
+    {0xFB17, {"\xd5\x84\xd4\xbd", "\xef\xac\x97", "\xd5\x84\xd5\xad"}},
+};
+
+size_t tpl_map_case(int32_t codepoint, enum tpl_case to, char out[12])
+{
+    size_t low = 0, high = sizeof(special_case) / sizeof(special_case[0]);
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (special_case[middle].codepoint == codepoint) {
+            const char *mapped = special_case[middle].mapped[to];
+            size_t length = strnlen(mapped, sizeof special_case[middle].mapped[to]);
+            memcpy(out, mapped, length);
+            return length;
+        }
+        if (special_case[middle].codepoint < codepoint)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    int32_t mapped = to == TPL_UPPER ? utf8proc_toupper(codepoint)
+                   : to == TPL_LOWER ? utf8proc_tolower(codepoint)
+                                     : utf8proc_totitle(codepoint);
+    return tpl_encode(mapped, out);
+}
