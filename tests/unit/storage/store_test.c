@@ -251,9 +251,12 @@ static void after_a_failed_sync_nothing_is_acknowledged(void **state)
     uv_run(&loop, UV_RUN_DEFAULT);
     assert_int_equal(jobs[0].code, GD_OK);
     sync_errno = EIO;
+    sem_init(&gate, 0, 0);
+    submit(false, wait_at_gate, &jobs[5]); /* all are submitted before the first one fails */
     submit(true, insert_file, &jobs[1]);
     submit(false, count_files, &jobs[2]);
     submit(true, insert_file, &jobs[3]);
+    sem_post(&gate);
     uv_run(&loop, UV_RUN_DEFAULT);
     sync_errno = 0; /* the next one would falsely succeed */
     for (int i = 1; i < 4; i++)
