@@ -1,0 +1,24 @@
+/* fuzz.h - what the harnesses share: bytes as a file without touching the disk, and contexts made once. */
+#ifndef GD_TESTS_FUZZ_H
+#define GD_TESTS_FUZZ_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* A path that holds the bytes until the descriptor is closed. */
+static inline int gd_fuzz_file(const uint8_t *data, size_t size, char path[64])
+{
+    int fd = memfd_create("fuzz", 0);
+    if (fd < 0 || write(fd, data, size) != (ssize_t)size)
+        abort();
+    snprintf(path, 64, "/proc/self/fd/%d", fd);
+    return fd;
+}
+
+#endif
