@@ -1,1 +1,267 @@
+/*
+ * Who is in: submission, admission with reserved pages, prefix sharing, cancellation. turn.c moves the batches.
+ */
 #include "engine/infer/engine.h"
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/infer/engine_internal.h"
+#include "engine/tensor/device.h"
+#include <assert.h>
+#include <inttypes.h>
+#include <omp.h>
+
+bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache_bytes, struct gd_error *err)
+{
+    assert(*out == NULL);
+    struct gd_infer *infer = gd_alloc(sizeof(*infer));
+    enum gd_dtype act = gd_device()->compute;
+    struct gd_kv_shape shape = {act, model->config.layers, model->config.kv_heads, model->config.head_dim};
+    infer->model = model;
+    infer->next_id = 1;
+    if (!gd_kv_cache_create(&infer->cache, &shape, cache_bytes, err) ||
+        !gd_forward_create(&infer->forward, model, act, err)) {
+        gd_infer_destroy(infer);
+        return false;
+    }
+    infer->forward->kv = (struct gd_kv_batch){
+        .dtype = act, .layer_count = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim,
+        .pages = gd_kv_cache_pages(infer->cache), .cu_seqlens = infer->cu_seqlens, .past = infer->past,
+    };
+    infer->forward->wear = (struct gd_wear){.row_begin = infer->group_begin, .sites = infer->group_sites};
+    infer->sampler_count = omp_get_max_threads();
+    infer->samplers = gd_alloc_array((size_t)infer->sampler_count, sizeof(*infer->samplers));
+    for (int i = 0; i < infer->sampler_count; i++)
+        gd_sampler_init(&infer->samplers[i], model->config.vocab);
+    infer->results = gd_alloc_array((size_t)infer->forward->logit_rows_max, sizeof(*infer->results));
+    *out = infer;
+    return true;
+}
+
+void gd_infer_destroy(struct gd_infer *infer)
+{
+    if (infer == NULL)
+        return;
+    assert(!infer->in_turn);
+    for (int i = 0; i < infer->count; i++)
+        if (!infer->sequences[i]->finished)
+            gd_infer_end(infer, infer->sequences[i], GD_FINISH_CANCELLED, NULL);
+    gd_infer_sweep(infer);
+    for (int i = 0; i < infer->sampler_count; i++)
+        gd_sampler_release(&infer->samplers[i]);
+    gd_free(infer->samplers);
+    gd_free(infer->results);
+    gd_free(infer->sequences);
+    gd_free(infer->page_table);
+    gd_forward_destroy(infer->forward);
+    gd_kv_cache_destroy(infer->cache);
+    gd_free(infer);
+}
+
+/* ---- what a graft's pages are keyed by ---- */
+
+/* The content of a graft: a pointer may come back with another graft behind it. Grafts of running sequences live, so
+ * theirs need not be computed twice. */
+static void find_root(const struct gd_infer *infer, const struct gd_graft *graft, struct gd_kv_key *root)
+{
+    memset(root, 0, sizeof(*root));
+    if (graft == NULL) {
+        memset(root->hex, '0', sizeof(root->hex) - 1);
+        return;
+    }
+    for (int i = 0; i < infer->count; i++)
+        if (infer->sequences[i]->graft == graft && !infer->sequences[i]->finished) {
+            *root = infer->sequences[i]->root;
+            return;
+        }
+    struct gd_buf text;
+    char digest[33];
+    gd_buf_init(&text, 0);
+    gd_hash_xxh3(graft->block, (size_t)graft->parameter_count * sizeof(float), digest);
+    gd_buf_printf(&text, "%s scale %a floats %" PRId64 " xxh3 %s", graft->config.type, graft->scale, graft->parameter_count,
+                  digest);
+    for (int i = 0; i < graft->param_count; i++)
+        gd_buf_printf(&text, "\n%s %" PRId64, graft->params[i].name, graft->params[i].offset);
+    gd_hash_sha256(text.data, text.length, root->hex);
+    gd_buf_release(&text);
+}
+
+/* ---- submission ---- */
+
+bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const int32_t *prompt, int prompt_count,
+                     const struct gd_sampling *sampling, const struct gd_infer_sink *sink, uint64_t *id, struct gd_error *err)
+{
+    if (infer->count - infer->running >= GD_INFER_WAITING_MAX)
+        return gd_fail(err, GD_BUSY, "%d requests wait already; try again later", infer->count - infer->running);
+    if (graft != NULL && (graft->wear == NULL || graft->block == NULL))
+        return gd_fail(err, GD_INTERNAL, "the graft was not loaded for serving");
+    struct gd_sequence *sequence = NULL;
+    if (!gd_sequence_create(&sequence, infer->model, graft, prompt, prompt_count, sampling, sink, err))
+        return false;
+    if (sequence->pages_max > gd_kv_cache_total(infer->cache)) {
+        gd_fail_param(err, GD_CONTEXT, "max_tokens", "%d tokens of prompt and max_tokens %d need %d pages of %d tokens; the "
+                      "key/value cache holds %d", prompt_count, sampling->max_tokens, sequence->pages_max,
+                      GD_KV_PAGE_TOKENS, gd_kv_cache_total(infer->cache));
+        gd_sequence_destroy(sequence);
+        return false;
+    }
+    find_root(infer, graft, &sequence->root);
+    if (infer->count == infer->capacity) {
+        infer->capacity = infer->capacity ? 2 * infer->capacity : 64;
+        infer->sequences = gd_realloc_array(infer->sequences, (size_t)infer->capacity, sizeof(*infer->sequences));
+    }
+    sequence->id = infer->next_id++;
+    infer->sequences[infer->count++] = sequence;
+    *id = sequence->id;
+    return true;
+}
+
+/* ---- admission ---- */
+
+/* Takes the full pages of the prompt that the cache has; the last token always goes through the model. */
+static void share_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
+{
+    sequence->key = sequence->root;
+    int full = gd_sequence_scores_prompt(sequence) ? 0 : (sequence->prompt_count - 1) / GD_KV_PAGE_TOKENS;
+    while (sequence->page_count < full) {
+        struct gd_kv_key key;
+        gd_kv_key_next(&key, &sequence->key, sequence->ids + sequence->page_count * GD_KV_PAGE_TOKENS);
+        int32_t page = gd_kv_cache_share(infer->cache, &key);
+        if (page < 0)
+            break;
+        sequence->pages[sequence->page_count++] = page;
+        sequence->key = key;
+    }
+    sequence->published = sequence->page_count;
+    sequence->past = sequence->page_count * GD_KV_PAGE_TOKENS;
+}
+
+static void drop_pages(struct gd_infer *infer, struct gd_sequence *sequence)
+{
+    while (sequence->page_count > 0) /* from the end: what others build on is dropped last and kept longest */
+        gd_kv_cache_drop(infer->cache, sequence->pages[--sequence->page_count]);
+    sequence->past = sequence->published = 0;
+}
+
+/* Another sequence is just computing a page that this one could share. */
+static bool prefix_is_coming(const struct gd_infer *infer, const struct gd_sequence *sequence)
+{
+    if (gd_sequence_scores_prompt(sequence))
+        return false;
+    for (int i = 0; i < infer->count; i++) {
+        const struct gd_sequence *other = infer->sequences[i];
+        if (!other->admitted || other->finished || other->graft != sequence->graft || other->past >= other->prompt_count)
+            continue;
+        int limit = other->prompt_count < sequence->prompt_count - 1 ? other->prompt_count : sequence->prompt_count - 1;
+        int same = 0;
+        while (same < limit && other->ids[same] == sequence->ids[same])
+            same++;
+        if (same / GD_KV_PAGE_TOKENS > sequence->page_count)
+            return true;
+    }
+    return false;
+}
+
+enum admission { ADMITTED, LATER, NO_ROOM };
+
+static enum admission try_admit(struct gd_infer *infer, struct gd_sequence *sequence)
+{
+    bool needs_model = gd_sequence_pending(sequence) > 0;
+    if (needs_model) {
+        share_prefix(infer, sequence);
+        int own = sequence->pages_max - sequence->page_count;
+        bool coming = prefix_is_coming(infer, sequence);
+        if (coming || gd_kv_cache_available(infer->cache) - infer->pages_promised < own) {
+            drop_pages(infer, sequence);
+            return coming ? LATER : NO_ROOM;
+        }
+        infer->pages_promised += own;
+    }
+    sequence->admitted = true;
+    sequence->usage.cached_tokens = sequence->past;
+    infer->running++;
+    infer->stats.prompt_tokens += sequence->prompt_count;
+    infer->stats.cached_tokens += sequence->past;
+    if (!needs_model)
+        sequence->pages_max = 0;
+    gd_sequence_report_prompt(sequence);
+    if (!needs_model && !sequence->finished)
+        gd_infer_end(infer, sequence, GD_FINISH_LENGTH, NULL);
+    return ADMITTED;
+}
+
+void gd_infer_admit(struct gd_infer *infer)
+{
+    for (int i = 0; i < infer->count && infer->running < GD_INFER_REQUESTS_MAX; i++) {
+        struct gd_sequence *sequence = infer->sequences[i];
+        if (!sequence->admitted && !sequence->finished && try_admit(infer, sequence) == NO_ROOM)
+            break; /* nobody overtakes for memory */
+    }
+}
+
+/* ---- the end of a sequence ---- */
+
+void gd_infer_give_back(struct gd_infer *infer, struct gd_sequence *sequence)
+{
+    assert(sequence->finished);
+    if (!sequence->admitted)
+        return;
+    infer->pages_promised -= sequence->pages_max - sequence->page_count;
+    infer->running--;
+    drop_pages(infer, sequence);
+    sequence->admitted = false;
+}
+
+void gd_infer_end(struct gd_infer *infer, struct gd_sequence *sequence, enum gd_finish finish, const struct gd_error *error)
+{
+    gd_sequence_finish(sequence, finish, error);
+    gd_infer_give_back(infer, sequence);
+}
+
+void gd_infer_sweep(struct gd_infer *infer)
+{
+    int kept = 0;
+    for (int i = 0; i < infer->count; i++) {
+        if (infer->sequences[i]->finished)
+            gd_sequence_destroy(infer->sequences[i]);
+        else
+            infer->sequences[kept++] = infer->sequences[i];
+    }
+    infer->count = kept;
+}
+
+void gd_infer_cancel(struct gd_infer *infer, uint64_t id)
+{
+    for (int i = 0; i < infer->count; i++)
+        if (infer->sequences[i]->id == id && !infer->sequences[i]->finished) {
+            gd_infer_end(infer, infer->sequences[i], GD_FINISH_CANCELLED, NULL);
+            break;
+        }
+    if (!infer->in_turn) /* a sink may cancel during a turn; the turn still looks at the sequence */
+        gd_infer_sweep(infer);
+}
+
+/* ---- questions ---- */
+
+bool gd_infer_busy(const struct gd_infer *infer)
+{
+    return infer->count > 0;
+}
+
+int gd_infer_graft_users(const struct gd_infer *infer, const struct gd_graft *graft)
+{
+    int users = 0;
+    for (int i = 0; i < infer->count; i++)
+        users += infer->sequences[i]->graft == graft && !infer->sequences[i]->finished;
+    return users;
+}
+
+void gd_infer_get_stats(const struct gd_infer *infer, struct gd_infer_stats *stats)
+{
+    *stats = infer->stats;
+    stats->running = infer->running;
+    stats->waiting = 0;
+    for (int i = 0; i < infer->count; i++)
+        stats->waiting += !infer->sequences[i]->admitted && !infer->sequences[i]->finished;
+    stats->pages_used = gd_kv_cache_held(infer->cache);
+    stats->pages_total = gd_kv_cache_total(infer->cache);
+}

@@ -5,7 +5,8 @@
  * Memory   The engine owns cache pages, plans, arenas, running requests; borrows model and grafts.
  * Threads  engine thread; gd_infer_turn may be called between two ops of a training step.
  * Errors   Per request through the sink; GD_NO_MEMORY at creation.
- * Limits   GD_INFER_REQUESTS_MAX running sequences; prefill in slices of GD_INFER_PREFILL_TOKENS.
+ * Limits   GD_INFER_REQUESTS_MAX running sequences, GD_INFER_WAITING_MAX waiting ones; prefill in slices of
+ *          GD_INFER_PREFILL_TOKENS.
  * Life     gd_infer_create (per resident model) -> submit / cancel / turn ... -> gd_infer_destroy.
  */
 #ifndef GD_INFER_ENGINE_H
@@ -14,6 +15,7 @@
 #include "engine/adapter/adapter.h"
 
 #define GD_INFER_REQUESTS_MAX 256
+#define GD_INFER_WAITING_MAX 4096
 #define GD_INFER_PREFILL_TOKENS 256
 #define GD_STOPS_MAX 16
 #define GD_TOP_LOGPROBS_MAX 20
@@ -26,6 +28,7 @@ struct gd_sampling {
     double frequency_penalty, presence_penalty;
     double repetition_penalty;   /* 1 = off (extension) */
     uint64_t seed;
+    int choice;                  /* which of n choices this is: part of the key of its random numbers */
     int max_tokens;              /* new tokens; >= 0 */
     char *stops[GD_STOPS_MAX];   /* borrowed until submit returns */
     int stop_count;
@@ -59,6 +62,7 @@ struct gd_infer_token {
 
 enum gd_finish { GD_FINISH_STOP, GD_FINISH_LENGTH, GD_FINISH_CANCELLED, GD_FINISH_ERROR };
 
+/* An end-of-sequence token ends the sequence and is neither reported nor counted (unless ignore_eos). */
 struct gd_infer_usage {
     int prompt_tokens, cached_tokens, completion_tokens;
 };
@@ -78,8 +82,11 @@ GD_MUST_CHECK bool gd_infer_create(struct gd_infer **out, struct gd_model *model
                                    struct gd_error *err);
 void gd_infer_destroy(struct gd_infer *infer);
 
-/* Queues a sequence. prompt is copied. graft NULL = base; it must outlive the sequence. Refused: prompt + max_tokens
- * beyond the context (GD_CONTEXT, with the numbers), empty prompt, ids outside the vocabulary. *id identifies it. */
+/* Queues a sequence. It is admitted, in order of submission, when pages for its prompt and all of max_tokens are free or
+ * promised to nobody, so that a running sequence never waits for memory. A prompt whose beginning is just being computed
+ * for another one waits for it and then takes its pages; so n choices of one prompt are n cheap submits. prompt is copied. graft NULL = base; it must outlive the sequence. Refused: prompt + max_tokens
+ * beyond the context or the whole cache (GD_CONTEXT, with the numbers), empty prompt, ids outside the vocabulary, sampling
+ * fields out of range (err->param names them), GD_BUSY when too many wait. *id identifies it. */
 GD_MUST_CHECK bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const int32_t *prompt,
                                    int prompt_count, const struct gd_sampling *sampling,
                                    const struct gd_infer_sink *sink, uint64_t *id, struct gd_error *err);

@@ -1,0 +1,156 @@
+#include "engine/infer/forward.h"
+#include "engine/adapter/adapter.h"
+#include "engine/base/alloc.h"
+#include "engine/tensor/plan.h"
+#include <assert.h>
+
+/* Powers of two, with steps between them where a row costs most of what it would alone. */
+static const int buckets[GD_FORWARD_BUCKETS] = {1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, GD_FORWARD_ROWS};
+
+#define LOGITS_BYTES ((size_t)32 << 20) /* of one vocabulary product, but at least LOGIT_ROWS_MIN rows */
+#define LOGIT_ROWS_MIN 8
+#define LOGIT_ROWS_MAX 256
+
+struct gd_forward_plan {
+    struct gd_graph *graph;
+    struct gd_plan *plan;
+    struct gd_value *hidden;
+};
+
+static void plan_destroy(struct gd_forward_plan *p)
+{
+    if (p == NULL)
+        return;
+    gd_plan_destroy(p->plan);
+    gd_graph_destroy(p->graph);
+    gd_free(p);
+}
+
+static bool plan_build(struct gd_forward *forward, struct gd_forward_plan *p, int rows, bool worn, bool dry,
+                       struct gd_error *err)
+{
+    if (!gd_graph_create(&p->graph, forward->act, err))
+        return false;
+    struct gd_model_inputs inputs;
+    struct gd_graft_serving serving = {0};
+    gd_model_inputs_create(&inputs, p->graph, forward->model, rows, 1, true);
+    if (worn)
+        gd_graft_serving_sites(&serving, p->graph, forward->model);
+    p->hidden = gd_model_hidden(p->graph, forward->model, &inputs, worn ? &serving.sites : NULL);
+    if (!gd_graph_ok(p->graph, err) || !gd_plan_create(&p->plan, p->graph, &p->hidden, 1, dry, err))
+        return false;
+    if (dry)
+        return true;
+    gd_plan_bind(p->plan, inputs.ids, forward->ids);
+    gd_plan_bind(p->plan, inputs.positions, forward->positions);
+    gd_plan_bind(p->plan, inputs.inv_freq, forward->model->config.inv_freq);
+    gd_plan_bind(p->plan, inputs.cache, &forward->kv);
+    if (worn)
+        gd_plan_bind(p->plan, serving.wear, &forward->wear);
+    return true;
+}
+
+static struct gd_forward_plan *plan_create(struct gd_forward *forward, int rows, bool worn, bool dry, struct gd_error *err)
+{
+    struct gd_forward_plan *p = gd_alloc(sizeof(*p));
+    if (plan_build(forward, p, rows, worn, dry, err))
+        return p;
+    gd_error_context(err, "plan a batch of %d rows", rows);
+    plan_destroy(p);
+    return NULL;
+}
+
+static bool reserve_arena(struct gd_forward *forward, size_t bytes, struct gd_error *err)
+{
+    if (bytes <= forward->arena_bytes)
+        return true;
+    gd_large_free(forward->arena, forward->arena_bytes);
+    forward->arena = NULL;
+    forward->arena_bytes = 0;
+    if (!gd_large_alloc(&forward->arena, bytes, "activations of an inference batch", err))
+        return false;
+    forward->arena_bytes = bytes;
+    return true;
+}
+
+bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_dtype act, struct gd_error *err)
+{
+    assert(*out == NULL);
+    struct gd_forward *forward = gd_alloc(sizeof(*forward));
+    forward->model = model;
+    forward->act = act;
+    size_t row_bytes = (size_t)model->config.vocab * sizeof(float);
+    int rows = LOGIT_ROWS_MAX;
+    while (rows > LOGIT_ROWS_MIN && (size_t)rows * row_bytes > LOGITS_BYTES)
+        rows /= 2;
+    forward->logit_rows_max = rows;
+    forward->logits_bytes = (size_t)rows * row_bytes;
+    forward->chosen = gd_alloc_array((size_t)rows * (size_t)model->config.width, act == GD_BF16 ? 2 : 4);
+    void *logits = NULL;
+    bool ok = gd_large_alloc(&logits, forward->logits_bytes, "logits", err);
+    forward->logits = logits;
+    /* The largest plan tells now what memory will be needed. */
+    struct gd_forward_plan *largest = ok ? plan_create(forward, GD_FORWARD_ROWS, true, true, err) : NULL;
+    ok = largest != NULL && reserve_arena(forward, gd_plan_arena_bytes(largest->plan), err) &&
+         gd_weight_prepare(model->head, GD_WEIGHT_LINEAR, act, err);
+    plan_destroy(largest);
+    if (!ok) {
+        gd_forward_destroy(forward);
+        return false;
+    }
+    *out = forward;
+    return true;
+}
+
+void gd_forward_destroy(struct gd_forward *forward)
+{
+    if (forward == NULL)
+        return;
+    for (int b = 0; b < GD_FORWARD_BUCKETS; b++)
+        for (int worn = 0; worn < 2; worn++)
+            plan_destroy(forward->plans[b][worn]);
+    gd_large_free(forward->arena, forward->arena_bytes);
+    gd_large_free(forward->logits, forward->logits_bytes);
+    gd_free(forward->chosen);
+    gd_free(forward);
+}
+
+static int bucket_of(int rows)
+{
+    int b = 0;
+    while (buckets[b] < rows)
+        b++;
+    return b;
+}
+
+bool gd_forward_run(struct gd_forward *forward, int used, bool worn, struct gd_error *err)
+{
+    assert(used >= 1);
+    assert(used <= GD_FORWARD_ROWS);
+    int b = bucket_of(used);
+    struct gd_forward_plan **p = &forward->plans[b][worn];
+    if (*p == NULL && (*p = plan_create(forward, buckets[b], worn, false, err)) == NULL)
+        return false;
+    if (!reserve_arena(forward, gd_plan_arena_bytes((*p)->plan), err))
+        return false;
+    gd_plan_attach((*p)->plan, forward->arena);
+    for (int t = used; t < buckets[b]; t++)
+        forward->ids[t] = forward->positions[t] = 0;
+    if (!gd_plan_run((*p)->plan, NULL, err))
+        return false;
+    forward->hidden = gd_plan_data((*p)->plan, (*p)->hidden);
+    return true;
+}
+
+bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err)
+{
+    assert(count >= 1);
+    assert(count <= forward->logit_rows_max);
+    size_t row_bytes = (size_t)forward->model->config.width * (forward->act == GD_BF16 ? 2 : 4);
+    int padded = buckets[bucket_of(count)] < forward->logit_rows_max ? buckets[bucket_of(count)] : forward->logit_rows_max;
+    for (int i = 0; i < count; i++)
+        memcpy(forward->chosen + (size_t)i * row_bytes, forward->hidden + (size_t)rows[i] * row_bytes, row_bytes);
+    memset(forward->chosen + (size_t)count * row_bytes, 0, (size_t)(padded - count) * row_bytes);
+    return gd_weight_multiply(forward->model->head, false, forward->chosen, forward->act, forward->logits, GD_F32, padded,
+                              false, err);
+}

@@ -1,0 +1,51 @@
+/*
+ * forward.h - one mixed batch through the model: cached plans for a few sizes, and the vocabulary product for chosen rows.
+ *
+ * Why      Building and planning a graph costs milliseconds; a decode step is a few. Rows are rounded up to a bucket, and
+ *          each bucket's plan is kept. A row's result does not depend on the bucket (see attention_cached, wear_lowrank).
+ * Memory   Owns graphs, plans, one arena for all of them, and the buffers below.
+ * Threads  engine thread
+ * Errors   GD_NO_MEMORY; what plans report.
+ * Limits   GD_FORWARD_ROWS rows a batch.
+ * Life     create -> fill ids, positions, kv, wear -> run -> logits ... -> destroy.
+ */
+#ifndef GD_INFER_FORWARD_H
+#define GD_INFER_FORWARD_H
+
+#include "engine/model/model.h"
+#include "engine/tensor/kv.h"
+#include "engine/tensor/wear.h"
+
+#define GD_FORWARD_ROWS 384
+#define GD_FORWARD_BUCKETS 12
+
+struct gd_forward_plan;
+
+struct gd_forward {
+    struct gd_model *model;
+    enum gd_dtype act;
+    struct gd_forward_plan *plans[GD_FORWARD_BUCKETS][2]; /* [bucket][some row wears a graft] */
+    void *arena;
+    size_t arena_bytes;
+    /* The batch: rows [0, used) of ids and positions; kv and wear describe the same rows. */
+    int32_t ids[GD_FORWARD_ROWS], positions[GD_FORWARD_ROWS];
+    struct gd_kv_batch kv;
+    struct gd_wear wear;
+    /* Results. */
+    const char *hidden;           /* [used, width] in act, valid until the next run */
+    int logit_rows_max;           /* rows of one gd_forward_logits */
+    char *chosen;                 /* [logit_rows_max, width] */
+    float *logits;                /* [logit_rows_max, vocab] */
+    size_t logits_bytes;
+};
+
+/* kv's shape and pages are the caller's to fill. */
+GD_MUST_CHECK bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_dtype act, struct gd_error *err);
+void gd_forward_destroy(struct gd_forward *forward);
+
+/* `worn`: some row of the batch wears a graft (the bare base has plans of its own, without the low-rank ops). */
+GD_MUST_CHECK bool gd_forward_run(struct gd_forward *forward, int used, bool worn, struct gd_error *err);
+/* f32 logits of the given rows of the last run, in forward->logits. */
+GD_MUST_CHECK bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err);
+
+#endif

@@ -1,0 +1,219 @@
+#include "engine/infer/sequence.h"
+#include "engine/base/alloc.h"
+#include <assert.h>
+#include <math.h>
+
+/* ---- checks ---- */
+
+static bool check_range(const char *param, double value, double min, double max, struct gd_error *err)
+{
+    if (value >= min && value <= max) /* false for NaN */
+        return true;
+    return gd_fail_param(err, GD_INVALID, param, "%s is %g, must be between %g and %g", param, value, min, max);
+}
+
+static bool check_sampling(const struct gd_sampling *s, int vocab, struct gd_error *err)
+{
+    if (!check_range("temperature", s->temperature, 0, 100, err) || !check_range("top_p", s->top_p, 1e-9, 1, err) ||
+        !check_range("top_k", s->top_k, 0, INT32_MAX, err) || !check_range("min_p", s->min_p, 0, 1, err) ||
+        !check_range("frequency_penalty", s->frequency_penalty, -100, 100, err) ||
+        !check_range("presence_penalty", s->presence_penalty, -100, 100, err) ||
+        !check_range("repetition_penalty", s->repetition_penalty, 1e-3, 1e3, err) ||
+        !check_range("logprobs", s->logprobs, -1, GD_TOP_LOGPROBS_MAX, err) ||
+        !check_range("n", s->choice, 0, 1 << 20, err) || !check_range("stop", s->stop_count, 0, GD_STOPS_MAX, err))
+        return false;
+    for (int i = 0; i < s->bias_count; i++) {
+        if (s->bias_ids[i] < 0 || s->bias_ids[i] >= vocab)
+            return gd_fail_param(err, GD_INVALID, "logit_bias", "logit_bias names token %d; the vocabulary has %d",
+                                 s->bias_ids[i], vocab);
+        if (!check_range("logit_bias", (double)s->bias_values[i], -100, 100, err))
+            return false;
+    }
+    return true;
+}
+
+static bool check_prompt(const struct gd_model *model, const int32_t *prompt, int prompt_count, int max_tokens,
+                         struct gd_error *err)
+{
+    int vocab = model->config.vocab, context = model->config.context;
+    if (prompt_count < 1)
+        return gd_fail_param(err, GD_INVALID, "prompt", "the prompt has no tokens");
+    if (max_tokens < 0)
+        return gd_fail_param(err, GD_INVALID, "max_tokens", "max_tokens is %d, must not be negative", max_tokens);
+    if (prompt_count > context || max_tokens > context - prompt_count)
+        return gd_fail_param(err, GD_CONTEXT, "max_tokens",
+                             "%d tokens of prompt and max_tokens %d make %lld; the context of '%s' holds %d", prompt_count,
+                             max_tokens, (long long)prompt_count + max_tokens, model->id, context);
+    for (int i = 0; i < prompt_count; i++)
+        if (prompt[i] < 0 || prompt[i] >= vocab)
+            return gd_fail_param(err, GD_INVALID, "prompt", "prompt token %d is %d; the vocabulary has %d", i, prompt[i],
+                                 vocab);
+    return true;
+}
+
+/* ---- life ---- */
+
+static void copy_sampling(struct gd_sequence *sequence, const struct gd_sampling *sampling)
+{
+    struct gd_sampling *s = &sequence->sampling;
+    *s = *sampling;
+    memset(s->stops, 0, sizeof(s->stops));
+    s->bias_ids = gd_alloc_array((size_t)s->bias_count + 1, sizeof(*s->bias_ids));
+    s->bias_values = gd_alloc_array((size_t)s->bias_count + 1, sizeof(*s->bias_values));
+    for (int i = 0; i < s->bias_count; i++) {
+        s->bias_ids[i] = sampling->bias_ids[i];
+        s->bias_values[i] = sampling->bias_values[i];
+    }
+    size_t vocab = (size_t)sequence->model->config.vocab;
+    if (s->frequency_penalty != 0 || s->presence_penalty != 0)
+        sequence->counts = gd_alloc_array(vocab, sizeof(*sequence->counts));
+    if (s->repetition_penalty != 1) {
+        sequence->seen = gd_alloc_array(vocab, sizeof(*sequence->seen));
+        for (int i = 0; i < sequence->prompt_count; i++)
+            sequence->seen[sequence->ids[i]] = 1;
+    }
+}
+
+bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const struct gd_graft *graft, const int32_t *prompt,
+                        int prompt_count, const struct gd_sampling *sampling, const struct gd_infer_sink *sink,
+                        struct gd_error *err)
+{
+    assert(*out == NULL);
+    if (!check_prompt(model, prompt, prompt_count, sampling->max_tokens, err) ||
+        !check_sampling(sampling, model->config.vocab, err))
+        return false;
+    struct gd_sequence *sequence = gd_alloc(sizeof(*sequence));
+    int capacity = prompt_count + sampling->max_tokens;
+    sequence->model = model;
+    sequence->graft = graft;
+    sequence->sink = *sink;
+    sequence->ids = gd_alloc_array((size_t)capacity, sizeof(*sequence->ids));
+    memcpy(sequence->ids, prompt, (size_t)prompt_count * sizeof(*prompt));
+    sequence->prompt_count = sequence->count = prompt_count;
+    sequence->usage.prompt_tokens = prompt_count;
+    copy_sampling(sequence, sampling);
+    /* The last token that is generated never goes through the model. */
+    int passed = sampling->max_tokens > 0 ? capacity - 1 : prompt_count;
+    sequence->pages_max = (passed + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+    sequence->pages = gd_alloc_array((size_t)sequence->pages_max, sizeof(*sequence->pages));
+    gd_text_hold_init(&sequence->hold, sampling->stops, sampling->stop_count);
+    gd_buf_init(&sequence->text, 0);
+    gd_buf_init(&sequence->piece, 0);
+    *out = sequence;
+    return true;
+}
+
+void gd_sequence_destroy(struct gd_sequence *sequence)
+{
+    if (sequence == NULL)
+        return;
+    gd_free(sequence->ids);
+    gd_free(sequence->counts);
+    gd_free(sequence->seen);
+    gd_free(sequence->pages);
+    gd_free(sequence->sampling.bias_ids);
+    gd_free(sequence->sampling.bias_values);
+    gd_text_hold_release(&sequence->hold);
+    gd_buf_release(&sequence->text);
+    gd_buf_release(&sequence->piece);
+    gd_free(sequence);
+}
+
+int gd_sequence_pending(const struct gd_sequence *sequence)
+{
+    bool generates = sequence->sampling.max_tokens > 0;
+    if (!generates && !gd_sequence_scores_prompt(sequence))
+        return 0;
+    return (generates ? sequence->count : sequence->prompt_count - 1) - sequence->past;
+}
+
+/* ---- what the sink is told ---- */
+
+static void report(struct gd_sequence *sequence, int32_t id, bool from_prompt, const struct gd_sequence_result *scored)
+{
+    gd_buf_clear(&sequence->piece);
+    gd_tokenizer_piece(sequence->model->tokenizer, id, true, &sequence->piece);
+    bool with_logprob = scored != NULL && sequence->sampling.logprobs >= 0;
+    struct gd_infer_token token = {
+        .id = id, .from_prompt = from_prompt,
+        .text = sequence->text.length > 0 ? sequence->text.data : "", .text_length = sequence->text.length,
+        .piece = sequence->piece.length > 0 ? sequence->piece.data : "", .piece_length = sequence->piece.length,
+        .has_logprob = with_logprob,
+    };
+    if (with_logprob) {
+        token.logprob = scored->logprob;
+        token.top = scored->top;
+        token.top_count = scored->top_count;
+    }
+    sequence->sink.token(sequence->sink.context, &token);
+}
+
+static void report_prompt_token(struct gd_sequence *sequence, int index, const struct gd_sequence_result *scored)
+{
+    gd_buf_clear(&sequence->piece);
+    gd_buf_clear(&sequence->text);
+    gd_tokenizer_piece(sequence->model->tokenizer, sequence->ids[index], true, &sequence->piece);
+    if (sequence->piece.length > 0)
+        gd_text_hold_push(&sequence->hold, sequence->piece.data, sequence->piece.length, false, &sequence->text);
+    report(sequence, sequence->ids[index], true, scored);
+}
+
+void gd_sequence_report_prompt(struct gd_sequence *sequence)
+{
+    int count = !sequence->sampling.echo ? 0 : gd_sequence_scores_prompt(sequence) ? 1 : sequence->prompt_count;
+    for (int i = 0; i < count && !sequence->finished; i++)
+        report_prompt_token(sequence, i, NULL);
+}
+
+void gd_sequence_report_scored(struct gd_sequence *sequence, int index, const struct gd_sequence_result *result)
+{
+    assert(index >= 1);
+    assert(index < sequence->prompt_count);
+    report_prompt_token(sequence, index, result);
+}
+
+static bool is_end(const struct gd_sequence *sequence, int32_t id)
+{
+    const struct gd_model_config *config = &sequence->model->config;
+    for (int i = 0; i < config->eos_count; i++)
+        if (config->eos_ids[i] == id)
+            return !sequence->sampling.ignore_eos;
+    return false;
+}
+
+void gd_sequence_accept(struct gd_sequence *sequence, const struct gd_sequence_result *result)
+{
+    int32_t id = result->id;
+    if (is_end(sequence, id)) {
+        gd_sequence_finish(sequence, GD_FINISH_STOP, NULL);
+        return;
+    }
+    sequence->ids[sequence->count++] = id;
+    sequence->usage.completion_tokens++;
+    if (sequence->counts != NULL && sequence->counts[id] < UINT16_MAX)
+        sequence->counts[id]++;
+    if (sequence->seen != NULL)
+        sequence->seen[id] = 1;
+    gd_buf_clear(&sequence->piece);
+    gd_buf_clear(&sequence->text);
+    gd_tokenizer_piece(sequence->model->tokenizer, id, false, &sequence->piece);
+    bool goes_on = gd_text_hold_push(&sequence->hold, sequence->piece.data, sequence->piece.length, true, &sequence->text);
+    report(sequence, id, false, result);
+    if (sequence->finished) /* cancelled by its sink */
+        return;
+    if (!goes_on)
+        gd_sequence_finish(sequence, GD_FINISH_STOP, NULL);
+    else if (sequence->usage.completion_tokens == sequence->sampling.max_tokens)
+        gd_sequence_finish(sequence, GD_FINISH_LENGTH, NULL);
+}
+
+void gd_sequence_finish(struct gd_sequence *sequence, enum gd_finish finish, const struct gd_error *error)
+{
+    assert(!sequence->finished);
+    assert((finish == GD_FINISH_ERROR) == (error != NULL));
+    sequence->finished = true;
+    gd_buf_clear(&sequence->text);
+    gd_text_hold_flush(&sequence->hold, &sequence->text);
+    sequence->sink.finish(sequence->sink.context, finish, sequence->text.length > 0 ? sequence->text.data : "",
+                          sequence->text.length, &sequence->usage, error);
+}

@@ -1,0 +1,235 @@
+/*
+ * What one turn does: choose rows, run them, publish full pages, sample, report.
+ */
+#include "engine/base/alloc.h"
+#include "engine/infer/engine_internal.h"
+#include "engine/tensor/device.h"
+#include <assert.h>
+#include <omp.h>
+
+/* ---- the batch ---- */
+
+/* Sequences with one token to go take a row each; longer ones share what is left of a slice of prefill. Together they
+ * stay within one slice where they can: a bucket of that size is not left half empty. */
+static void choose_slices(struct gd_infer *infer)
+{
+    int decoding = 0;
+    for (int i = 0; i < infer->count; i++)
+        decoding += infer->sequences[i]->admitted && gd_sequence_pending(infer->sequences[i]) == 1;
+    int budget = decoding <= GD_INFER_PREFILL_TOKENS * 3 / 4 ? GD_INFER_PREFILL_TOKENS - decoding : GD_INFER_PREFILL_TOKENS / 2;
+    infer->slice_count = 0;
+    for (int i = 0; i < infer->count; i++) {
+        struct gd_sequence *sequence = infer->sequences[i];
+        int pending = sequence->admitted && !sequence->finished ? gd_sequence_pending(sequence) : 0;
+        int count = pending == 1 ? 1 : pending < budget ? pending : budget;
+        if (count < 1)
+            continue;
+        budget -= pending == 1 ? 0 : count;
+        assert(infer->slice_count < GD_INFER_REQUESTS_MAX);
+        infer->slices[infer->slice_count++] = (struct gd_slice){.sequence = sequence, .count = count};
+    }
+}
+
+/* Sorts the slices by graft, groups in order of first appearance; returns whether any row wears one. */
+static bool group_slices(struct gd_infer *infer)
+{
+    struct gd_slice sorted[GD_INFER_REQUESTS_MAX];
+    const struct gd_graft *grafts[GD_INFER_REQUESTS_MAX];
+    int groups = 0, rows = 0, done = 0;
+    bool worn = false;
+    for (int i = 0; i < infer->slice_count; i++) {
+        struct gd_slice *slice = &infer->slices[i];
+        for (slice->group = 0; slice->group < groups && grafts[slice->group] != slice->sequence->graft;)
+            slice->group++;
+        if (slice->group == groups)
+            grafts[groups++] = slice->sequence->graft;
+    }
+    for (int group = 0; group < groups; group++) {
+        infer->group_begin[group] = rows;
+        infer->group_sites[group] = grafts[group] != NULL ? grafts[group]->wear : NULL;
+        worn |= grafts[group] != NULL;
+        for (int i = 0; i < infer->slice_count; i++)
+            if (infer->slices[i].group == group) {
+                sorted[done++] = infer->slices[i];
+                rows += infer->slices[i].count;
+            }
+    }
+    infer->group_begin[groups] = rows;
+    infer->forward->wear.group_count = groups;
+    memcpy(infer->slices, sorted, (size_t)done * sizeof(sorted[0]));
+    return worn;
+}
+
+static void take_pages(struct gd_infer *infer, struct gd_sequence *sequence, int tokens)
+{
+    int need = (tokens + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+    assert(need <= sequence->pages_max);
+    while (sequence->page_count < need) {
+        sequence->pages[sequence->page_count++] = gd_kv_cache_take(infer->cache);
+        infer->pages_promised--;
+    }
+}
+
+static void fill_page_table(struct gd_infer *infer)
+{
+    int stride = 1;
+    for (int s = 0; s < infer->slice_count; s++)
+        if (infer->slices[s].sequence->page_count > stride)
+            stride = infer->slices[s].sequence->page_count;
+    size_t size = (size_t)stride * (size_t)infer->slice_count;
+    if (size > infer->page_table_size) {
+        infer->page_table = gd_realloc_array(infer->page_table, size, sizeof(*infer->page_table));
+        infer->page_table_size = size;
+    }
+    for (int s = 0; s < infer->slice_count; s++)
+        memcpy(infer->page_table + (size_t)s * (size_t)stride, infer->slices[s].sequence->pages,
+               (size_t)infer->slices[s].sequence->page_count * sizeof(*infer->page_table));
+    infer->forward->kv.page_table = infer->page_table;
+    infer->forward->kv.page_table_stride = stride;
+    infer->forward->kv.sequence_count = infer->slice_count;
+}
+
+/* Row `row` holds token `position`; are its logits needed? */
+static bool is_wanted(const struct gd_sequence *sequence, int position)
+{
+    if (position == sequence->count - 1)
+        return sequence->sampling.max_tokens > 0;
+    return gd_sequence_scores_prompt(sequence) && position < sequence->prompt_count - 1;
+}
+
+/* Fills the forward pass's inputs; returns the number of rows. */
+static int fill_batch(struct gd_infer *infer)
+{
+    int rows = 0;
+    infer->wanted_count = 0;
+    for (int s = 0; s < infer->slice_count; s++) {
+        struct gd_sequence *sequence = infer->slices[s].sequence;
+        take_pages(infer, sequence, sequence->past + infer->slices[s].count);
+        infer->cu_seqlens[s] = rows;
+        infer->past[s] = sequence->past;
+        for (int i = 0; i < infer->slices[s].count; i++, rows++) {
+            int position = sequence->past + i;
+            infer->forward->ids[rows] = sequence->ids[position];
+            infer->forward->positions[rows] = position;
+            if (is_wanted(sequence, position))
+                infer->wanted[infer->wanted_count++] = (struct gd_wanted_row){sequence, rows, position + 1};
+        }
+    }
+    infer->cu_seqlens[infer->slice_count] = rows;
+    fill_page_table(infer);
+    return rows;
+}
+
+/* The rows are in the pages now; full pages may be shared. */
+static void advance(struct gd_infer *infer)
+{
+    for (int s = 0; s < infer->slice_count; s++) {
+        struct gd_sequence *sequence = infer->slices[s].sequence;
+        sequence->past += infer->slices[s].count;
+        for (; (sequence->published + 1) * GD_KV_PAGE_TOKENS <= sequence->past; sequence->published++) {
+            struct gd_kv_key key;
+            gd_kv_key_next(&key, &sequence->key, sequence->ids + sequence->published * GD_KV_PAGE_TOKENS);
+            gd_kv_cache_publish(infer->cache, sequence->pages[sequence->published], &key);
+            sequence->key = key;
+        }
+    }
+}
+
+/* ---- from logits to tokens ---- */
+
+static void choose_token(struct gd_sampler *sampler, const struct gd_wanted_row *wanted, const float *logits,
+                         struct gd_sequence_result *result)
+{
+    const struct gd_sequence *sequence = wanted->sequence;
+    const struct gd_sampling *sampling = &sequence->sampling;
+    if (wanted->next < sequence->count)
+        result->id = sequence->ids[wanted->next];
+    else
+        result->id = gd_sample(sampler, logits, sampling, sequence->counts, sequence->seen, (uint32_t)sampling->choice,
+                               (uint32_t)wanted->next);
+    if (sampling->logprobs < 0)
+        return;
+    result->top_count = sampling->logprobs < sampler->vocab ? sampling->logprobs : sampler->vocab;
+    gd_logprobs(sampler, logits, result->id, &result->logprob, result->top, result->top_count);
+}
+
+static void deliver(struct gd_infer *infer, const struct gd_wanted_row *wanted, const struct gd_sequence_result *result,
+                    bool finite)
+{
+    struct gd_sequence *sequence = wanted->sequence;
+    if (sequence->finished)
+        return;
+    if (!finite) {
+        struct gd_error error = {0};
+        gd_fail(&error, GD_INTERNAL, "the logits after token %d are not finite: model or graft is broken", wanted->next - 1);
+        gd_infer_end(infer, sequence, GD_FINISH_ERROR, &error);
+        return;
+    }
+    int before = sequence->usage.completion_tokens;
+    if (wanted->next < sequence->prompt_count)
+        gd_sequence_report_scored(sequence, wanted->next, result);
+    else
+        gd_sequence_accept(sequence, result);
+    infer->stats.completion_tokens += sequence->usage.completion_tokens - before;
+    if (!sequence->finished && sequence->sampling.max_tokens == 0 && wanted->next == sequence->prompt_count - 1)
+        gd_sequence_finish(sequence, GD_FINISH_LENGTH, NULL); /* scored, nothing to generate */
+    if (sequence->finished && sequence->admitted)
+        gd_infer_give_back(infer, sequence);
+}
+
+static bool answer(struct gd_infer *infer, struct gd_error *err)
+{
+    int vocab = infer->model->config.vocab, chunk = infer->forward->logit_rows_max;
+    for (int at = 0; at < infer->wanted_count; at += chunk) {
+        int count = infer->wanted_count - at < chunk ? infer->wanted_count - at : chunk;
+        const struct gd_wanted_row *wanted = infer->wanted + at;
+        int32_t rows[GD_FORWARD_ROWS];
+        bool finite[GD_FORWARD_ROWS];
+        for (int i = 0; i < count; i++)
+            rows[i] = wanted[i].row;
+        if (!gd_forward_logits(infer->forward, rows, count, err))
+            return false;
+        int team = count < infer->sampler_count ? count : infer->sampler_count;
+#pragma omp parallel for schedule(static, 1) num_threads(team) if (team > 1)
+        for (int i = 0; i < count; i++) {
+            const float *logits = infer->forward->logits + (size_t)i * (size_t)vocab;
+            finite[i] = gd_vector_all_finite(logits, vocab);
+            if (finite[i] && !wanted[i].sequence->finished)
+                choose_token(&infer->samplers[omp_get_thread_num()], &wanted[i], logits, &infer->results[i]);
+        }
+        for (int i = 0; i < count; i++)
+            deliver(infer, &wanted[i], &infer->results[i], finite[i]);
+    }
+    return true;
+}
+
+static void end_all(struct gd_infer *infer, const struct gd_error *error)
+{
+    for (int i = 0; i < infer->count; i++)
+        if (!infer->sequences[i]->finished)
+            gd_infer_end(infer, infer->sequences[i], GD_FINISH_ERROR, error);
+}
+
+bool gd_infer_turn(struct gd_infer *infer, struct gd_error *err)
+{
+    assert(!infer->in_turn);
+    infer->in_turn = true;
+    infer->stats.turns++;
+    gd_infer_admit(infer);
+    choose_slices(infer);
+    bool ok = true;
+    if (infer->slice_count > 0) {
+        bool worn = group_slices(infer);
+        int rows = fill_batch(infer);
+        ok = gd_forward_run(infer->forward, rows, worn, err);
+        if (ok) {
+            advance(infer);
+            ok = answer(infer, err);
+        }
+    }
+    if (!ok)
+        end_all(infer, err);
+    infer->in_turn = false;
+    gd_infer_sweep(infer);
+    return ok;
+}
