@@ -5,6 +5,9 @@
 #include "engine/worker/usage.h"
 #include "server/app.h"
 #include "server/config.h"
+#ifdef GD_CUDA
+#include "cuda/probe.h"
+#endif
 
 #include <getopt.h>
 #include <stdio.h>
@@ -107,7 +110,13 @@ static int version(void)
     if (gd_device_init("cpu", 0, &err))
         printf("device %s, %s, %d threads, computes in %s\n", gd_device()->name, gd_device()->isa, gd_device()->threads,
                gd_dtype_name(gd_device()->compute));
-    printf("cuda %s\n", "not in this build");
+#ifdef GD_CUDA
+    char devices[512];
+    gd_cuda_describe(devices, sizeof(devices));
+    printf("cuda %s; this version computes on the CPU\n", devices);
+#else
+    printf("cuda not in this build\n");
+#endif
     return 0;
 }
 

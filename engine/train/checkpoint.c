@@ -16,27 +16,47 @@ static bool exists(const char *path)
     return stat(path, &info) == 0;
 }
 
-/* A folder of this name that is there already belongs to an attempt that did not complete the checkpoint. */
-static bool begin_folder(struct gd_dir_tx **tx, const char *parent, int64_t step, char **path, struct gd_error *err)
+static bool same_weights(const char *old_folder, const char *new_folder)
 {
-    *path = gd_format("%s/step-%lld", parent, (long long)step);
-    return gd_mkdirs(parent, err) && (!exists(*path) || gd_remove_tree(*path, err)) && gd_dir_tx_begin(tx, *path, err);
+    struct gd_error ignored = {0};
+    char *old_path = gd_format("%s/adapter_model.safetensors", old_folder);
+    char *new_path = gd_format("%s/adapter_model.safetensors", new_folder);
+    char old_hash[33], new_hash[33];
+    bool same = gd_dir_verify(old_folder, &ignored) && gd_hash_file_xxh3(old_path, old_hash, &ignored) &&
+                gd_hash_file_xxh3(new_path, new_hash, &ignored) && strcmp(old_hash, new_hash) == 0;
+    gd_free(old_path);
+    gd_free(new_path);
+    return same;
+}
+
+bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const float *block, const cJSON *extra,
+                        struct gd_error *err)
+{
+    struct gd_dir_tx *tx = NULL;
+    if (!gd_dir_tx_begin(&tx, path, err))
+        return false;
+    bool ok = gd_graft_save(graft, block, gd_dir_tx_path(tx), extra, err);
+    if (ok && exists(path)) {
+        if (same_weights(path, gd_dir_tx_path(tx))) {
+            gd_dir_tx_abort(tx);
+            return true;
+        }
+        ok = gd_remove_tree(path, err);
+    }
+    if (ok)
+        return gd_dir_tx_commit(tx, err);
+    gd_dir_tx_abort(tx);
+    return false;
 }
 
 static bool write_adapter(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
                           const cJSON *facts, char **path, struct gd_error *err)
 {
     char *parent = gd_format("%s/checkpoints", folder);
-    struct gd_dir_tx *tx = NULL;
-    bool ok = begin_folder(&tx, parent, checkpoint->step, path, err);
+    *path = gd_format("%s/step-%lld", parent, (long long)checkpoint->step);
     cJSON *extra = cJSON_Duplicate(facts, true);
     cJSON_AddNumberToObject(extra, "step", (double)checkpoint->step);
-    if (ok && !gd_graft_save(graft, checkpoint->block, gd_dir_tx_path(tx), extra, err)) {
-        gd_dir_tx_abort(tx);
-        ok = false;
-    } else if (ok) {
-        ok = gd_dir_tx_commit(tx, err);
-    }
+    bool ok = gd_mkdirs(parent, err) && gd_adapter_publish(*path, graft, checkpoint->block, extra, err);
     cJSON_Delete(extra);
     gd_free(parent);
     return ok;
@@ -68,9 +88,10 @@ static bool fill_state(const char *path, const struct gd_graft *graft, const str
 static bool write_state(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
                         const cJSON *facts, struct gd_error *err)
 {
-    char *parent = gd_format("%s/state", folder), *path = NULL;
+    char *parent = gd_format("%s/state", folder), *path = gd_format("%s/step-%lld", parent, (long long)checkpoint->step);
     struct gd_dir_tx *tx = NULL;
-    bool ok = begin_folder(&tx, parent, checkpoint->step, &path, err);
+    /* A state of this step that is there already was found damaged: else the run would have continued from it. */
+    bool ok = gd_mkdirs(parent, err) && (!exists(path) || gd_remove_tree(path, err)) && gd_dir_tx_begin(&tx, path, err);
     if (ok && !fill_state(gd_dir_tx_path(tx), graft, checkpoint, facts, err)) {
         gd_dir_tx_abort(tx);
         ok = false;

@@ -24,6 +24,11 @@ struct gd_checkpoint {
     float *block, *exp_avg, *exp_avg_sq; /* [graft->parameter_count] */
 };
 
+/* A folder that appears whole: the adapter as PEFT reads it, `extra` merged into graftd.json. One that is there already with the
+ * same weights is kept (a resumed run comes to the same bits); with others it is replaced. */
+GD_MUST_CHECK bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const float *block,
+                                      const cJSON *extra, struct gd_error *err);
+
 /* `facts`: members for graftd.json and trainer.json (job id, spec, device). *adapter_folder (or NULL) gets the path, gd_free it. */
 GD_MUST_CHECK bool gd_checkpoint_write(const char *folder, const struct gd_graft *graft,
                                        const struct gd_checkpoint *checkpoint, const cJSON *facts, int keep,

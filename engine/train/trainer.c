@@ -13,7 +13,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <xxhash.h>
 
 struct gd_trainer {
@@ -209,12 +208,23 @@ static bool restore(struct gd_trainer *trainer, struct gd_error *err)
     return ok;
 }
 
+/* What an interrupted write left behind. */
+static bool sweep(struct gd_trainer *trainer, struct gd_error *err)
+{
+    char *checkpoints = gd_format("%s/checkpoints", trainer->folder), *state = gd_format("%s/state", trainer->folder);
+    bool ok = gd_mkdirs(checkpoints, err) && gd_mkdirs(state, err) && gd_dir_sweep(checkpoints, err) &&
+              gd_dir_sweep(state, err) && gd_dir_sweep(trainer->folder, err);
+    gd_free(checkpoints);
+    gd_free(state);
+    return ok;
+}
+
 static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *options, struct gd_error *err)
 {
     struct gd_job_spec *spec = trainer->spec;
     if (spec->seed < 0)
         spec->seed = 0;
-    if (!gd_mkdirs(trainer->folder, err) || !gd_graft_create(&trainer->graft, trainer->model, &spec->adapter, err) ||
+    if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) || !gd_graft_create(&trainer->graft, trainer->model, &spec->adapter, err) ||
         !open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
         (options->validation_path != NULL &&
          !open_data(trainer, &trainer->valid, options->validation_path, "validation_file", err)))
@@ -501,15 +511,7 @@ static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
     char *path = gd_format("%s/adapter", trainer->folder);
     cJSON *json = facts(trainer);
     cJSON_AddNumberToObject(json, "step", (double)trainer->state.step);
-    struct gd_dir_tx *tx = NULL;
-    struct stat info;
-    bool ok = (stat(path, &info) != 0 || gd_remove_tree(path, err)) && gd_dir_tx_begin(&tx, path, err);
-    if (ok && !gd_graft_save(trainer->graft, trainer->state.block, gd_dir_tx_path(tx), json, err)) {
-        gd_dir_tx_abort(tx);
-        ok = false;
-    } else if (ok) {
-        ok = gd_dir_tx_commit(tx, err);
-    }
+    bool ok = gd_adapter_publish(path, trainer->graft, trainer->state.block, json, err);
     if (!ok)
         gd_error_context(err, "final adapter");
     cJSON_Delete(json);

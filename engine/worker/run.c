@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <glob.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -154,10 +155,12 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
 
 static bool refuse_old_run(const char *out, bool resume, struct gd_error *err)
 {
+    char *pattern = gd_format("%s/state/step-*", out), *adapter = gd_format("%s/adapter", out);
+    glob_t found = {0};
     struct stat info;
-    char *state = gd_format("%s/state", out), *adapter = gd_format("%s/adapter", out);
-    bool there = stat(state, &info) == 0 || stat(adapter, &info) == 0;
-    gd_free(state);
+    bool there = glob(pattern, GLOB_NOSORT, NULL, &found) == 0 || stat(adapter, &info) == 0;
+    globfree(&found);
+    gd_free(pattern);
     gd_free(adapter);
     if (!there || resume)
         return true;
