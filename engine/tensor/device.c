@@ -49,7 +49,7 @@ bool gd_device_init(const char *device, int threads, struct gd_error *err)
 {
     if (strncmp(device, "cuda", 4) == 0)
         return gd_fail_param(err, GD_UNSUPPORTED, "device",
-                             "device '%s': this build has no CUDA; use 'cpu' or 'auto', or build with -Dcuda=enabled", device);
+                             "device '%s': this version computes on the CPU only; use 'cpu' or 'auto'", device);
     if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
         return gd_fail_param(err, GD_UNSUPPORTED, "device", "device '%s' is unknown; use 'auto', 'cpu' or 'cuda:N'", device);
     int cores = affinity_cores();
