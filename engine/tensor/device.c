@@ -85,5 +85,5 @@ bool gd_device_quiet_environment(void)
 {
     if (getenv("OMP_WAIT_POLICY") != NULL || getenv("GOMP_SPINCOUNT") != NULL)
         return false;
-    return setenv("GOMP_SPINCOUNT", "20000", 0) == 0;
+    return setenv("OMP_WAIT_POLICY", "passive", 0) == 0;
 }

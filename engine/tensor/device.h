@@ -30,9 +30,10 @@ struct gd_device_info {
 GD_MUST_CHECK bool gd_device_init(const char *device, int threads, struct gd_error *err);
 const struct gd_device_info *gd_device(void);
 
-/* Idle OpenMP threads of libgomp spin for milliseconds by default, which stalls everybody on shared cores. Sets a short
- * spin in this process's environment unless the user chose a policy; true if it did. The OpenMP library reads its
- * environment when it is loaded: call this before spawning workers, or re-execute when it returns true. */
+/* Idle OpenMP threads of libgomp spin for milliseconds by default: with one other busy process on two cores a training
+ * step took two to six times as long. Sets OMP_WAIT_POLICY=passive in this process's environment unless the user chose
+ * a policy; true if it did. The OpenMP library reads its environment when it is loaded: call this before spawning
+ * workers, and in a process that computes itself re-execute when it returns true. */
 bool gd_device_quiet_environment(void);
 
 /* Vector work outside graphs; fixed order of summation for a thread count. */
