@@ -106,6 +106,10 @@ static bool open_shards(struct gd_files *files, const char *folder, const struct
         files->shards = gd_alloc_array((size_t)unique + 1, sizeof files->shards[0]);
     for (int i = 0; ok && i < unique; i++)
         ok = open_shard(files, folder, names[i], err);
+    if (err->code == GD_NOT_FOUND) { /* the model is there, a part of it is not */
+        err->code = GD_BAD_MODEL;
+        gd_error_context(err, INDEX_NAME " names a file that is missing");
+    }
     gd_free(names);
     return ok;
 }

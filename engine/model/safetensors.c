@@ -131,7 +131,7 @@ static bool read_item(struct item *item, const cJSON *entry, struct gd_error *er
     item->dtype = find_dtype(dtype);
     if (item->dtype == NULL)
         return gd_fail(err, GD_UNSUPPORTED, "unknown dtype \"%s\"", gd_show_text(dtype).text);
-    item->tensor.dtype = item->dtype->dtype;
+    item->tensor.dtype = item->dtype->dtype == GD_DTYPE_COUNT ? GD_HANDLE : item->dtype->dtype;
     if (cJSON_GetArraySize(offsets) != 2 || !natural(offsets->child, &item->begin) ||
         !natural(offsets->child->next, &item->end))
         return gd_fail(err, GD_BAD_MODEL, "data_offsets are not two whole numbers >= 0");

@@ -90,7 +90,7 @@ static void a_folder_that_lacks_a_file_says_which(void **state)
     refuse("weights", &scratch, GD_BAD_MODEL, "model.safetensors|index.json|converted");
     scratch = copy_sharded();
     drop(&scratch, "model-00002-of-00003.safetensors");
-    refuse("shard", &scratch, GD_NOT_FOUND, "model-00002-of-00003.safetensors");
+    refuse("shard", &scratch, GD_BAD_MODEL, "index.json names a file that is missing|model-00002-of-00003.safetensors");
 }
 
 static void a_config_that_its_tensors_do_not_fit_is_refused(void **state)
