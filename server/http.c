@@ -2,7 +2,9 @@
  * http.c - libmicrohttpd inside the libuv loop: the daemon, its timers, its end.
  *
  * The library's epoll descriptor is watched by the loop. Its sockets are edge-triggered inside, so data may wait in its
- * buffers with nothing to wake the descriptor: before each poll the library is asked when it wants to run next.
+ * buffers with nothing to wake the descriptor: before each poll the library is asked when it wants to run next. That
+ * answer leaves out connections that were resumed since its last run (and with an outside loop it has no channel to wake
+ * its descriptor), so these are remembered here.
  */
 #include "server/http_internal.h"
 
@@ -37,6 +39,7 @@ void gd_http_resume(struct gd_request *request)
 {
     request->suspended = false;
     request->http->suspended_count--;
+    request->http->resumed = true;
     MHD_resume_connection(request->mhd);
 }
 
@@ -174,9 +177,8 @@ static void check_drained(struct gd_http *http)
 
 static void run_library(struct gd_http *http)
 {
-    http->running = true;
+    http->resumed = false;
     enum MHD_Result result = MHD_run(http->daemon);
-    http->running = false;
     if (result != MHD_YES)
         gd_log_error("http", "run=failed errno=%d", errno);
 }
@@ -195,7 +197,9 @@ static void on_prepare(uv_prepare_t *prepare)
 {
     struct gd_http *http = prepare->data;
     MHD_UNSIGNED_LONG_LONG timeout;
-    if (MHD_get_timeout(http->daemon, &timeout) == MHD_YES)
+    if (http->resumed)
+        uv_timer_start(&http->timeout, on_timeout, 0, 0);
+    else if (MHD_get_timeout(http->daemon, &timeout) == MHD_YES)
         uv_timer_start(&http->timeout, on_timeout, timeout > 60000 ? 60000 : (uint64_t)timeout, 0);
     else
         uv_timer_stop(&http->timeout);

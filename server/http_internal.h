@@ -124,7 +124,7 @@ struct gd_http {
     struct gd_request *requests;
     struct gd_linger *lingers;
     int linger_count, connection_count, request_count, stream_count, suspended_count;
-    bool running;                   /* inside MHD_run */
+    bool resumed;                   /* a connection since the last MHD_run */
     bool draining, forced, stopping;
     double drain_deadline;
     void (*drained)(void *context);
