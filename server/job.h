@@ -87,6 +87,8 @@ extern const struct gd_turn_kind gd_turn_submit, gd_turn_start, gd_turn_cancel, 
 /* NULL if no turn is made of frames of this type. */
 const struct gd_turn_kind *gd_turn_of_frame(const char *type);
 extern const struct gd_turn_kind gd_turn_failed;
+/* A job_started frame, when it comes: steps may follow before its turn is stored. */
+void gd_job_take_started(struct gd_job *job, const cJSON *frame);
 /* A job_step frame: kept until the next turn. */
 void gd_job_take_step(struct gd_job *job, const cJSON *frame);
 /* Seconds until the end at the current speed, or -1. */

@@ -309,9 +309,8 @@ static bool unpublish_lost_checkpoints(struct gd_db *db, const struct gd_job_cha
     return ok;
 }
 
-bool gd_job_change_apply(struct gd_db *db, void *argument, struct gd_error *err)
+bool gd_job_change_apply(struct gd_db *db, struct gd_job_change *change, struct gd_error *err)
 {
-    struct gd_job_change *change = argument;
     const struct gd_job_record *record = &change->record;
     bool ok = true;
     if (change->insert)

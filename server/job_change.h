@@ -50,8 +50,7 @@ void gd_job_change_metrics_event(struct gd_job_change *change, const char *messa
 void gd_job_change_add_step(struct gd_job_change *change, const struct gd_step_metrics *step_taken);
 void gd_step_metrics_release(struct gd_step_metrics *step);
 
-/* A gd_store_work. */
-bool gd_job_change_apply(struct gd_db *db, void *change, struct gd_error *err);
+GD_MUST_CHECK bool gd_job_change_apply(struct gd_db *db, struct gd_job_change *change, struct gd_error *err);
 
 void gd_job_record_copy(struct gd_job_record *out, const struct gd_job_record *record);
 

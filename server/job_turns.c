@@ -56,6 +56,14 @@ double gd_job_seconds_remaining(const struct gd_job *job)
     return seconds / count * (double)(job->live_total_steps - job->live_step);
 }
 
+void gd_job_take_started(struct gd_job *job, const cJSON *frame)
+{
+    job->live_step = int_of(frame, "resumed_from", 0);
+    job->live_total_steps = int_of(frame, "total_steps", 0);
+    job->live_tokens = job->live_step == 0 ? 0 : -1;
+    job->rate_count = 0;
+}
+
 /* Points of a frame's metrics; null is a value that was not finite. */
 static void read_points(struct gd_step_metrics *step, const cJSON *metrics)
 {
@@ -330,7 +338,6 @@ static void after_start(struct gd_job *job, struct gd_turn *turn)
         return;
     }
     job->rate_count = 0;
-    job->live_tokens = -1;
     job->live_step = job->record.step;
     job->live_total_steps = job->record.total_steps;
     job->live_trained_tokens = job->record.trained_tokens;
@@ -403,15 +410,6 @@ static enum gd_turn_result prepare_started(struct gd_job *job, struct gd_turn *t
     gd_job_change_message(change, "info", "Training %" PRId64 " steps on %" PRId64 " rows (%" PRId64 " tokens)",
                           change->record.total_steps, int_of(turn->frame, "rows", 0), int_of(turn->frame, "tokens", 0));
     return GD_TURN_STORE;
-}
-
-static void after_started(struct gd_job *job, struct gd_turn *turn)
-{
-    if (!turn->stored)
-        return;
-    job->live_step = job->record.step;
-    job->live_total_steps = job->record.total_steps;
-    job->live_tokens = job->record.step == 0 ? 0 : -1;
 }
 
 static enum gd_turn_result prepare_flush(struct gd_job *job, struct gd_turn *turn, struct gd_error *err)
@@ -530,7 +528,7 @@ const struct gd_turn_kind gd_turn_lost = {.name = "lost", .prepare = prepare_los
 const struct gd_turn_kind gd_turn_flush = {.name = "flush", .prepare = prepare_flush};
 const struct gd_turn_kind gd_turn_message = {.name = "job_message", .prepare = prepare_message};
 const struct gd_turn_kind gd_turn_failed = {.name = "job_failed", .prepare = prepare_failed, .after = after_end};
-static const struct gd_turn_kind turn_started = {.name = "job_started", .prepare = prepare_started, .after = after_started};
+static const struct gd_turn_kind turn_started = {.name = "job_started", .prepare = prepare_started};
 static const struct gd_turn_kind turn_checkpoint = {.name = "job_checkpoint", .prepare = prepare_checkpoint};
 static const struct gd_turn_kind turn_done = {.name = "job_done", .prepare = prepare_done, .after = after_end};
 static const struct gd_turn_kind turn_stopped = {.name = "job_stopped", .prepare = prepare_stopped, .after = after_end};

@@ -368,12 +368,18 @@ static bool on_stuck(struct gd_job *job)
     return true;
 }
 
+static bool apply_turn(struct gd_db *db, void *argument, struct gd_error *err)
+{
+    struct gd_turn *turn = argument;
+    return gd_job_change_apply(db, &turn->change, err);
+}
+
 static bool store_turn(struct gd_job *job)
 {
     struct gd_turn *turn = job->first;
     struct gd_error err = {0};
     turn->state = GD_TURN_STORING;
-    if (gd_store_submit(job->app->store, true, gd_job_change_apply, on_stored, turn, &err))
+    if (gd_store_submit(job->app->store, true, apply_turn, on_stored, turn, &err))
         return false;
     turn->error = err;
     turn->state = GD_TURN_STUCK;
@@ -574,6 +580,8 @@ void gd_scheduler_worker_frame(struct gd_scheduler *scheduler, int worker, const
         return;
     }
     const struct gd_turn_kind *kind = gd_turn_of_frame(type);
+    if (strcmp(type, "job_started") == 0)
+        gd_job_take_started(job, frame);
     if (kind != NULL) {
         gd_job_push_turn(job, kind, cJSON_Duplicate(frame, true));
         run_turns(job);
