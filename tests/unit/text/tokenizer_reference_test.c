@@ -1,0 +1,131 @@
+/* The ids and texts of the reference implementation, for every stored case of every stored tokenizer. */
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "tests/unit/text/tokenizer_cases.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct gd_tokenizer *open_json(const char *name)
+{
+    char *text = NULL;
+    size_t length = 0;
+    struct gd_error err = {0};
+    char *path = gd_format("%s/tokenizer/%s.json", fixtures(), name);
+    if (!gd_file_read(path, 1 << 20, &text, &length, &err))
+        fail_msg("%s", err.message);
+    struct gd_tokenizer *tokenizer = NULL;
+    if (!gd_tokenizer_from_json(&tokenizer, text, length, NULL, 0, &err))
+        fail_msg("%s: %s", name, err.message);
+    gd_free(path);
+    gd_free(text);
+    return tokenizer;
+}
+
+static void check_family(const char *name)
+{
+    struct gd_tokenizer *tokenizer = open_json(name);
+    char *file = gd_format("%s.cases.json", name);
+    cJSON *root = open_fixture(file);
+    assert_true(check_cases(tokenizer, gd_json_find(root, "cases"), name) >= 420);
+    check_with_ends(tokenizer, gd_json_find(root, "with_ends"), name);
+    cJSON_Delete(root);
+    gd_free(file);
+    gd_tokenizer_destroy(tokenizer);
+}
+
+static void gpt2_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("gpt2");
+}
+
+static void llama3_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("llama3");
+}
+
+static void qwen2_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("qwen2");
+}
+
+static void smollm_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("smollm");
+}
+
+static void llama2_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("llama2");
+}
+
+static void mistral_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("mistral");
+}
+
+/* Variants hold single components on a shared model. */
+static void check_parts(const char *name)
+{
+    char *file = gd_format("parts_%s.json", name);
+    cJSON *root = open_fixture(file);
+    const cJSON *variants = gd_json_find(root, "variants");
+    int index = 0;
+    for (const cJSON *item = variants->child; item != NULL; item = item->next, index++) {
+        cJSON *spec = cJSON_Duplicate(gd_json_find(item, "parts"), true);
+        cJSON *model = cJSON_Duplicate(gd_json_find(root, "model"), true);
+        for (const cJSON *change = gd_json_find(item, "model_changes")->child; change != NULL; change = change->next)
+            assert_true(cJSON_ReplaceItemInObjectCaseSensitive(model, change->string, cJSON_Duplicate(change, true)));
+        cJSON_AddItemToObject(spec, "model", model);
+        char *text = cJSON_PrintUnformatted(spec), *parts = cJSON_PrintUnformatted(gd_json_find(item, "parts"));
+        char *label = gd_format("%s variant %d %s", name, index, parts);
+        struct gd_tokenizer *tokenizer = NULL;
+        struct gd_error err = {0};
+        if (!gd_tokenizer_from_json(&tokenizer, text, strlen(text), NULL, 0, &err))
+            fail_msg("%s: %s", label, err.message);
+        assert_true(check_cases(tokenizer, gd_json_find(item, "cases"), label) > 10);
+        gd_tokenizer_destroy(tokenizer);
+        gd_free(label);
+        cJSON_free(text);
+        cJSON_free(parts);
+        cJSON_Delete(spec);
+    }
+    assert_true(index > 0);
+    cJSON_Delete(root);
+    gd_free(file);
+}
+
+static void components_on_characters_do_as_the_reference(void **state)
+{
+    check_parts("char");
+}
+
+static void components_on_bytes_do_as_the_reference(void **state)
+{
+    check_parts("byte");
+}
+
+static void word_affixes_do_as_the_reference(void **state)
+{
+    check_parts("affix");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gpt2_gives_the_ids_of_the_reference),
+        cmocka_unit_test(llama3_gives_the_ids_of_the_reference),
+        cmocka_unit_test(qwen2_gives_the_ids_of_the_reference),
+        cmocka_unit_test(smollm_gives_the_ids_of_the_reference),
+        cmocka_unit_test(llama2_gives_the_ids_of_the_reference),
+        cmocka_unit_test(mistral_gives_the_ids_of_the_reference),
+        cmocka_unit_test(components_on_characters_do_as_the_reference),
+        cmocka_unit_test(components_on_bytes_do_as_the_reference),
+        cmocka_unit_test(word_affixes_do_as_the_reference),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
