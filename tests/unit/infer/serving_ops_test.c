@@ -1,0 +1,390 @@
+/* attention_cached and wear_lowrank read structs through handles; their cases stand here. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "engine/base/alloc.h"
+#include "engine/base/philox.h"
+#include "engine/tensor/device.h"
+#include "engine/tensor/kv.h"
+#include "engine/tensor/ops.h"
+#include "engine/tensor/plan.h"
+#include "engine/tensor/wear.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static float normal(uint64_t stream, uint64_t i)
+{
+    struct gd_philox bits = gd_philox4(stream, gd_philox_stream(GD_RANDOM_TEST, 0, 0), i);
+    return gd_normal_from_bits(bits.v[0], bits.v[1]);
+}
+
+/* A graph of one call, its inputs in memory. */
+struct bench {
+    struct gd_graph *graph;
+    struct gd_plan *plan;
+    void *arena;
+    size_t arena_bytes;
+    struct gd_value *in[4], *out;
+    void *memory[4];
+};
+
+static void *filled(enum gd_dtype dtype, int64_t count, uint64_t stream)
+{
+    float *x = gd_alloc_array((size_t)count + 1, sizeof(float));
+    void *memory = gd_alloc_array((size_t)count + 16, sizeof(float));
+    for (int64_t i = 0; i < count; i++)
+        x[i] = normal(stream, (uint64_t)i);
+    gd_convert_from_f32(memory, dtype, x, count);
+    gd_free(x);
+    return memory;
+}
+
+static double element(enum gd_dtype dtype, const void *data, int64_t i)
+{
+    return dtype == GD_BF16 ? (double)gd_bf16_to_f32(((const uint16_t *)data)[i]) : (double)((const float *)data)[i];
+}
+
+static void bench_plan(struct bench *bench, int inputs)
+{
+    struct gd_error err = {0};
+    if (!gd_graph_ok(bench->graph, &err) || !gd_plan_create(&bench->plan, bench->graph, &bench->out, 1, false, &err))
+        fail_msg("%s", err.message);
+    bench->arena_bytes = gd_plan_arena_bytes(bench->plan);
+    assert_true(gd_large_alloc(&bench->arena, bench->arena_bytes, "a test's arena", &err));
+    memset(bench->arena, 0xFF, bench->arena_bytes);
+    gd_plan_attach(bench->plan, bench->arena);
+    for (int i = 0; i < inputs; i++)
+        gd_plan_bind(bench->plan, bench->in[i], bench->memory[i]);
+}
+
+static const void *bench_run(struct bench *bench)
+{
+    struct gd_error err = {0};
+    if (!gd_plan_run(bench->plan, NULL, &err))
+        fail_msg("%s", err.message);
+    return gd_plan_data(bench->plan, bench->out);
+}
+
+static void bench_release(struct bench *bench, int owned)
+{
+    gd_plan_destroy(bench->plan);
+    gd_graph_destroy(bench->graph);
+    gd_large_free(bench->arena, bench->arena_bytes);
+    for (int i = 0; i < owned; i++)
+        gd_free(bench->memory[i]);
+    memset(bench, 0, sizeof(*bench));
+}
+
+/* ---- attention_cached ---- */
+
+struct attention {
+    int heads, kv_heads, head_dim, window, layer, layers;
+    enum gd_dtype act, page_dtype;
+    int tokens;                    /* of each sequence */
+    float *q[3], *k[3], *v[3];     /* of three sequences, rounded to act */
+    void *pages;
+    int32_t page_table[3 * 16];
+};
+
+#define STRIDE 16
+
+static void attention_init(struct attention *a)
+{
+    int q_width = a->heads * a->head_dim, kv_width = a->kv_heads * a->head_dim;
+    for (int s = 0; s < 3; s++) {
+        struct { float **rows; int width; } parts[] = {{&a->q[s], q_width}, {&a->k[s], kv_width}, {&a->v[s], kv_width}};
+        for (int p = 0; p < 3; p++) {
+            int64_t count = (int64_t)a->tokens * parts[p].width;
+            void *rounded = filled(a->act, count, (uint64_t)(10 * s + p));
+            *parts[p].rows = gd_alloc_array((size_t)count, sizeof(float));
+            gd_convert_to_f32(*parts[p].rows, rounded, a->act, count);
+            gd_free(rounded);
+        }
+    }
+    size_t page = (size_t)a->layers * 2 * (size_t)kv_width * GD_KV_PAGE_TOKENS;
+    a->pages = gd_alloc_array(48 * page, sizeof(float));
+    memset(a->pages, 0xFF, 48 * page * sizeof(float)); /* NaN: rows that nobody stored must not be read */
+    for (int i = 0; i < 3 * STRIDE; i++)
+        a->page_table[i] = (i * 29 + 5) % 48; /* scattered, all different */
+}
+
+static void attention_release(struct attention *a)
+{
+    for (int s = 0; s < 3; s++) {
+        gd_free(a->q[s]);
+        gd_free(a->k[s]);
+        gd_free(a->v[s]);
+    }
+    gd_free(a->pages);
+}
+
+/* Runs one batch: `take[s]` further tokens of sequence s, in `rows` rows (the rest is padding with NaN). Results go to
+ * out[s], rows of heads * head_dim floats by position. */
+static void run_batch(struct attention *a, const int *past, const int *take, int rows, float **out)
+{
+    struct bench bench = {0};
+    struct gd_error err = {0};
+    int widths[3] = {a->heads * a->head_dim, a->kv_heads * a->head_dim, a->kv_heads * a->head_dim};
+    int32_t cu[4] = {0}, past32[3];
+    for (int s = 0; s < 3; s++) {
+        cu[s + 1] = cu[s] + take[s];
+        past32[s] = past[s];
+    }
+    assert_true(gd_graph_create(&bench.graph, a->act, &err));
+    for (int p = 0; p < 3; p++) {
+        float *all = gd_alloc_array((size_t)(rows * widths[p]), sizeof(float));
+        for (int i = 0; i < rows * widths[p]; i++)
+            all[i] = NAN;
+        for (int s = 0; s < 3; s++) {
+            const float *source = p == 0 ? a->q[s] : p == 1 ? a->k[s] : a->v[s];
+            memcpy(all + cu[s] * widths[p], source + past[s] * widths[p], (size_t)(take[s] * widths[p]) * sizeof(float));
+        }
+        bench.memory[p] = gd_alloc_array((size_t)(rows * widths[p]), sizeof(float));
+        gd_convert_from_f32(bench.memory[p], a->act, all, (int64_t)rows * widths[p]);
+        gd_free(all);
+        bench.in[p] = gd_graph_input(bench.graph, "rows", a->act, 2, (int64_t[]){rows, widths[p]});
+    }
+    struct gd_kv_batch batch = {.dtype = a->page_dtype, .layer_count = a->layers, .kv_heads = a->kv_heads,
+                                .head_dim = a->head_dim, .pages = a->pages, .sequence_count = 3, .cu_seqlens = cu,
+                                .past = past32, .page_table = a->page_table, .page_table_stride = STRIDE};
+    bench.in[3] = gd_graph_handle(bench.graph, "cache");
+    bench.memory[3] = &batch;
+    bench.out = gd_attention_cached(bench.graph, bench.in[0], bench.in[1], bench.in[2], bench.in[3], a->layer, a->heads,
+                                    a->kv_heads, a->head_dim, 0.2, a->window);
+    bench_plan(&bench, 4);
+    const void *result = bench_run(&bench);
+    for (int s = 0; s < 3; s++)
+        for (int64_t i = 0; i < (int64_t)take[s] * widths[0]; i++)
+            out[s][(int64_t)past[s] * widths[0] + i] = (float)element(a->act, result, (int64_t)cu[s] * widths[0] + i);
+    for (int64_t i = (int64_t)cu[3] * widths[0]; i < (int64_t)rows * widths[0]; i++)
+        assert_true(element(a->act, result, i) == 0);
+    bench_release(&bench, 3);
+}
+
+static double page_rounded(const struct attention *a, float x)
+{
+    return (double)(a->page_dtype == GD_BF16 ? gd_bf16_to_f32(gd_f32_to_bf16(x)) : x);
+}
+
+static void check_against_double(const struct attention *a, int s, int tokens, const float *out, double tolerance)
+{
+    int group = a->heads / a->kv_heads, dh = a->head_dim;
+    double *expected = gd_alloc_array((size_t)dh, sizeof(double));
+    for (int i = 0; i < tokens; i++)
+        for (int h = 0; h < a->heads; h++) {
+            double sum = 0;
+            memset(expected, 0, (size_t)dh * sizeof(double));
+            for (int j = a->window > 0 && i - a->window + 1 > 0 ? i - a->window + 1 : 0; j <= i; j++) {
+                const float *k = a->k[s] + (j * a->kv_heads + h / group) * dh, *v = a->v[s] + (j * a->kv_heads + h / group) * dh;
+                double z = 0;
+                for (int d = 0; d < dh; d++)
+                    z += (double)a->q[s][(i * a->heads + h) * dh + d] * page_rounded(a, k[d]);
+                sum += exp(0.2 * z);
+                for (int d = 0; d < dh; d++)
+                    expected[d] += exp(0.2 * z) * page_rounded(a, v[d]);
+            }
+            for (int d = 0; d < dh; d++) {
+                double got = (double)out[(i * a->heads + h) * dh + d];
+                if (!(fabs(got - expected[d] / sum) <= tolerance * (1 + fabs(expected[d] / sum))))
+                    fail_msg("sequence %d row %d head %d [%d]: %g, expected %g", s, i, h, d, got, expected[d] / sum);
+            }
+        }
+    gd_free(expected);
+}
+
+/* Prefill in uneven slices beside others and decode, against double; then the same rows alone in one go, bit for bit. */
+static void check_attention(struct attention a, double tolerance)
+{
+    attention_init(&a);
+    int lengths[3] = {a.tokens, a.tokens / 2 + 1, 3}, past[3] = {0}, batch = 0;
+    float *out[3], *alone[3];
+    for (int s = 0; s < 3; s++) {
+        out[s] = gd_alloc_array((size_t)(a.tokens * a.heads * a.head_dim), sizeof(float));
+        alone[s] = gd_alloc_array((size_t)(a.tokens * a.heads * a.head_dim), sizeof(float));
+    }
+    for (bool more = true; more; batch++) {
+        int take[3], rows = 0;
+        for (int s = 0; s < 3; s++) {
+            int step = batch % 2 ? 1 : 37 + 11 * s, left = lengths[s] - past[s];
+            take[s] = step < left ? step : left;
+            rows += take[s];
+        }
+        run_batch(&a, past, take, rows + batch % 3, out);
+        more = false;
+        for (int s = 0; s < 3; s++) {
+            past[s] += take[s];
+            more |= past[s] < lengths[s];
+        }
+    }
+    for (int s = 0; s < 3; s++) {
+        int zero[3] = {0}, take[3] = {0};
+        check_against_double(&a, s, lengths[s], out[s], tolerance);
+        take[s] = lengths[s];
+        memset(a.pages, 0xFF, 48 * (size_t)a.layers * 2 * (size_t)(a.kv_heads * a.head_dim) * GD_KV_PAGE_TOKENS * 4);
+        run_batch(&a, zero, take, lengths[s], alone);
+        assert_memory_equal(alone[s], out[s], (size_t)(lengths[s] * a.heads * a.head_dim) * sizeof(float));
+    }
+    for (int s = 0; s < 3; s++) {
+        gd_free(out[s]);
+        gd_free(alone[s]);
+    }
+    attention_release(&a);
+}
+
+static void cached_attention_agrees_with_double_and_does_not_depend_on_slices(void **state)
+{
+    check_attention((struct attention){.heads = 4, .kv_heads = 2, .head_dim = 6, .layers = 2, .layer = 1, .tokens = 150}, 1e-5);
+    check_attention((struct attention){.heads = 9, .kv_heads = 3, .head_dim = 64, .layers = 1, .tokens = 140}, 1e-5);
+    check_attention((struct attention){.heads = 1, .kv_heads = 1, .head_dim = 1, .layers = 1, .tokens = 40}, 1e-5);
+}
+
+static void cached_attention_sees_no_further_than_its_window(void **state)
+{
+    check_attention((struct attention){.heads = 2, .kv_heads = 1, .head_dim = 8, .layers = 1, .tokens = 150, .window = 5}, 1e-5);
+    check_attention((struct attention){.heads = 6, .kv_heads = 2, .head_dim = 20, .layers = 1, .tokens = 200, .window = 70}, 1e-5);
+}
+
+static void cached_attention_takes_more_heads_a_group_than_lanes(void **state)
+{
+    check_attention((struct attention){.heads = 71, .kv_heads = 1, .head_dim = 4, .layers = 1, .tokens = 45}, 1e-5);
+}
+
+static void cached_attention_works_in_bf16_and_with_bf16_pages(void **state)
+{
+    check_attention((struct attention){.heads = 4, .kv_heads = 2, .head_dim = 16, .layers = 1, .tokens = 100, .act = GD_BF16,
+                                       .page_dtype = GD_BF16}, 5e-3);
+    check_attention((struct attention){.heads = 4, .kv_heads = 2, .head_dim = 16, .layers = 1, .tokens = 100,
+                                       .page_dtype = GD_BF16}, 1e-5);
+}
+
+/* ---- wear_lowrank ---- */
+
+struct wear_case {
+    int in, out, groups;
+    int ranks[4], rows[4];         /* rank -1: base rows */
+    enum gd_dtype act;
+};
+
+static const void *run_wear(struct bench *bench, const struct wear_case *c, struct gd_wear *wear, int rows, const void *x,
+                            const void *y)
+{
+    struct gd_error err = {0};
+    memset(bench, 0, sizeof(*bench));
+    assert_true(gd_graph_create(&bench->graph, c->act, &err));
+    bench->in[0] = gd_graph_input(bench->graph, "y", c->act, 2, (int64_t[]){rows, c->out});
+    bench->in[1] = gd_graph_input(bench->graph, "x", c->act, 2, (int64_t[]){rows, c->in});
+    bench->in[2] = gd_graph_handle(bench->graph, "wear");
+    bench->memory[0] = (void *)y;
+    bench->memory[1] = (void *)x;
+    bench->memory[2] = wear;
+    bench->out = gd_wear_lowrank(bench->graph, bench->in[0], bench->in[1], bench->in[2], 1);
+    bench_plan(bench, 3);
+    return bench_run(bench);
+}
+
+static double expected_wear(const struct wear_case *c, const struct gd_wear_lowrank *part, const void *x, const void *y,
+                            int row, int o)
+{
+    double sum = 0;
+    for (int r = 0; part != NULL && r < part->rank; r++) {
+        double dot = 0;
+        for (int k = 0; k < c->in; k++)
+            dot += (double)part->a[r * c->in + k] * element(c->act, x, (int64_t)row * c->in + k);
+        sum += dot * (double)part->b[o * part->rank + r];
+    }
+    return element(c->act, y, (int64_t)row * c->out + o) + (part != NULL ? (double)part->scale * sum : 0);
+}
+
+static void check_wear(const struct wear_case *c, double tolerance)
+{
+    struct gd_wear_lowrank parts[4][2] = {0};
+    const struct gd_wear_lowrank *sites[4] = {NULL};
+    int32_t row_begin[5] = {0}, one[2] = {0, 1};
+    for (int g = 0; g < c->groups; g++) {
+        row_begin[g + 1] = row_begin[g] + c->rows[g];
+        if (c->ranks[g] < 0)
+            continue;
+        parts[g][1] = (struct gd_wear_lowrank){c->ranks[g], 0.5f + (float)g, filled(GD_F32, c->ranks[g] * c->in, (uint64_t)(90 + g)),
+                                               filled(GD_F32, c->ranks[g] * c->out, (uint64_t)(95 + g))};
+        sites[g] = parts[g];
+    }
+    int used = row_begin[c->groups], rows = used + 2; /* two rows of padding */
+    struct gd_wear wear = {c->groups, row_begin, sites};
+    void *x = filled(c->act, rows * c->in, 1), *y = filled(c->act, rows * c->out, 2);
+    size_t item = c->act == GD_BF16 ? 2 : 4;
+    struct bench bench, single;
+    const char *result = run_wear(&bench, c, &wear, rows, x, y);
+    for (int row = 0, g = 0; row < rows; row++) {
+        while (g < c->groups && row >= row_begin[g + 1])
+            g++;
+        const struct gd_wear_lowrank *part = g < c->groups && c->ranks[g] >= 0 ? &parts[g][1] : NULL;
+        for (int o = 0; o < c->out; o++) {
+            double got = element(c->act, result, (int64_t)row * c->out + o), expected = expected_wear(c, part, x, y, row, o);
+            if (!(fabs(got - expected) <= tolerance * (sqrt((double)c->in) + fabs(expected))))
+                fail_msg("row %d [%d]: %g, expected %g", row, o, got, expected);
+        }
+        if (g == c->groups)
+            continue;
+        struct gd_wear alone = {1, one, &sites[g]}; /* the row by itself: the same bits */
+        const char *bits = run_wear(&single, c, &alone, 1, (char *)x + (size_t)(row * c->in) * item,
+                                    (char *)y + (size_t)(row * c->out) * item);
+        assert_memory_equal(bits, result + (size_t)(row * c->out) * item, (size_t)c->out * item);
+        bench_release(&single, 0);
+    }
+    bench_release(&bench, 0);
+    for (int g = 0; g < c->groups; g++) {
+        gd_free((void *)parts[g][1].a);
+        gd_free((void *)parts[g][1].b);
+    }
+    gd_free(x);
+    gd_free(y);
+}
+
+static void each_row_wears_its_own_graft_whatever_is_beside_it(void **state)
+{
+    check_wear(&(struct wear_case){.in = 1, .out = 1, .groups = 1, .ranks = {1}, .rows = {1}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 37, .out = 45, .groups = 4, .ranks = {5, -1, 16, 0}, .rows = {1, 2, 3, 1}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 576, .out = 192, .groups = 3, .ranks = {-1, 16, 40}, .rows = {2, 1, 70}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 64, .out = 33, .groups = 2, .ranks = {8, 512}, .rows = {17, 3}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 96, .out = 80, .groups = 2, .ranks = {16, 7}, .rows = {5, 6}, .act = GD_BF16}, 5e-3);
+}
+
+static void a_rank_beyond_the_limit_is_an_error(void **state)
+{
+    struct gd_wear_lowrank parts[2] = {{0}, {513, 1, NULL, NULL}};
+    const struct gd_wear_lowrank *sites[1] = {parts};
+    int32_t row_begin[2] = {0, 1};
+    struct gd_wear wear = {1, row_begin, sites};
+    struct wear_case c = {.in = 2, .out = 2};
+    float x[2] = {1, 2}, y[2] = {3, 4};
+    struct bench bench = {0};
+    struct gd_error err = {0};
+    parts[1].rank = 0;
+    run_wear(&bench, &c, &wear, 1, x, y);
+    parts[1].rank = 513;
+    assert_false(gd_plan_run(bench.plan, NULL, &err));
+    assert_int_equal(err.code, GD_INTERNAL);
+    bench_release(&bench, 0);
+}
+
+int main(void)
+{
+    struct gd_error err = {0};
+    if (!gd_device_init("cpu", 2, &err)) {
+        fprintf(stderr, "%s\n", err.message);
+        return 1;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(cached_attention_agrees_with_double_and_does_not_depend_on_slices),
+        cmocka_unit_test(cached_attention_sees_no_further_than_its_window),
+        cmocka_unit_test(cached_attention_takes_more_heads_a_group_than_lanes),
+        cmocka_unit_test(cached_attention_works_in_bf16_and_with_bf16_pages),
+        cmocka_unit_test(each_row_wears_its_own_graft_whatever_is_beside_it),
+        cmocka_unit_test(a_rank_beyond_the_limit_is_an_error),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
