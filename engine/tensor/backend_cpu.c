@@ -59,25 +59,32 @@ static void rows_to_bf16(const struct gd_weight *weight, uint16_t *out, float *b
     }
 }
 
-/* The matrix as the product wants its elements, still row-major. A source that is so already is used as it is. */
+static bool pack_plain(struct gd_layout *layout, const struct gd_weight *weight, bool forward, enum gd_dtype compute,
+                       const void *plain, struct gd_error *err)
+{
+    int64_t out = gd_weight_dim(weight, 0), in = gd_weight_dim(weight, 1);
+    return forward ? gd_gemm_pack(&layout->packed, in, out, compute, plain, true, "a weight laid out for forward products", err)
+                   : gd_gemm_pack(&layout->packed, out, in, compute, plain, false, "a weight laid out for backward products", err);
+}
+
+/* By way of a row-major copy in `compute`, unless the file has it so already. */
 static bool pack(struct gd_layout *layout, const struct gd_weight *weight, bool forward, enum gd_dtype compute,
                  struct gd_error *err)
 {
-    int64_t out = gd_weight_dim(weight, 0), in = gd_weight_dim(weight, 1);
+    const void *mapped = gd_weight_plain(weight, compute);
+    if (mapped != NULL)
+        return pack_plain(layout, weight, forward, compute, mapped, err);
     size_t plain_bytes = gd_dtype_bytes(compute, elements(weight));
+    size_t block_bytes = (size_t)(BLOCK_ROWS * gd_weight_dim(weight, 1)) * sizeof(float);
     void *plain = NULL, *block = NULL;
-    size_t block_bytes = (size_t)(BLOCK_ROWS * in) * sizeof(float);
     bool ok = gd_large_alloc(&plain, plain_bytes, "a weight on its way into a layout", err);
     if (ok && compute == GD_BF16)
         ok = gd_large_alloc(&block, block_bytes, "rows of a weight on their way into a layout", err);
-    if (ok) {
-        if (compute == GD_BF16)
-            rows_to_bf16(weight, plain, block);
-        else
-            gd_weight_to_f32(weight, plain);
-        ok = forward ? gd_gemm_pack(&layout->packed, in, out, compute, plain, true, "a weight laid out for forward products", err)
-                     : gd_gemm_pack(&layout->packed, out, in, compute, plain, false, "a weight laid out for backward products", err);
-    }
+    if (ok && compute == GD_BF16)
+        rows_to_bf16(weight, plain, block);
+    else if (ok)
+        gd_weight_to_f32(weight, plain);
+    ok = ok && pack_plain(layout, weight, forward, compute, plain, err);
     gd_large_free(block, block ? block_bytes : 0);
     gd_large_free(plain, plain ? plain_bytes : 0);
     return ok;

@@ -31,6 +31,11 @@ static bool bf16_is_fast(const char *isa)
 #endif
 }
 
+bool gd_device_multiplies(enum gd_dtype dtype)
+{
+    return gd_gemm_packed_bytes(64, 64, dtype) > 0;
+}
+
 static bool choose_compute(enum gd_dtype *compute, const char *isa, struct gd_error *err)
 {
     const char *asked = getenv("GRAFTD_COMPUTE");
@@ -38,6 +43,9 @@ static bool choose_compute(enum gd_dtype *compute, const char *isa, struct gd_er
         *compute = bf16_is_fast(isa) ? GD_BF16 : GD_F32;
     else if (strcmp(asked, "f32") == 0)
         *compute = GD_F32;
+    else if (strcmp(asked, "bf16") == 0 && !gd_device_multiplies(GD_BF16))
+        return gd_fail_param(err, GD_UNSUPPORTED, "GRAFTD_COMPUTE",
+                             "GRAFTD_COMPUTE=bf16: this processor (%s) cannot multiply bf16; use f32", isa);
     else if (strcmp(asked, "bf16") == 0)
         *compute = GD_BF16;
     else

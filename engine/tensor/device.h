@@ -29,6 +29,8 @@ struct gd_device_info {
  * GRAFTD_COMPUTE=f32|bf16 overrides. */
 GD_MUST_CHECK bool gd_device_init(const char *device, int threads, struct gd_error *err);
 const struct gd_device_info *gd_device(void);
+/* Whether matrix products in `dtype` (F32 or BF16) run here at all: BF16 needs AVX-512. */
+bool gd_device_multiplies(enum gd_dtype dtype);
 
 /* Idle OpenMP threads of libgomp spin for milliseconds by default: with one other busy process on two cores a training
  * step took two to six times as long. Sets OMP_WAIT_POLICY=passive in this process's environment unless the user chose

@@ -298,18 +298,24 @@ static bool fill_args(struct gd_plan *plan, struct gd_error *err)
     return true;
 }
 
+static bool is_finite_at(const struct gd_tensor *tensor, int64_t i, float *value)
+{
+    *value = tensor->dtype == GD_F32 ? ((const float *)tensor->data)[i] : gd_bf16_to_f32(((const uint16_t *)tensor->data)[i]);
+    return isfinite(*value);
+}
+
 static bool check_finite(const struct step *step, struct gd_error *err)
 {
     for (int k = 0; k < step->call->out_count; k++) {
         const struct gd_tensor *out = &step->args.out[k];
         int64_t count = gd_tensor_count(out);
-        for (int64_t i = 0; i < count && (out->dtype == GD_F32 || out->dtype == GD_BF16); i++) {
-            float value = out->dtype == GD_F32 ? ((const float *)out->data)[i]
-                                               : gd_bf16_to_f32(((const uint16_t *)out->data)[i]);
-            if (!isfinite(value))
+        if ((out->dtype != GD_F32 && out->dtype != GD_BF16) || (out->dtype == GD_F32 && gd_vector_all_finite(out->data, count)))
+            continue;
+        float value;
+        for (int64_t i = 0; i < count; i++)
+            if (!is_finite_at(out, i, &value))
                 return gd_fail(err, GD_INTERNAL, "op '%s' made %s[%" PRId64 "] = %g", step->call->op->name,
                                step->call->out[k]->name, i, (double)value);
-        }
     }
     return true;
 }

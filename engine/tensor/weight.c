@@ -34,6 +34,10 @@ bool gd_weight_create(struct gd_weight **out, const char *name, const struct gd_
     if (source->shape[source->rank - 1] % gd_dtype_block(source->dtype) != 0)
         return gd_fail(err, GD_BAD_MODEL, "weight '%s': rows of %" PRId64 " are not whole %s blocks of %" PRId64, name,
                        source->shape[source->rank - 1], gd_dtype_name(source->dtype), gd_dtype_block(source->dtype));
+    for (int64_t i = 0; source->rank == 2 && row_order != NULL && i < source->shape[0]; i++)
+        if (row_order[i] < 0 || row_order[i] >= source->shape[0])
+            return gd_fail(err, GD_INTERNAL, "weight '%s': row %" PRId64 " is taken from row %" PRId32 " of %" PRId64, name, i,
+                           row_order[i], source->shape[0]);
     struct gd_weight *weight = gd_alloc(sizeof(*weight));
     weight->name = gd_strdup(name);
     weight->source = *source;
@@ -138,6 +142,13 @@ bool gd_weight_multiply(const struct gd_weight *weight, bool back, const void *x
 }
 
 /* ---- rows of the source ---- */
+
+const void *gd_weight_plain(const struct gd_weight *weight, enum gd_dtype dtype)
+{
+    const struct gd_tensor *source = &weight->source;
+    bool plain = source->dtype == dtype && weight->row_order == NULL && weight->add == 0.0f;
+    return plain && (uintptr_t)source->data % gd_dtype_block_bytes(dtype) == 0 ? source->data : NULL;
+}
 
 static int64_t row_elements(const struct gd_weight *weight)
 {

@@ -5,7 +5,7 @@
  *          layout that the matrix product likes is made once per use and shared by all plans.
  * Memory   Borrows `source` (the mapping outlives the weight); owns the laid-out copies.
  * Threads  gd_weight_prepare from the engine thread only; prepared data is read by kernels.
- * Errors   GD_NO_MEMORY.
+ * Errors   GD_BAD_MODEL, GD_UNSUPPORTED for impossible shapes and dtypes; GD_NO_MEMORY; the weight is named.
  * Limits   rank 1 (norms, biases) or 2 ([out, in]).
  * Life     gd_weight_create -> prepare ... -> gd_weight_destroy after all plans that use it.
  */

@@ -1,5 +1,5 @@
 /*
- * weight_rows.h - rows of a weight's source as f32, for those who make layouts.
+ * weight_rows.h - a weight's source, for those who make layouts.
  *
  * Why      A layout is made in blocks of rows, so that no second whole copy in f32 is needed.
  * Memory   `out` is the caller's: (end - begin) * dim(rank-1) floats.
@@ -12,6 +12,9 @@
 #define GD_TENSOR_WEIGHT_ROWS_H
 
 #include "engine/tensor/weight.h"
+
+/* The source itself where it already is the weight in `dtype`, aligned to its elements; else NULL. */
+const void *gd_weight_plain(const struct gd_weight *weight, enum gd_dtype dtype);
 
 void gd_weight_rows_f32(const struct gd_weight *weight, int64_t begin, int64_t end, float *out);
 
