@@ -5,7 +5,7 @@
  * Memory   The model owns mapping, weights, tokenizer, chat. Graphs borrow it.
  * Threads  Open and build on the engine thread; tokenizer and chat are read-only for any thread.
  * Errors   GD_BAD_MODEL (file, field, offset), GD_UNSUPPORTED (architecture, tensor type), GD_NOT_FOUND.
- * Limits   limits.h-like constants below.
+ * Limits   GD_LAYERS_MAX, GD_EOS_MAX; sizes in config.h.
  * Life     gd_model_open -> build / encode ... -> gd_model_destroy (after all plans on it).
  */
 #ifndef GD_MODEL_MODEL_H
@@ -65,7 +65,8 @@ GD_MUST_CHECK bool gd_model_open(struct gd_model **out, const char *id, const ch
 void gd_model_destroy(struct gd_model *model);
 
 /* Lists the models of a folder: every subfolder with config.json and every NAME.gguf, sorted. Broken entries are
- * listed too (opening says why). The array and strings are the caller's (gd_model_list_release). */
+ * listed too (opening says why). Ids are printable and without '/'; a file NAME.gguf beside a folder NAME keeps its
+ * whole name as id; hidden entries are skipped. The array and strings are the caller's (gd_model_list_release). */
 struct gd_model_entry {
     char *id, *path;
     int64_t created;            /* mtime, Unix seconds */

@@ -32,9 +32,9 @@ static inline struct gd_model *open_fixture(const char *name)
     return model;
 }
 
-/* Runs a finished graph once. bindings: pairs of value and data, `count` of them; the output goes to `out`. */
-static inline void run_graph(struct gd_graph *graph, struct gd_value *output, float *out, struct gd_value *const *values,
-                             void *const *data, int count)
+/* Runs a finished graph once with values[i] bound to data[i]; the output goes to `out`. */
+static inline void run_graph(struct gd_graph *graph, struct gd_value *output, float *out,
+                             struct gd_value *const *values, void *const *data, int count)
 {
     struct gd_error err = {0};
     struct gd_plan *plan = NULL;
