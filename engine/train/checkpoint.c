@@ -16,16 +16,15 @@ static bool exists(const char *path)
     return stat(path, &info) == 0;
 }
 
-static bool same_weights(const char *old_folder, const char *new_folder)
+/* Whether a sound adapter with exactly these weights stands at `path`. */
+static bool stands(const char *path, const struct gd_graft *graft, const float *block)
 {
     struct gd_error ignored = {0};
-    char *old_path = gd_format("%s/adapter_model.safetensors", old_folder);
-    char *new_path = gd_format("%s/adapter_model.safetensors", new_folder);
-    char old_hash[33], new_hash[33];
-    bool same = gd_dir_verify(old_folder, &ignored) && gd_hash_file_xxh3(old_path, old_hash, &ignored) &&
-                gd_hash_file_xxh3(new_path, new_hash, &ignored) && strcmp(old_hash, new_hash) == 0;
-    gd_free(old_path);
-    gd_free(new_path);
+    struct gd_graft *loaded = NULL;
+    bool same = exists(path) && gd_graft_load(&loaded, graft->model, path, &ignored) &&
+                loaded->parameter_count == graft->parameter_count &&
+                memcmp(loaded->block, block, (size_t)graft->parameter_count * sizeof(float)) == 0;
+    gd_graft_destroy(loaded);
     return same;
 }
 
@@ -33,17 +32,11 @@ bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const fl
                         struct gd_error *err)
 {
     struct gd_dir_tx *tx = NULL;
-    if (!gd_dir_tx_begin(&tx, path, err))
+    if (stands(path, graft, block))
+        return true;
+    if ((exists(path) && !gd_remove_tree(path, err)) || !gd_dir_tx_begin(&tx, path, err))
         return false;
-    bool ok = gd_graft_save(graft, block, gd_dir_tx_path(tx), extra, err);
-    if (ok && exists(path)) {
-        if (same_weights(path, gd_dir_tx_path(tx))) {
-            gd_dir_tx_abort(tx);
-            return true;
-        }
-        ok = gd_remove_tree(path, err);
-    }
-    if (ok)
+    if (gd_graft_save(graft, block, gd_dir_tx_path(tx), extra, err))
         return gd_dir_tx_commit(tx, err);
     gd_dir_tx_abort(tx);
     return false;

@@ -242,7 +242,7 @@ def test_a_broken_model_fails_its_request_not_the_daemon(own_daemon, tmp_path):
     models.mkdir()
     (models / "torn").mkdir()
     (models / "torn" / "config.json").write_text("{\"model_type\": \"llama\"")
-    (models / "junk.gguf").write_bytes(b"GGUF" + bytes(range(200)))
+    (models / "junk.gguf").write_bytes(b"GGUF\x03\0\0\0" + bytes(range(200)))
     daemon = own_daemon()
     daemon.models = models
     daemon.start()
