@@ -194,8 +194,10 @@ void gd_stream_completed(struct gd_stream *stream)
     stream->request->http->stream_count--;
     stream->request = NULL;
     stream->dead = true;
-    tell_gone(stream);
-    settle(stream);
+    if (stream->ended)
+        settle(stream);
+    else
+        tell_gone(stream); /* its owner may end it, and so free it, in this call */
 }
 
 uint64_t gd_stream_bytes(const struct gd_stream *stream)

@@ -1,6 +1,7 @@
 /* Jobs through their whole life, on a worker that misbehaves in every way that the protocol allows. */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
+#include "engine/base/log.h"
 #include "fake_worker.h"
 #include "job_fixture.h"
 #include "server/job.h"
@@ -461,6 +462,8 @@ static void the_event_log_is_thinned_by_its_rule(void **state)
 
 int main(int argc, char **argv)
 {
+    setenv("GRAFTD_LOG", "error", 0);
+    gd_log_init(argc > 1 ? argv[1] : "test");
     if (argc > 3 && strcmp(argv[1], "worker") == 0)
         return fake_worker_main(atoi(argv[3]));
 #define JOB_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
