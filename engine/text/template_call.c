@@ -46,7 +46,8 @@ struct tpl_value tpl_apply(struct tpl_render *r, const struct tpl_function *func
     struct tpl_value values[PARAMETERS_MAX];
     if (function->parameters == NULL)
         return function->run(r, call);
-    int count = split_parameters(function->parameters, parameters);
+    bool keywords = function->parameters[0] != '/';
+    int count = split_parameters(function->parameters + !keywords, parameters);
     if (call->count > count)
         tpl_fail(r, "%s() takes at most %d argument(s), %d given", function->name, count, call->count);
     memset(values, 0, sizeof values);
@@ -54,7 +55,7 @@ struct tpl_value tpl_apply(struct tpl_render *r, const struct tpl_function *func
         values[i] = call->values[i];
     for (int i = 0; i < call->keyword_count; i++) {
         const struct tpl_text *keyword = call->keywords[i];
-        int at = 0;
+        int at = keywords ? 0 : count;
         while (at < count && (parameters[at].length != keyword->length ||
                               memcmp(parameters[at].name, keyword->data, keyword->length) != 0))
             at++;
@@ -251,7 +252,8 @@ static struct tpl_value test_mapping(struct tpl_render *r, const struct tpl_call
 static struct tpl_value test_sequence(struct tpl_render *r, const struct tpl_call *call)
 {
     enum tpl_kind kind = call->self.kind;
-    return tpl_bool(kind == TPL_TEXT || kind == TPL_LIST || kind == TPL_TUPLE || kind == TPL_DICT || kind == TPL_RANGE);
+    return tpl_bool(kind == TPL_TEXT || kind == TPL_LIST || kind == TPL_TUPLE || kind == TPL_DICT ||
+                    kind == TPL_RANGE || kind == TPL_UNDEFINED);
 }
 
 static struct tpl_value test_iterable(struct tpl_render *r, const struct tpl_call *call)

@@ -189,16 +189,19 @@ struct tpl_value tpl_loop_attribute(struct tpl_render *r, struct tpl_loop *loop,
 static void run_loop(struct tpl_render *r, struct tpl_loop *loop, int loop_symbol)
 {
     const struct tpl_statement *statement = loop->statement;
+    bool completed = false;
     for (loop->index0 = 0; tpl_loop_has(r, loop, loop->index0); loop->index0++) {
         struct tpl_scope *scope = inner_scope(r, loop->scope);
         tpl_charge(r, 1);
         tpl_assign(r, scope, scope, &statement->target, loop->taken->items[loop->index0]);
         if (loop_symbol >= 0)
             tpl_bind(r, scope, loop_symbol, (struct tpl_value){.kind = TPL_LOOP, .loop = loop});
-        if (run_block(r, scope, &statement->body) == FLOW_BREAK)
+        enum flow flow = run_block(r, scope, &statement->body);
+        completed |= flow == FLOW_NORMAL;
+        if (flow == FLOW_BREAK)
             break;
     }
-    if (loop->index0 == 0 && loop->taken->count == 0)
+    if (!completed) /* jinja's else: no iteration came to its end */
         (void)run_block(r, inner_scope(r, loop->scope), &statement->otherwise);
 }
 

@@ -50,8 +50,8 @@ static struct tpl_value repeat(struct tpl_render *r, struct tpl_value value, int
         struct tpl_builder text = {0};
         if (value.text->length == 0)
             return value;
-        if (times > (int64_t)TPL_TEXT_BYTES_MAX)
-            times = (int64_t)TPL_TEXT_BYTES_MAX + 1; /* fails below, after bounded work */
+        if (times > (int64_t)(TPL_TEXT_BYTES_MAX / value.text->length))
+            tpl_fail(r, "a string repeated %lld times grows beyond %u MiB", (long long)times, TPL_TEXT_BYTES_MAX >> 20);
         for (int64_t i = 0; i < times; i++) {
             tpl_charge(r, 1);
             tpl_build_text(r, &text, value.text);
@@ -255,7 +255,7 @@ static struct tpl_value macro_attribute(struct tpl_render *r, const struct tpl_m
         struct tpl_list *names = tpl_list_new(r, callable->count);
         for (int i = 0; i < callable->count; i++)
             tpl_list_push(r, names, tpl_text_value(callable->names[i]));
-        return tpl_list_value(TPL_LIST, names);
+        return tpl_list_value(TPL_TUPLE, names);
     }
     if (tpl_text_is(name, "catch_kwargs"))
         return tpl_bool(callable->wants_kwargs);
@@ -352,13 +352,13 @@ struct tpl_value tpl_item(struct tpl_render *r, struct tpl_value value, struct t
     return tpl_undefined_name(r, owner_name(value), tpl_str(r, key));
 }
 
-/* Python's slice.indices(): start and number of items. False when the bounds are no integers. */
-static bool slice_range(struct tpl_render *r, const struct tpl_value bounds[3], int64_t length, struct tpl_range *out)
+/* Python's slice.indices(): start and number of items. */
+static void slice_range(struct tpl_render *r, const struct tpl_value bounds[3], int64_t length, struct tpl_range *out)
 {
     int64_t at[3] = {0, 0, 1};
     for (int i = 0; i < 3; i++) {
         if (bounds[i].kind != TPL_NONE && !tpl_as_int(bounds[i], &at[i]))
-            return false;
+            tpl_fail(r, "slice indices must be integers or None, not %s", tpl_type_name(bounds[i]));
     }
     if (at[2] == 0)
         tpl_fail(r, "slice step cannot be zero");
@@ -380,7 +380,6 @@ static bool slice_range(struct tpl_render *r, const struct tpl_value bounds[3], 
     int64_t distance = backward ? at[0] - at[1] : at[1] - at[0], step = backward ? -at[2] : at[2];
     *out = (struct tpl_range){.start = at[0], .stop = at[1], .step = at[2],
                               .count = distance <= 0 ? 0 : (distance + step - 1) / step};
-    return true;
 }
 
 static struct tpl_value slice_text(struct tpl_render *r, const struct tpl_text *text, const struct tpl_range *range)
@@ -405,8 +404,9 @@ struct tpl_value tpl_slice_value(struct tpl_render *r, struct tpl_value value, c
         tpl_fail_undefined(r, value);
     bool sequence = value.kind == TPL_TEXT || value.kind == TPL_LIST || value.kind == TPL_TUPLE ||
                     value.kind == TPL_RANGE;
-    if (!sequence || !slice_range(r, bounds, tpl_length(r, value), &range))
-        return tpl_undefined_hint(r, "the value cannot be sliced in this way");
+    if (!sequence)
+        tpl_fail(r, "'%s' object cannot be sliced", tpl_type_name(value));
+    slice_range(r, bounds, tpl_length(r, value), &range);
     if (value.kind == TPL_TEXT)
         return slice_text(r, value.text, &range);
     if (value.kind == TPL_RANGE) {

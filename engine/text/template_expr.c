@@ -402,9 +402,8 @@ static void parse_filter(struct tpl_compiler *c, struct tpl_suffix **suffixes, i
     const struct tpl_token *token = tpl_token(c);
     struct tpl_suffix filter = {.kind = TPL_FILTER, .line = token->line, .name = parse_dotted_name(c)};
     filter.function = tpl_find_filter(filter.name->data, filter.name->length);
-    if (filter.function == NULL && c->soft == 0)
-        tpl_syntax_error(c, token->line, token->column, "no filter named '%.*s'", (int)filter.name->length,
-                         filter.name->data);
+    if (filter.function == NULL && c->soft == 0 && c->unknown == NULL)
+        c->unknown = token;
     if (tpl_at_operator(c, "("))
         filter.arguments = parse_arguments(c);
     *add_suffix(c, suffixes, count, TPL_FILTER) = filter;
@@ -459,9 +458,8 @@ static void parse_test(struct tpl_compiler *c, struct tpl_suffix **suffixes, int
     test.line = token->line;
     test.name = parse_dotted_name(c);
     test.function = tpl_find_test(test.name->data, test.name->length);
-    if (test.function == NULL && c->soft == 0)
-        tpl_syntax_error(c, token->line, token->column, "no test named '%.*s'", (int)test.name->length,
-                         test.name->data);
+    if (test.function == NULL && c->soft == 0 && c->unknown == NULL)
+        c->unknown = token;
     if (tpl_at_operator(c, "("))
         test.arguments = parse_arguments(c);
     else
@@ -639,11 +637,13 @@ static struct tpl_expr *parse_or(struct tpl_compiler *c)
 struct tpl_expr *tpl_parse_expression(struct tpl_compiler *c, bool conditional)
 {
     int nesting = c->nesting;
+    const struct tpl_token *unknown = c->unknown;
     tpl_nest(c);
     struct tpl_expr *expr = parse_or(c);
     while (conditional && tpl_skip_name(c, "if")) {
         tpl_nest(c); /* `a if b if c` puts each one inside the next */
         c->soft++;
+        c->unknown = unknown; /* what stands before the if is evaluated on a condition */
         struct tpl_expr *condition = new_expr(c, TPL_EXPR_CONDITION, expr->line);
         add_item(c, condition, parse_or(c));
         add_item(c, condition, expr);

@@ -56,7 +56,7 @@ static void parse_target_name(struct tpl_compiler *c, struct tpl_target *target,
 {
     const struct tpl_token *token = tpl_expect(c, TPL_TOKEN_NAME);
     static const char *const reserved[] = {"true", "false", "none", "True", "False", "None", "loop"};
-    for (size_t i = 0; i < GD_COUNT(reserved); i++) {
+    for (size_t i = 0; i < GD_COUNT(reserved) - (c->fors == 0); i++) { /* outside loops, loop is a name like others */
         if (strlen(reserved[i]) == token->length && memcmp(reserved[i], token->text, token->length) == 0)
             tpl_syntax_error(c, token->line, token->column, "can't assign to '%s'", reserved[i]);
     }
@@ -109,6 +109,7 @@ static struct tpl_statement *parse_for(struct tpl_compiler *c, int line)
 {
     static const char *const ends[] = {"endfor", "else"};
     struct tpl_statement *loop = new_statement(c, TPL_FOR, line);
+    c->fors++;
     loop->target = parse_target(c, false);
     if (!tpl_skip_name(c, "in"))
         tpl_unexpected(c, "'in'");
@@ -126,6 +127,7 @@ static struct tpl_statement *parse_for(struct tpl_compiler *c, int line)
     else
         c->at++;
     c->soft = soft;
+    c->fors--;
     return loop;
 }
 
@@ -364,4 +366,7 @@ static struct tpl_block parse_block(struct tpl_compiler *c, const char *const *e
 void tpl_parse(struct tpl_compiler *c)
 {
     c->tmpl->body = parse_block(c, NULL, 0);
+    if (c->unknown != NULL)
+        tpl_syntax_error(c, c->unknown->line, c->unknown->column, "no filter or test named '%.*s'",
+                         (int)c->unknown->length, c->unknown->text);
 }

@@ -67,7 +67,7 @@ static void split_space(struct tpl_render *r, struct tpl_list *list, const struc
 {
     for (size_t at = skip_space(text, 0, true); at < text->length; at = skip_space(text, at, true)) {
         if (limit >= 0 && list->count >= limit) {
-            push_slice(r, list, text, at, skip_space_back(text, text->length, true));
+            push_slice(r, list, text, at, text->length);
             return;
         }
         size_t end = skip_space(text, at, false);
@@ -80,7 +80,7 @@ static void split_space_back(struct tpl_render *r, struct tpl_list *list, const 
 {
     for (size_t end = skip_space_back(text, text->length, true); end > 0; end = skip_space_back(text, end, true)) {
         if (limit >= 0 && list->count >= limit) {
-            push_slice(r, list, text, skip_space(text, 0, true), end);
+            push_slice(r, list, text, 0, end);
             return;
         }
         size_t begin = skip_space_back(text, end, false);
@@ -224,11 +224,11 @@ static bool cased(int32_t codepoint)
     return tpl_is_upper(codepoint) || tpl_is_lower(codepoint) || tpl_is_title(codepoint);
 }
 
-/* Sigma is final after a cased letter when no cased letter follows (marks and apostrophes in between do not count). */
-static bool final_sigma(const struct tpl_text *text, size_t at, size_t used)
+/* In text from `begin` on, sigma is final after a cased letter when no cased letter follows (marks and apostrophes in between do not count). */
+static bool final_sigma(const struct tpl_text *text, size_t begin, size_t at, size_t used)
 {
     bool before = false, after = false;
-    for (size_t end = at; end > 0 && !before;) {
+    for (size_t end = at; end > begin && !before;) {
         int32_t c;
         size_t previous = tpl_previous(text->data, end);
         tpl_decode(text->data + previous, end - previous, &c);
@@ -248,13 +248,13 @@ static bool final_sigma(const struct tpl_text *text, size_t at, size_t used)
     return before && !after;
 }
 
-static void build_mapped(struct tpl_render *r, struct tpl_builder *b, const struct tpl_text *text, size_t at, size_t used,
-                         int32_t codepoint, enum tpl_case to)
+static void build_mapped(struct tpl_render *r, struct tpl_builder *b, const struct tpl_text *text, size_t begin,
+                         size_t at, size_t used, int32_t codepoint, enum tpl_case to)
 {
     char mapped[12];
     size_t length;
     if (codepoint == 0x3A3 && to == TPL_LOWER)
-        length = tpl_encode(final_sigma(text, at, used) ? 0x3C2 : 0x3C3, mapped);
+        length = tpl_encode(final_sigma(text, begin, at, used) ? 0x3C2 : 0x3C3, mapped);
     else
         length = tpl_map_case(codepoint, to, mapped);
     tpl_build(r, b, mapped, length, tpl_label_at(text, at));
@@ -267,7 +267,7 @@ const struct tpl_text *tpl_change_case(struct tpl_render *r, const struct tpl_te
     for (size_t at = 0; at < text->length;) {
         int32_t codepoint;
         size_t used = tpl_decode(text->data + at, text->length - at, &codepoint);
-        build_mapped(r, &b, text, at, used, codepoint, to);
+        build_mapped(r, &b, text, 0, at, used, codepoint, to);
         at += used;
     }
     return tpl_built(r, &b);
@@ -280,7 +280,7 @@ const struct tpl_text *tpl_capitalize(struct tpl_render *r, const struct tpl_tex
     for (size_t at = 0; at < text->length;) {
         int32_t codepoint;
         size_t used = tpl_decode(text->data + at, text->length - at, &codepoint);
-        build_mapped(r, &b, text, at, used, codepoint, at == 0 ? TPL_TITLE : TPL_LOWER);
+        build_mapped(r, &b, text, 0, at, used, codepoint, at == 0 ? TPL_TITLE : TPL_LOWER);
         at += used;
     }
     return tpl_built(r, &b);
@@ -294,7 +294,7 @@ const struct tpl_text *tpl_title_words(struct tpl_render *r, const struct tpl_te
     for (size_t at = 0; at < text->length;) {
         int32_t codepoint;
         size_t used = tpl_decode(text->data + at, text->length - at, &codepoint);
-        build_mapped(r, &b, text, at, used, codepoint, inside ? TPL_LOWER : TPL_TITLE);
+        build_mapped(r, &b, text, 0, at, used, codepoint, inside ? TPL_LOWER : TPL_TITLE);
         inside = cased(codepoint);
         at += used;
     }
@@ -306,12 +306,15 @@ const struct tpl_text *tpl_title_filter(struct tpl_render *r, const struct tpl_t
 {
     struct tpl_builder b = {0};
     bool inside = false;
+    size_t word = 0;
     tpl_charge(r, text->length / 8);
     for (size_t at = 0; at < text->length;) {
         int32_t codepoint;
         size_t used = tpl_decode(text->data + at, text->length - at, &codepoint);
         bool breaks = tpl_is_space(codepoint) || (codepoint > 0 && codepoint < 0x80 && strchr("-({[<", codepoint) != NULL);
-        build_mapped(r, &b, text, at, used, codepoint, inside ? TPL_LOWER : TPL_UPPER);
+        build_mapped(r, &b, text, word, at, used, codepoint, inside ? TPL_LOWER : TPL_UPPER);
+        if (!inside || breaks)
+            word = at + used; /* the first letter of a word is not seen by the rest of it */
         inside = !breaks;
         at += used;
     }

@@ -39,7 +39,9 @@ struct tpl_compiler {
     int token_count, token_capacity;
     int at;                       /* parser's token */
     int nesting, loops;           /* depth of the source here; loops that break may leave */
+    int fors;                     /* for statements around this place, whatever else lies between */
     int soft;                     /* inside an if: an unknown filter matters only when it is reached */
+    const struct tpl_token *unknown; /* the first unknown filter or test that is not */
     struct tpl_callable *callable; /* macro or call block being parsed, for its use of varargs, kwargs, caller */
     jmp_buf failed;
     struct gd_error *err;
@@ -213,8 +215,8 @@ struct tpl_call {
     struct tpl_value *keyword_values;
 };
 /* Filters, tests, global functions and methods. `parameters`: names of its arguments, space separated, required ones
- * first and optional ones after a '|' ("old new|count"); the function then gets call->values[] in that order with
- * TPL_MISSING for what is absent. NULL: the function reads the call as it is. */
+ * first and optional ones after a '|' ("old new|count"), with a '/' in front when none may be given by name; the function
+ * then gets call->values[] in that order with TPL_MISSING for what is absent. NULL: it reads the call as it is. */
 struct tpl_function {
     const char *name, *parameters;
     struct tpl_value (*run)(struct tpl_render *r, const struct tpl_call *call);
