@@ -212,6 +212,14 @@ static void wait_for(atomic_int *counter, int value)
     assert_int_equal(atomic_load(counter), value);
 }
 
+/* A temporary file goes when the write that was under way has ended. */
+static void assert_nothing_left(void)
+{
+    for (int i = 0; i < 500 && daemon_count_files(&daemon_, "tmp") > 0; i++)
+        pause_ms(10);
+    assert_int_equal(daemon_count_files(&daemon_, "tmp"), 0);
+}
+
 /* ---- what is refused before a handler ---- */
 
 #define H "Host: localhost\r\n"
@@ -447,7 +455,7 @@ static void large_json_goes_over_the_disk_and_leaves_nothing(void **state)
     body[9 + length + 1] = ']';
     assert_int_equal(status_of(ask_json(&daemon_, "POST /json", "", body)), 400);
     gd_free(body);
-    assert_int_equal(daemon_count_files(&daemon_, "tmp"), 0);
+    assert_nothing_left();
 }
 
 /* The client is still sending when the answer is given; it must get to read it. */
@@ -468,7 +476,7 @@ static void bodies_over_the_limit_are_answered_and_swallowed(void **state)
     assert_non_null(strstr(answer.body, "request_too_large"));
     answer_release(&answer);
     gd_free(body);
-    assert_int_equal(daemon_count_files(&daemon_, "tmp"), 0);
+    assert_nothing_left();
 }
 
 static void a_client_that_asks_first_never_sends_a_refused_body(void **state)
@@ -540,9 +548,7 @@ static void chunked_uploads_arrive_whole_with_their_hash(void **state)
     assert_non_null(strstr(answer.body, "\"hash_is_right\":true"));
     answer_release(&answer);
     gd_free(data);
-    for (int i = 0; i < 100 && daemon_count_files(&daemon_, "tmp") > 0; i++)
-        pause_ms(10);
-    assert_int_equal(daemon_count_files(&daemon_, "tmp"), 0); /* nobody took it */
+    assert_nothing_left(); /* nobody took it */
 }
 
 static void uploads_that_are_too_large_or_malformed_leave_nothing(void **state)
@@ -563,9 +569,7 @@ static void uploads_that_are_too_large_or_malformed_leave_nothing(void **state)
                                              "Content-Length: 3\r\n\r\n--B")), 400);
     assert_int_equal(status_of(ask(&daemon_, "POST /upload HTTP/1.1\r\n" H "Content-Type: application/json\r\n"
                                              "Content-Length: 2\r\n\r\n{}")), 415);
-    for (int i = 0; i < 100 && daemon_count_files(&daemon_, "tmp") > 0; i++)
-        pause_ms(10);
-    assert_int_equal(daemon_count_files(&daemon_, "tmp"), 0);
+    assert_nothing_left();
 }
 
 static void an_upload_whose_client_leaves_is_removed(void **state)
@@ -582,9 +586,7 @@ static void an_upload_whose_client_leaves_is_removed(void **state)
         pause_ms(10);
     assert_int_equal(daemon_count_files(&daemon_, "tmp"), 1);
     close(fd);
-    for (int i = 0; i < 300 && daemon_count_files(&daemon_, "tmp") > 0; i++)
-        pause_ms(10);
-    assert_int_equal(daemon_count_files(&daemon_, "tmp"), 0);
+    assert_nothing_left();
 }
 
 /* ---- time ---- */
