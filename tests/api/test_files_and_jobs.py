@@ -135,6 +135,15 @@ def test_over_long_rows_follow_the_policy_and_are_counted(daemon, policy, status
         assert "1 over-long" in texts
 
 
+def test_a_loss_that_is_not_finite_stops_the_job_with_its_rows(daemon):
+    file_id = daemon.upload(chat_rows(24)).json["id"]
+    made = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, adapter={"r": 4, "lora_alpha": 1e6}, hyper={
+        "n_epochs": 50, "learning_rate": 100.0, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_ratio": 0}))
+    job = daemon.wait_job(made.json["id"])
+    assert job["status"] == "failed", job
+    assert "not finite at step" in job["error"]["message"] and "lines" in job["error"]["message"]
+
+
 def test_an_idempotency_key_makes_one_job(daemon):
     body = job_body(daemon.upload(chat_rows(4)).json["id"])
     first = daemon.post("/v1/fine_tuning/jobs", body, headers={"Idempotency-Key": "once"})
