@@ -66,7 +66,8 @@ bool gd_steps_add(struct gd_steps *steps, enum gd_step_kind kind, struct gd_step
     return true;
 }
 
-bool gd_decoders_add(struct gd_decoders *decoders, enum gd_decoder_kind kind, struct gd_decoder **step, struct gd_error *err)
+bool gd_decoders_add(struct gd_decoders *decoders, enum gd_decoder_kind kind, struct gd_decoder **step,
+                     struct gd_error *err)
 {
     if (decoders->count == GD_DECODERS_MAX)
         return gd_fail(err, GD_BAD_MODEL, "more than %d decoders in a row", GD_DECODERS_MAX);
@@ -107,7 +108,8 @@ bool gd_tokenizer_set_ends(struct gd_tokenizer *tokenizer, int add_bos, int add_
     if (add_bos >= 0) {
         (void)remove_id(tokenizer->before, &tokenizer->before_count, 0, tokenizer->bos);
         if (add_bos > 0) {
-            memmove(tokenizer->before + 1, tokenizer->before, (size_t)tokenizer->before_count * sizeof(tokenizer->before[0]));
+            memmove(tokenizer->before + 1, tokenizer->before,
+                    (size_t)tokenizer->before_count * sizeof(tokenizer->before[0]));
             tokenizer->before[0] = tokenizer->bos;
             tokenizer->before_count++;
         }
@@ -260,6 +262,26 @@ void gd_tokenizer_decode(const struct gd_tokenizer *tokenizer, const int32_t *id
     gd_spellings_release(&spellings);
 }
 
+static void put_number(struct gd_buf *out, uint32_t value)
+{
+    unsigned char bytes[4] = {(unsigned char)value, (unsigned char)(value >> 8), (unsigned char)(value >> 16),
+                              (unsigned char)(value >> 24)};
+    gd_buf_append(out, bytes, sizeof(bytes));
+}
+
+static void describe_tokens(const struct gd_vocab *vocab, struct gd_buf *out)
+{
+    for (int32_t id = 0; id < vocab->count; id++) {
+        const struct gd_token *token = &vocab->token[id];
+        if (token->text == NULL)
+            continue;
+        put_number(out, (uint32_t)id);
+        put_number(out, token->flags);
+        put_number(out, token->length);
+        gd_buf_append(out, token->text, token->length);
+    }
+}
+
 static int by_rank(const void *a, const void *b)
 {
     const struct gd_merge *x = a, *y = b;
@@ -268,6 +290,7 @@ static int by_rank(const void *a, const void *b)
     return x->pair < y->pair ? -1 : x->pair > y->pair;
 }
 
+/* In order; equal ranks matter, their numbers do not. */
 static void describe_merges(const struct gd_bpe *bpe, struct gd_buf *out)
 {
     struct gd_merge *merge = gd_alloc_array(bpe->merge_count + 1, sizeof(merge[0]));
@@ -276,9 +299,12 @@ static void describe_merges(const struct gd_bpe *bpe, struct gd_buf *out)
         if (bpe->merge[i].pair != UINT64_MAX)
             merge[count++] = bpe->merge[i];
     qsort(merge, count, sizeof(merge[0]), by_rank);
-    for (size_t i = 0; i < count; i++) /* equal ranks matter, their numbers do not */
-        gd_buf_printf(out, "%llx %x%c", (unsigned long long)merge[i].pair, (unsigned)merge[i].id,
-                      i > 0 && merge[i].rank == merge[i - 1].rank ? '=' : '\n');
+    for (size_t i = 0; i < count; i++) {
+        put_number(out, (uint32_t)(merge[i].pair >> 32));
+        put_number(out, (uint32_t)merge[i].pair);
+        put_number(out, (uint32_t)merge[i].id);
+        put_number(out, i > 0 && merge[i].rank == merge[i - 1].rank);
+    }
     gd_free(merge);
 }
 
@@ -286,8 +312,8 @@ static void describe_added(const struct gd_added_set *set, struct gd_buf *out)
 {
     for (int32_t i = 0; i < set->count; i++) {
         const struct gd_added *item = &set->item[i];
-        gd_buf_printf(out, "added %d %d%d%d%d%d %d:%s\n", item->id, item->special, item->single_word, item->lstrip, item->rstrip,
-                      item->normalized, item->length, item->content);
+        gd_buf_printf(out, "added %d %d%d%d%d%d %d:%s\n", item->id, item->special, item->single_word, item->lstrip,
+                      item->rstrip, item->normalized, item->length, item->content);
     }
 }
 
@@ -296,14 +322,10 @@ void gd_tokenizer_digest(const struct gd_tokenizer *tokenizer, char out[65])
     struct gd_buf text;
     gd_buf_init(&text, 0);
     const struct gd_bpe *bpe = &tokenizer->bpe;
-    gd_buf_printf(&text, "tokenizer 1\nbpe %d%d%d%d unknown %s prefix %s suffix %s\n", bpe->byte_level, bpe->byte_fallback,
-                  bpe->fuse_unknown, bpe->ignore_merges, bpe->unknown ? bpe->unknown : "", bpe->prefix ? bpe->prefix : "",
-                  bpe->suffix ? bpe->suffix : "");
-    for (int32_t id = 0; id < tokenizer->vocab.count; id++) {
-        const struct gd_token *token = &tokenizer->vocab.token[id];
-        if (token->text != NULL)
-            gd_buf_printf(&text, "%d %u %u:%s\n", id, token->flags, token->length, token->text);
-    }
+    gd_buf_printf(&text, "tokenizer 1\nbpe %d%d%d%d unknown %s prefix %s suffix %s\n", bpe->byte_level,
+                  bpe->byte_fallback, bpe->fuse_unknown, bpe->ignore_merges, bpe->unknown ? bpe->unknown : "",
+                  bpe->prefix ? bpe->prefix : "", bpe->suffix ? bpe->suffix : "");
+    describe_tokens(&tokenizer->vocab, &text);
     describe_merges(bpe, &text);
     describe_added(&tokenizer->added, &text);
     describe_added(&tokenizer->added_normalized, &text);

@@ -4,8 +4,9 @@
  * Why      A tokenizer that differs in one id trains and serves another model.
  * Memory   The tokenizer owns its tables; ids and text go into the caller's growing arrays.
  * Threads  A loaded tokenizer is read-only: any thread, each with its own gd_tokens / gd_buf.
- * Errors   GD_BAD_MODEL naming file, field, value; GD_UNSUPPORTED naming the component.
- * Limits   GD_TOKENIZER_VOCAB_MAX ids; text as long as the caller allows; bounded regex work.
+ * Errors   GD_BAD_MODEL naming file, field, value; GD_UNSUPPORTED naming the component. Encoding: GD_INVALID (not UTF-8),
+ *          GD_TOO_LARGE, GD_BAD_MODEL (a pattern that takes too much work); the ids are as before the call.
+ * Limits   GD_TOKENIZER_VOCAB_MAX ids; texts of 64 MiB; bounded regex work.
  * Life     open -> encode / decode ... -> destroy.
  */
 #ifndef GD_TEXT_TOKENIZER_H
@@ -21,7 +22,8 @@ struct gd_tokenizer;
 
 struct gd_tokens {
     int32_t *ids;
-    /* byte range of each token in the text that was encoded; filled when with_offsets was asked */
+    /* byte range of each token in the text that was encoded, leading spaces included; filled when with_offsets was
+     * asked */
     int32_t *begin, *end;
     int count, capacity;
     bool with_offsets;
@@ -52,7 +54,7 @@ GD_MUST_CHECK bool gd_tokenizer_from_gguf(struct gd_tokenizer **out, const struc
 void gd_tokenizer_destroy(struct gd_tokenizer *tokenizer);
 
 enum gd_special_mode {
-    GD_SPECIAL_AS_TEXT,  /* user content: "<|im_end|>" is ordinary characters */
+    GD_SPECIAL_AS_TEXT,  /* user content: "<|im_end|>" is ordinary characters (only the unknown token may come of it) */
     GD_SPECIAL_PARSE,    /* template output: special tokens become their ids */
 };
 
@@ -63,7 +65,8 @@ GD_MUST_CHECK bool gd_tokenizer_encode(const struct gd_tokenizer *tokenizer, con
 
 /* Text in which special tokens count only inside given byte ranges: `literal` spans come from the
  * template, everything between them is content that people wrote. spans: ascending [begin, end) pairs of
- * TEMPLATE text. Content never yields a special id; pre-tokenisation runs over the whole text between specials. */
+ * TEMPLATE text; spans that touch are one. Content never yields a special id; pre-tokenisation runs over the whole text
+ * between specials. */
 GD_MUST_CHECK bool gd_tokenizer_encode_spans(const struct gd_tokenizer *tokenizer, const char *text, size_t length,
                                              const int32_t *template_spans, int span_count, struct gd_tokens *out,
                                              struct gd_error *err);

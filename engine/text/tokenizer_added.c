@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool gd_added_add(struct gd_added_set *set, const char *content, size_t length, const struct gd_added *flags, struct gd_error *err)
+bool gd_added_add(struct gd_added_set *set, const char *content, size_t length, const struct gd_added *flags,
+                  struct gd_error *err)
 {
     char shown[GD_TOKEN_SHOWN_BYTES];
     if (length == 0 || length > GD_ADDED_BYTES_MAX)

@@ -31,8 +31,8 @@ struct gd_added_set {
     int32_t first[257];    /* items that begin with byte b: [first[b], first[b + 1]) */
 };
 
-GD_MUST_CHECK bool gd_added_add(struct gd_added_set *set, const char *content, size_t length, const struct gd_added *flags,
-                                struct gd_error *err);
+GD_MUST_CHECK bool gd_added_add(struct gd_added_set *set, const char *content, size_t length,
+                                const struct gd_added *flags, struct gd_error *err);
 void gd_added_finish(struct gd_added_set *set);
 void gd_added_release(struct gd_added_set *set);
 

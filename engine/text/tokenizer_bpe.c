@@ -316,7 +316,8 @@ static int32_t find_whole(const struct gd_bpe *bpe, struct gd_bpe_work *work, co
     return gd_vocab_find_model(bpe->vocab, out, (size_t)(at - out));
 }
 
-static void remember(const struct gd_bpe *bpe, const struct gd_bpe_work *work, uint64_t hash, const char *text, int32_t length)
+static void remember(const struct gd_bpe *bpe, const struct gd_bpe_work *work, uint64_t hash, const char *text,
+                     int32_t length)
 {
     struct gd_cache_entry entry = {.length = (uint8_t)length, .count = (uint8_t)work->count};
     int32_t end = 0;
@@ -331,7 +332,8 @@ static void remember(const struct gd_bpe *bpe, const struct gd_bpe_work *work, u
     gd_cache_put(bpe->cache, hash, &entry);
 }
 
-bool gd_bpe_encode(const struct gd_bpe *bpe, struct gd_bpe_work *work, const char *text, int32_t length, struct gd_error *err)
+bool gd_bpe_encode(const struct gd_bpe *bpe, struct gd_bpe_work *work, const char *text, int32_t length,
+                   struct gd_error *err)
 {
     work->count = 0;
     if (length == 0)

@@ -30,7 +30,8 @@ void gd_cache_destroy(struct gd_cache *cache)
     gd_free(cache);
 }
 
-bool gd_cache_get(const struct gd_cache *cache, uint64_t hash, const char *key, size_t length, struct gd_cache_entry *entry)
+bool gd_cache_get(const struct gd_cache *cache, uint64_t hash, const char *key, size_t length,
+                  struct gd_cache_entry *entry)
 {
     const struct line *line = &cache->line[hash % LINE_COUNT];
     uint64_t version = atomic_load_explicit(&line->version, memory_order_acquire);

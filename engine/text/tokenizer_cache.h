@@ -5,7 +5,7 @@
  * Memory   1 MiB per tokenizer, fixed.
  * Threads  Any number at once, without locks: an entry that is being written is a miss, never a mix.
  * Errors   none; a miss only costs time.
- * Limits   GD_CACHE_KEY_BYTES per word, GD_CACHE_IDS ids; others are not kept. A new word replaces the old one in its place.
+ * Limits   GD_CACHE_KEY_BYTES per word, GD_CACHE_IDS ids; others are not kept. A new word replaces the one in its place.
  * Life     create -> get / put ... -> destroy.
  */
 #ifndef GD_TEXT_TOKENIZER_CACHE_H
@@ -32,7 +32,8 @@ struct gd_cache;
 struct gd_cache *gd_cache_create(void);
 void gd_cache_destroy(struct gd_cache *cache);
 /* On a hit fills `entry`. */
-bool gd_cache_get(const struct gd_cache *cache, uint64_t hash, const char *key, size_t length, struct gd_cache_entry *entry);
+bool gd_cache_get(const struct gd_cache *cache, uint64_t hash, const char *key, size_t length,
+                  struct gd_cache_entry *entry);
 void gd_cache_put(struct gd_cache *cache, uint64_t hash, const struct gd_cache_entry *entry);
 
 #endif

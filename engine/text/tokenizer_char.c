@@ -18,6 +18,8 @@ bool gd_char_is_mark(int32_t code)
 
 bool gd_char_is_number(int32_t code)
 {
+    if (code < 0x80)
+        return code >= '0' && code <= '9';
     utf8proc_category_t category = utf8proc_category(code);
     return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL || category == UTF8PROC_CATEGORY_NO;
 }
@@ -25,7 +27,8 @@ bool gd_char_is_number(int32_t code)
 bool gd_char_is_punctuation(int32_t code)
 {
     if (code < 0x80)
-        return code > ' ' && code < 127 && !((code | 0x20) >= 'a' && (code | 0x20) <= 'z') && !(code >= '0' && code <= '9');
+        return code > ' ' && code < 127 && !((code | 0x20) >= 'a' && (code | 0x20) <= 'z') &&
+               !(code >= '0' && code <= '9');
     switch (utf8proc_category(code)) {
     case UTF8PROC_CATEGORY_PC:
     case UTF8PROC_CATEGORY_PD:

@@ -101,7 +101,8 @@ static void replace(const struct gd_decoder *step, const char *text, size_t leng
     gd_regex_run_init(&run, length);
     int32_t at = 0, begin = 0, end = 0;
     bool first = true;
-    while (gd_regex_next(step->regex, &run, text, (int32_t)length, at, first, &begin, &end, &err) && begin <= (int32_t)length) {
+    while (gd_regex_next(step->regex, &run, text, (int32_t)length, at, first, &begin, &end, &err) &&
+           begin <= (int32_t)length) {
         gd_buf_append(out, text + at, (size_t)(begin - at));
         gd_buf_append(out, step->text, step->text_length);
         at = end;

@@ -161,14 +161,18 @@ bool gd_tokenizer_encode_spans(const struct gd_tokenizer *tokenizer, const char 
                                const int32_t *template_spans, int span_count, struct gd_tokens *out, struct gd_error *err)
 {
     static const int32_t none[2] = {0, 0};
-    struct encoder e = {.tokenizer = tokenizer, .mode = GD_SPECIAL_AS_TEXT, .spans = span_count > 0 ? template_spans : none,
-                        .span_count = span_count, .out = out, .err = err};
+    struct encoder e = {.tokenizer = tokenizer,
+                        .mode = GD_SPECIAL_AS_TEXT,
+                        .spans = span_count > 0 ? template_spans : none,
+                        .span_count = span_count,
+                        .out = out,
+                        .err = err};
     int32_t last = 0;
     for (int i = 0; i < span_count; i++) {
         int32_t begin = template_spans[2 * i], end = template_spans[2 * i + 1];
         if (begin < last || end < begin || (size_t)end > length)
-            return gd_fail(err, GD_INTERNAL, "template span %d [%d, %d) of a text of %zu bytes is out of order", i, begin, end,
-                           length);
+            return gd_fail(err, GD_INTERNAL, "template span %d [%d, %d) of a text of %zu bytes is out of order", i,
+                           begin, end, length);
         last = end;
     }
     return encode(&e, text, length);

@@ -13,7 +13,8 @@ static void push(struct gd_pieces *pieces, int32_t begin, int32_t end)
     pieces->at[pieces->count++] = (struct gd_range){begin, end};
 }
 
-void gd_flow_start(struct gd_flow *flow, const char *text, int32_t length, const int32_t *from, const int32_t *to, int32_t base)
+void gd_flow_start(struct gd_flow *flow, const char *text, int32_t length, const int32_t *from, const int32_t *to,
+                   int32_t base)
 {
     assert((from == NULL) == (to == NULL));
     flow->bytes = text;
@@ -22,7 +23,7 @@ void gd_flow_start(struct gd_flow *flow, const char *text, int32_t length, const
     flow->to = to;
     flow->base = base;
     flow->overflow = false;
-    flow->limit = length > (GD_FLOW_BYTES_MAX - (1 << 20)) / 16 ? GD_FLOW_BYTES_MAX : (1 << 20) + 16 * length;
+    flow->limit = length > (GD_FLOW_BYTES_MAX - (1 << 20)) / 4 ? GD_FLOW_BYTES_MAX : (1 << 20) + 4 * length;
     flow->pieces.count = 0;
     flow->next.count = 0;
     if (length > 0)

@@ -5,7 +5,7 @@
  * Memory   A flow borrows the text until a step rewrites it, then owns two buffers that it writes in turn.
  * Threads  One thread at a time.
  * Errors   GD_TOO_LARGE when rewriting lets the text grow beyond the limit (checked by gd_flow_rewritten).
- * Limits   A rewritten text of 1 MiB + 16 bytes per source byte, at most GD_FLOW_BYTES_MAX.
+ * Limits   A rewritten text of 1 MiB + 4 bytes per source byte, at most GD_FLOW_BYTES_MAX.
  * Life     zeroed -> start -> steps ... -> start again ... -> release.
  */
 #ifndef GD_TEXT_TOKENIZER_FLOW_H
@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GD_FLOW_BYTES_MAX (1 << 29)
+#define GD_FLOW_BYTES_MAX (1 << 28)
 
 struct gd_range {
     int32_t begin, end;
@@ -45,7 +45,8 @@ struct gd_flow {
 };
 
 /* Makes text[0..length) the content, in one piece. from/to as above, borrowed. */
-void gd_flow_start(struct gd_flow *flow, const char *text, int32_t length, const int32_t *from, const int32_t *to, int32_t base);
+void gd_flow_start(struct gd_flow *flow, const char *text, int32_t length, const int32_t *from, const int32_t *to,
+                   int32_t base);
 void gd_flow_release(struct gd_flow *flow);
 
 /* Splitting: push the new pieces in order (empty ones are left out), then take them over. */

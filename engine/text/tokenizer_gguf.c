@@ -60,11 +60,12 @@ static bool check_ids(const struct gd_tokenizer_gguf *meta, struct gd_error *err
     const struct {
         const char *name;
         int32_t id;
-    } ids[] = {{"bos", meta->bos_id}, {"eos", meta->eos_id}, {"unknown", meta->unknown_id}, {"padding", meta->padding_id}};
+    } ids[] = {
+        {"bos", meta->bos_id}, {"eos", meta->eos_id}, {"unknown", meta->unknown_id}, {"padding", meta->padding_id}};
     for (size_t i = 0; i < GD_COUNT(ids); i++)
         if (ids[i].id < -1 || ids[i].id >= meta->vocab_count)
-            return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.%s_token_id is %d, the vocabulary has %d tokens", ids[i].name,
-                           ids[i].id, meta->vocab_count);
+            return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.%s_token_id is %d, the vocabulary has %d tokens",
+                           ids[i].name, ids[i].id, meta->vocab_count);
     return true;
 }
 
@@ -81,7 +82,8 @@ static bool add_tokens(struct gd_tokenizer *tokenizer, const struct gd_tokenizer
             return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.tokens[%d] is not valid UTF-8", id);
         if (type < NORMAL || type > BYTE)
             return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.token_type[%d] is %d, allowed are 1 to 6", id, type);
-        bool special = type == CONTROL || type == UNKNOWN || id == meta->bos_id || id == meta->eos_id || id == meta->padding_id;
+        bool special =
+            type == CONTROL || type == UNKNOWN || id == meta->bos_id || id == meta->eos_id || id == meta->padding_id;
         bool model = !special && (type == NORMAL || type == BYTE);
         if (!gd_vocab_add(&tokenizer->vocab, id, text, length, model ? GD_TOKEN_MODEL : 0, err)) {
             gd_error_context(err, "tokenizer.ggml.tokens");
@@ -118,13 +120,16 @@ static bool add_merges(struct gd_tokenizer *tokenizer, const struct gd_tokenizer
 static bool load_gpt2(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
 {
     if (meta->pre == NULL)
-        gd_log_warn("tokenizer", "tokenizer.ggml.pre=absent the file does not say how its tokenizer splits text, using default");
+        gd_log_warn("tokenizer",
+                    "tokenizer.ggml.pre=absent the file does not say how its tokenizer splits text, using default");
     const char *pre = meta->pre != NULL ? meta->pre : "default";
     const struct family *family = find_family(pre);
     char shown[GD_TOKEN_SHOWN_BYTES];
     if (family == NULL)
-        return gd_fail_param(err, GD_UNSUPPORTED, "tokenizer.ggml.pre", "the pre-tokenizer \"%s\" is not supported; use the "
-                             "model's folder with tokenizer.json", gd_token_shown(shown, pre, strlen(pre)));
+        return gd_fail_param(err, GD_UNSUPPORTED, "tokenizer.ggml.pre",
+                             "the pre-tokenizer \"%s\" is not supported; use the "
+                             "model's folder with tokenizer.json",
+                             gd_token_shown(shown, pre, strlen(pre)));
     struct gd_steps *steps = &tokenizer->pretokenizers;
     struct gd_step *step = NULL;
     struct gd_decoder *decoder = NULL;
@@ -140,9 +145,9 @@ static bool load_gpt2(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_
     tokenizer->bpe.byte_level = true;
     tokenizer->bpe.ignore_merges = family->ignore_merges;
     int add_bos = meta->add_bos >= 0 ? meta->add_bos : family->add_bos && meta->bos_id >= 0;
-    return gd_decoders_add(&tokenizer->decoders, GD_DECODE_BYTE_LEVEL, &decoder, err) && add_tokens(tokenizer, meta, err) &&
-           add_merges(tokenizer, meta, err) && gd_tokenizer_finish(tokenizer, err) &&
-           gd_tokenizer_set_ends(tokenizer, add_bos, meta->add_eos > 0, err);
+    return gd_decoders_add(&tokenizer->decoders, GD_DECODE_BYTE_LEVEL, &decoder, err) &&
+           add_tokens(tokenizer, meta, err) && add_merges(tokenizer, meta, err) &&
+           gd_tokenizer_finish(tokenizer, err) && gd_tokenizer_set_ends(tokenizer, add_bos, meta->add_eos > 0, err);
 }
 
 struct scored {
@@ -259,8 +264,10 @@ bool gd_tokenizer_from_gguf(struct gd_tokenizer **out, const struct gd_tokenizer
     const char *model = meta->model != NULL ? meta->model : "";
     bool gpt2 = strcmp(model, "gpt2") == 0;
     if (!gpt2 && strcmp(model, "llama") != 0)
-        return gd_fail_param(err, GD_UNSUPPORTED, "tokenizer.ggml.model", "the tokenizer model \"%s\" is not supported; gpt2 and "
-                             "llama are", gd_token_shown(shown, model, strlen(model)));
+        return gd_fail_param(err, GD_UNSUPPORTED, "tokenizer.ggml.model",
+                             "the tokenizer model \"%s\" is not supported; gpt2 and "
+                             "llama are",
+                             gd_token_shown(shown, model, strlen(model)));
     if (meta->vocab_count < 1 || meta->vocab_count > GD_TOKENIZER_VOCAB_MAX || meta->merge_count < 0)
         return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.tokens has %d tokens, allowed are 1 to %d", meta->vocab_count,
                        GD_TOKENIZER_VOCAB_MAX);

@@ -46,7 +46,8 @@ GD_MUST_CHECK bool gd_tokenizer_set_ends(struct gd_tokenizer *tokenizer, int add
 GD_MUST_CHECK bool gd_tokenizer_finish(struct gd_tokenizer *tokenizer, struct gd_error *err);
 
 /* New steps at the end of a list; fail when it is full. The caller fills them. */
-GD_MUST_CHECK bool gd_steps_add(struct gd_steps *steps, enum gd_step_kind kind, struct gd_step **step, struct gd_error *err);
+GD_MUST_CHECK bool gd_steps_add(struct gd_steps *steps, enum gd_step_kind kind, struct gd_step **step,
+                                struct gd_error *err);
 GD_MUST_CHECK bool gd_decoders_add(struct gd_decoders *decoders, enum gd_decoder_kind kind, struct gd_decoder **step,
                                    struct gd_error *err);
 

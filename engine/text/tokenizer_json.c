@@ -16,7 +16,8 @@ static bool read_vocab(struct gd_tokenizer *tokenizer, const cJSON *vocab, struc
         char shown[GD_TOKEN_SHOWN_BYTES];
         size_t length = strlen(item->string);
         if (!cJSON_IsNumber(item) || item->valuedouble != trunc(item->valuedouble) || fabs(item->valuedouble) > 1e15)
-            return gd_fail_param(err, GD_BAD_MODEL, "model.vocab", "the id of token \"%s\" in model.vocab is not an integer",
+            return gd_fail_param(err, GD_BAD_MODEL, "model.vocab",
+                                 "the id of token \"%s\" in model.vocab is not an integer",
                                  gd_token_shown(shown, item->string, length));
         if (!gd_vocab_add(&tokenizer->vocab, (int64_t)item->valuedouble, item->string, length, GD_TOKEN_MODEL, err)) {
             gd_error_context(err, "model.vocab");
@@ -28,7 +29,8 @@ static bool read_vocab(struct gd_tokenizer *tokenizer, const cJSON *vocab, struc
     return true;
 }
 
-static bool read_added(struct gd_tokenizer *tokenizer, const cJSON *item, const char *path, int64_t id, struct gd_error *err)
+static bool read_added(struct gd_tokenizer *tokenizer, const cJSON *item, const char *path, int64_t id,
+                       struct gd_error *err)
 {
     struct gd_added flags = {0};
     const char *content = NULL;
@@ -127,10 +129,11 @@ static bool check_model(const cJSON *model, struct gd_error *err)
         !gd_json_get_number(model, "model", "dropout", false, 0, 1, &dropout, err))
         return false;
     if (strcmp(type, "BPE") != 0)
-        return gd_fail_param(err, GD_UNSUPPORTED, "model.type", "the tokenizer model \"%.60s\" is not supported, only BPE is",
-                             type);
+        return gd_fail_param(err, GD_UNSUPPORTED, "model.type",
+                             "the tokenizer model \"%.60s\" is not supported, only BPE is", type);
     if (dropout != 0)
-        return gd_fail_param(err, GD_UNSUPPORTED, "model.dropout", "BPE dropout %g makes ids random, only 0 is supported", dropout);
+        return gd_fail_param(err, GD_UNSUPPORTED, "model.dropout",
+                             "BPE dropout %g makes ids random, only 0 is supported", dropout);
     return true;
 }
 
@@ -146,7 +149,8 @@ static bool read_model_flags(struct gd_tokenizer *tokenizer, const cJSON *model,
 }
 
 /* A special token of the config: a spelling or an added token. -1 when absent from the vocabulary. */
-static bool read_special(struct gd_tokenizer *tokenizer, const cJSON *item, const char *path, int32_t *id, struct gd_error *err)
+static bool read_special(struct gd_tokenizer *tokenizer, const cJSON *item, const char *path, int32_t *id,
+                         struct gd_error *err)
 {
     *id = -1;
     const char *content = cJSON_IsString(item) ? item->valuestring : NULL;
@@ -220,8 +224,8 @@ static int tristate(const cJSON *object, const char *key)
     return cJSON_IsBool(item) ? cJSON_IsTrue(item) : -1;
 }
 
-static bool load(struct gd_tokenizer *tokenizer, const cJSON *root, const cJSON *model, const cJSON *vocab, const cJSON *merges,
-                 const cJSON *config, struct gd_error *err)
+static bool load(struct gd_tokenizer *tokenizer, const cJSON *root, const cJSON *model, const cJSON *vocab,
+                 const cJSON *merges, const cJSON *config, struct gd_error *err)
 {
     const cJSON *added = NULL;
     bool ok = read_vocab(tokenizer, vocab, err) && gd_json_get_array(root, "", "added_tokens", false, &added, err) &&
@@ -235,7 +239,8 @@ static bool load(struct gd_tokenizer *tokenizer, const cJSON *root, const cJSON 
            gd_parts_normalizer(tokenizer, gd_json_find(root, "normalizer"), "normalizer", err) &&
            gd_parts_pretokenizer(tokenizer, gd_json_find(root, "pre_tokenizer"), "pre_tokenizer", err) &&
            gd_parts_post_processor(tokenizer, gd_json_find(root, "post_processor"), "post_processor", err) &&
-           gd_parts_decoder(tokenizer, gd_json_find(root, "decoder"), "decoder", err) && gd_tokenizer_finish(tokenizer, err) &&
+           gd_parts_decoder(tokenizer, gd_json_find(root, "decoder"), "decoder", err) &&
+           gd_tokenizer_finish(tokenizer, err) &&
            gd_tokenizer_set_ends(tokenizer, tristate(config, "add_bos_token"), tristate(config, "add_eos_token"), err);
 }
 

@@ -69,7 +69,8 @@ static bool replace(const struct gd_step *step, struct gd_flow *flow, struct gd_
             break;
         gd_flow_copy(flow, piece.begin + at, piece.begin + begin);
         int32_t last = begin < end ? end - 1 : begin < length ? begin : length - 1;
-        gd_flow_put(flow, step->text, step->text_length, gd_flow_from(flow, piece.begin + (begin < length ? begin : length - 1)),
+        gd_flow_put(flow, step->text, step->text_length,
+                    gd_flow_from(flow, piece.begin + (begin < length ? begin : length - 1)),
                     gd_flow_to(flow, piece.begin + last));
         at = end;
     }
@@ -94,8 +95,8 @@ static bool is_ascii(const struct gd_flow *flow)
     return true;
 }
 
-static bool rewrite_piece(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece, struct gd_regex_run *regex,
-                          struct gd_error *err)
+static bool rewrite_piece(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece,
+                          struct gd_regex_run *regex, struct gd_error *err)
 {
     switch (step->kind) {
     case GD_STEP_LOWERCASE:

@@ -33,8 +33,8 @@ static bool unsupported(const char *what, const char *type, const char *path, st
 
 typedef bool read_part(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
 
-static bool read_sequence(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, const char *key, read_part *read,
-                          struct gd_error *err)
+static bool read_sequence(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, const char *key,
+                          read_part *read, struct gd_error *err)
 {
     const cJSON *list = NULL;
     int index = 0;
@@ -63,8 +63,8 @@ static bool read_text(const cJSON *part, const char *path, const char *key, size
 }
 
 /* One character. */
-static bool read_character(const cJSON *part, const char *path, const char *key, const char *absent, char **out, size_t *length,
-                           struct gd_error *err)
+static bool read_character(const cJSON *part, const char *path, const char *key, const char *absent, char **out,
+                           size_t *length, struct gd_error *err)
 {
     const char *text = absent;
     if (!gd_json_get_string(part, path, key, absent == NULL, 1, 64, &text, err))
@@ -91,7 +91,8 @@ static bool read_pattern(const cJSON *part, const char *path, struct gd_regex **
     return gd_regex_compile(out, text, strlen(text), literal ? GD_REGEX_LITERAL : GD_REGEX_RUBY, path, err);
 }
 
-static bool read_behavior(const cJSON *part, const char *path, const char *absent, enum gd_split_behavior *out, struct gd_error *err)
+static bool read_behavior(const cJSON *part, const char *path, const char *absent, enum gd_split_behavior *out,
+                          struct gd_error *err)
 {
     static const char *const names[] = {
         [GD_SPLIT_ISOLATED] = "Isolated",
@@ -187,13 +188,16 @@ static bool read_metaspace(struct gd_steps *steps, const cJSON *part, const char
     else if (strcmp(scheme, "never") == 0)
         step->prepend = GD_PREPEND_NEVER;
     else
-        return gd_fail_param(err, GD_BAD_MODEL, path, "%s.prepend_scheme \"%.60s\" is not always, first or never", path, scheme);
+        return gd_fail_param(err, GD_BAD_MODEL, path, "%s.prepend_scheme \"%.60s\" is not always, first or never", path,
+                             scheme);
     if (!prefix && step->prepend != GD_PREPEND_NEVER)
-        return gd_fail_param(err, GD_BAD_MODEL, path, "%s.add_prefix_space is false but prepend_scheme is \"%s\"", path, scheme);
+        return gd_fail_param(err, GD_BAD_MODEL, path, "%s.add_prefix_space is false but prepend_scheme is \"%s\"", path,
+                             scheme);
     return gd_json_get_bool(part, path, "split", false, &step->split, err);
 }
 
-static bool read_splitter(struct gd_steps *steps, const char *type, const cJSON *part, const char *path, struct gd_error *err)
+static bool read_splitter(struct gd_steps *steps, const char *type, const cJSON *part, const char *path,
+                          struct gd_error *err)
 {
     struct gd_step *step = NULL;
     bool individual = false;
@@ -270,8 +274,8 @@ static bool read_template_ids(struct gd_tokenizer *tokenizer, const cJSON *speci
     for (const cJSON *item = list->child; item != NULL; item = item->next) {
         double id = cJSON_IsNumber(item) ? item->valuedouble : -1;
         if (!(id >= 0) || id >= tokenizer->vocab.count || tokenizer->vocab.token[(int32_t)id].text == NULL)
-            return gd_fail_param(err, GD_BAD_MODEL, path, "%s: \"%s\" stands for id %g, which is not in the vocabulary", path,
-                                 shown, id);
+            return gd_fail_param(err, GD_BAD_MODEL, path, "%s: \"%s\" stands for id %g, which is not in the vocabulary",
+                                 path, shown, id);
         if (*count == GD_TEMPLATE_IDS_MAX)
             return gd_fail_param(err, GD_BAD_MODEL, path, "%s adds more than %d tokens", path, GD_TEMPLATE_IDS_MAX);
         ids[(*count)++] = (int32_t)id;
@@ -292,19 +296,22 @@ static bool read_template(struct gd_tokenizer *tokenizer, const cJSON *part, con
         const cJSON *special = gd_json_find(item, "SpecialToken"), *sequence = gd_json_find(item, "Sequence");
         const char *name = NULL;
         if ((special == NULL) == (sequence == NULL))
-            return gd_fail_param(err, GD_BAD_MODEL, path, "%s.single holds something else than SpecialToken and Sequence", path);
+            return gd_fail_param(err, GD_BAD_MODEL, path,
+                                 "%s.single holds something else than SpecialToken and Sequence", path);
         if (!gd_json_get_string(special != NULL ? special : sequence, path, "id", true, 1, SIZE_MAX, &name, err))
             return false;
         if (sequence != NULL) {
             if (strcmp(name, "A") != 0 || ++texts > 1)
-                return gd_fail_param(err, GD_BAD_MODEL, path, "%s.single must hold the sequence A once and no other", path);
+                return gd_fail_param(err, GD_BAD_MODEL, path, "%s.single must hold the sequence A once and no other",
+                                     path);
         } else if (!read_template_ids(tokenizer, specials, name, path, ids[texts], &count[texts], err)) {
             return false;
         }
     }
     if (texts == 0)
         return gd_fail_param(err, GD_BAD_MODEL, path, "%s.single does not hold the sequence A", path);
-    if (tokenizer->before_count + count[0] > GD_TEMPLATE_IDS_MAX || tokenizer->after_count + count[1] > GD_TEMPLATE_IDS_MAX)
+    if (tokenizer->before_count + count[0] > GD_TEMPLATE_IDS_MAX ||
+        tokenizer->after_count + count[1] > GD_TEMPLATE_IDS_MAX)
         return gd_fail_param(err, GD_BAD_MODEL, path, "the post-processor adds more than %d tokens", GD_TEMPLATE_IDS_MAX);
     memmove(tokenizer->before + count[0], tokenizer->before, (size_t)tokenizer->before_count * sizeof(ids[0][0]));
     memcpy(tokenizer->before, ids[0], (size_t)count[0] * sizeof(ids[0][0]));
@@ -383,22 +390,25 @@ bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const c
     }
 }
 
-static bool find_side(const struct gd_tokenizer *tokenizer, const char *text, size_t length, int32_t *id, struct gd_error *err)
+static bool find_side(const struct gd_tokenizer *tokenizer, const char *text, size_t length, int32_t *id,
+                      struct gd_error *err)
 {
     char shown[GD_TOKEN_SHOWN_BYTES];
     *id = gd_vocab_find(&tokenizer->vocab, text, length);
     if (*id >= 0 && (tokenizer->vocab.token[*id].flags & GD_TOKEN_MODEL))
         return true;
-    return gd_fail(err, GD_BAD_MODEL, "the merge names \"%s\", which is not in the vocabulary", gd_token_shown(shown, text, length));
+    return gd_fail(err, GD_BAD_MODEL, "the merge names \"%s\", which is not in the vocabulary",
+                   gd_token_shown(shown, text, length));
 }
 
-bool gd_merge_read(struct gd_merge_reader *reader, const char *left, size_t left_length, const char *right, size_t right_length,
-                   uint32_t rank, struct gd_error *err)
+bool gd_merge_read(struct gd_merge_reader *reader, const char *left, size_t left_length, const char *right,
+                   size_t right_length, uint32_t rank, struct gd_error *err)
 {
     struct gd_tokenizer *tokenizer = reader->tokenizer;
     size_t prefix = tokenizer->bpe.prefix != NULL ? strlen(tokenizer->bpe.prefix) : 0;
     int32_t left_id = -1, right_id = -1, id = -1;
-    if (!find_side(tokenizer, left, left_length, &left_id, err) || !find_side(tokenizer, right, right_length, &right_id, err))
+    if (!find_side(tokenizer, left, left_length, &left_id, err) ||
+        !find_side(tokenizer, right, right_length, &right_id, err))
         return false;
     if (right_length < prefix)
         return gd_fail(err, GD_BAD_MODEL, "the right side is shorter than continuing_subword_prefix");

@@ -15,10 +15,14 @@
 #include "engine/text/tokenizer_impl.h"
 
 /* `part` may be NULL or null: there is none. `path` names it in errors. */
-GD_MUST_CHECK bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
-GD_MUST_CHECK bool gd_parts_pretokenizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
-GD_MUST_CHECK bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
-GD_MUST_CHECK bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err);
+GD_MUST_CHECK bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path,
+                                       struct gd_error *err);
+GD_MUST_CHECK bool gd_parts_pretokenizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path,
+                                         struct gd_error *err);
+GD_MUST_CHECK bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path,
+                                           struct gd_error *err);
+GD_MUST_CHECK bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path,
+                                    struct gd_error *err);
 
 /* Adds the merge of two spellings; what they join to must be a token. Free `joined` at the end. */
 struct gd_merge_reader {

@@ -13,7 +13,7 @@
 #define HEAP_KIB 65536u           /* of the interpreter, when JIT cannot be used */
 #define SECONDS_BASE 5.0          /* real patterns take 0.1 s per MiB */
 #define SECONDS_PER_BYTE (2.0 / (1 << 20))
-#define MATCHES_PER_CHECK 64u
+#define MATCHES_PER_CHECK 256u     /* the clock is a system call */
 
 struct gd_regex {
     char *source, *where;
@@ -35,7 +35,8 @@ struct translation {
 
 static bool unsupported(struct translation *t, const char *what)
 {
-    return gd_fail(t->err, GD_UNSUPPORTED, "%s: the pattern uses %s at byte %zu, which is not supported", t->where, what, t->at);
+    return gd_fail(t->err, GD_UNSUPPORTED, "%s: the pattern uses %s at byte %zu, which is not supported", t->where,
+                   what, t->at);
 }
 
 static char peek(const struct translation *t, size_t ahead)
@@ -237,13 +238,14 @@ static pcre2_code *compile(const char *pattern, size_t length, const char *where
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     /* Ruby's ^ and $ always match at line ends. */
     pcre2_code *compiled =
-        pcre2_compile((PCRE2_SPTR)pattern, length, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code,
-                      &offset, context);
+        pcre2_compile((PCRE2_SPTR)pattern, length, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+                      &code, &offset, context);
     pcre2_compile_context_free(context);
     if (compiled == NULL) {
         char reason[160] = "";
         pcre2_get_error_message(code, (PCRE2_UCHAR *)reason, sizeof(reason));
-        gd_fail(err, GD_BAD_MODEL, "%s: the pattern is not a regular expression (%s, near byte %zu)", where, reason, offset);
+        gd_fail(err, GD_BAD_MODEL, "%s: the pattern is not a regular expression (%s, near byte %zu)", where, reason,
+                offset);
         return NULL;
     }
     (void)pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE); /* where it fails the interpreter does the same, slower */
@@ -257,7 +259,8 @@ bool gd_regex_compile(struct gd_regex **out, const char *pattern, size_t length,
     if (length == 0)
         return gd_fail(err, GD_BAD_MODEL, "%s: the pattern is empty", where);
     if (length > GD_REGEX_PATTERN_BYTES)
-        return gd_fail(err, GD_BAD_MODEL, "%s: a pattern of %zu bytes, the limit is %d", where, length, GD_REGEX_PATTERN_BYTES);
+        return gd_fail(err, GD_BAD_MODEL, "%s: a pattern of %zu bytes, the limit is %d", where, length,
+                       GD_REGEX_PATTERN_BYTES);
     pcre2_code *code = NULL;
     if (syntax == GD_REGEX_RUBY) {
         struct translation t = {.text = pattern, .length = length, .where = where, .err = err};

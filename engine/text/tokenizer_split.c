@@ -84,7 +84,8 @@ static bool split_by_regex(const struct gd_step *step, struct gd_flow *flow, str
 }
 
 /* Delimiters are single characters. */
-static void split_by_character(bool (*is_delimiter)(int32_t), struct gd_flow *flow, struct gd_range piece, struct splitter *s)
+static void split_by_character(bool (*is_delimiter)(int32_t), struct gd_flow *flow, struct gd_range piece,
+                               struct splitter *s)
 {
     int32_t start = piece.begin;
     for (int32_t at = piece.begin, next; at < piece.end; at = next) {

@@ -8,7 +8,8 @@ bool gd_steps_run(const struct gd_steps *steps, struct gd_flow *flow, struct gd_
     bool ok = true;
     for (int i = 0; i < steps->count && ok; i++) {
         const struct gd_step *step = &steps->step[i];
-        ok = step->kind < GD_STEP_SPLIT ? gd_step_normalize(step, flow, regex, err) : gd_step_split(step, flow, regex, err);
+        ok = step->kind < GD_STEP_SPLIT ? gd_step_normalize(step, flow, regex, err)
+                                        : gd_step_split(step, flow, regex, err);
     }
     return ok;
 }
@@ -26,8 +27,8 @@ void gd_steps_describe(const struct gd_steps *steps, struct gd_buf *out)
 {
     for (int i = 0; i < steps->count; i++) {
         const struct gd_step *step = &steps->step[i];
-        gd_buf_printf(out, "step %d %d %d%d%d%d %d text %zu:", (int)step->kind, (int)step->behavior, step->invert, step->left,
-                      step->right, step->split, (int)step->prepend, step->text_length);
+        gd_buf_printf(out, "step %d %d %d%d%d%d %d text %zu:", (int)step->kind, (int)step->behavior, step->invert,
+                      step->left, step->right, step->split, (int)step->prepend, step->text_length);
         gd_buf_append(out, step->text_length > 0 ? step->text : "", step->text_length);
         const char *pattern = step->regex != NULL ? gd_regex_source(step->regex) : "";
         gd_buf_printf(out, " pattern %zu:", strlen(pattern));

@@ -17,14 +17,19 @@ const char *gd_token_shown(char out[GD_TOKEN_SHOWN_BYTES], const char *text, siz
     return out;
 }
 
-static uint32_t *slot_of(const struct gd_vocab *vocab, const char *text, size_t length)
+/* The slot of a spelling, or the free one where it belongs. `mark` is what the slot holds besides the id. */
+static uint64_t *slot_of(const struct gd_vocab *vocab, const char *text, size_t length, uint64_t *mark)
 {
+    uint64_t hash = XXH3_64bits_withSeed(text, length, vocab->seed);
     uint32_t mask = vocab->slot_count - 1;
-    for (uint32_t i = (uint32_t)XXH3_64bits_withSeed(text, length, vocab->seed) & mask;; i = (i + 1) & mask) {
-        uint32_t id = vocab->slot[i];
-        if (id == 0)
+    *mark = hash & 0xFFFFFFFF00000000u;
+    for (uint32_t i = (uint32_t)hash & mask;; i = (i + 1) & mask) {
+        uint64_t slot = vocab->slot[i];
+        if (slot == 0)
             return &vocab->slot[i];
-        const struct gd_token *token = &vocab->token[id - 1];
+        if ((slot & 0xFFFFFFFF00000000u) != *mark)
+            continue;
+        const struct gd_token *token = &vocab->token[(uint32_t)slot - 1];
         if (token->length == length && memcmp(token->text, text, length) == 0)
             return &vocab->slot[i];
     }
@@ -35,9 +40,12 @@ static void grow_slots(struct gd_vocab *vocab, uint32_t slot_count)
     gd_free(vocab->slot);
     vocab->slot = gd_alloc_array(slot_count, sizeof(vocab->slot[0]));
     vocab->slot_count = slot_count;
-    for (int32_t id = 0; id < vocab->count; id++)
-        if (vocab->token[id].text != NULL)
-            *slot_of(vocab, vocab->token[id].text, vocab->token[id].length) = (uint32_t)id + 1;
+    for (int32_t id = 0; id < vocab->count; id++) {
+        if (vocab->token[id].text == NULL)
+            continue;
+        uint64_t mark, *slot = slot_of(vocab, vocab->token[id].text, vocab->token[id].length, &mark);
+        *slot = mark | ((uint32_t)id + 1);
+    }
 }
 
 void gd_vocab_init(struct gd_vocab *vocab, size_t expected)
@@ -50,8 +58,8 @@ void gd_vocab_init(struct gd_vocab *vocab, size_t expected)
     grow_slots(vocab, slot_count);
 }
 
-bool gd_vocab_add(struct gd_vocab *vocab, int64_t id, const char *text, size_t length, uint32_t flags,
-                  struct gd_error *err)
+static bool refuse(const struct gd_vocab *vocab, int64_t id, const char *text, size_t length, uint64_t taken,
+                   struct gd_error *err)
 {
     char shown[GD_TOKEN_SHOWN_BYTES], other[GD_TOKEN_SHOWN_BYTES];
     gd_token_shown(shown, text, length);
@@ -60,12 +68,20 @@ bool gd_vocab_add(struct gd_vocab *vocab, int64_t id, const char *text, size_t l
                        GD_TOKENIZER_VOCAB_MAX - 1);
     if (length >= UINT32_MAX)
         return gd_fail(err, GD_BAD_MODEL, "token %lld is %zu bytes long", (long long)id, length);
-    if (id < vocab->count && vocab->token[id].text != NULL)
-        return gd_fail(err, GD_BAD_MODEL, "id %lld belongs to two tokens, \"%s\" and \"%s\"", (long long)id,
-                       gd_token_shown(other, vocab->token[id].text, vocab->token[id].length), shown);
-    uint32_t *slot = slot_of(vocab, text, length);
-    if (*slot != 0)
-        return gd_fail(err, GD_BAD_MODEL, "token \"%s\" has two ids, %u and %lld", shown, *slot - 1, (long long)id);
+    if (taken != 0)
+        return gd_fail(err, GD_BAD_MODEL, "token \"%s\" has two ids, %u and %lld", shown, (uint32_t)taken - 1,
+                       (long long)id);
+    return gd_fail(err, GD_BAD_MODEL, "id %lld belongs to two tokens, \"%s\" and \"%s\"", (long long)id,
+                   gd_token_shown(other, vocab->token[id].text, vocab->token[id].length), shown);
+}
+
+bool gd_vocab_add(struct gd_vocab *vocab, int64_t id, const char *text, size_t length, uint32_t flags,
+                  struct gd_error *err)
+{
+    uint64_t mark, *slot = slot_of(vocab, text, length, &mark);
+    if (id < 0 || id >= GD_TOKENIZER_VOCAB_MAX || length >= UINT32_MAX || *slot != 0 ||
+        (id < vocab->count && vocab->token[id].text != NULL))
+        return refuse(vocab, id, text, length, *slot, err);
     if (id >= vocab->capacity) {
         int32_t capacity = vocab->capacity == 0 ? 1024 : vocab->capacity;
         while (capacity <= id)
@@ -75,7 +91,7 @@ bool gd_vocab_add(struct gd_vocab *vocab, int64_t id, const char *text, size_t l
         vocab->capacity = capacity;
     }
     vocab->token[id] = (struct gd_token){gd_arena_strndup(&vocab->arena, text, length), (uint32_t)length, flags};
-    *slot = (uint32_t)id + 1;
+    *slot = mark | ((uint32_t)id + 1);
     if (id >= vocab->count)
         vocab->count = (int32_t)id + 1;
     if (length > vocab->length_max)
@@ -87,7 +103,8 @@ bool gd_vocab_add(struct gd_vocab *vocab, int64_t id, const char *text, size_t l
 
 int32_t gd_vocab_find(const struct gd_vocab *vocab, const char *text, size_t length)
 {
-    return (int32_t)*slot_of(vocab, text, length) - 1;
+    uint64_t mark;
+    return (int32_t)(uint32_t)*slot_of(vocab, text, length, &mark) - 1;
 }
 
 int32_t gd_vocab_find_model(const struct gd_vocab *vocab, const char *text, size_t length)

@@ -33,7 +33,7 @@ struct gd_vocab {
     int32_t count, capacity; /* count: highest id + 1 */
     int32_t used;
     uint32_t length_max;    /* of all spellings, in bytes */
-    uint32_t *slot;         /* open addressing by spelling: id + 1, 0 = free */
+    uint64_t *slot;         /* open addressing by spelling: upper half of its hash, id + 1; 0 = free */
     uint32_t slot_count;    /* a power of two, at least twice `used` */
     uint64_t seed;          /* random, so that no file can hold colliding spellings */
     struct gd_arena arena;

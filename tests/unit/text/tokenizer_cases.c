@@ -52,8 +52,8 @@ static void check_ids(const cJSON *expected, const struct gd_tokens *got, const 
     gd_free(ids);
 }
 
-static void check_decoded(const struct gd_tokenizer *tokenizer, const struct gd_tokens *tokens, bool skip, const char *expected,
-                          const char *label)
+static void check_decoded(const struct gd_tokenizer *tokenizer, const struct gd_tokens *tokens, bool skip,
+                          const char *expected, const char *label)
 {
     struct gd_buf text;
     gd_buf_init(&text, 0);
@@ -86,7 +86,8 @@ int check_cases(const struct gd_tokenizer *tokenizer, const cJSON *cases, const 
     struct gd_tokens tokens = {.with_offsets = true};
     int count = 0;
     for (const cJSON *item = cases->child; item != NULL; item = item->next, count++) {
-        const cJSON *text = item->child, *ids = text->next, *decoded = ids->next, *plain = decoded->next, *skipped = plain->next;
+        const cJSON *text = item->child, *ids = text->next, *decoded = ids->next, *plain = decoded->next,
+                    *skipped = plain->next;
         const char *whole = cJSON_IsString(decoded) ? decoded->valuestring : text->valuestring;
         encode(tokenizer, text->valuestring, GD_SPECIAL_PARSE, false, &tokens);
         check_ids(ids, &tokens, text->valuestring, label);

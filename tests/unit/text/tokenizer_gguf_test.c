@@ -43,14 +43,16 @@ static struct metadata *metadata_of(const char *fixture, const char *model, cons
                                          .scores = m->scores, .merges = (const char *const *)m->merges, .bos_id = -1,
                                          .eos_id = -1, .unknown_id = -1, .padding_id = -1, .add_bos = -1, .add_eos = -1,
                                          .add_space_prefix = -1};
-    for (const cJSON *item = gd_json_find(gd_json_find(m->spec, "model"), "vocab")->child; item != NULL; item = item->next)
+    for (const cJSON *item = gd_json_find(gd_json_find(m->spec, "model"), "vocab")->child; item != NULL;
+         item = item->next)
         set_token(m, item->valueint, item->string, strncmp(item->string, "<0x", 3) == 0 ? 6 : 1);
     for (const cJSON *item = gd_json_find(m->spec, "added_tokens")->child; item != NULL; item = item->next) {
         const char *text = gd_json_find(item, "content")->valuestring;
         bool special = cJSON_IsTrue(gd_json_find(item, "special"));
         set_token(m, gd_json_find(item, "id")->valueint, text, !special ? 4 : strcmp(text, "<unk>") == 0 ? 2 : 3);
     }
-    for (const cJSON *item = gd_json_find(gd_json_find(m->spec, "model"), "merges")->child; item != NULL; item = item->next)
+    for (const cJSON *item = gd_json_find(gd_json_find(m->spec, "model"), "merges")->child; item != NULL;
+         item = item->next)
         m->merges[m->meta.merge_count++] = cJSON_IsString(item) ? gd_strdup(item->valuestring)
                                            : gd_format("%s %s", item->child->valuestring, item->child->next->valuestring);
     return m;
@@ -147,14 +149,16 @@ static void smollm2_gives_the_ids_of_the_reference(void **state)
     }
     struct gd_gguf *file = NULL;
     struct gd_error err = {0};
-    struct gd_tokenizer_gguf meta = {.bos_id = 1, .eos_id = 2, .unknown_id = 0, .padding_id = 2, .add_bos = 0, .add_eos = -1,
-                                     .add_space_prefix = 0};
+    struct gd_tokenizer_gguf meta = {
+        .bos_id = 1, .eos_id = 2, .unknown_id = 0, .padding_id = 2, .add_bos = 0, .add_eos = -1, .add_space_prefix = 0};
     int types = 0;
-    bool ok = gd_gguf_open(&file, path, &err) && gd_gguf_get_string(file, "tokenizer.ggml.model", true, &meta.model, &err) &&
-              gd_gguf_get_string(file, "tokenizer.ggml.pre", true, &meta.pre, &err) &&
-              gd_gguf_get_strings(file, "tokenizer.ggml.tokens", true, TOKENS_MAX * 16, &meta.tokens, &meta.vocab_count, &err) &&
-              gd_gguf_get_i32s(file, "tokenizer.ggml.token_type", true, TOKENS_MAX * 16, &meta.token_types, &types, &err) &&
-              gd_gguf_get_strings(file, "tokenizer.ggml.merges", true, MERGES_MAX, &meta.merges, &meta.merge_count, &err);
+    bool ok =
+        gd_gguf_open(&file, path, &err) && gd_gguf_get_string(file, "tokenizer.ggml.model", true, &meta.model, &err) &&
+        gd_gguf_get_string(file, "tokenizer.ggml.pre", true, &meta.pre, &err) &&
+        gd_gguf_get_strings(file, "tokenizer.ggml.tokens", true, TOKENS_MAX * 16, &meta.tokens, &meta.vocab_count,
+                            &err) &&
+        gd_gguf_get_i32s(file, "tokenizer.ggml.token_type", true, TOKENS_MAX * 16, &meta.token_types, &types, &err) &&
+        gd_gguf_get_strings(file, "tokenizer.ggml.merges", true, MERGES_MAX, &meta.merges, &meta.merge_count, &err);
     if (!ok)
         fail_msg("%s", err.message);
     struct gd_tokenizer *tokenizer = load(&meta);

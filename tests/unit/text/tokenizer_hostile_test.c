@@ -14,8 +14,9 @@
 #define MODEL "\"model\":{\"type\":\"BPE\",\"vocab\":{" VOCAB "},\"merges\":[\"a b\"]}"
 #define SPLIT(pattern) "{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":" pattern ",\"behavior\":\"Isolated\"}," MODEL "}"
 #define REGEX(text) SPLIT("{\"Regex\":\"" text "\"}")
-#define TEMPLATE(single, specials)                                                                                      \
-    "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[" single "],\"special_tokens\":{" specials "}}," MODEL "}"
+#define TEMPLATE(single, specials)                                                                                     \
+    "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[" single "],\"special_tokens\":{" specials       \
+    "}}," MODEL "}"
 #define TEXT_A "{\"Sequence\":{\"id\":\"A\"}}"
 
 static bool load(const char *json, size_t length, const char *config, struct gd_tokenizer **out, struct gd_error *err)
@@ -35,7 +36,8 @@ static void expect_refusal(const char *json, const char *config, enum gd_code co
     if (load(json, strlen(json), config, &tokenizer, &err))
         fail_msg("loaded: %.200s", json);
     if (err.code != code || strstr(err.message, part) == NULL)
-        fail_msg("%.200s\nexpected %s with \"%s\", got %s: %s", json, gd_code_wire(code), part, gd_code_wire(err.code), err.message);
+        fail_msg("%.200s\nexpected %s with \"%s\", got %s: %s", json, gd_code_wire(code), part, gd_code_wire(err.code),
+                 err.message);
 }
 
 static void expect_load(const char *json, const char *config)
@@ -96,17 +98,20 @@ static void damaged_files_are_refused_by_name(void **state)
         {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", GD_UNSUPPORTED, "Unigram"},
         {"{\"model\":{\"type\":\"WordLevel\",\"vocab\":{}}}", GD_UNSUPPORTED, "WordLevel"},
         {"{\"model\":{\"dropout\":0.1,\"vocab\":{\"a\":0},\"merges\":[]}}", GD_UNSUPPORTED, "dropout"},
-        {"{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}," MODEL "}", GD_UNSUPPORTED, "Precompiled"},
+        {"{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}," MODEL "}", GD_UNSUPPORTED,
+         "Precompiled"},
         {"{\"normalizer\":{\"type\":\"BertNormalizer\"}," MODEL "}", GD_UNSUPPORTED, "BertNormalizer"},
-        {"{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Nmt\"}]}," MODEL "}", GD_UNSUPPORTED,
-         "normalizer.normalizers[1]"},
+        {"{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Nmt\"}]}," MODEL "}",
+         GD_UNSUPPORTED, "normalizer.normalizers[1]"},
         {"{\"normalizer\":{\"type\":\"Sequence\"}," MODEL "}", GD_BAD_MODEL, "normalizers"},
         {"{\"normalizer\":{}," MODEL "}", GD_BAD_MODEL, "type"},
         {"{\"normalizer\":[]," MODEL "}", GD_BAD_MODEL, "normalizer"},
         {"{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}," MODEL "}", GD_UNSUPPORTED, "BertPreTokenizer"},
         {"{\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}," MODEL "}", GD_UNSUPPORTED, "UnicodeScripts"},
-        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}," MODEL "}", GD_BAD_MODEL, "one character"},
-        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"maybe\"}," MODEL "}", GD_BAD_MODEL, "maybe"},
+        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}," MODEL "}", GD_BAD_MODEL,
+         "one character"},
+        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"maybe\"}," MODEL "}",
+         GD_BAD_MODEL, "maybe"},
         {"{\"pre_tokenizer\":{\"type\":\"Punctuation\",\"behavior\":\"Gone\"}," MODEL "}", GD_BAD_MODEL, "Gone"},
         {SPLIT("\"x\""), GD_BAD_MODEL, "pattern"},
         {SPLIT("{\"Glob\":\"x\"}"), GD_BAD_MODEL, "pattern"},
@@ -130,15 +135,18 @@ static void damaged_files_are_refused_by_name(void **state)
         {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A, "\"<x>\":{\"ids\":[99]}"), GD_BAD_MODEL, "99"},
         {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A, "\"<x>\":{\"ids\":[-1]}"), GD_BAD_MODEL, "-1"},
         {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A, "\"<x>\":{\"ids\":[1e99]}"), GD_BAD_MODEL, "1e+99"},
-        {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A, "\"<x>\":{\"ids\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}"), GD_BAD_MODEL,
-         "more than"},
+        {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A,
+                  "\"<x>\":{\"ids\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}"),
+         GD_BAD_MODEL, "more than"},
         {TEMPLATE("", ""), GD_BAD_MODEL, "sequence A"},
         {TEMPLATE(TEXT_A "," TEXT_A, ""), GD_BAD_MODEL, "once"},
         {TEMPLATE("{\"Other\":1}", ""), GD_BAD_MODEL, "something else"},
         {"{\"decoder\":{\"type\":\"WordPiece\"}," MODEL "}", GD_UNSUPPORTED, "WordPiece"},
         {"{\"decoder\":{\"type\":\"CTC\"}," MODEL "}", GD_UNSUPPORTED, "CTC"},
-        {"{\"decoder\":{\"type\":\"Strip\",\"content\":\"\",\"start\":1,\"stop\":0}," MODEL "}", GD_BAD_MODEL, "content"},
-        {"{\"decoder\":{\"type\":\"Strip\",\"content\":\" \",\"start\":-1,\"stop\":0}," MODEL "}", GD_BAD_MODEL, "start"},
+        {"{\"decoder\":{\"type\":\"Strip\",\"content\":\"\",\"start\":1,\"stop\":0}," MODEL "}", GD_BAD_MODEL,
+         "content"},
+        {"{\"decoder\":{\"type\":\"Strip\",\"content\":\" \",\"start\":-1,\"stop\":0}," MODEL "}", GD_BAD_MODEL,
+         "start"},
         {"{\"added_tokens\":[{\"id\":9,\"content\":\"a\"}]," MODEL "}", GD_BAD_MODEL, "two ids"},
         {"{\"added_tokens\":[{\"id\":1,\"content\":\"x\"}]," MODEL "}", GD_BAD_MODEL, "two tokens"},
         {"{\"added_tokens\":[{\"id\":9,\"content\":\"\"}]," MODEL "}", GD_BAD_MODEL, "0 bytes"},
@@ -158,7 +166,8 @@ static void damaged_configs_are_refused_by_name(void **state)
     expect_refusal("{" MODEL "}", "{\"bos_token\":\"<none>\"}", GD_BAD_MODEL, "bos_token");
     expect_refusal("{" MODEL "}", "{\"eos_token\":7}", GD_BAD_MODEL, "eos_token");
     expect_refusal("{" MODEL "}", "{\"add_eos_token\":true}", GD_BAD_MODEL, "eos");
-    expect_refusal("{" MODEL "}", "{\"added_tokens_decoder\":{\"x\":{\"content\":\"y\"}}}", GD_BAD_MODEL, "added_tokens_decoder.x");
+    expect_refusal("{" MODEL "}", "{\"added_tokens_decoder\":{\"x\":{\"content\":\"y\"}}}", GD_BAD_MODEL,
+                   "added_tokens_decoder.x");
     expect_refusal("{" MODEL "}", "{\"added_tokens_decoder\":{\"0\":{\"content\":\"y\"}}}", GD_BAD_MODEL, "two tokens");
     expect_refusal("{" MODEL "}", "{", GD_BAD_MODEL, "tokenizer_config.json");
 }
@@ -203,7 +212,8 @@ static void deep_nesting_is_refused(void **state)
 }
 
 /* Encodes `text`, which must work or fail with `code`, within some seconds of processor time. */
-static void encode_in_time(const struct gd_tokenizer *tokenizer, const char *text, size_t length, enum gd_code code, double seconds)
+static void encode_in_time(const struct gd_tokenizer *tokenizer, const char *text, size_t length, enum gd_code code,
+                           double seconds)
 {
     struct gd_tokens tokens = {.with_offsets = true};
     struct gd_error err = {0};
@@ -264,7 +274,8 @@ static struct gd_tokenizer *open_file(const char *name)
 
 static void huge_runs_are_encoded_in_time(void **state)
 {
-    const char *const runs[] = {"a", " ", "\n", "ab", "0", "!?", "\xE4\xBD\xA0", "a\xCC\xA3\xCC\x87", "\xCC\x87\xCC\xA3", "\t \t ", "'s"};
+    const char *const runs[] = {
+        "a", " ", "\n", "ab", "0", "!?", "\xE4\xBD\xA0", "a\xCC\xA3\xCC\x87", "\xCC\x87\xCC\xA3", "\t \t ", "'s"};
     const char *const names[] = {"gpt2", "llama3", "qwen2", "smollm", "llama2", "mistral"};
     size_t length = 300000;
     for (size_t k = 0; k < GD_COUNT(names); k++) {
@@ -291,7 +302,8 @@ static void text_that_is_not_utf8_is_refused(void **state)
 static void rules_that_blow_text_up_are_stopped(void **state)
 {
     char *content = repeat("x", 60000);
-    char *json = gd_format("{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"%s\"},%s}", content, MODEL);
+    char *json = gd_format(
+        "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"%s\"},%s}", content, MODEL);
     struct gd_tokenizer *tokenizer = open_text(json);
     char *text = repeat("a", 1000000);
     encode_in_time(tokenizer, text, 1000000, GD_TOO_LARGE, 30);

@@ -35,7 +35,8 @@ static uint64_t next_random(uint64_t *state)
 /* Random bytes made valid UTF-8: each lead byte gets what it needs, often ASCII, spaces and pieces of special tokens. */
 static size_t random_text(uint64_t *random, char *out, size_t length_max)
 {
-    static const char *const parts[] = {"<|im_end|>", "<|im_start|>", "<s>", "</s>", "<|", "|>", "im_end", "<|endoftext|>", "<unk>", "<0x41>"};
+    static const char *const parts[] = {"<|im_end|>", "<|im_start|>", "<s>",           "</s>",  "<|",
+                                        "|>",         "im_end",       "<|endoftext|>", "<unk>", "<0x41>"};
     size_t length = 0, wanted = next_random(random) % (length_max - 16);
     while (length < wanted) {
         uint64_t r = next_random(random) >> 20;
@@ -79,7 +80,8 @@ static size_t random_text(uint64_t *random, char *out, size_t length_max)
     return length;
 }
 
-static void encode(const struct gd_tokenizer *tokenizer, const char *text, size_t length, enum gd_special_mode mode, struct gd_tokens *out)
+static void encode(const struct gd_tokenizer *tokenizer, const char *text, size_t length, enum gd_special_mode mode,
+                   struct gd_tokens *out)
 {
     struct gd_error err = {0};
     out->count = 0;
@@ -88,7 +90,8 @@ static void encode(const struct gd_tokenizer *tokenizer, const char *text, size_
 }
 
 /* Decoding and the joined pieces give the text back; ranges tile it and hold the token's own bytes. */
-static void check_round_trip(const struct gd_tokenizer *tokenizer, const char *text, size_t length, enum gd_special_mode mode)
+static void check_round_trip(const struct gd_tokenizer *tokenizer, const char *text, size_t length,
+                             enum gd_special_mode mode)
 {
     struct gd_tokens tokens = {.with_offsets = true};
     struct gd_buf whole, piece;
@@ -186,7 +189,8 @@ static void specials_count_in_template_spans_only(void **state)
     struct gd_tokenizer *tokenizer = open_json("smollm", NULL);
     const char *text = "<|im_start|>a<|im_end|>b<|im_end|>";
     /*                  0           12 13       23 24      34 */
-    const int32_t all[] = {0, 34}, outer[] = {0, 12, 24, 34}, cut[] = {0, 11, 25, 34}, split[] = {0, 5, 5, 12, 13, 18, 19, 23};
+    const int32_t all[] = {0, 34}, outer[] = {0, 12, 24, 34}, cut[] = {0, 11, 25, 34},
+                  split[] = {0, 5, 5, 12, 13, 18, 19, 23};
     expect_spans(tokenizer, text, NULL, 0, "");
     expect_spans(tokenizer, text, all, 1, "<|im_start|>@0 <|im_end|>@13 <|im_end|>@24 ");
     expect_spans(tokenizer, text, outer, 2, "<|im_start|>@0 <|im_end|>@24 ");
@@ -266,8 +270,9 @@ static void ranges_survive_normalizers(void **state)
 
 static void the_config_sets_ends_and_specials(void **state)
 {
-    struct gd_tokenizer *tokenizer =
-        open_json("llama2", "{\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"</s>\",\"add_bos_token\":false,\"add_eos_token\":true}");
+    struct gd_tokenizer *tokenizer = open_json(
+        "llama2",
+        "{\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"</s>\",\"add_bos_token\":false,\"add_eos_token\":true}");
     struct gd_tokens tokens = {.with_offsets = true};
     struct gd_error err = {0};
     assert_int_equal(gd_tokenizer_bos(tokenizer), 1);
@@ -279,7 +284,8 @@ static void the_config_sets_ends_and_specials(void **state)
     assert_true(tokens.begin[tokens.count - 1] == 1 && tokens.end[tokens.count - 1] == 1);
     gd_tokens_release(&tokens);
     gd_tokenizer_destroy(tokenizer);
-    tokenizer = open_json("llama2", "{\"additional_special_tokens\":[\"e\"],\"added_tokens_decoder\":{\"5000\":{\"content\":\"<new>\",\"special\":true}}}");
+    tokenizer = open_json("llama2", "{\"additional_special_tokens\":[\"e\"],\"added_tokens_decoder\":{\"5000\":{"
+                                    "\"content\":\"<new>\",\"special\":true}}}");
     assert_int_equal(gd_tokenizer_find(tokenizer, "<new>"), 5000);
     assert_true(gd_tokenizer_is_special(tokenizer, 5000));
     assert_true(gd_tokenizer_is_special(tokenizer, gd_tokenizer_find(tokenizer, "e")));
