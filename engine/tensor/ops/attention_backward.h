@@ -41,10 +41,10 @@ LANES_INLINE void ISA(row_grad)(const struct gd_attention_pair *pair, int row, i
     for (int j = begin; j < end; j += LANES) {
         IVEC key = index + j;
         IVEC visible = (key >= pair->first[row]) & (key < pair->end[row]);
-        VEC p = ISA(exp2)(ISA(load)(p_row + j) * scale_log2 - lse);
-        VEC ds = p * (ISA(load)(ds_row + j) - dot) * scale;
-        ISA(store)(p_row + j, ISA(select)(visible, p, (VEC){0}));
-        ISA(store)(ds_row + j, ISA(select)(visible, ds, (VEC){0}));
+        VEC p = ISA(exp2)(VLOAD(p_row + j) * scale_log2 - lse);
+        VEC ds = p * (VLOAD(ds_row + j) - dot) * scale;
+        VSTORE(p_row + j, ISA(select)(visible, p, (VEC){0}));
+        VSTORE(ds_row + j, ISA(select)(visible, ds, (VEC){0}));
     }
 }
 

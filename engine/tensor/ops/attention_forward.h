@@ -56,34 +56,34 @@ LANES_INLINE void ISA(seeing)(const struct gd_attention_lanes *task, int32_t fir
 LANES_INLINE void ISA(softmax)(struct gd_attention_lanes *task, int lane, int32_t first_key, int begin, int end)
 {
     float *score = task->score + lane;
-    IVEC first = ISA(load_int)(task->first + lane), last = ISA(load_int)(task->end + lane);
+    IVEC first = ILOAD(task->first + lane), last = ILOAD(task->end + lane);
     bool masked = task->first[lane + LANES - 1] > first_key + begin || task->end[lane] < first_key + end;
-    VEC old = ISA(load)(task->max + lane), top[4] = {old, old, old, old};
+    VEC old = VLOAD(task->max + lane), top[4] = {old, old, old, old};
     for (int j = begin; masked && j < end; j++) {
         int32_t key = first_key + j;
         IVEC visible = (first <= key) & (last > key);
-        VEC s = ISA(load)(score + j * GD_TILE);
-        ISA(store)(score + j * GD_TILE, ISA(select)(visible, s, (VEC){0} - INFINITY));
+        VEC s = VLOAD(score + j * GD_TILE);
+        VSTORE(score + j * GD_TILE, ISA(select)(visible, s, (VEC){0} - INFINITY));
     }
     int j = begin;
     for (; j + 4 <= end; j += 4)
 #pragma GCC unroll 4
         for (int u = 0; u < 4; u++)
-            top[u] = ISA(max)(ISA(load)(score + (j + u) * GD_TILE), top[u]);
+            top[u] = ISA(max)(VLOAD(score + (j + u) * GD_TILE), top[u]);
     for (; j < end; j++)
-        top[0] = ISA(max)(ISA(load)(score + j * GD_TILE), top[0]);
+        top[0] = ISA(max)(VLOAD(score + j * GD_TILE), top[0]);
     VEC max = ISA(max)(ISA(max)(top[0], top[1]), ISA(max)(top[2], top[3]));
-    VEC fade = ISA(exp2)(old - max), sum = ISA(load)(task->sum + lane) * fade;
+    VEC fade = ISA(exp2)(old - max), sum = VLOAD(task->sum + lane) * fade;
     for (j = begin; j < end; j++) {
-        VEC p = ISA(exp2)(ISA(load)(score + j * GD_TILE) - max);
-        ISA(store)(score + j * GD_TILE, p);
+        VEC p = ISA(exp2)(VLOAD(score + j * GD_TILE) - max);
+        VSTORE(score + j * GD_TILE, p);
         sum += p;
     }
-    ISA(store)(task->max + lane, max);
-    ISA(store)(task->sum + lane, sum);
+    VSTORE(task->max + lane, max);
+    VSTORE(task->sum + lane, sum);
     for (int d = 0; d < task->head_dim_padded; d++) {
         float *out = task->out + (int64_t)d * GD_TILE + lane;
-        ISA(store)(out, ISA(load)(out) * fade);
+        VSTORE(out, VLOAD(out) * fade);
     }
 }
 
@@ -136,7 +136,7 @@ LANES_FN void ISA(finish)(struct gd_attention_lanes *task)
     for (int d = 0; d < padded; d++)
         for (int i = 0; i < used; i += LANES) {
             float *out = task->out + (int64_t)d * GD_TILE + i;
-            ISA(store)(out, ISA(load)(out) * ISA(load)(inverse + i));
+            VSTORE(out, VLOAD(out) * VLOAD(inverse + i));
         }
     ISA(transpose)(task->key, padded, task->out, GD_TILE, padded, used);
     for (int i = 0; i < task->count; i++) {

@@ -42,9 +42,17 @@
 #define LANES_FN GD_LANES_PASTE(GD_LANES_TARGET_, LANES) static inline
 #define LANES_INLINE GD_LANES_PASTE(GD_LANES_TARGET_, LANES) static inline __attribute__((always_inline))
 
-/* LANES floats and the integers of the same size. */
+/* The product's tiles unroll to hundreds of accesses; checking each takes a sanitizing compiler minutes. */
+#define LANES_UNCHECKED __attribute__((no_sanitize("address"), no_sanitize("undefined")))
+#define LANES_TILE LANES_UNCHECKED LANES_INLINE
+#define LANES_PRODUCT LANES_UNCHECKED LANES_FN
+
+/* LANES floats and the integers of the same size; loads and stores that need no alignment. */
 #define VEC ISA(gd_vec)
 #define IVEC ISA(gd_ivec)
+#define VLOAD(p) (*(const ISA(gd_vec_unaligned) *)(p))
+#define ILOAD(p) (*(const ISA(gd_ivec_unaligned) *)(p))
+#define VSTORE(p, v) (*(ISA(gd_vec_unaligned) *)(p) = (v))
 
 /* Functions that pass vectors are inlined into callers of the same instruction set: no call crosses an ABI. */
 #if defined(__GNUC__) && !defined(__clang__)

@@ -13,41 +13,30 @@ typedef int32_t IVEC __attribute__((vector_size(LANES * 4)));
 typedef float ISA(gd_vec_unaligned) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ISA(gd_ivec_unaligned) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-LANES_INLINE VEC ISA(load)(const float *p)
-{
-    return *(const ISA(gd_vec_unaligned) *)p;
-}
-
-LANES_INLINE IVEC ISA(load_int)(const int32_t *p)
-{
-    return *(const ISA(gd_ivec_unaligned) *)p;
-}
-
-LANES_INLINE void ISA(store)(float *p, VEC v)
-{
-    *(ISA(gd_vec_unaligned) *)p = v;
-}
-
 /* c[m][0..nv*LANES) (+)= sum_k a[m*a_row + k*a_step] * b[k*b_row + ...], m < rows; rows and nv are constants. Each
  * element is one chain of multiply-adds in the order of k, whatever the tile. */
-LANES_INLINE void ISA(tile)(const int rows, const int nv, int depth, const float *a, int64_t a_row, int64_t a_step,
+LANES_TILE void ISA(tile)(const int rows, const int nv, int depth, const float *a, int64_t a_row, int64_t a_step,
                             const float *b, int64_t b_row, float *c, int64_t c_row, bool accumulate)
 {
     VEC acc[12][4];
+    if (accumulate) {
 #pragma GCC unroll 12
-    for (int m = 0; m < rows; m++)
+        for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < nv; v++) {
-            if (accumulate)
-                acc[m][v] = ISA(load)(c + m * c_row + v * LANES);
-            else
+            for (int v = 0; v < nv; v++)
+                acc[m][v] = VLOAD(c + m * c_row + v * LANES);
+    } else {
+#pragma GCC unroll 12
+        for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++)
                 acc[m][v] = (VEC){0};
-        }
+    }
     for (int k = 0; k < depth; k++) {
         VEC x[4];
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            x[v] = ISA(load)(b + k * b_row + v * LANES);
+            x[v] = VLOAD(b + k * b_row + v * LANES);
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
@@ -58,11 +47,11 @@ LANES_INLINE void ISA(tile)(const int rows, const int nv, int depth, const float
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            ISA(store)(c + m * c_row + v * LANES, acc[m][v]);
+            VSTORE(c + m * c_row + v * LANES, acc[m][v]);
 }
 
 /* All rows of one panel of nv vectors: tiles of `high`, then of `low`, then single rows. */
-LANES_INLINE void ISA(panel)(const int high, const int low, const int nv, int rows, int depth, const float *a,
+LANES_TILE void ISA(panel)(const int high, const int low, const int nv, int rows, int depth, const float *a,
                              int64_t a_row, int64_t a_step, const float *b, int64_t b_row, float *c, int64_t c_row,
                              bool accumulate)
 {
@@ -76,7 +65,7 @@ LANES_INLINE void ISA(panel)(const int high, const int low, const int nv, int ro
 }
 
 /* The product for any number of rows and nv vectors of columns. 32 vector registers hold 24 accumulators, 16 hold 12. */
-LANES_FN void ISA(product)(int rows, int nv, int depth, const float *a, int64_t a_row, int64_t a_step, const float *b,
+LANES_PRODUCT void ISA(product)(int rows, int nv, int depth, const float *a, int64_t a_row, int64_t a_step, const float *b,
                            int64_t b_row, float *c, int64_t c_row, bool accumulate)
 {
     const int widest = LANES == 16 ? 4 : 2;

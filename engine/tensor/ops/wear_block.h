@@ -33,10 +33,10 @@ LANES_INLINE void ISA(dots)(const int ranks, float *s, const float *a, const flo
         for (int r = 0; r < ranks; r++)
 #pragma GCC unroll 4
             for (int p = 0; p < PARTS; p++)
-                sum[r][p] += ISA(load)(a + r * in + k + p * LANES) * ISA(load)(x + k + p * LANES);
+                sum[r][p] += VLOAD(a + r * in + k + p * LANES) * VLOAD(x + k + p * LANES);
     for (int r = 0; r < ranks; r++) {
         for (int p = 0; p < PARTS; p++)
-            ISA(store)(tail[r] + p * LANES, sum[r][p]);
+            VSTORE(tail[r] + p * LANES, sum[r][p]);
         for (int64_t j = k; j < in; j++)
             tail[r][j - k] += a[r * in + j] * x[j];
         for (int step = SPLIT / 2; step > 0; step /= 2)
