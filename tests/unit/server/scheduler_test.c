@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -414,6 +415,46 @@ static void models_of_lost_checkpoints_are_unpublished(void **state)
     gd_free(job);
 }
 
+static void what_cannot_be_stored_is_tried_again(void **state)
+{
+    struct fixture *fixture = *state;
+    struct gd_error err = {0};
+    char *files = gd_format("%s/files", fixture->app.config.data_dir), *job = fixture_submit(fixture, "steps8-slow", 0);
+    assert_true(gd_remove_tree(files, &err) && gd_file_write_durable(files, "", 0, &err)); /* in the way of the results file */
+    fixture_for(fixture, 800);
+    struct gd_job_record record = fixture_job(fixture, job);
+    assert_int_equal(record.status, GD_JOB_RUNNING);
+    gd_job_record_release(&record);
+    assert_int_equal(fixture_ask(fixture, gd_scheduler_cancel, "default", job), GD_IO); /* answered, not kept waiting */
+    assert_true(gd_remove_tree(files, &err));
+    fixture_until_status(fixture, job, GD_JOB_SUCCEEDED);
+    assert_finished_once(fixture, job, 8);
+    gd_free(files);
+    gd_free(job);
+}
+
+static void a_job_waits_for_a_model_that_left(void **state)
+{
+    struct fixture *fixture = *state;
+    char *running = fixture_submit(fixture, "steps100-slow", 0), *job = fixture_submit(fixture, "steps2", 0);
+    char *base = gd_format("%s/models/base", fixture->folder), *away = gd_format("%s/models/.away", fixture->folder);
+    fixture_until_status(fixture, running, GD_JOB_RUNNING);
+    assert_int_equal(rename(base, away), 0);
+    fixture_for(fixture, 1200); /* the folder is looked at once a second */
+    assert_int_equal(fixture_ask(fixture, gd_scheduler_cancel, "default", running), GD_OK);
+    fixture_for(fixture, 500);
+    assert_messages(fixture, job, "The model 'base' is not in the models folder; the job waits until it is there", 1);
+    struct gd_job_record record = fixture_job(fixture, job);
+    assert_int_equal(record.status, GD_JOB_QUEUED);
+    gd_job_record_release(&record);
+    assert_int_equal(rename(away, base), 0);
+    fixture_until_status(fixture, job, GD_JOB_SUCCEEDED);
+    gd_free(base);
+    gd_free(away);
+    gd_free(running);
+    gd_free(job);
+}
+
 struct seen {
     int count;
     bool ended, gone;
@@ -483,6 +524,8 @@ int main(int argc, char **argv)
         JOB_TEST(a_crash_of_the_server_loses_nothing_acknowledged),
         JOB_TEST(a_crash_while_pausing_leaves_the_job_paused),
         JOB_TEST(models_of_lost_checkpoints_are_unpublished),
+        JOB_TEST(what_cannot_be_stored_is_tried_again),
+        JOB_TEST(a_job_waits_for_a_model_that_left),
         JOB_TEST(watchers_hear_each_event_and_the_end),
         cmocka_unit_test(the_event_log_is_thinned_by_its_rule),
     };
