@@ -98,14 +98,13 @@ def follow(url, job_id):
 
 def ask(url, model, row):
     answer = call(f"{url}/v1/chat/completions", {"model": model, "messages": row["messages"][:-1], "temperature": 0,
-                                                 "max_tokens": 8})
+                                                 "max_tokens": 16})
     return answer["choices"][0]["message"]["content"]
 
 
-def clean(text):
-    """The first word, so that a base model that adds a full stop or a sentence gets its chance."""
-    words = text.strip().strip("\"'`*.").split()
-    return words[0].strip("\"'`*.,:").lower() if words else ""
+def names(text, section):
+    """Whether the section stands anywhere in the answer as a word: a base model may wrap it in a sentence."""
+    return section in [word.strip("\"'`*.,:;()").lower() for word in text.split()]
 
 
 def compare(url, path, base, tuned):
@@ -115,7 +114,7 @@ def compare(url, path, base, tuned):
         started = time.time()
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             answers[model] = list(pool.map(lambda row: ask(url, model, row), rows))
-        right = sum(clean(text) == row["messages"][-1]["content"] for text, row in zip(answers[model], rows))
+        right = sum(names(text, row["messages"][-1]["content"]) for text, row in zip(answers[model], rows))
         accuracy[model] = right / len(rows)
         print(f"{accuracy[model]:6.1%}  {right:3d} of {len(rows)}  {model}  ({time.time() - started:.0f} s)")
     print(f"\n{'package':28} {'section':14} {'base':24} tuned")
