@@ -31,7 +31,6 @@
     X(HTTP_REFUSED,      COUNTER,   "graftd_http_refused_total",            "reason",              "Requests refused before their handler.") \
     X(FILES_CREATED,     COUNTER,   "graftd_files_created_total",           "purpose",             "Files accepted.") \
     X(FILES_REFUSED,     COUNTER,   "graftd_files_refused_total",           "purpose",             "Files refused by validation.") \
-    X(STORE_WAITING,     GAUGE,     "graftd_store_waiting",                 "",                    "Closures waiting for the store thread.") \
     X(JOBS,              GAUGE,     "graftd_jobs",                          "status",              "Jobs that are not over, by status.") \
     X(JOBS_ENDED,        COUNTER,   "graftd_jobs_ended_total",              "status",              "Jobs that ended since start.") \
     X(JOB_STEPS,         COUNTER,   "graftd_job_steps_total",               "",                    "Optimiser steps.") \

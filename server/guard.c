@@ -90,7 +90,7 @@ bool gd_guard_headers(const struct gd_header *headers, size_t count, const char 
         return gd_fail(err, GD_INVALID, "header authorization: given %d times", keys);
     facts->chunked = encodings > 0;
     facts->has_body = facts->chunked || facts->content_length > 0;
-    static const char *const bodiless[] = {"GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"};
+    static const char *const bodiless[] = {"GET", "HEAD", "DELETE", "OPTIONS"};
     for (size_t i = 0; facts->has_body && i < GD_COUNT(bodiless); i++)
         if (strcmp(method, bodiless[i]) == 0)
             return gd_fail(err, GD_INVALID, "%s takes no body", method);

@@ -8,6 +8,7 @@
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
+#include "engine/base/log.h"
 
 #include <string.h>
 
@@ -144,8 +145,13 @@ static bool take(struct gd_request *request, const char *data, size_t length, st
 static void on_written(void *context, const struct gd_error *err)
 {
     struct gd_request *request = context;
-    if (err->code != GD_OK)
+    if (err->code == GD_DISK_FULL) {
+        gd_log_warn("http", "request_id=%s %s", request->id, err->message);
+        gd_fail(&request->refused, GD_DISK_FULL, "there is no room for the body on the disk of the data folder; free some "
+                "and send it again");
+    } else if (err->code != GD_OK) {
         request->refused = *err;
+    }
     if (request->suspended)
         gd_http_resume(request);
 }

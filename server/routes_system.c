@@ -93,13 +93,10 @@ static void export_jobs(struct gd_app *app)
 {
     struct gd_counters *counters = app->counters;
     gd_counters_clear(counters, GD_COUNTER_JOBS);
-    gd_counters_clear(counters, GD_COUNTER_JOBS_ENDED);
     cJSON *queue = app->scheduler != NULL ? gd_scheduler_describe(app->scheduler) : NULL;
     const cJSON *item;
     cJSON_ArrayForEach(item, gd_json_find(queue, "counts"))
         gd_counters_set(counters, GD_COUNTER_JOBS, item->valuedouble, (const char *[]){item->string});
-    cJSON_ArrayForEach(item, gd_json_find(queue, "ended"))
-        gd_counters_set(counters, GD_COUNTER_JOBS_ENDED, item->valuedouble, (const char *[]){item->string});
     cJSON_Delete(queue);
 }
 
