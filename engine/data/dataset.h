@@ -4,7 +4,8 @@
  * Why      Tokenised once, packed without padding, drawn in an order that (seed, epoch) alone decides.
  * Memory   The dataset owns all tokens (i32) and weights (f32); batches are views plus small arrays of their own.
  * Threads  Built by one thread; read-only afterwards.
- * Errors   GD_BAD_FILE naming line and reason; over-long rows per policy, counted.
+ * Errors   GD_BAD_FILE naming line and reason; GD_CONTEXT naming the lines that are too long under GD_OVERLONG_REFUSE;
+ *          GD_NO_MEMORY. Over-long rows per policy, counted.
  * Limits   tokens of a row <= context.
  * Life     gd_dataset_open -> gd_batch_plan_* -> gd_dataset_destroy.
  */
@@ -13,6 +14,9 @@
 
 #include "engine/data/row.h"
 #include "engine/text/chat.h"
+
+#define GD_BATCH_SEGMENTS_MAX 256 /* rows in one micro-batch */
+#define GD_DATASET_LINES_NAMED 8
 
 enum gd_overlong { GD_OVERLONG_REFUSE, GD_OVERLONG_TRUNCATE, GD_OVERLONG_DROP };
 
@@ -37,6 +41,9 @@ struct gd_dataset {
     struct gd_dataset_row *rows;
     int64_t row_count, token_count, trained_token_count;
     int64_t dropped_rows, truncated_rows, truncated_tokens, untrained_rows; /* untrained: kept out, counted */
+    /* The first lines that were too long and those without a trained token; the longest row, in tokens. */
+    int64_t overlong_lines[GD_DATASET_LINES_NAMED], untrained_lines[GD_DATASET_LINES_NAMED];
+    int64_t longest_row_tokens;
 };
 
 GD_MUST_CHECK bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_chat *chat,
@@ -66,7 +73,8 @@ void gd_epoch_order(int64_t *order, int64_t row_count, uint64_t seed, int epoch)
 /*
  * An optimiser step takes batch_size rows (the next ones in epoch order; the last step of an epoch may have
  * fewer) and divides them into `leaf_count` leaves (row i of the step to leaf i % leaf_count); inside a leaf rows are packed first-fit in
- * order into micro-batches of at most token_budget tokens (a longer row is alone). Pure function of its arguments.
+ * order into micro-batches of at most token_budget tokens and GD_BATCH_SEGMENTS_MAX rows (a longer row is alone). Pure
+ * function of its arguments.
  * Fills micro_begin[m]: where micro-batch m starts in `rows` (reordered by leaf), leaf_of[m]. Returns the number of micro-batches.
  */
 int gd_step_pack(const struct gd_dataset *dataset, const int64_t *step_rows, int step_row_count, int leaf_count,

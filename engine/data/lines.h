@@ -2,9 +2,9 @@
  * lines.h - the lines of a JSONL file, with bounded memory.
  *
  * Why      One reader knows about CRLF, byte order marks, blank lines, missing last newlines and files that are not text.
- * Memory   A line is valid during the call.
+ * Memory   A line is valid during the call; at most one line is held.
  * Threads  Any.
- * Errors   GD_BAD_FILE for binary, compressed, UTF-16 and empty files and for lines over GD_ROW_BYTES_MAX.
+ * Errors   GD_BAD_FILE for compressed, UTF-16, binary, empty files and for JSON that is not one object per line.
  * Limits   GD_ROW_BYTES_MAX, GD_FILE_ROWS_MAX
  * Life     one call
  */
@@ -15,7 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Gets each line that is not blank, without its end; false stops with the visitor's error. */
+/* Gets each line that is not blank, without its end; text is NULL (and length 0) for a line of more than
+ * GD_ROW_BYTES_MAX bytes. Returning false stops with the visitor's error. */
 typedef bool (*gd_line_visitor)(void *context, const char *text, size_t length, int64_t line, struct gd_error *err);
 GD_MUST_CHECK bool gd_lines_each(const char *path, gd_line_visitor visit, void *context, struct gd_error *err);
 

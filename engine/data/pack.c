@@ -1,9 +1,7 @@
-/* pack.c - the order of rows, the micro-batches of a step, and the arrays of a batch. */
-#include "engine/data/dataset.h"
-
+/* The order of rows, the micro-batches of a step, and the arrays of a batch. */
 #include "engine/base/alloc.h"
 #include "engine/base/philox.h"
-
+#include "engine/data/dataset.h"
 #include <assert.h>
 #include <string.h>
 
@@ -42,26 +40,28 @@ void gd_epoch_order(int64_t *order, int64_t row_count, uint64_t seed, int epoch)
 static int pack_leaf(const struct gd_dataset *dataset, const int64_t *rows, int count, int token_budget, int64_t *rows_out,
                      int *sizes)
 {
-    int *bin = gd_alloc_array((size_t)count + 1, sizeof(int)), *used = gd_alloc_array((size_t)count + 1, sizeof(int));
-    int bins = 0, written = 0;
+    int *bin = gd_alloc_array((size_t)count + 1, sizeof(int)), *begin = gd_alloc_array((size_t)count + 1, sizeof(int));
+    int64_t *used = gd_alloc_array((size_t)count + 1, sizeof(int64_t));
+    int bins = 0, first_open = 0;
+    memset(sizes, 0, (size_t)count * sizeof *sizes);
     for (int i = 0; i < count; i++) {
-        int length = dataset->rows[rows[i]].length, target = 0;
-        while (target < bins && used[target] + length > token_budget)
+        int length = dataset->rows[rows[i]].length;
+        while (first_open < bins && (used[first_open] >= token_budget || sizes[first_open] == GD_BATCH_SEGMENTS_MAX))
+            first_open++; /* full ones stay full */
+        int target = first_open;
+        while (target < bins && (used[target] + length > token_budget || sizes[target] == GD_BATCH_SEGMENTS_MAX))
             target++;
         bins += target == bins;
         used[target] += length;
+        sizes[target]++;
         bin[i] = target;
     }
-    for (int b = 0; b < bins; b++) {
-        sizes[b] = 0;
-        for (int i = 0; i < count; i++) {
-            if (bin[i] != b)
-                continue;
-            rows_out[written++] = rows[i];
-            sizes[b]++;
-        }
-    }
+    for (int b = 1; b < bins; b++)
+        begin[b] = begin[b - 1] + sizes[b - 1];
+    for (int i = 0; i < count; i++)
+        rows_out[begin[bin[i]]++] = rows[i];
     gd_free(bin);
+    gd_free(begin);
     gd_free(used);
     return bins;
 }
@@ -116,8 +116,8 @@ void gd_batch_release(struct gd_batch *batch)
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
                    int capacity)
 {
-    assert(row_count <= batch->segment_max);
     int at = 0;
+    assert(row_count <= batch->segment_max);
     batch->capacity = capacity;
     batch->segment_count = row_count;
     batch->cu_seqlens[0] = 0;

@@ -200,13 +200,27 @@ bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON *messages, co
     return finish(ok, out);
 }
 
+/* The first token that begins at or after `offset`. */
+static int token_at(const struct gd_tokens *tokens, int32_t offset)
+{
+    int low = 0, high = tokens->count;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        if (tokens->begin[middle] < offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 /* Weight on every token whose bytes all lie in [begin, end): one that straddles a border holds text that is not the
  * assistant's. */
 static void weigh(struct gd_chat_encoding *encoding, int32_t begin, int32_t end, float weight)
 {
     const struct gd_tokens *tokens = &encoding->tokens;
-    for (int i = 0; i < tokens->count; i++) {
-        if (tokens->begin[i] >= begin && tokens->end[i] <= end && tokens->begin[i] < tokens->end[i])
+    for (int i = token_at(tokens, begin); i < tokens->count && tokens->begin[i] < end; i++) {
+        if (tokens->end[i] <= end && tokens->begin[i] < tokens->end[i])
             encoding->weights[i] = weight;
     }
 }
@@ -262,8 +276,8 @@ static bool weigh_generations(const cJSON *messages, const struct gd_render_span
 static int32_t turn_end(const struct gd_chat *chat, const struct gd_chat_encoding *encoding, int32_t begin, int32_t end)
 {
     const struct gd_tokens *tokens = &encoding->tokens;
-    for (int i = tokens->count - 1; i >= 0; i--) {
-        if (tokens->end[i] > end || tokens->begin[i] < begin || !gd_tokenizer_is_special(chat->tokenizer, tokens->ids[i]))
+    for (int i = token_at(tokens, end) - 1; i >= 0 && tokens->begin[i] >= begin; i--) {
+        if (tokens->end[i] > end || !gd_tokenizer_is_special(chat->tokenizer, tokens->ids[i]))
             continue;
         for (int32_t at = tokens->end[i]; at < end; at++) {
             if (!isspace((unsigned char)encoding->text.data[at]))

@@ -1,0 +1,235 @@
+/* One line of a training file: its format, its mistakes by name, its meaning. */
+#include "engine/base/alloc.h"
+#include "engine/data/row.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define CHAT(more) "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]" more "}"
+
+static struct gd_row good(const char *text)
+{
+    struct gd_row row;
+    struct gd_error err = {0};
+    if (!gd_row_parse(&row, text, strlen(text), 1, &err))
+        fail_msg("%s: %s", text, err.message);
+    return row;
+}
+
+static void assert_messages(const char *text, enum gd_row_format format, const char *messages, const char *tools)
+{
+    struct gd_row row = good(text);
+    char *got = row.messages == NULL ? gd_strdup("none") : gd_json_print(row.messages);
+    char *offered = row.tools == NULL ? gd_strdup("none") : gd_json_print(row.tools);
+    assert_int_equal(row.format, format);
+    assert_string_equal(got, messages);
+    assert_string_equal(offered, tools);
+    gd_free(got);
+    gd_free(offered);
+    gd_row_release(&row);
+}
+
+static void chat_rows_keep_their_messages_and_tools(void **state)
+{
+    static const char both[] = "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]";
+    static const char tool[] = "[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]";
+    assert_messages(CHAT(""), GD_ROW_CHAT, both, "none");
+    assert_messages(CHAT(",\"parallel_tool_calls\":false,\"tools\":null"), GD_ROW_CHAT, both, "none");
+    assert_messages(CHAT(",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]"), GD_ROW_CHAT, both, tool);
+    assert_messages(CHAT(",\"functions\":[{\"name\":\"f\"}]"), GD_ROW_CHAT, both, tool);
+}
+
+static void pairs_keep_prompt_and_completion(void **state)
+{
+    struct gd_row row = good(" {\"prompt\":\"\",\"completion\":\" x\\n\"} ");
+    assert_int_equal(row.format, GD_ROW_PROMPT_COMPLETION);
+    assert_null(row.messages);
+    assert_string_equal(row.prompt, "");
+    assert_string_equal(row.completion, " x\n");
+    gd_row_release(&row);
+}
+
+static void alpaca_rows_become_messages(void **state)
+{
+    assert_messages("{\"instruction\":\"Do\",\"input\":\"it\",\"output\":\"done\",\"id\":7}", GD_ROW_ALPACA,
+                    "[{\"role\":\"user\",\"content\":\"Do\\n\\nit\"},{\"role\":\"assistant\",\"content\":\"done\"}]", "none");
+    assert_messages("{\"instruction\":\"Do\",\"input\":\"\",\"output\":\"done\",\"system\":\"Be\",\"history\":[[\"a\",\"b\"]]}",
+                    GD_ROW_ALPACA,
+                    "[{\"role\":\"system\",\"content\":\"Be\"},{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\","
+                    "\"content\":\"b\"},{\"role\":\"user\",\"content\":\"Do\"},{\"role\":\"assistant\",\"content\":\"done\"}]",
+                    "none");
+}
+
+static void sharegpt_rows_become_messages(void **state)
+{
+    assert_messages("{\"conversation_id\":1,\"source\":\"x\",\"conversations\":[{\"from\":\"system\",\"value\":\"s\"},"
+                    "{\"from\":\"human\",\"value\":\"q\"},{\"from\":\"gpt\",\"value\":\"a\",\"weight\":0.5},"
+                    "{\"from\":\"user\",\"value\":\"r\"},{\"from\":\"model\",\"value\":\"b\"}]}", GD_ROW_SHAREGPT,
+                    "[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\","
+                    "\"content\":\"a\",\"weight\":0.5},{\"role\":\"user\",\"content\":\"r\"},{\"role\":\"assistant\","
+                    "\"content\":\"b\"}]", "none");
+    assert_messages("{\"system\":\"s\",\"tools\":\"[{\\\"name\\\":\\\"f\\\"}]\",\"conversations\":[{\"from\":\"human\",\"value\":\"q\"},"
+                    "{\"from\":\"function_call\",\"value\":\"{\\\"name\\\":\\\"f\\\",\\\"arguments\\\":{}}\"},"
+                    "{\"from\":\"observation\",\"value\":\"o\"},{\"from\":\"assistant\",\"value\":\"a\"}]}", GD_ROW_SHAREGPT,
+                    "[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\","
+                    "\"content\":null,\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":{}}}]},"
+                    "{\"role\":\"tool\",\"content\":\"o\"},{\"role\":\"assistant\",\"content\":\"a\"}]",
+                    "[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]");
+    assert_messages("{\"conversations\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]}",
+                    GD_ROW_SHAREGPT, "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]", "none");
+}
+
+static void bad_rows_are_named_by_line_and_field(void **state)
+{
+    static const struct {
+        const char *text, *param, *part;
+    } cases[] = {
+        {"", "row", "line 7: "},
+        {"[]", "row", "object"},
+        {"3", "row", "object"},
+        {"null", "row", "object"},
+        {"{}", "row", "messages, or prompt"},
+        {"{\"mesages\":[]}", "row", "did you mean 'messages'"},
+        {"{\"text\":\"x\"}", "row", "not a known row"},
+        {"{\"messages\":[]}", "messages", "empty"},
+        {"{\"messages\":{}}", "messages", "array"},
+        {"{\"messages\":null}", "messages", "array"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}]}", "messages[0].role", "assistant"},
+        {"{\"messages\":[{\"content\":\"q\"}]}", "messages[0].role", "missing"},
+        {CHAT(",\"tool\":[]"), "tool", "did you mean 'tools'"},
+        {CHAT(",\"id\":1"), "id", "id"},
+        {CHAT(",\"tools\":{}"), "tools", "array"},
+        {CHAT(",\"tools\":[{}]"), "tools[0].type", "function"},
+        {CHAT(",\"tools\":[{\"type\":\"function\"}]"), "tools[0].function", "object"},
+        {CHAT(",\"functions\":[3]"), "functions[0]", "object"},
+        {CHAT(",\"functions\":[],\"tools\":[]"), "functions", "both"},
+        {CHAT(",\"parallel_tool_calls\":1"), "parallel_tool_calls", "true or false"},
+        {CHAT(",\"prompt\":\"x\""), "prompt", "both 'messages' and 'prompt'"},
+        {"{\"prompt\":\"x\"}", "completion", "completion"},
+        {"{\"completion\":\"x\"}", "prompt", "prompt"},
+        {"{\"prompt\":\"x\",\"completion\":\"\"}", "completion", "empty"},
+        {"{\"prompt\":[\"x\"],\"completion\":\"y\"}", "prompt", "string"},
+        {"{\"prompt\":\"x\",\"completion\":\"y\",\"weight\":1}", "weight", "weight"},
+        {"{\"instruction\":\"x\"}", "output", "output"},
+        {"{\"instruction\":\"x\",\"output\":\"\"}", "output", "empty"},
+        {"{\"instruction\":\"x\",\"output\":\"y\",\"inputs\":\"z\"}", "inputs", "did you mean 'input'"},
+        {"{\"instruction\":\"x\",\"output\":\"y\",\"history\":[[\"a\"]]}", "history[0]", "two strings"},
+        {"{\"instruction\":1,\"output\":\"y\"}", "instruction", "string"},
+        {"{\"conversations\":[]}", "conversations", "empty"},
+        {"{\"conversations\":[3]}", "conversations[0]", "object"},
+        {"{\"conversations\":[{\"from\":\"human\"}]}", "conversations[0].value", "value"},
+        {"{\"conversations\":[{\"from\":\"alien\",\"value\":\"x\"}]}", "conversations[0].from", "alien"},
+        {"{\"conversations\":[{\"from\":\"human\",\"value\":\"x\"}]}", "conversations[0].role", "assistant"},
+        {"{\"conversations\":[{\"from\":\"function_call\",\"value\":\"x\"}]}", "conversations[0]", "JSON"},
+        {"{\"conversations\":[{\"from\":\"gpt\",\"value\":\"x\"}],\"tools\":\"x\"}", "tools", "array"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct gd_row row;
+        struct gd_error err = {0};
+        if (gd_row_parse(&row, cases[i].text, strlen(cases[i].text), 7, &err))
+            fail_msg("%s was accepted", cases[i].text);
+        if (err.code != GD_BAD_FILE || strcmp(err.param, cases[i].param) != 0 || strncmp(err.message, "line 7: ", 8) != 0 ||
+            strstr(err.message, cases[i].part) == NULL)
+            fail_msg("%s: param %s: %s", cases[i].text, err.param, err.message);
+        assert_null(row.tree);
+    }
+}
+
+static void hostile_json_is_refused(void **state)
+{
+    static const struct {
+        const char *text;
+        size_t length;
+    } cases[] = {
+#define LITERAL(text) {text, sizeof(text) - 1}
+        LITERAL("{\"messages\":[{\"role\":\"user\",\"content\":\"a\0b\"}]}"),
+        LITERAL(CHAT("\0")),
+        LITERAL("{\"messages\":[{\"role\":\"user\",\"content\":\"\xff\"}]}"),
+        LITERAL("{\"messages\":[{\"role\":\"user\",\"content\":\"\xed\xa0\x80\"}]}"),
+        LITERAL("{\"messages\":[{\"role\":\"user\",\"content\":\"\\ud800\"}]}"),
+        LITERAL("{\"messages\":[{\"role\":\"user\",\"content\":\"\\u0000\"}]}"),
+        LITERAL("{\"messages\":[{\"role\":\"user\",\"content\":\"a\tb\"}]}"),
+        LITERAL("{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"weight\":1e999}]}"),
+        LITERAL("{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"weight\":0x10}]}"),
+        LITERAL(CHAT("") " x"),
+        LITERAL(CHAT("") CHAT("")),
+        LITERAL(CHAT(",\"messages\":[]")),
+        LITERAL("{\"prompt\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}"),
+        LITERAL("{'prompt':'a'}"),
+        LITERAL("{\"prompt\":\"a\",}"),
+        LITERAL("{\"prompt\":NaN}"),
+        LITERAL("\xef\xbb\xbf" CHAT("")),
+#undef LITERAL
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct gd_row row;
+        struct gd_error err = {0};
+        if (gd_row_parse(&row, cases[i].text, cases[i].length, 1, &err))
+            fail_msg("case %zu was accepted", i);
+        assert_int_equal(err.code, GD_BAD_FILE);
+    }
+}
+
+static void deep_nesting_is_refused(void **state)
+{
+    struct gd_row row;
+    struct gd_error err = {0};
+    size_t depth = 1000000, used = 0;
+    char *text = gd_alloc(2 * depth + 64);
+    used += (size_t)sprintf(text, "{\"messages\":");
+    memset(text + used, '[', depth);
+    memset(text + used + depth, ']', depth);
+    text[used + 2 * depth] = '}';
+    assert_false(gd_row_parse(&row, text, used + 2 * depth + 1, 1, &err));
+    assert_int_equal(err.code, GD_BAD_FILE);
+    gd_free(text);
+}
+
+/* Whatever is cut off or changed, a row is either good or refused with a reason. */
+static void mutated_rows_never_harm(void **state)
+{
+    static const char *const seeds[] = {
+        CHAT(",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}]"),
+        "{\"conversations\":[{\"from\":\"human\",\"value\":\"q\"},{\"from\":\"gpt\",\"value\":\"a\"}],\"tools\":\"[]\"}",
+        "{\"instruction\":\"Do\",\"input\":\"it\",\"output\":\"done\",\"history\":[[\"a\",\"b\"]]}",
+        "{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"a\",\"type\":\"function\",\"function\":"
+        "{\"name\":\"f\",\"arguments\":\"{}\"}}],\"weight\":1}]}",
+    };
+    uint32_t random = 12345;
+    for (size_t s = 0; s < sizeof seeds / sizeof seeds[0]; s++) {
+        size_t length = strlen(seeds[s]);
+        for (int round = 0; round < 4000; round++) {
+            char *text = gd_strdup(seeds[s]);
+            struct gd_row row;
+            struct gd_error err = {0};
+            for (int change = 0; change < 1 + round % 3; change++) {
+                random = random * 1664525u + 1013904223u;
+                text[(random >> 8) % length] = "{}[]\",:0n\\ \x80"[(random >> 24) % 12];
+            }
+            if (gd_row_parse(&row, text, length, 1, &err))
+                gd_row_release(&row);
+            else
+                assert_true(err.message[0] != '\0');
+            gd_free(text);
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(chat_rows_keep_their_messages_and_tools),
+        cmocka_unit_test(pairs_keep_prompt_and_completion),
+        cmocka_unit_test(alpaca_rows_become_messages),
+        cmocka_unit_test(sharegpt_rows_become_messages),
+        cmocka_unit_test(bad_rows_are_named_by_line_and_field),
+        cmocka_unit_test(hostile_json_is_refused),
+        cmocka_unit_test(deep_nesting_is_refused),
+        cmocka_unit_test(mutated_rows_never_harm),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
