@@ -84,6 +84,9 @@ cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
     move_member(out, body, "data");
     move_member(out, body, "precision");
     cJSON_Delete(body);
+    const cJSON *resolved = gd_json_find(gd_json_find(out, "hyperparameters"), "precision");
+    if (resolved != NULL)
+        cJSON_ReplaceItemInObjectCaseSensitive(out, "precision", cJSON_Duplicate(resolved, true));
     add_count(out, "started_at", record->started_at);
     cJSON_AddNumberToObject(out, "attempt", record->attempt);
     int position = gd_scheduler_queue_position(app->scheduler, record->id);
@@ -172,7 +175,10 @@ cJSON *gd_error_body(const struct gd_error *err, const char *code)
     return body;
 }
 
-void gd_http_fail_as(struct gd_request *request, const struct gd_error *err, int status, const char *code)
+void gd_http_fail_as(struct gd_request *request, const struct gd_error *err, const char *code)
 {
-    gd_http_reply(request, status != 0 ? status : gd_code_http(err->code), gd_error_body(err, code));
+    if (code == NULL)
+        gd_http_fail(request, err); /* with its headers for retries */
+    else
+        gd_http_reply(request, gd_code_http(err->code), gd_error_body(err, code));
 }

@@ -21,7 +21,7 @@ void gd_metrics_explain(cJSON *series);
 
 /* {"error":{message, type, param, code}}; code NULL: the error's own. */
 cJSON *gd_error_body(const struct gd_error *err, const char *code);
-/* Ends the request like gd_http_fail, with another code or status (0: the error's own). */
-void gd_http_fail_as(struct gd_request *request, const struct gd_error *err, int status, const char *code);
+/* Ends the request like gd_http_fail, with another code (NULL: the error's own). */
+void gd_http_fail_as(struct gd_request *request, const struct gd_error *err, const char *code);
 
 #endif

@@ -403,7 +403,16 @@ static enum gd_turn_result prepare_started(struct gd_job *job, struct gd_turn *t
     change->cut_step = resumed_from;
     change->record.total_steps = int_of(turn->frame, "total_steps", 0);
     change->record.step = resumed_from;
-    replace_json(&change->record.hyperparameters, gd_json_find(turn->frame, "hyperparameters"));
+    const cJSON *hyperparameters = gd_json_find(turn->frame, "hyperparameters");
+    const cJSON *precision = gd_json_find(turn->frame, "precision");
+    if (cJSON_IsObject(hyperparameters) && cJSON_IsString(precision)) {
+        cJSON *both = cJSON_Duplicate(hyperparameters, true);
+        cJSON_AddStringToObject(both, "precision", precision->valuestring);
+        replace_json(&change->record.hyperparameters, both);
+        cJSON_Delete(both);
+    } else {
+        replace_json(&change->record.hyperparameters, hyperparameters);
+    }
     replace_json(&change->record.memory, gd_json_find(turn->frame, "memory"));
     if (resumed_from > 0)
         gd_job_change_message(change, "info", "Continuing from the checkpoint at step %" PRId64, resumed_from);

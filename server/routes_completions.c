@@ -82,10 +82,8 @@ static void fail(struct completion *completion, const struct gd_error *err, cons
     if (completion->stream != NULL) {
         send_event(completion, gd_error_body(err, code));
         end_stream(completion);
-    } else if (code != NULL) {
-        gd_http_fail_as(completion->request, err, 0, code);
     } else {
-        gd_http_fail(completion->request, err);
+        gd_http_fail_as(completion->request, err, code);
     }
     release(completion);
 }
@@ -396,6 +394,20 @@ static void on_model(void *context, const struct gd_model_ref *model, const stru
         ask_worker(completion, model);
 }
 
+/* Each sequence travels to the worker with its prompt. */
+static bool check_size(const struct gd_completion_ask *ask, const cJSON *body, struct gd_error *err)
+{
+    if (ask->best_of == 1)
+        return true;
+    char *text = gd_json_print(body);
+    size_t length = strlen(text);
+    gd_free(text);
+    return length <= GD_FRAME_BYTES_MAX / (size_t)ask->best_of ||
+           gd_fail_param(err, GD_TOO_LARGE, ask->best_of > ask->n ? "best_of" : "n",
+                         "a prompt of %zu bytes cannot be answered %d times in one request: ask for fewer at a time", length,
+                         ask->best_of);
+}
+
 static void handle(struct gd_app *app, struct gd_request *request, bool chat)
 {
     struct completion *completion = gd_alloc(sizeof *completion);
@@ -404,7 +416,8 @@ static void handle(struct gd_app *app, struct gd_request *request, bool chat)
     completion->request = request;
     completion->started = gd_time_monotonic();
     bool ok = !app->draining || gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
-    if (!ok || !gd_completion_parse(&completion->ask, chat, gd_request_json(request), &err)) {
+    if (!ok || !gd_completion_parse(&completion->ask, chat, gd_request_json(request), &err) ||
+        !check_size(&completion->ask, gd_request_json(request), &err)) {
         fail(completion, &err, NULL);
         return;
     }

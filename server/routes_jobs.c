@@ -257,7 +257,7 @@ void gd_handle_job_create(struct gd_app *app, struct gd_request *request)
          check_integrations(body, &create->record.integrations, &err) &&
          check_idempotency_key(request, &create->record.idempotency_key, &err) && check_model(app, create->spec.model, &err);
     if (!ok && err.code == GD_NOT_FOUND) {
-        gd_http_fail_as(request, &err, 0, "model_not_found");
+        gd_http_fail_as(request, &err, "model_not_found");
         release_create(create);
         return;
     }

@@ -659,7 +659,8 @@ cJSON *gd_scheduler_progress(const struct gd_scheduler *scheduler, const struct 
     add_known(out, "total_steps", total > 0, (double)total);
     add_known(out, "epoch", epochs > 0, total > 0 ? epochs * (double)step / (double)total : 0);
     cJSON_AddNumberToObject(out, "trained_tokens", (double)trained);
-    add_known(out, "tokens_per_second", live, live ? gd_job_tokens_per_second(job) : 0);
+    double rate = live ? gd_job_tokens_per_second(job) : 0;
+    add_known(out, "tokens_per_second", rate > 0, rate);
     add_known(out, "seconds_remaining", live, live ? gd_job_seconds_remaining(job) : 0);
     return out;
 }

@@ -61,7 +61,9 @@ struct gd_supervisor {
     int worker_count, pending_count;
     uint64_t next_id;
     struct request *buckets[BUCKETS];
+    size_t unsent_bytes;
     uv_timer_t tick;
+    uint64_t tick_ms;                    /* when it last came */
     uint64_t heartbeat_ms, watermark_ms, watermark_first_ms;
     bool stopping;
     uint64_t stopping_ms;
@@ -113,6 +115,7 @@ static void remove_request(struct request *request)
     *(request->next != NULL ? &request->next->previous : &worker->last) = request->previous;
     worker->supervisor->pending_count--;
     worker->in_flight -= request->sent;
+    worker->supervisor->unsent_bytes -= request->unsent.length;
     gd_buf_release(&request->unsent);
     gd_free(request);
 }
@@ -154,6 +157,7 @@ static void send_request(struct request *request)
     struct gd_error err = {0};
     request->sent = true;
     worker->in_flight++;
+    worker->supervisor->unsent_bytes -= request->unsent.length;
     if (!gd_worker_process_write(worker->process, &request->unsent, &err))
         fail_request(request, &err);
 }
@@ -412,11 +416,23 @@ static void give_up_requests(struct worker *worker)
     }
 }
 
+/* What came in while this process slept has not been read yet. */
+static void forgive(struct worker *worker, uint64_t now)
+{
+    worker->heard_ms = now;
+    if (worker->watermark_ms != 0)
+        worker->watermark_ms = now;
+}
+
 static void on_tick(uv_timer_t *timer)
 {
     struct gd_supervisor *supervisor = timer->data;
     uint64_t now = now_ms(supervisor);
+    bool slept = now - supervisor->tick_ms > supervisor->heartbeat_ms / 2; /* this process, not the worker */
+    supervisor->tick_ms = now;
     for (int i = 0; i < supervisor->worker_count; i++) {
+        if (slept)
+            forgive(&supervisor->workers[i], now);
         end_if_hung(&supervisor->workers[i], now);
         if (supervisor->stopping && now - supervisor->stopping_ms > REQUESTS_END_MS)
             give_up_requests(&supervisor->workers[i]);
@@ -426,6 +442,7 @@ static void on_tick(uv_timer_t *timer)
 static void start_tick(struct gd_supervisor *supervisor)
 {
     uint64_t period = supervisor->heartbeat_ms / 4 < TICK_MS_MAX ? supervisor->heartbeat_ms / 4 + 1 : TICK_MS_MAX;
+    supervisor->tick_ms = now_ms(supervisor);
     uv_timer_start(&supervisor->tick, on_tick, period, period);
 }
 
@@ -573,6 +590,8 @@ bool gd_supervisor_request(struct gd_supervisor *supervisor, cJSON *message_take
     else if (supervisor->pending_count >= GD_WORKER_PENDING_MAX)
         ok = gd_fail(err, GD_BUSY, "%d requests wait already: try again later", GD_WORKER_PENDING_MAX);
     bool send_now = worker->state == WORKER_READY && !worker->ending;
+    if (ok && !send_now && supervisor->unsent_bytes + bytes.length > GD_WORKER_QUEUE_BYTES_MAX)
+        ok = gd_fail(err, GD_BUSY, "%zu bytes wait for the worker to start: try again later", supervisor->unsent_bytes);
     if (ok && send_now)
         ok = gd_worker_process_write(worker->process, &bytes, err);
     if (!ok) {
@@ -585,6 +604,7 @@ bool gd_supervisor_request(struct gd_supervisor *supervisor, cJSON *message_take
     request->on_frame = on_frame;
     request->context = context;
     request->unsent = bytes;
+    supervisor->unsent_bytes += bytes.length; /* 0 when it is sent: write took them */
     request->sent = send_now;
     worker->in_flight += send_now;
     add_request(request);
