@@ -16,8 +16,9 @@
 #include "engine/base/json.h"
 
 #define GD_COMPLETION_CHOICES_MAX 2048
-#define GD_COMPLETION_STOPS_MAX 16  /* the engine's; OpenAI's is 4 */
-#define GD_COMPLETION_LOGPROBS_MAX 20
+#define GD_COMPLETION_STOPS_MAX 4   /* this and the next two as OpenAI has them; the engine could do more */
+#define GD_COMPLETION_LOGPROBS_MAX 5
+#define GD_COMPLETION_TOP_LOGPROBS_MAX 20 /* of chat */
 
 struct gd_completion_ask {
     bool chat;

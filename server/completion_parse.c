@@ -126,7 +126,7 @@ static bool add_logprobs(struct gd_completion_ask *ask, const cJSON *body, struc
     if (ask->chat) {
         bool wanted = false;
         if (!gd_json_get_bool(body, "", "logprobs", false, &wanted, err) ||
-            !gd_json_get_int(body, "", "top_logprobs", false, 0, GD_COMPLETION_LOGPROBS_MAX, &count, err))
+            !gd_json_get_int(body, "", "top_logprobs", false, 0, GD_COMPLETION_TOP_LOGPROBS_MAX, &count, err))
             return false;
         if (count >= 0 && !wanted)
             return gd_fail_param(err, GD_INVALID, "top_logprobs", "top_logprobs needs \"logprobs\": true");
