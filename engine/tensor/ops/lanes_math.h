@@ -10,6 +10,7 @@
  */
 typedef float VEC __attribute__((vector_size(LANES * 4)));
 typedef int32_t IVEC __attribute__((vector_size(LANES * 4)));
+typedef uint32_t ISA(gd_uvec) __attribute__((vector_size(LANES * 4)));
 typedef float ISA(gd_vec_unaligned) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ISA(gd_ivec_unaligned) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
@@ -94,7 +95,7 @@ LANES_INLINE VEC ISA(exp2)(VEC x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     VEC shifted = x + magic;
-    IVEC power = (IVEC)shifted - 0x4B400000;
+    ISA(gd_uvec) power = (ISA(gd_uvec))shifted - 0x4B400000u;
     VEC f = x - (shifted - magic);
     VEC p = f * 1.535336188319500e-4f + 1.339887440266574e-3f;
     p = p * f + 9.618437357674640e-3f;
@@ -103,7 +104,7 @@ LANES_INLINE VEC ISA(exp2)(VEC x)
     p = p * f + 6.931472028550421e-1f;
     p = p * f + 1.0f;
     IVEC tiny = x < -126.0f;
-    return (VEC)(((IVEC)p + (power << 23)) & ~tiny);
+    return (VEC)(((ISA(gd_uvec))p + (power << 23)) & (ISA(gd_uvec))~tiny);
 }
 
 LANES_INLINE VEC ISA(max)(VEC a, VEC b)
