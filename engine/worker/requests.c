@@ -347,7 +347,9 @@ static bool tokenize(struct gd_worker *worker, const cJSON *message, cJSON *resu
               gd_json_get_bool(message, "", "add_special_tokens", false, &specials, err) &&
               gd_tokenizer_encode(resident->model->tokenizer, text, strlen(text), GD_SPECIAL_PARSE, specials, &tokens, err);
     if (ok) {
-        cJSON_AddItemToObject(result, "tokens", cJSON_CreateIntArray(tokens.ids, tokens.count));
+        cJSON *list = cJSON_AddArrayToObject(result, "tokens");
+        for (int i = 0; i < tokens.count; i++)
+            cJSON_AddItemToArray(list, cJSON_CreateNumber(tokens.ids[i]));
         cJSON_AddNumberToObject(result, "context", resident->model->config.context);
         const char *eos = gd_tokenizer_token(resident->model->tokenizer, gd_tokenizer_eos(resident->model->tokenizer));
         const char *bos = gd_tokenizer_token(resident->model->tokenizer, gd_tokenizer_bos(resident->model->tokenizer));

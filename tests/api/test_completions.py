@@ -159,3 +159,4 @@ def test_tokens_there_and_back(daemon):
     tokens = daemon.post("/tokenize", {"model": "tiny-llama", "prompt": text, "add_special_tokens": False}).json["tokens"]
     back = daemon.post("/detokenize", {"model": "tiny-llama", "tokens": tokens}).json
     assert back["prompt"] == text
+    assert daemon.post("/tokenize", {"model": "tiny-llama", "prompt": "", "add_special_tokens": False}).json["tokens"] == []
