@@ -207,7 +207,7 @@ static void endless_work_runs_out_of_budget(void **state)
         {"{% set s = ' ' * 8000000 %}{% for i in range(100000) %}{% set x = s | trim %}{% endfor %}", "for this conversation"},
         {"{% set s = 'a' * 4000000 %}{% for i in range(100000) %}{% set x = s | upper %}{% endfor %}", "for this conversation"},
         {"{% set s = 'ab' * 4000000 %}{{ s | list | length }}", "for this conversation"},
-        {"{% set s = 'ab' * 4000000 %}{{ s.split('b') | length }}", ""},
+        {"{% set s = 'ab' * 100000 %}{{ s.split('b') | length }}", ""},
         {"{{ ('Σ' * 100000) | lower | length }}", ""},
     };
     for (size_t i = 0; i < sizeof hostile / sizeof hostile[0]; i++) {
@@ -281,7 +281,9 @@ static void every_truncation_of_a_template_ends_well(void **state)
 {
     static const char *const names[] = {"house_style.jinja", "llama31.jinja", "hermes_tools.jinja", "qwen3.jinja"};
     struct gd_error err = {0};
-    cJSON *variables = gd_json_parse("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 47, 100, &err);
+    static const char json[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}";
+    cJSON *variables = gd_json_parse(json, strlen(json), sizeof json, &err);
+    assert_non_null(variables);
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         char path[512], *source;
         size_t length;
