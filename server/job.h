@@ -75,6 +75,7 @@ struct gd_job {
     int step_count, step_capacity;
     int64_t steps_dropped;
     int64_t live_step, live_total_steps, live_trained_tokens;
+    double live_train_loss, live_valid_loss; /* newest; NAN: none yet */
     double live_tokens;              /* all tokens so far, as the frames count them; -1: not known yet */
     double rate_tokens[GD_RATE_WINDOW], rate_seconds[GD_RATE_WINDOW]; /* of a step; tokens -1: not known */
     int rate_count;

@@ -61,6 +61,7 @@ void gd_job_take_started(struct gd_job *job, const cJSON *frame)
     job->live_step = int_of(frame, "resumed_from", 0);
     job->live_total_steps = int_of(frame, "total_steps", 0);
     job->live_tokens = job->live_step == 0 ? 0 : -1;
+    job->live_train_loss = job->live_valid_loss = (double)NAN;
     job->rate_count = 0;
 }
 
@@ -92,6 +93,9 @@ void gd_job_take_step(struct gd_job *job, const cJSON *frame)
     job->live_step = step.step;
     job->live_total_steps = int_of(frame, "total_steps", job->live_total_steps);
     job->live_trained_tokens = trained;
+    const cJSON *metrics = gd_json_find(frame, "metrics");
+    job->live_train_loss = number_of(metrics, "train_loss", job->live_train_loss);
+    job->live_valid_loss = number_of(metrics, "valid_loss", job->live_valid_loss);
     bool counted = job->live_tokens >= 0 && tokens >= job->live_tokens; /* not the first step after a resume */
     job->rate_tokens[job->rate_count % GD_RATE_WINDOW] = counted ? tokens - job->live_tokens : -1;
     job->live_tokens = tokens;
@@ -105,7 +109,6 @@ void gd_job_take_step(struct gd_job *job, const cJSON *frame)
         job->steps_dropped++;
         return;
     }
-    const cJSON *metrics = gd_json_find(frame, "metrics");
     if (cJSON_IsObject(metrics))
         read_points(&step, metrics);
     if (job->step_count == job->step_capacity) {

@@ -660,6 +660,8 @@ cJSON *gd_scheduler_progress(const struct gd_scheduler *scheduler, const struct 
     add_known(out, "epoch", epochs > 0, total > 0 ? epochs * (double)step / (double)total : 0);
     cJSON_AddNumberToObject(out, "trained_tokens", (double)trained);
     double rate = live ? gd_job_tokens_per_second(job) : 0;
+    add_known(out, "train_loss", live && isfinite(job->live_train_loss), live ? job->live_train_loss : 0);
+    add_known(out, "valid_loss", live && isfinite(job->live_valid_loss), live ? job->live_valid_loss : 0);
     add_known(out, "tokens_per_second", rate > 0, rate);
     add_known(out, "seconds_remaining", live, live ? gd_job_seconds_remaining(job) : 0);
     return out;

@@ -30,8 +30,10 @@
  *   ready       {version: 1, pid, device, isa, compute, threads, build}
  *   heartbeat   {busy: "idle"|"train"|"generate", job_id|null, rss_bytes, step_watermark, infer{running, waiting,
  *                prompt_tokens, completion_tokens, pages_used, pages_total, cached_tokens}}   (every second, own thread)
- *   job_started {job_id, total_steps, rows, tokens, hyperparameters{..}, memory{..}, resumed_from: step|0}
- *   job_step    {job_id, step, total_steps, trained_tokens, tokens, seconds, metrics{name: value}}  (non-finite: null)
+ *   job_started {job_id, total_steps, rows, tokens, hyperparameters{..}, precision, memory{..},
+ *                resumed_from: step|0}
+ *   job_step    {job_id, step, total_steps, trained_tokens, tokens, seconds, metrics{name: value}}  (tokens: of the run so
+ *                far, seconds: of this step; non-finite values: null)
  *   job_message {job_id, level, message}
  *   job_checkpoint {job_id, step, folder, metrics{}}          (folder is durable)
  *   job_done    {job_id, adapter_folder, trained_tokens}
