@@ -160,10 +160,11 @@ static bool read_sampling(const cJSON *message, const struct gd_model *model, in
 {
     const cJSON *json = NULL;
     const char *seed = "0";
-    int64_t top_k = 0, max_tokens = -1, logprobs = -1;
+    int64_t top_k = 0, max_tokens = -1, logprobs = -1, choice = 0;
     *sampling = (struct gd_sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1};
     const char *p = "sampling";
     if (!gd_json_get_object(message, "", "sampling", true, &json, err) ||
+        !gd_json_get_int(message, "", "choice", false, 0, INT32_MAX, &choice, err) ||
         !gd_json_get_number(json, p, "temperature", false, 0, 100, &sampling->temperature, err) ||
         !gd_json_get_number(json, p, "top_p", false, 0, 1, &sampling->top_p, err) ||
         !gd_json_get_int(json, p, "top_k", false, 0, INT32_MAX, &top_k, err) ||
@@ -180,6 +181,7 @@ static bool read_sampling(const cJSON *message, const struct gd_model *model, in
         return false;
     errno = 0;
     sampling->seed = seed[0] == '-' ? (uint64_t)strtoll(seed, NULL, 10) : strtoull(seed, NULL, 10);
+    sampling->choice = (int)choice;
     sampling->top_k = (int)top_k;
     sampling->logprobs = (int)logprobs;
     int room = model->config.context - prompt_count;

@@ -40,8 +40,11 @@ def test_neighbours_in_the_batch_do_not_change_an_answer(client):
 
 
 def test_n_choices_and_several_prompts_are_indexed(client):
-    answer = complete(client, prompt=["one", "two"], n=2, temperature=1.0, seed=1)
+    options = {"prompt": ["one", "two"], "n": 2, "temperature": 1.0, "seed": 1, "max_tokens": 20, "extra_body": {"ignore_eos": True}}
+    answer = complete(client, **options)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert len({choice.text for choice in answer.choices}) == 4
+    assert [choice.text for choice in complete(client, **options).choices] == [choice.text for choice in answer.choices]
 
 
 def test_echo_gives_prompt_logprobs_as_evaluation_harnesses_read_them(client, daemon):
