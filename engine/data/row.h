@@ -31,7 +31,9 @@ enum gd_row_format { GD_ROW_FORMAT_LIST(GD_ROW_FORMAT_ENUM) GD_ROW_FORMAT_COUNT 
 #undef GD_ROW_FORMAT_ENUM
 const char *gd_row_format_name(enum gd_row_format format);
 
-/* All formats become one of two shapes: messages (chat, alpaca, sharegpt) or prompt + completion. */
+/* An unknown field is an error in chat and prompt_completion rows. Alpaca and ShareGPT files carry columns of their own;
+ * there only one that looks like a misspelt field is. All formats become one of two shapes: messages (chat, alpaca,
+ * sharegpt) or prompt + completion. */
 struct gd_row {
     enum gd_row_format format;
     cJSON *tree;               /* owned */

@@ -6,7 +6,8 @@
  * Threads  A compiled template is read-only: any thread may render.
  * Errors   GD_BAD_MODEL with line and column at compile time; GD_INVALID at render time (raise_exception's
  *          message, an undefined name, a limit) with the line.
- * Limits   source 256 KiB, nesting 100, macro depth 32, 5 million steps, range 100000, output 8 MiB.
+ * Limits   source 256 KiB, nesting 100, macro depth 32, 5 million steps (long strings count by their size), range 100000,
+ *          output and any string 8 MiB, 256 MiB of values, integers of 64 bits.
  * Life     compile -> render ... -> destroy.
  */
 #ifndef GD_TEXT_TEMPLATE_H

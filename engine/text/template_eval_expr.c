@@ -170,7 +170,7 @@ static struct tpl_value float_arithmetic(struct tpl_render *r, enum tpl_operator
 /* "%s" % value: a tuple gives all arguments, a mapping the named ones. */
 static struct tpl_value percent(struct tpl_render *r, const struct tpl_text *format, struct tpl_value b)
 {
-    struct tpl_call call = {.count = 1, .values = &b};
+    struct tpl_call call = {.self = b, .count = 1, .values = &b};
     if (b.kind == TPL_TUPLE) {
         call.count = b.list->count;
         call.values = b.list->items;
@@ -178,7 +178,7 @@ static struct tpl_value percent(struct tpl_render *r, const struct tpl_text *for
         const struct tpl_text **keywords = tpl_alloc(r, (size_t)b.dict->count * sizeof *keywords);
         for (int i = 0; i < b.dict->count; i++)
             keywords[i] = tpl_str(r, b.dict->keys[i]);
-        call = (struct tpl_call){.keyword_count = b.dict->count, .keywords = keywords,
+        call = (struct tpl_call){.self = b, .keyword_count = b.dict->count, .keywords = keywords,
                                  .keyword_values = b.dict->values, .count = 1, .values = &b};
     }
     return tpl_percent_format(r, format, &call);

@@ -132,14 +132,16 @@ static struct tpl_value filter_indent(struct tpl_render *r, const struct tpl_cal
 
 static struct tpl_value filter_truncate(struct tpl_render *r, const struct tpl_call *call)
 {
-    const struct tpl_text *text = self_str(r, call), *end = given(call, 2) ? tpl_str(r, call->values[2])
-                                                                           : tpl_literal(r, "...").text;
+    const struct tpl_text *text = call->self.text;
+    const struct tpl_text *end = given(call, 2) ? tpl_str(r, call->values[2]) : tpl_literal(r, "...").text;
     int64_t length = integer_or(r, call, 0, 255), leeway = integer_or(r, call, 3, 5);
-    int64_t own = tpl_length(r, tpl_text_value(text)), tail = tpl_length(r, tpl_text_value(end));
+    int64_t own = tpl_length(r, call->self), tail = tpl_length(r, tpl_text_value(end));
     if (length < tail || leeway < 0)
         tpl_fail(r, "truncate: expected a length of at least %lld and a leeway of at least 0", (long long)tail);
     if (own <= length + leeway)
-        return tpl_text_value(text);
+        return call->self;
+    if (call->self.kind != TPL_TEXT)
+        tpl_fail(r, "truncate: a %s cannot be cut as text", tpl_type_name(call->self));
     const struct tpl_text *kept =
         tpl_slice(r, text, 0, tpl_codepoint_offset(text->data, text->length, (size_t)(length - tail)));
     if (!flag(call, 1)) {
@@ -356,7 +358,7 @@ static struct tpl_value filter_first(struct tpl_render *r, const struct tpl_call
 
 static struct tpl_value filter_last(struct tpl_render *r, const struct tpl_call *call)
 {
-    if (call->self.kind == TPL_ITERATOR || call->self.kind == TPL_UNDEFINED)
+    if (call->self.kind == TPL_ITERATOR)
         tpl_fail(r, "'%s' object is not reversible", tpl_type_name(call->self));
     struct tpl_list *items = tpl_items(r, call->self);
     return items->count > 0 ? items->items[items->count - 1]

@@ -185,7 +185,10 @@ struct tpl_value tpl_percent_format(struct tpl_render *r, const struct tpl_text 
         plain = at;
     }
     tpl_build_slice(r, &b, format, plain, format->length);
-    if (used < arguments->count && !named && !(arguments->keyword_count > 0 && used == 0))
+    enum tpl_kind given = arguments->self.kind; /* what has items need not be used */
+    bool optional = given == TPL_DICT || given == TPL_LIST || given == TPL_RANGE || given == TPL_UNDEFINED ||
+                    arguments->keyword_count > 0;
+    if (used < arguments->count && !named && !(optional && used == 0))
         tpl_fail(r, "not all arguments converted during string formatting");
     return tpl_built_value(r, &b);
 }

@@ -344,7 +344,7 @@ static struct tpl_value dict_copy(struct tpl_render *r, const struct tpl_call *c
 
 static struct tpl_value list_index(struct tpl_render *r, const struct tpl_call *call)
 {
-    struct tpl_list *list = call->self.list;
+    struct tpl_list *list = tpl_items(r, call->self);
     for (int i = 0; i < list->count; i++) {
         if (tpl_equal(r, list->items[i], call->values[0]))
             return tpl_int(i);
@@ -354,9 +354,10 @@ static struct tpl_value list_index(struct tpl_render *r, const struct tpl_call *
 
 static struct tpl_value list_count(struct tpl_render *r, const struct tpl_call *call)
 {
+    struct tpl_list *list = tpl_items(r, call->self);
     int64_t count = 0;
-    for (int i = 0; i < call->self.list->count; i++)
-        count += tpl_equal(r, call->self.list->items[i], call->values[0]);
+    for (int i = 0; i < list->count; i++)
+        count += tpl_equal(r, list->items[i], call->values[0]);
     return tpl_int(count);
 }
 
@@ -463,7 +464,8 @@ struct tpl_value tpl_method(struct tpl_render *r, struct tpl_value value, const 
         size_t count;
     } tables[TPL_CYCLER + 1] = {
         TABLE(TPL_TEXT, str_methods),    TABLE(TPL_DICT, dict_methods), TABLE(TPL_LIST, list_methods),
-        TABLE(TPL_TUPLE, tuple_methods), TABLE(TPL_LOOP, loop_methods), TABLE(TPL_CYCLER, cycler_methods),
+        TABLE(TPL_TUPLE, tuple_methods), TABLE(TPL_RANGE, tuple_methods), TABLE(TPL_LOOP, loop_methods),
+        TABLE(TPL_CYCLER, cycler_methods),
     };
 #undef TABLE
     const struct tpl_function *function =
