@@ -328,6 +328,7 @@ static void send_start(struct gd_job *job, const struct gd_base_model *base)
     cJSON_AddStringToObject(message, "folder", folder);
     cJSON_AddStringToObject(message, "model_path", base->path);
     cJSON_AddNumberToObject(message, "keep_checkpoints", job->app->config.keep_checkpoints);
+    cJSON_AddNumberToObject(message, "created_at", (double)job->record.created_at);
     gd_job_send(job, message);
     gd_free(training);
     gd_free(validation);

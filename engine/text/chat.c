@@ -363,11 +363,11 @@ bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const c
     const char *text = out->text.data == NULL ? "" : out->text.data;
     if (out->text.overflow || out->text.length > INT32_MAX)
         return finish(gd_fail(err, GD_TOO_LARGE, "prompt and completion have more than %d bytes", INT32_MAX), out);
-    if (!gd_tokenizer_encode(chat->tokenizer, text, out->text.length, GD_SPECIAL_AS_TEXT, true, &out->tokens, err))
+    if (!gd_tokenizer_encode(chat->tokenizer, text, out->text.length, GD_SPECIAL_PARSE, true, &out->tokens, err))
         return finish(false, out);
     struct gd_tokens *tokens = &out->tokens;
     int last = tokens->count - 1, end = (int)out->text.length;
-    bool has_eos = last >= 0 && tokens->ids[last] == eos && tokens->begin[last] == tokens->end[last];
+    bool has_eos = last >= 0 && tokens->ids[last] == eos;
     if (eos >= 0 && !has_eos)
         gd_tokens_push(tokens, eos, end, end);
     out->weights = gd_alloc_array((size_t)tokens->count + 1, sizeof *out->weights);

@@ -61,8 +61,8 @@ GD_MUST_CHECK bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON
 GD_MUST_CHECK bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                                            struct gd_chat_encoding *out, struct gd_error *err);
 
-/* prompt + completion text, tokenised as one: bos as the tokenizer adds it, special tokens in the text are plain text,
- * weights 1 on the tokens that lie wholly in the completion and on eos after it. */
+/* prompt + completion text, tokenised as one: bos as the tokenizer adds it. Raw text is raw, as in /v1/completions: special
+ * tokens written in it count (rows rendered by hand); an eos that ends the completion is not doubled. Weights 1 on the tokens that lie wholly in the completion and on eos after it. */
 GD_MUST_CHECK bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const char *completion,
                                        struct gd_chat_encoding *out, struct gd_error *err);
 

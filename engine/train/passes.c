@@ -46,7 +46,7 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd
     if (!gd_graph_create(&pass->graph, passes->act, err))
         return false;
     struct gd_graph *g = pass->graph;
-    gd_model_inputs_create(&pass->inputs, g, passes->model, pass->tokens, GD_PASS_SEGMENTS, false);
+    gd_model_inputs_create(&pass->inputs, g, passes->model, pass->tokens, GD_BATCH_SEGMENTS_MAX, false);
     pass->objective_inputs.labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
     pass->objective_inputs.weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
     gd_graft_training_sites(&pass->graft, g, passes->graft, pass->training);

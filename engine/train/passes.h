@@ -5,7 +5,7 @@
  * Memory   Owns graphs, plans, arena. Borrows model, graft, and the flat blocks.
  * Threads  engine thread
  * Errors   GD_NO_MEMORY with the sizes, GD_CANCELLED from the hook, errors of ops.
- * Limits   GD_PASS_SEGMENTS segments in a micro-batch
+ * Limits   GD_BATCH_SEGMENTS_MAX segments in a micro-batch
  * Life     init -> run ... -> release.
  */
 #ifndef GD_TRAIN_PASSES_H
@@ -16,7 +16,6 @@
 #include "engine/objective/objective.h"
 #include "engine/tensor/plan.h"
 
-#define GD_PASS_SEGMENTS 256
 #define GD_PASS_BUCKETS_MAX 64
 
 struct gd_pass;

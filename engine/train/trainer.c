@@ -23,6 +23,7 @@ struct gd_trainer {
     struct gd_train_observer observer;
     enum gd_train_command command;
 
+    struct gd_chat *chat;            /* the model's template with the job's own clock */
     struct gd_dataset *train, *valid;
     struct gd_graft *graft;
     struct gd_passes passes;
@@ -78,6 +79,16 @@ static bool dataset_progress(void *context, int64_t rows_done, int64_t rows_tota
 
 /* ---- set-up ---- */
 
+/* "3, 9, 12, and 4 more" */
+static void name_lines(const int64_t *lines, int64_t count, char *text, size_t size)
+{
+    text[0] = '\0';
+    for (int64_t i = 0; i < count && i < GD_DATASET_LINES_NAMED; i++)
+        snprintf(text + strlen(text), size - strlen(text), "%s%lld", i ? ", " : "", (long long)lines[i]);
+    if (count > GD_DATASET_LINES_NAMED)
+        snprintf(text + strlen(text), size - strlen(text), ", and %lld more", (long long)(count - GD_DATASET_LINES_NAMED));
+}
+
 static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const char *path, const char *param,
                       struct gd_error *err)
 {
@@ -90,24 +101,27 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
     if (options.context > trainer->model->config.context)
         return gd_fail_param(err, GD_INVALID, "data.max_length", "max_length is %d; the model's context is %d", options.context,
                              trainer->model->config.context);
-    if (!gd_dataset_open(out, path, trainer->model->chat, &options, err)) {
+    if (!gd_dataset_open(out, path, trainer->chat, &options, err)) {
         if (err->param[0] == '\0')
             snprintf(err->param, sizeof(err->param), "%s", param);
         gd_error_context(err, "%s", param);
         return false;
     }
     const struct gd_dataset *data = *out;
+    char lines[160];
     if (data->row_count == 0)
         return gd_fail_param(err, GD_BAD_FILE, param, "%s has no row with a token to train", param);
+    name_lines(data->overlong_lines, data->dropped_rows + data->truncated_rows, lines, sizeof(lines));
     if (data->dropped_rows > 0)
-        say(trainer, "warn", "%s: %lld over-long rows were dropped, as data.overlong asks", param,
-            (long long)data->dropped_rows);
+        say(trainer, "warn", "%s: %lld over-long rows were dropped, as data.overlong asks (line %s)", param,
+            (long long)data->dropped_rows, lines);
     if (data->truncated_rows > 0)
-        say(trainer, "warn", "%s: %lld over-long rows were truncated by %lld tokens in all, as data.overlong asks", param,
-            (long long)data->truncated_rows, (long long)data->truncated_tokens);
+        say(trainer, "warn", "%s: %lld over-long rows were truncated by %lld tokens in all, as data.overlong asks (line %s)", param,
+            (long long)data->truncated_rows, (long long)data->truncated_tokens, lines);
+    name_lines(data->untrained_lines, data->untrained_rows, lines, sizeof(lines));
     if (data->untrained_rows > 0)
-        say(trainer, "warn", "%s: %lld rows have no token to train (every weight is 0) and are left out", param,
-            (long long)data->untrained_rows);
+        say(trainer, "warn", "%s: %lld rows have no token to train (every weight is 0) and are left out (line %s)", param,
+            (long long)data->untrained_rows, lines);
     return true;
 }
 
@@ -140,7 +154,7 @@ static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
 static int longest_row(const struct gd_dataset *data)
 {
     int longest = 0;
-    for (int64_t i = 0; data != NULL && i < data->row_count; i++)
+    for (int64_t i = 0; i < data->row_count; i++)
         if (data->rows[i].length > longest)
             longest = data->rows[i].length;
     return longest;
@@ -160,13 +174,13 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     int64_t step_tokens = 0;
     for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
         step_tokens += trainer->train->rows[i].length;
-    int longest = longest_row(trainer->train), longest_valid = longest_row(trainer->valid);
+    int longest = longest_row(trainer->train), longest_valid = trainer->valid ? longest_row(trainer->valid) : 0;
     int largest = step_tokens < spec->tokens_per_batch ? (int)step_tokens : spec->tokens_per_batch;
     largest = longest > largest ? longest : largest;
     int capacity = gd_token_bucket(longest_valid > largest ? longest_valid : largest);
     if (capacity < gd_token_bucket(spec->tokens_per_batch))
         capacity = gd_token_bucket(spec->tokens_per_batch);
-    gd_batch_init(&trainer->batch, capacity, GD_PASS_SEGMENTS);
+    gd_batch_init(&trainer->batch, capacity, GD_BATCH_SEGMENTS_MAX);
     size_t need = 0;
     if (!gd_passes_prepare(&trainer->passes, largest, true, &need, err))
         return false;
@@ -225,7 +239,10 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     if (spec->seed < 0)
         spec->seed = 0;
     if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) || !gd_graft_create(&trainer->graft, trainer->model, &spec->adapter, err) ||
-        !open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
+        !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
+        return false;
+    gd_chat_set_now(trainer->chat, options->created_at);
+    if (!open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
         (options->validation_path != NULL &&
          !open_data(trainer, &trainer->valid, options->validation_path, "validation_file", err)))
         return false;
@@ -271,6 +288,7 @@ void gd_trainer_destroy(struct gd_trainer *trainer)
     gd_batch_release(&trainer->batch);
     gd_dataset_destroy(trainer->train);
     gd_dataset_destroy(trainer->valid);
+    gd_chat_destroy(trainer->chat);
     gd_graft_destroy(trainer->graft);
     gd_large_free(trainer->state.block, trainer->block_bytes);
     gd_large_free(trainer->state.exp_avg, trainer->block_bytes);
@@ -451,10 +469,10 @@ static bool evaluate(struct gd_trainer *trainer, double *loss, double *accuracy,
     struct gd_run_options options = {.between = between_ops, .context = trainer};
     double loss_sum = 0, weight_sum = 0;
     int64_t labelled = 0, correct = 0;
-    int64_t rows[GD_PASS_SEGMENTS];
+    int64_t rows[GD_BATCH_SEGMENTS_MAX];
     for (int64_t next = 0; next < data->row_count;) {
         int count = 0, tokens = 0;
-        while (next < data->row_count && count < GD_PASS_SEGMENTS &&
+        while (next < data->row_count && count < GD_BATCH_SEGMENTS_MAX &&
                (count == 0 || tokens + data->rows[next].length <= trainer->spec->tokens_per_batch)) {
             weight_sum += row_weight(data, next);
             tokens += data->rows[next].length;

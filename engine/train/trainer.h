@@ -44,6 +44,7 @@ struct gd_trainer_options {
     const char *folder;          /* the job's own folder: checkpoints/step-N/, adapter/ */
     const char *training_path, *validation_path;
     int keep_checkpoints;        /* newest kept; at least 2 */
+    int64_t created_at;          /* Unix seconds: the date that templates see, the same in every attempt */
 };
 
 struct gd_trainer;

@@ -116,13 +116,14 @@ static bool run(struct gd_worker *worker, const cJSON *message, struct job *job,
 {
     const char *model_id = NULL, *model_path = NULL, *training = NULL, *validation = NULL;
     const cJSON *body = NULL;
-    int64_t keep = 3;
+    int64_t keep = 3, created_at = 0;
     struct gd_resident *resident = NULL;
     if (!gd_json_get_object(message, "", "spec", true, &body, err) ||
         !gd_json_get_string(message, "", "model_path", true, 1, GD_PATH_BYTES_MAX, &model_path, err) ||
         !gd_json_get_string(message, "", "training_path", true, 1, GD_PATH_BYTES_MAX, &training, err) ||
         !gd_json_get_string(message, "", "validation_path", false, 1, GD_PATH_BYTES_MAX, &validation, err) ||
-        !gd_json_get_int(message, "", "keep_checkpoints", false, 2, 1000, &keep, err))
+        !gd_json_get_int(message, "", "keep_checkpoints", false, 2, 1000, &keep, err) ||
+        !gd_json_get_int(message, "", "created_at", false, 0, INT64_MAX >> 11, &created_at, err))
         return false;
     struct gd_job_spec spec = {0};
     if (!gd_job_spec_parse(&spec, body, err))
@@ -132,7 +133,8 @@ static bool run(struct gd_worker *worker, const cJSON *message, struct job *job,
     if (ok) {
         const struct gd_model *model = resident->model;
         struct gd_trainer_options options = {.job_id = worker->job_id, .folder = folder, .training_path = training,
-                                             .validation_path = validation, .keep_checkpoints = (int)keep};
+                                             .validation_path = validation, .keep_checkpoints = (int)keep,
+                                             .created_at = created_at};
         struct gd_train_observer observer = {.context = job, .poll = poll_job, .message = on_message, .started = on_started,
                                              .step = on_step, .checkpoint = on_checkpoint};
         gd_residents_hold(&worker->residents, model, 1);

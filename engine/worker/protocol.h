@@ -11,7 +11,7 @@
  * A frame is a u32 little-endian length and that many bytes of JSON: {"type": ..., ...}. Version 1.
  *
  * server -> worker
- *   job_start   {job_id, spec{..}, training_path, validation_path|null, folder, model_path, keep_checkpoints}
+ *   job_start   {job_id, spec{..}, training_path, validation_path|null, folder, model_path, keep_checkpoints, created_at}
  *   job_stop    {job_id, how: "pause"|"cancel"|"requeue"}     (pause, requeue: checkpoint first)
  *   generate    {id, model_id, model_path, adapter_path|null, kind: "chat"|"text",
  *                messages[], tools[]|null             (chat)

@@ -167,6 +167,13 @@ static bool refuse_old_run(const char *out, bool resume, struct gd_error *err)
     return gd_fail_param(err, GD_CONFLICT, "--out", "%s holds a run already: continue it with --resume, or give another folder", out);
 }
 
+/* The date that the job's rows are rendered with: a resumed run reads the same file. */
+static int64_t changed_at(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 ? (int64_t)info.st_mtime : 0;
+}
+
 struct options {
     const char *job, *models, *out, *device, *metrics;
     bool resume;
@@ -195,7 +202,8 @@ static bool run_job(const struct options *options, struct gd_error *err)
                                              .started = on_started, .step = on_step, .checkpoint = on_checkpoint};
         struct gd_trainer_options trainer_options = {.job_id = "run", .folder = options->out,
                                                      .training_path = spec.training_file,
-                                                     .validation_path = spec.validation_file, .keep_checkpoints = 2};
+                                                     .validation_path = spec.validation_file, .keep_checkpoints = 2,
+                                                     .created_at = changed_at(options->job)};
         ok = gd_trainer_create(&trainer, model, &spec, &trainer_options, &observer, err) && gd_trainer_run(trainer, err);
         end_line(&progress);
     }

@@ -96,7 +96,7 @@ static int set_up(void **state)
     load_rows(s);
     load_block(s, "initial.", s->block);
     gd_passes_init(&s->passes, s->model, s->graft, gd_objective_find("supervised"), GD_F32, s->block, s->grad);
-    gd_batch_init(&s->batch, 256, GD_PASS_SEGMENTS);
+    gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
     gd_free(path);
     gd_free(file);
     *state = s;
