@@ -31,7 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char path[64];
     int fd = gd_fuzz_file(data, size, path);
     if (gd_gguf_open(&file, path, &err)) {
-        volatile uint8_t sum = 0;
+        static volatile uint8_t sum;
         read_metadata(file);
         for (int i = 0; i < gd_gguf_count(file); i++) {
             struct gd_tensor tensor = gd_gguf_at(file, i);

@@ -9,7 +9,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char path[64];
     int fd = gd_fuzz_file(data, size, path);
     if (gd_safetensors_open(&file, path, &err)) {
-        volatile uint8_t sum = 0;
+        static volatile uint8_t sum;
         for (int i = 0; i < gd_safetensors_count(file); i++) {
             struct gd_tensor tensor = gd_safetensors_at(file, i);
             if (tensor.rank < 0)
