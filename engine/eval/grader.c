@@ -1,0 +1,163 @@
+#include "engine/eval/grader.h"
+
+#include "engine/base/alloc.h"
+#include "engine/eval/grader_type.h"
+#include "grader_list.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define NAME_BYTES_MAX 256
+
+#define GD_GRADER(name) extern const struct gd_grader_type gd_grader_type_##name;
+GD_GRADER_LIST
+#undef GD_GRADER
+#define GD_GRADER(name) &gd_grader_type_##name,
+const struct gd_grader_type *const gd_grader_types[] = {GD_GRADER_LIST};
+#undef GD_GRADER
+const int gd_grader_type_count = (int)GD_COUNT(gd_grader_types);
+
+/* OpenAI's other types: known, so that the answer is not "did you mean". */
+static const char *const elsewhere[] = {"label_model", "python", "score_model"};
+
+#define FLAG_WIRE(name, wire) wire,
+static const char *const flag_wires[GD_GRADE_FLAG_COUNT] = {GD_GRADE_FLAG_LIST(FLAG_WIRE)};
+
+const char *gd_grade_flag_wire(enum gd_grade_flag flag)
+{
+    return flag_wires[flag];
+}
+
+static const char *list_names(struct gd_buf *buf, const char *const *names, int count)
+{
+    for (int i = 0; i < count; i++)
+        gd_buf_printf(buf, "%s%s", i > 0 ? ", " : "", names[i]);
+    return buf->data != NULL ? buf->data : "";
+}
+
+bool gd_grader_choice(const cJSON *json, const char *path, const char *key, const char *const *names, int count, int *out,
+                      struct gd_error *err)
+{
+    const char *value = NULL;
+    if (!gd_json_get_string(json, path, key, true, 0, NAME_BYTES_MAX, &value, err))
+        return false;
+    for (int i = 0; i < count; i++)
+        if (strcmp(names[i], value) == 0) {
+            *out = i;
+            return true;
+        }
+    const char *near = gd_nearest_name(value, names, (size_t)count);
+    struct gd_buf list;
+    gd_buf_init(&list, 1024);
+    char *param = gd_format("%s.%s", path, key);
+    gd_fail_param(err, GD_INVALID, param, "%s: \"%.64s\" is none of %s%s%s%s", param, value, list_names(&list, names, count),
+                  near != NULL ? "; did you mean '" : "", near != NULL ? near : "", near != NULL ? "'?" : "");
+    gd_free(param);
+    gd_buf_release(&list);
+    return false;
+}
+
+static const struct gd_grader_type *find_type(const cJSON *json, const char *path, struct gd_error *err)
+{
+    const char *names[16], *type = NULL;
+    for (int i = 0; i < gd_grader_type_count; i++)
+        names[i] = gd_grader_types[i]->name;
+    if (!gd_json_get_string(json, path, "type", true, 0, NAME_BYTES_MAX, &type, err))
+        return NULL;
+    for (size_t i = 0; i < GD_COUNT(elsewhere); i++)
+        if (strcmp(type, elsewhere[i]) == 0) {
+            struct gd_buf list;
+            gd_buf_init(&list, 1024);
+            char *param = gd_format("%s.type", path);
+            gd_fail_param(err, GD_UNSUPPORTED, param, "%s: graders of type '%s' are not supported here; supported are %s", param, type,
+                          list_names(&list, names, gd_grader_type_count));
+            gd_free(param);
+            gd_buf_release(&list);
+            return NULL;
+        }
+    int index = 0;
+    return gd_grader_choice(json, path, "type", names, gd_grader_type_count, &index, err) ? gd_grader_types[index] : NULL;
+}
+
+struct gd_grader *gd_grader_parse_named(const cJSON *json, const char *path, const char *name, struct gd_error *err)
+{
+    if (!cJSON_IsObject(json)) {
+        gd_fail_param(err, json == NULL || cJSON_IsNull(json) ? GD_MISSING : GD_INVALID, path, "%s must be a grader object", path);
+        return NULL;
+    }
+    const struct gd_grader_type *type = find_type(json, path, err);
+    if (type == NULL || !gd_json_only_known(json, path, type->fields, err) ||
+        !gd_json_get_string(json, path, "name", name == NULL, 1, NAME_BYTES_MAX, &name, err))
+        return NULL;
+    struct gd_grader *grader = gd_alloc(sizeof *grader);
+    grader->type = type;
+    grader->name = gd_strdup(name);
+    grader->pass_threshold = 1;
+    if (!type->parse(grader, json, path, err)) {
+        gd_grader_destroy(grader);
+        return NULL;
+    }
+    return grader;
+}
+
+struct gd_grader *gd_grader_parse(const cJSON *json, const char *path, struct gd_error *err)
+{
+    return gd_grader_parse_named(json, path, NULL, err);
+}
+
+void gd_grader_destroy(struct gd_grader *grader)
+{
+    if (grader == NULL)
+        return;
+    grader->type->release(grader);
+    gd_free(grader->name);
+    gd_free(grader);
+}
+
+const char *gd_grader_name(const struct gd_grader *grader)
+{
+    return grader->name;
+}
+
+const char *gd_grader_type_name(const struct gd_grader *grader)
+{
+    return grader->type->name;
+}
+
+cJSON *gd_grader_sample(const char *text)
+{
+    struct gd_error not_json = {0};
+    cJSON *sample = cJSON_CreateObject(), *json = gd_json_parse(text, strlen(text), SIZE_MAX, &not_json);
+    cJSON_AddStringToObject(sample, "output_text", text);
+    if (json != NULL)
+        cJSON_AddItemToObject(sample, "output_json", json);
+    return sample;
+}
+
+bool gd_grade_fail(struct gd_grade *grade, enum gd_grade_flag flag, const char *format, ...)
+{
+    char message[GD_ERROR_MESSAGE_BYTES];
+    va_list list;
+    va_start(list, format);
+    (void)vsnprintf(message, sizeof message, format, list);
+    va_end(list);
+    grade->flags[flag] = true;
+    return gd_fail(&grade->error, GD_INVALID, "%s", message);
+}
+
+void gd_grader_run(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *grade)
+{
+    *grade = (struct gd_grade){.reward = 0};
+    if (grader->type->grade(grader, item, sample, grade))
+        grade->passed = grade->reward >= grader->pass_threshold;
+    else
+        grade->reward = 0;
+}
+
+void gd_grade_release(struct gd_grade *grade)
+{
+    for (int i = 0; i < grade->part_count; i++)
+        gd_free(grade->parts[i].name);
+    gd_free(grade->parts);
+    *grade = (struct gd_grade){.reward = 0};
+}

@@ -1,0 +1,34 @@
+/*
+ * grader_text.h - text with references to the row and the sample: "{{item.answer}}", "{{ sample.output_json.x[0] }}".
+ *
+ * Why      Graders are written once and filled in for each sample.
+ * Memory   A text owns its pieces.
+ * Threads  Rendering reads only.
+ * Errors   Parsing: GD_INVALID with the position. Rendering: what is missing is named, in the grade.
+ * Limits   GD_GRADER_TEXT_BYTES_MAX, GD_GRADER_RENDER_BYTES_MAX.
+ * Life     parse -> render ... -> release.
+ *
+ * A reference is item or sample, then .name, [3] or ["name"]. Strings go in as they are, everything else as JSON.
+ */
+#ifndef GD_EVAL_GRADER_TEXT_H
+#define GD_EVAL_GRADER_TEXT_H
+
+#include "engine/base/arena.h"
+#include "engine/eval/grader_type.h"
+
+struct gd_grader_piece;
+struct gd_grader_text {
+    struct gd_arena arena;
+    struct gd_grader_piece *pieces;
+    size_t piece_count;
+};
+
+/* Reads the required string path.key. */
+GD_MUST_CHECK bool gd_grader_text_parse(struct gd_grader_text *text, const cJSON *json, const char *path, const char *key,
+                                        struct gd_error *err);
+/* `out` must be initialised. False: the grade says why. */
+GD_MUST_CHECK bool gd_grader_text_render(const struct gd_grader_text *text, const cJSON *item, const cJSON *sample,
+                                         struct gd_buf *out, struct gd_grade *grade);
+void gd_grader_text_release(struct gd_grader_text *text);
+
+#endif
