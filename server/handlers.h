@@ -26,6 +26,10 @@ void gd_handle_file_get(struct gd_app *app, struct gd_request *request);
 void gd_handle_file_list(struct gd_app *app, struct gd_request *request);
 void gd_handle_file_render(struct gd_app *app, struct gd_request *request);
 
+/* routes_graders.c */
+void gd_handle_grader_run(struct gd_app *app, struct gd_request *request);
+void gd_handle_grader_validate(struct gd_app *app, struct gd_request *request);
+
 /* routes_jobs.c */
 void gd_handle_job_cancel(struct gd_app *app, struct gd_request *request);
 void gd_handle_job_checkpoints(struct gd_app *app, struct gd_request *request);

@@ -1,0 +1,125 @@
+/*
+ * routes_graders.c - /v1/fine_tuning/alpha/graders: is a grader well formed, and what does a sample earn by it?
+ *
+ * Comparing long texts takes up to a second, so grading is work for a thread of libuv's pool. The grader and the request's JSON are
+ * only read there.
+ */
+#include "engine/base/alloc.h"
+#include "engine/eval/grader.h"
+#include "server/app.h"
+#include "server/handlers.h"
+
+#define SAMPLE_BYTES_MAX GD_BODY_MEMORY_BYTES
+
+struct grading {
+    struct gd_request *request;
+    struct gd_grader *grader;
+    const char *model_sample;
+    const cJSON *item;         /* or NULL */
+    struct gd_grade grade;
+    double seconds;
+    uv_work_t work;
+};
+
+void gd_handle_grader_validate(struct gd_app *app, struct gd_request *request)
+{
+    static const char *const known[] = {"grader", NULL};
+    const cJSON *body = gd_request_json(request), *json = gd_json_find(body, "grader");
+    struct gd_error err = {0};
+    struct gd_grader *grader = gd_json_only_known(body, "", known, &err) ? gd_grader_parse(json, "grader", &err) : NULL;
+    if (grader == NULL) {
+        gd_http_fail(request, &err);
+        return;
+    }
+    cJSON *answer = cJSON_CreateObject();
+    cJSON_AddItemToObject(answer, "grader", cJSON_Duplicate(json, true));
+    gd_http_reply(request, 200, answer);
+    gd_grader_destroy(grader);
+}
+
+/* ---- run ---- */
+
+/* All of OpenAI's flags; `message` is ours. */
+static cJSON *errors_json(const struct gd_grade *grade)
+{
+    static const char *const details[] = {"python_grader_server_error_type", "python_grader_runtime_error_details",
+                                          "model_grader_server_error_details"};
+    cJSON *json = cJSON_CreateObject();
+    for (int flag = 0; flag < GD_GRADE_FLAG_COUNT; flag++)
+        cJSON_AddBoolToObject(json, gd_grade_flag_wire((enum gd_grade_flag)flag), grade->flags[flag]);
+    for (size_t i = 0; i < GD_COUNT(details); i++)
+        cJSON_AddNullToObject(json, details[i]);
+    if (grade->error.code != GD_OK)
+        cJSON_AddStringToObject(json, "message", grade->error.message);
+    else
+        cJSON_AddNullToObject(json, "message");
+    return json;
+}
+
+/* The rewards of a multi's graders by name; null for one that failed. */
+static cJSON *parts_json(const struct gd_grade *grade)
+{
+    cJSON *json = cJSON_CreateObject();
+    for (int i = 0; i < grade->part_count; i++)
+        cJSON_AddItemToObject(json, grade->parts[i].name,
+                              grade->parts[i].failed ? cJSON_CreateNull() : cJSON_CreateNumber(grade->parts[i].reward));
+    return json;
+}
+
+static cJSON *answer_json(const struct grading *grading)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddNumberToObject(json, "reward", grading->grade.reward);
+    cJSON *metadata = cJSON_AddObjectToObject(json, "metadata");
+    cJSON_AddStringToObject(metadata, "name", gd_grader_name(grading->grader));
+    cJSON_AddStringToObject(metadata, "type", gd_grader_type_name(grading->grader));
+    cJSON_AddItemToObject(metadata, "errors", errors_json(&grading->grade));
+    cJSON_AddNumberToObject(metadata, "execution_time", grading->seconds);
+    cJSON_AddItemToObject(metadata, "scores", parts_json(&grading->grade));
+    cJSON_AddNullToObject(metadata, "token_usage");
+    cJSON_AddNullToObject(metadata, "sampled_model_name");
+    cJSON_AddItemToObject(json, "sub_rewards", parts_json(&grading->grade));
+    cJSON_AddObjectToObject(json, "model_grader_token_usage_per_model");
+    return json;
+}
+
+static void run_work(uv_work_t *work)
+{
+    struct grading *grading = work->data;
+    uint64_t start = uv_hrtime();
+    cJSON *sample = gd_grader_sample(grading->model_sample);
+    gd_grader_run(grading->grader, grading->item, sample, &grading->grade);
+    cJSON_Delete(sample);
+    grading->seconds = (double)(uv_hrtime() - start) / 1e9;
+}
+
+static void run_after(uv_work_t *work, int status)
+{
+    struct grading *grading = work->data;
+    gd_http_reply(grading->request, 200, answer_json(grading));
+    gd_grade_release(&grading->grade);
+    gd_grader_destroy(grading->grader);
+    gd_free(grading);
+}
+
+void gd_handle_grader_run(struct gd_app *app, struct gd_request *request)
+{
+    static const char *const known[] = {"grader", "item", "model_sample", NULL};
+    const cJSON *body = gd_request_json(request), *item = NULL;
+    const char *model_sample = NULL;
+    struct gd_error err = {0};
+    struct gd_grader *grader = gd_json_only_known(body, "", known, &err) ? gd_grader_parse(gd_json_find(body, "grader"), "grader", &err) : NULL;
+    if (grader == NULL || !gd_json_get_string(body, "", "model_sample", true, 0, SAMPLE_BYTES_MAX, &model_sample, &err) ||
+        !gd_json_get_object(body, "", "item", false, &item, &err)) {
+        gd_grader_destroy(grader);
+        gd_http_fail(request, &err);
+        return;
+    }
+    struct grading *grading = gd_alloc(sizeof *grading);
+    grading->request = request;
+    grading->grader = grader;
+    grading->model_sample = model_sample;
+    grading->item = item;
+    grading->work.data = grading;
+    uv_queue_work(app->loop, &grading->work, run_work, run_after);
+}
