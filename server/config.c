@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum kind { TEXT, BOOL, INT, BYTES, LISTEN };
 
@@ -43,6 +44,16 @@ static const struct setting settings[] = {
     {"server.upload_max_bytes", BYTES, AT(upload_max_bytes), 1024, INT64_C(1) << 46},
 };
 
+/* An eighth of the machine's memory, from 512 MiB to 64 GiB: a request without max_tokens reserves pages for the whole
+ * context. */
+static uint64_t default_cache_bytes(void)
+{
+    const uint64_t least = UINT64_C(512) << 20, most = UINT64_C(64) << 30;
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    uint64_t bytes = pages > 0 && page_bytes > 0 ? (uint64_t)pages * (uint64_t)page_bytes / 8 : least;
+    return bytes < least ? least : bytes > most ? most : bytes;
+}
+
 void gd_config_init(struct gd_config *config)
 {
     *config = (struct gd_config){
@@ -52,7 +63,7 @@ void gd_config_init(struct gd_config *config)
         .upload_max_bytes = UINT64_C(512) << 20,
         .connection_limit = 1024,
         .request_timeout_seconds = 30,
-        .cache_bytes = UINT64_C(512) << 20,
+        .cache_bytes = default_cache_bytes(),
         .keep_checkpoints = 3,
     };
 }

@@ -30,7 +30,7 @@ struct gd_config {
     uint64_t upload_max_bytes;       /* 512 MiB */
     int connection_limit;            /* 1024 */
     int request_timeout_seconds;     /* 30: idle or half-open clients */
-    uint64_t cache_bytes;            /* KV cache bound of a worker: 512 MiB */
+    uint64_t cache_bytes;            /* KV cache bound of a worker: an eighth of the memory */
     int keep_checkpoints;            /* 3 */
 };
 
