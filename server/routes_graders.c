@@ -1,8 +1,8 @@
 /*
  * routes_graders.c - /v1/fine_tuning/alpha/graders: is a grader well formed, and what does a sample earn by it?
  *
- * Comparing long texts takes up to a second, so grading is work for a thread of libuv's pool. The grader and the request's JSON are
- * only read there.
+ * Comparing long texts takes up to a second, so grading is work for a thread of libuv's pool. The grader and the
+ * request's JSON are only read there.
  */
 #include "engine/base/alloc.h"
 #include "engine/eval/grader.h"
@@ -15,7 +15,7 @@ struct grading {
     struct gd_request *request;
     struct gd_grader *grader;
     const char *model_sample;
-    const cJSON *item;         /* or NULL */
+    const cJSON *item; /* or NULL */
     struct gd_grade grade;
     double seconds;
     uv_work_t work;
@@ -108,8 +108,11 @@ void gd_handle_grader_run(struct gd_app *app, struct gd_request *request)
     const cJSON *body = gd_request_json(request), *item = NULL;
     const char *model_sample = NULL;
     struct gd_error err = {0};
-    struct gd_grader *grader = gd_json_only_known(body, "", known, &err) ? gd_grader_parse(gd_json_find(body, "grader"), "grader", &err) : NULL;
-    if (grader == NULL || !gd_json_get_string(body, "", "model_sample", true, 0, SAMPLE_BYTES_MAX, &model_sample, &err) ||
+    struct gd_grader *grader = gd_json_only_known(body, "", known, &err)
+                                   ? gd_grader_parse(gd_json_find(body, "grader"), "grader", &err)
+                                   : NULL;
+    if (grader == NULL ||
+        !gd_json_get_string(body, "", "model_sample", true, 0, SAMPLE_BYTES_MAX, &model_sample, &err) ||
         !gd_json_get_object(body, "", "item", false, &item, &err)) {
         gd_grader_destroy(grader);
         gd_http_fail(request, &err);

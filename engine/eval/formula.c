@@ -14,8 +14,8 @@ static const char *const functions[FUNCTION_COUNT] = {"abs", "ceil", "exp", "flo
 
 /* Postfix: a step takes what it needs from the stack and leaves one value. */
 struct step {
-    int kind;        /* enum kind, or FIRST_FUNCTION + enum function */
-    int operand;     /* VALUE: index; function: number of arguments */
+    int kind;    /* enum kind, or FIRST_FUNCTION + enum function */
+    int operand; /* VALUE: index; function: number of arguments */
     double number;
 };
 
@@ -50,7 +50,8 @@ bool gd_formula_is_name(const char *name)
     return true;
 }
 
-static bool fail_at(struct parser *parser, const char *at, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static bool fail_at(struct parser *parser, const char *at, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 static bool fail_at(struct parser *parser, const char *at, const char *format, ...)
 {
     char what[512];
@@ -61,8 +62,8 @@ static bool fail_at(struct parser *parser, const char *at, const char *format, .
     va_start(list, format);
     (void)vsnprintf(what, sizeof what, format, list);
     va_end(list);
-    return gd_fail_param(parser->err, GD_INVALID, parser->formula->param, "%s: at character %zu: %s", parser->formula->param,
-                         position, what);
+    return gd_fail_param(parser->err, GD_INVALID, parser->formula->param, "%s: at character %zu: %s",
+                         parser->formula->param, position, what);
 }
 
 static void skip_blanks(struct parser *parser)
@@ -116,7 +117,8 @@ static bool parse_call(struct parser *parser, const char *start, const char *nam
             function = i;
     if (function < 0) {
         const char *near = gd_nearest_name(name, functions, FUNCTION_COUNT);
-        return fail_at(parser, start, "there is no function '%.64s'; there are abs, ceil, exp, floor, log, max, min, sqrt%s%s%s", name,
+        return fail_at(parser, start,
+                       "there is no function '%.64s'; there are abs, ceil, exp, floor, log, max, min, sqrt%s%s%s", name,
                        near != NULL ? "; did you mean '" : "", near != NULL ? near : "", near != NULL ? "'?" : "");
     }
     do {
@@ -234,11 +236,13 @@ struct gd_formula *gd_formula_parse(const char *text, const char *const *names, 
                                     struct gd_error *err)
 {
     struct gd_formula *formula = gd_alloc(sizeof *formula);
-    struct parser parser = {.text = text, .at = text, .names = names, .name_count = name_count, .formula = formula, .err = err};
+    struct parser parser = {
+        .text = text, .at = text, .names = names, .name_count = name_count, .formula = formula, .err = err};
     formula->param = gd_strdup(param);
-    bool ok = strlen(text) <= GD_FORMULA_BYTES_MAX
-        ? parse_sum(&parser)
-        : gd_fail_param(err, GD_INVALID, param, "%s: a formula has at most %d bytes", param, GD_FORMULA_BYTES_MAX);
+    bool ok =
+        strlen(text) <= GD_FORMULA_BYTES_MAX
+            ? parse_sum(&parser)
+            : gd_fail_param(err, GD_INVALID, param, "%s: a formula has at most %d bytes", param, GD_FORMULA_BYTES_MAX);
     if (ok && *parser.at != '\0')
         ok = fail_at(&parser, parser.at, *parser.at == ')' ? "')' closes nothing" : "an operator must stand here");
     if (!ok) {
@@ -293,8 +297,8 @@ static double call(enum function function, const double *arguments, int count)
 
 static const char *name_of(int kind)
 {
-    static const char *const operators[] = {[ADD] = "+", [SUBTRACT] = "-", [MULTIPLY] = "*", [DIVIDE] = "/", [MODULO] = "%",
-                                            [POWER] = "^"};
+    static const char *const operators[] = {[ADD] = "+",    [SUBTRACT] = "-", [MULTIPLY] = "*",
+                                            [DIVIDE] = "/", [MODULO] = "%",   [POWER] = "^"};
     return kind >= FIRST_FUNCTION ? functions[kind - FIRST_FUNCTION] : operators[kind];
 }
 
@@ -319,9 +323,11 @@ bool gd_formula_evaluate(const struct gd_formula *formula, const double *values,
         int count = step->kind >= FIRST_FUNCTION ? step->operand : 2;
         top -= count;
         if ((step->kind == DIVIDE || step->kind == MODULO) && stack[top + 1] == 0)
-            return gd_fail_param(err, GD_INVALID, formula->param, "%s: division of %g by zero", formula->param, stack[top]);
-        double value = step->kind >= FIRST_FUNCTION ? call((enum function)(step->kind - FIRST_FUNCTION), &stack[top], count)
-                                                    : binary(step->kind, stack[top], stack[top + 1]);
+            return gd_fail_param(err, GD_INVALID, formula->param, "%s: division of %g by zero", formula->param,
+                                 stack[top]);
+        double value = step->kind >= FIRST_FUNCTION
+                           ? call((enum function)(step->kind - FIRST_FUNCTION), &stack[top], count)
+                           : binary(step->kind, stack[top], stack[top + 1]);
         if (!isfinite(value) && count == 1)
             return gd_fail_param(err, GD_INVALID, formula->param, "%s: %s(%g) is not a finite number", formula->param,
                                  name_of(step->kind), stack[top]);

@@ -4,13 +4,13 @@
  * Why      "0.7 * exact + 0.3 * min(near, 0.5)" is data of a request: it is parsed once and only computes.
  * Memory   A formula owns its steps; it keeps no pointer into the text or the names.
  * Threads  Evaluation reads only.
- * Errors   Parsing: GD_INVALID with the position, unknown names with the nearest known. Evaluation: GD_INVALID for division
- *          by zero, roots and logarithms outside the reals, overflow.
+ * Errors   Parsing: GD_INVALID with the position, unknown names with the nearest known. Evaluation: GD_INVALID for
+ *          division by zero, roots and logarithms outside the reals, overflow.
  * Limits   GD_FORMULA_BYTES_MAX, GD_FORMULA_STEPS_MAX, GD_FORMULA_DEPTH_MAX.
  * Life     parse -> evaluate ... -> destroy.
  *
- * ^ binds tighter than a sign and to the right: -2^2 is -4, 2^3^2 is 512. % has the sign of its divisor. Functions: abs, ceil,
- * exp, floor, log (natural), sqrt of one value; max, min of one or more.
+ * ^ binds tighter than a sign and to the right: -2^2 is -4, 2^3^2 is 512. % has the sign of its divisor. Functions:
+ * abs, ceil, exp, floor, log (natural), sqrt of one value; max, min of one or more.
  */
 #ifndef GD_EVAL_FORMULA_H
 #define GD_EVAL_FORMULA_H

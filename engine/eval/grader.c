@@ -35,8 +35,8 @@ static const char *list_names(struct gd_buf *buf, const char *const *names, int 
     return buf->data != NULL ? buf->data : "";
 }
 
-bool gd_grader_choice(const cJSON *json, const char *path, const char *key, const char *const *names, int count, int *out,
-                      struct gd_error *err)
+bool gd_grader_choice(const cJSON *json, const char *path, const char *key, const char *const *names, int count,
+                      int *out, struct gd_error *err)
 {
     const char *value = NULL;
     if (!gd_json_get_string(json, path, key, true, 0, NAME_BYTES_MAX, &value, err))
@@ -50,8 +50,9 @@ bool gd_grader_choice(const cJSON *json, const char *path, const char *key, cons
     struct gd_buf list;
     gd_buf_init(&list, 1024);
     char *param = gd_format("%s.%s", path, key);
-    gd_fail_param(err, GD_INVALID, param, "%s: \"%.64s\" is none of %s%s%s%s", param, value, list_names(&list, names, count),
-                  near != NULL ? "; did you mean '" : "", near != NULL ? near : "", near != NULL ? "'?" : "");
+    gd_fail_param(err, GD_INVALID, param, "%s: \"%.64s\" is none of %s%s%s%s", param, value,
+                  list_names(&list, names, count), near != NULL ? "; did you mean '" : "", near != NULL ? near : "",
+                  near != NULL ? "'?" : "");
     gd_free(param);
     gd_buf_release(&list);
     return false;
@@ -59,7 +60,7 @@ bool gd_grader_choice(const cJSON *json, const char *path, const char *key, cons
 
 static const struct gd_grader_type *find_type(const cJSON *json, const char *path, struct gd_error *err)
 {
-    const char *names[16], *type = NULL;
+    const char *names[GD_COUNT(gd_grader_types)], *type = NULL;
     for (int i = 0; i < gd_grader_type_count; i++)
         names[i] = gd_grader_types[i]->name;
     if (!gd_json_get_string(json, path, "type", true, 0, NAME_BYTES_MAX, &type, err))
@@ -69,20 +70,23 @@ static const struct gd_grader_type *find_type(const cJSON *json, const char *pat
             struct gd_buf list;
             gd_buf_init(&list, 1024);
             char *param = gd_format("%s.type", path);
-            gd_fail_param(err, GD_UNSUPPORTED, param, "%s: graders of type '%s' are not supported here; supported are %s", param, type,
+            gd_fail_param(err, GD_UNSUPPORTED, param,
+                          "%s: graders of type '%s' are not supported here; supported are %s", param, type,
                           list_names(&list, names, gd_grader_type_count));
             gd_free(param);
             gd_buf_release(&list);
             return NULL;
         }
     int index = 0;
-    return gd_grader_choice(json, path, "type", names, gd_grader_type_count, &index, err) ? gd_grader_types[index] : NULL;
+    return gd_grader_choice(json, path, "type", names, gd_grader_type_count, &index, err) ? gd_grader_types[index]
+                                                                                          : NULL;
 }
 
 struct gd_grader *gd_grader_parse_named(const cJSON *json, const char *path, const char *name, struct gd_error *err)
 {
     if (!cJSON_IsObject(json)) {
-        gd_fail_param(err, json == NULL || cJSON_IsNull(json) ? GD_MISSING : GD_INVALID, path, "%s must be a grader object", path);
+        gd_fail_param(err, json == NULL || cJSON_IsNull(json) ? GD_MISSING : GD_INVALID, path,
+                      "%s must be a grader object", path);
         return NULL;
     }
     const struct gd_grader_type *type = find_type(json, path, err);

@@ -11,8 +11,8 @@
  *          GD_GRADER_PARTS_MAX graders in a multi; see similarity.h and formula.h for theirs.
  * Life     gd_grader_parse -> gd_grader_run -> gd_grade_release ... -> gd_grader_destroy.
  *
- * To add a type: 1 write eval/NAME.c with `const struct gd_grader_type gd_grader_type_NAME` (grader_type.h) 2 add its name to
- * grader_names in meson.build and take it out of elsewhere[] in grader.c 3 its schema in api-spec/openapi.yaml.
+ * To add a type: 1 write eval/NAME.c with `const struct gd_grader_type gd_grader_type_NAME` (grader_type.h) 2 add its name
+ * to grader_names in meson.build and take it out of elsewhere[] in grader.c 3 its schema in api-spec/openapi.yaml.
  */
 #ifndef GD_EVAL_GRADER_H
 #define GD_EVAL_GRADER_H

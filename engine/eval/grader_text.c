@@ -8,15 +8,15 @@
 #define INDEX_MAX 1000000000
 
 struct step {
-    const char *name;  /* NULL: an index */
+    const char *name; /* NULL: an index */
     size_t index;
 };
 
 /* Literal text, or a reference. */
 struct gd_grader_piece {
-    const char *text;      /* the literal, or the reference as written, without braces and blanks */
+    const char *text; /* the literal, or the reference as written, without braces and blanks */
     size_t length;
-    struct step *steps;    /* NULL for a literal */
+    struct step *steps; /* NULL for a literal */
     int step_count;
     bool of_sample;
 };
@@ -25,7 +25,7 @@ static const char *const sample_names[] = {"output_json", "output_text", "output
 
 /* Where the parser is, and what it says when it stops. */
 struct cursor {
-    const char *start, *at, *end;  /* of the whole text; the end of the reference */
+    const char *start, *at, *end; /* of the whole text; the end of the reference */
     const char *param;
     struct gd_error *err;
 };
@@ -35,7 +35,8 @@ static bool fail_at(const struct cursor *cursor, const char *at, const char *wha
     size_t position = 1;
     for (const char *p = cursor->start; p < at; p++)
         position += ((unsigned char)*p & 0xC0u) != 0x80u;
-    return gd_fail_param(cursor->err, GD_INVALID, cursor->param, "%s: at character %zu: %s", cursor->param, position, what);
+    return gd_fail_param(cursor->err, GD_INVALID, cursor->param, "%s: at character %zu: %s", cursor->param, position,
+                         what);
 }
 
 static bool is_blank(char c)
@@ -104,9 +105,9 @@ static bool read_reference(struct cursor *cursor, struct gd_arena *arena, struct
             return fail_at(cursor, cursor->at, "a reference has at most 32 steps");
         const char *at = cursor->at;
         struct step *step = &steps[piece->step_count++];
-        if (*cursor->at == '[' ? !read_bracket(cursor, arena, step)
-                               : *cursor->at == '.' ? !read_name(cursor, arena, step)
-                                                    : !fail_at(cursor, at, "'.' or '[' must follow"))
+        if (*cursor->at == '['   ? !read_bracket(cursor, arena, step)
+            : *cursor->at == '.' ? !read_name(cursor, arena, step)
+                                 : !fail_at(cursor, at, "'.' or '[' must follow"))
             return false;
         if (cursor->err->code != GD_OK)
             return false;
@@ -152,7 +153,8 @@ static bool parse_pieces(struct gd_grader_text *text, const char *source, struct
     return true;
 }
 
-bool gd_grader_text_parse(struct gd_grader_text *text, const cJSON *json, const char *path, const char *key, struct gd_error *err)
+bool gd_grader_text_parse(struct gd_grader_text *text, const cJSON *json, const char *path, const char *key,
+                          struct gd_error *err)
 {
     const char *source = NULL;
     if (!gd_json_get_string(json, path, key, true, 0, GD_GRADER_TEXT_BYTES_MAX, &source, err))
@@ -171,42 +173,46 @@ static const char *nearest_member(const cJSON *object, const char *name)
     const char *names[256];
     size_t count = 0;
     const cJSON *member;
-    cJSON_ArrayForEach(member, object)
-        if (count < GD_COUNT(names))
-            names[count++] = member->string;
+    cJSON_ArrayForEach(member, object) if (count < GD_COUNT(names)) names[count++] = member->string;
     return gd_nearest_name(name, names, count);
 }
 
-static bool fail_missing(const struct gd_grader_piece *piece, const struct step *step, const cJSON *parent, struct gd_grade *grade)
+static bool fail_missing(const struct gd_grader_piece *piece, const struct step *step, const cJSON *parent,
+                         struct gd_grade *grade)
 {
     if (step->name == NULL)
         return cJSON_IsArray(parent)
-            ? gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%s}}: no element %zu, the list has %d", piece->text, step->index,
-                            cJSON_GetArraySize(parent))
-            : gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%s}}: element %zu is asked of what is not a list", piece->text,
-                            step->index);
+                   ? gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%.200s}}: no element %zu, the list has %d",
+                                   piece->text, step->index, cJSON_GetArraySize(parent))
+                   : gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE,
+                                   "{{%.200s}}: element %zu is asked of what is not a list", piece->text, step->index);
     if (!cJSON_IsObject(parent))
-        return gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%s}}: '%s' is asked of what is not an object", piece->text,
-                             step->name);
+        return gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%.200s}}: '%s' is asked of what is not an object",
+                             piece->text, step->name);
     const char *near = nearest_member(parent, step->name);
-    return gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%s}}: the %s has no '%s'%s%s%s", piece->text,
-                         step != piece->steps ? "object" : piece->of_sample ? "sample" : "item", step->name,
-                         near != NULL ? "; did you mean '" : "", near != NULL ? near : "", near != NULL ? "'?" : "");
+    return gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%.200s}}: the %s has no '%s'%s%s%s", piece->text,
+                         step != piece->steps ? "object"
+                         : piece->of_sample   ? "sample"
+                                              : "item",
+                         step->name, near != NULL ? "; did you mean '" : "", near != NULL ? near : "",
+                         near != NULL ? "'?" : "");
 }
 
-static const cJSON *resolve(const struct gd_grader_piece *piece, const cJSON *item, const cJSON *sample, struct gd_grade *grade)
+static const cJSON *resolve(const struct gd_grader_piece *piece, const cJSON *item, const cJSON *sample,
+                            struct gd_grade *grade)
 {
     const cJSON *value = piece->of_sample ? sample : item;
     if (value == NULL) {
-        gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%s}}: there is no item", piece->text);
+        gd_grade_fail(grade, GD_GRADE_INVALID_VARIABLE, "{{%.200s}}: there is no item", piece->text);
         return NULL;
     }
     for (int i = 0; i < piece->step_count; i++) {
         const struct step *step = &piece->steps[i];
-        const cJSON *next = step->name != NULL ? gd_json_find(value, step->name)
-                                               : cJSON_IsArray(value) ? cJSON_GetArrayItem(value, (int)step->index) : NULL;
+        const cJSON *next = step->name != NULL     ? gd_json_find(value, step->name)
+                            : cJSON_IsArray(value) ? cJSON_GetArrayItem(value, (int)step->index)
+                                                   : NULL;
         if (next == NULL && i == 0 && piece->of_sample && strcmp(step->name, "output_json") == 0) {
-            gd_grade_fail(grade, GD_GRADE_SAMPLE_PARSE, "{{%s}}: the sample is not JSON", piece->text);
+            gd_grade_fail(grade, GD_GRADE_SAMPLE_PARSE, "{{%.200s}}: the sample is not JSON", piece->text);
             return NULL;
         }
         if (next == NULL) {
@@ -218,8 +224,8 @@ static const cJSON *resolve(const struct gd_grader_piece *piece, const cJSON *it
     return value;
 }
 
-bool gd_grader_text_render(const struct gd_grader_text *text, const cJSON *item, const cJSON *sample, struct gd_buf *out,
-                           struct gd_grade *grade)
+bool gd_grader_text_render(const struct gd_grader_text *text, const cJSON *item, const cJSON *sample,
+                           struct gd_buf *out, struct gd_grade *grade)
 {
     for (size_t i = 0; i < text->piece_count; i++) {
         const struct gd_grader_piece *piece = &text->pieces[i];
@@ -236,8 +242,8 @@ bool gd_grader_text_render(const struct gd_grader_text *text, const cJSON *item,
             gd_free(json);
         }
         if (out->overflow)
-            return gd_grade_fail(grade, GD_GRADE_OTHER, "the text grows beyond %u bytes with {{%s}}", GD_GRADER_RENDER_BYTES_MAX,
-                                 piece->text);
+            return gd_grade_fail(grade, GD_GRADE_OTHER, "the text grows beyond %u bytes with {{%.200s}}",
+                                 GD_GRADER_RENDER_BYTES_MAX, piece->text);
     }
     return true;
 }

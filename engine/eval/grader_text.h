@@ -24,8 +24,8 @@ struct gd_grader_text {
 };
 
 /* Reads the required string path.key. */
-GD_MUST_CHECK bool gd_grader_text_parse(struct gd_grader_text *text, const cJSON *json, const char *path, const char *key,
-                                        struct gd_error *err);
+GD_MUST_CHECK bool gd_grader_text_parse(struct gd_grader_text *text, const cJSON *json, const char *path,
+                                        const char *key, struct gd_error *err);
 /* `out` must be initialised. False: the grade says why. */
 GD_MUST_CHECK bool gd_grader_text_render(const struct gd_grader_text *text, const cJSON *item, const cJSON *sample,
                                          struct gd_buf *out, struct gd_grade *grade);

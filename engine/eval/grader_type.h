@@ -15,7 +15,7 @@
 
 struct gd_grader_type {
     const char *name;
-    const char *const *fields;  /* all that the object may hold, NULL-terminated */
+    const char *const *fields; /* all that the object may hold, NULL-terminated */
     bool (*parse)(struct gd_grader *grader, const cJSON *json, const char *path, struct gd_error *err);
     bool (*grade)(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *grade);
     void (*release)(struct gd_grader *grader);
@@ -24,7 +24,7 @@ struct gd_grader_type {
 struct gd_grader {
     const struct gd_grader_type *type;
     char *name;
-    double pass_threshold;      /* 1 unless the type has it as a field */
+    double pass_threshold; /* 1 unless the type has it as a field */
     void *state;
 };
 
@@ -32,13 +32,15 @@ extern const struct gd_grader_type *const gd_grader_types[];
 extern const int gd_grader_type_count;
 
 /* A member of a multi: `name` stands in for the object's own where that is absent (NULL: it must be there). */
-struct gd_grader *gd_grader_parse_named(const cJSON *json, const char *path, const char *name, struct gd_error *err) GD_MUST_CHECK;
+struct gd_grader *gd_grader_parse_named(const cJSON *json, const char *path, const char *name,
+                                        struct gd_error *err) GD_MUST_CHECK;
 
 /* Sets the flag, and the message unless there is one; returns false. */
-bool gd_grade_fail(struct gd_grade *grade, enum gd_grade_flag flag, const char *format, ...) __attribute__((format(printf, 3, 4)));
+bool gd_grade_fail(struct gd_grade *grade, enum gd_grade_flag flag, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
-/* The required member path.key must be one of `names`; its index. The error lists them, nearest first. */
-GD_MUST_CHECK bool gd_grader_choice(const cJSON *json, const char *path, const char *key, const char *const *names, int count,
-                                    int *out, struct gd_error *err);
+/* The required member path.key must be one of `names`; its index. The error lists them and names the nearest. */
+GD_MUST_CHECK bool gd_grader_choice(const cJSON *json, const char *path, const char *key, const char *const *names,
+                                    int count, int *out, struct gd_error *err);
 
 #endif

@@ -20,7 +20,8 @@ static bool is_cased(int32_t c)
 /* Unicode's Case_Ignorable: marks, and what may stand inside a word. */
 static bool is_ignorable(int32_t c)
 {
-    static const int32_t inside[] = {'\'', '.', ':', '^', '`', 0xA8, 0xAD, 0xAF, 0xB4, 0xB7, 0xB8, 0x387, 0x55F, 0x5F4, 0x2018, 0x2019,
+    static const int32_t inside[] = {'\'',   '.',    ':',    '^',    '`',    0xA8,   0xAD,   0xAF,
+                                     0xB4,   0xB7,   0xB8,   0x387,  0x55F,  0x5F4,  0x2018, 0x2019,
                                      0x2024, 0x2027, 0xFE13, 0xFE52, 0xFE55, 0xFF07, 0xFF0E, 0xFF1A};
     utf8proc_category_t category = utf8proc_category(c);
     if (category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_ME || category == UTF8PROC_CATEGORY_CF ||
@@ -55,7 +56,8 @@ void gd_lower(const char *text, size_t length, struct gd_buf *out)
     int32_t *codepoints = gd_alloc_array(length + 1, sizeof *codepoints);
     size_t count = 0;
     for (size_t at = 0; at < length;) {
-        utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(length - at), &codepoints[count]);
+        utf8proc_ssize_t used =
+            utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(length - at), &codepoints[count]);
         count += used > 0;
         at += used > 0 ? (size_t)used : 1;
     }

@@ -1,8 +1,8 @@
 /*
  * multi.c - several graders, one formula over their rewards.
  *
- * `graders` is one grader, a list, or an object from name to grader. The formula calls a grader by its key in the object, else
- * by its `name`.
+ * `graders` is one grader, a list, or an object from name to grader. The formula calls a grader by its key in the
+ * object, else by its `name`.
  */
 #include "engine/base/alloc.h"
 #include "engine/eval/formula.h"
@@ -27,7 +27,8 @@ struct multi {
 static bool add_member(struct multi *multi, const cJSON *json, const char *path, const char *key, struct gd_error *err)
 {
     if (multi->member_count == GD_GRADER_PARTS_MAX)
-        return gd_fail_param(err, GD_INVALID, path, "%s: a multi grader has at most %d graders", path, GD_GRADER_PARTS_MAX);
+        return gd_fail_param(err, GD_INVALID, path, "%s: a multi grader has at most %d graders", path,
+                             GD_GRADER_PARTS_MAX);
     struct gd_grader *grader = gd_grader_parse_named(json, path, key, err);
     if (grader == NULL)
         return false;
@@ -37,8 +38,9 @@ static bool add_member(struct multi *multi, const cJSON *json, const char *path,
     if (strcmp(grader->type->name, "multi") == 0)
         return gd_fail_param(err, GD_UNSUPPORTED, path, "%s: a multi grader cannot hold another", path);
     if (!gd_formula_is_name(member->name))
-        return gd_fail_param(err, GD_INVALID, path, "%s: calculate_output cannot call a grader '%.64s': use letters, digits and _",
-                             path, member->name);
+        return gd_fail_param(err, GD_INVALID, path,
+                             "%s: calculate_output cannot call a grader '%.64s': use letters, digits and _", path,
+                             member->name);
     for (int i = 0; i < multi->member_count - 1; i++)
         if (strcmp(multi->members[i].name, member->name) == 0)
             return gd_fail_param(err, GD_INVALID, path, "%s: there are two graders named '%.64s'", path, member->name);
@@ -52,14 +54,17 @@ static bool add_members(struct multi *multi, const cJSON *graders, const char *p
     bool ok = true;
     int index = 0;
     if (graders == NULL || cJSON_IsNull(graders))
-        ok = gd_fail_param(err, GD_MISSING, at, "%s is missing: one grader, a list, or an object from name to grader", at);
+        ok = gd_fail_param(err, GD_MISSING, at, "%s is missing: one grader, a list, or an object from name to grader",
+                           at);
     else if (!cJSON_IsArray(graders) && !cJSON_IsObject(graders))
         ok = gd_fail_param(err, GD_INVALID, at, "%s must be one grader, a list, or an object from name to grader", at);
     else if (cJSON_IsObject(graders) && cJSON_IsString(gd_json_find(graders, "type")))
         ok = add_member(multi, graders, at, NULL, err);
     else
-        cJSON_ArrayForEach(member, graders) {
-            char *name = member->string != NULL ? gd_format("%s.%.64s", at, member->string) : gd_format("%s[%d]", at, index);
+        cJSON_ArrayForEach(member, graders)
+        {
+            char *name =
+                member->string != NULL ? gd_format("%s.%.64s", at, member->string) : gd_format("%s[%d]", at, index);
             ok = ok && add_member(multi, member, name, member->string, err);
             gd_free(name);
             index++;
@@ -110,7 +115,8 @@ static bool grade(const struct gd_grader *grader, const cJSON *item, const cJSON
     }
     if (out->error.code != GD_OK)
         return false;
-    return gd_formula_evaluate(multi->formula, rewards, &out->reward, &err) || gd_grade_fail(out, GD_GRADE_FORMULA, "%s", err.message);
+    return gd_formula_evaluate(multi->formula, rewards, &out->reward, &err) ||
+           gd_grade_fail(out, GD_GRADE_FORMULA, "%s", err.message);
 }
 
 static void release(struct gd_grader *grader)

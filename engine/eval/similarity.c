@@ -11,8 +11,9 @@
 #define BLEU_ORDER 4
 #define NONE SIZE_MAX
 
-const char *const gd_similarity_names[GD_SIMILARITY_COUNT] = {"bleu",    "cosine",  "fuzzy_match", "gleu",    "meteor", "rouge_1",
-                                                              "rouge_2", "rouge_3", "rouge_4",     "rouge_5", "rouge_l"};
+const char *const gd_similarity_names[GD_SIMILARITY_COUNT] = {"bleu",    "cosine",  "fuzzy_match", "gleu",
+                                                              "meteor",  "rouge_1", "rouge_2",     "rouge_3",
+                                                              "rouge_4", "rouge_5", "rouge_l"};
 
 /* ---- characters ---- */
 
@@ -23,7 +24,8 @@ static uint32_t *codepoints(const char *text, size_t *count)
     *count = 0;
     for (size_t at = 0; at < length;) {
         utf8proc_int32_t codepoint = -1;
-        utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(length - at), &codepoint);
+        utf8proc_ssize_t used =
+            utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(length - at), &codepoint);
         out[(*count)++] = (uint32_t)codepoint;
         at += used > 0 ? (size_t)used : 1;
     }
@@ -43,8 +45,9 @@ static double fuzzy_match(const char *input, const char *reference)
 
 /* ---- words ---- */
 
-/* BP * exp(mean of log p_n), p_n the share of the input's n-grams that the reference has. The k-th order without any counts as
- * 1 / (2^k times their number). Orders longer than the input do not count. BP = exp(1 - reference / input) for short inputs. */
+/* BP * exp(mean of log p_n), p_n the share of the input's n-grams that the reference has. The k-th order without any
+ * counts as 1 / (2^k times their number). Orders longer than the input do not count. BP = exp(1 - reference / input)
+ * for short inputs. */
 static double bleu(const struct gd_words *input, const struct gd_words *reference)
 {
     size_t shared[BLEU_ORDER];
@@ -90,7 +93,8 @@ static double rouge(const struct gd_words *input, const struct gd_words *referen
 {
     size_t shared[GD_SIMILARITY_ROUGE_5 - GD_SIMILARITY_ROUGE_1 + 1];
     if (metric == GD_SIMILARITY_ROUGE_L)
-        return f1(gd_subsequence(input->id, input->count, reference->id, reference->count), input->count, reference->count);
+        return f1(gd_subsequence(input->id, input->count, reference->id, reference->count), input->count,
+                  reference->count);
     int order = (int)metric - GD_SIMILARITY_ROUGE_1 + 1;
     gd_words_shared(input, reference, order, shared);
     return f1(shared[order - 1], gd_words_grams(input, order), gd_words_grams(reference, order));
@@ -120,11 +124,14 @@ static double cosine(const struct gd_words *input, const struct gd_words *refere
 
 /* ---- METEOR ---- */
 
-/* Matches what is still free (match: NONE), from the last input word on, each with the last free reference word of its id. */
-static void match_words(const struct gd_words *input, const struct gd_words *reference, uint32_t id_count, size_t *match, size_t *taken_by)
+/* Matches what is still free (match: NONE), from the last input word on, each with the last free reference word of its
+ * id. */
+static void match_words(const struct gd_words *input, const struct gd_words *reference, uint32_t id_count,
+                        size_t *match, size_t *taken_by)
 {
-    size_t *last = gd_alloc_array((size_t)id_count + 1, sizeof *last);          /* the last free place of an id, +1 */
-    size_t *before = gd_alloc_array(reference->count + 1, sizeof *before);      /* the free place of the same id before a place, +1 */
+    size_t *last = gd_alloc_array((size_t)id_count + 1, sizeof *last); /* the last free place of an id, +1 */
+    size_t *before =
+        gd_alloc_array(reference->count + 1, sizeof *before); /* the free place of the same id before a place, +1 */
     for (size_t j = 0; j < reference->count; j++)
         if (taken_by[j] == NONE) {
             before[j] = last[reference->id[j]];
@@ -163,7 +170,8 @@ static void stem_words(struct gd_words *words)
     gd_free(ends);
 }
 
-/* F = P R / (0.9 P + 0.1 R), less 0.5 (chunks / matches)^3 of it, where a chunk is a run of matches adjacent in both. */
+/* F = P R / (0.9 P + 0.1 R), less 0.5 (chunks / matches)^3 of it, where a chunk is a run of matches adjacent in both.
+ */
 static double meteor_of(const size_t *match, size_t input_count, size_t reference_count)
 {
     size_t matches = 0, chunks = 0;
@@ -180,7 +188,8 @@ static double meteor_of(const size_t *match, size_t input_count, size_t referenc
 
 static double meteor(struct gd_words *input, struct gd_words *reference, uint32_t id_count)
 {
-    size_t *match = gd_alloc_array(input->count + 1, sizeof *match), *taken_by = gd_alloc_array(reference->count + 1, sizeof *taken_by);
+    size_t *match = gd_alloc_array(input->count + 1, sizeof *match),
+           *taken_by = gd_alloc_array(reference->count + 1, sizeof *taken_by);
     for (size_t i = 0; i < input->count; i++)
         match[i] = NONE;
     for (size_t j = 0; j < reference->count; j++)
@@ -227,7 +236,8 @@ static double compare(enum gd_similarity_metric metric, struct gd_words *input, 
     }
 }
 
-bool gd_similarity(enum gd_similarity_metric metric, const char *input, const char *reference, double *score, struct gd_error *err)
+bool gd_similarity(enum gd_similarity_metric metric, const char *input, const char *reference, double *score,
+                   struct gd_error *err)
 {
     struct gd_words a, b;
     size_t longer = strlen(input) > strlen(reference) ? strlen(input) : strlen(reference);
@@ -247,7 +257,8 @@ bool gd_similarity(enum gd_similarity_metric metric, const char *input, const ch
         gd_words_13a(&b, reference, lower);
     }
     bool ok = metric < GD_SIMILARITY_ROUGE_1 || b.count > 0 || !has_letter(reference) ||
-              gd_fail(err, GD_UNSUPPORTED, "%s sees words of a-z and 0-9 only, and the reference has none: use fuzzy_match, bleu or gleu",
+              gd_fail(err, GD_UNSUPPORTED,
+                      "%s sees words of a-z and 0-9 only, and the reference has none: use fuzzy_match, bleu or gleu",
                       gd_similarity_names[metric]);
     if (ok)
         *score = compare(metric, &a, &b);

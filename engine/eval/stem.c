@@ -1,7 +1,7 @@
 /*
- * Porter, "An algorithm for suffix stripping" (1980), with the changes that NLTK makes by default: a table of irregular forms, words
- * of two letters stay, -ies and -ied of four letters, y to i after a consonant only, -bli, -alli first, -fulli, -logi, *o of two
- * letters. Letters that are not ASCII count as consonants.
+ * Porter, "An algorithm for suffix stripping" (1980), with the changes that NLTK makes by default: a table of irregular
+ * forms, words of two letters stay, -ies and -ied of four letters, y to i after a consonant only, -bli, -alli first,
+ * -fulli, -logi, *o of two letters. Letters that are not ASCII count as consonants.
  */
 #include "engine/eval/stem.h"
 
@@ -102,8 +102,8 @@ static bool ends_cvc(const struct stem *stem, size_t count)
     if (count < 3)
         return false;
     int32_t last = stem->letter[count - 1];
-    return is_consonant(stem, count - 3) && !is_consonant(stem, count - 2) && is_consonant(stem, count - 1) && last != 'w' && last != 'x' &&
-           last != 'y';
+    return is_consonant(stem, count - 3) && !is_consonant(stem, count - 2) && is_consonant(stem, count - 1) &&
+           last != 'w' && last != 'x' && last != 'y';
 }
 
 static void plural(struct stem *stem)
@@ -147,10 +147,12 @@ static void past_and_participle(struct stem *stem)
 
 static void double_suffixes(struct stem *stem)
 {
-    static const struct rule rules[] = {
-        {"ational", "ate"}, {"tional", "tion"}, {"enci", "ence"},   {"anci", "ance"},   {"izer", "ize"},  {"bli", "ble"},     {"alli", "al"},
-        {"entli", "ent"},   {"eli", "e"},       {"ousli", "ous"},   {"ization", "ize"}, {"ation", "ate"}, {"ator", "ate"},    {"alism", "al"},
-        {"iveness", "ive"}, {"fulness", "ful"}, {"ousness", "ous"}, {"aliti", "al"},    {"iviti", "ive"}, {"biliti", "ble"}, {"fulli", "ful"}};
+    static const struct rule rules[] = {{"ational", "ate"}, {"tional", "tion"}, {"enci", "ence"},   {"anci", "ance"},
+                                        {"izer", "ize"},    {"bli", "ble"},     {"alli", "al"},     {"entli", "ent"},
+                                        {"eli", "e"},       {"ousli", "ous"},   {"ization", "ize"}, {"ation", "ate"},
+                                        {"ator", "ate"},    {"alism", "al"},    {"iveness", "ive"}, {"fulness", "ful"},
+                                        {"ousness", "ous"}, {"aliti", "al"},    {"iviti", "ive"},   {"biliti", "ble"},
+                                        {"fulli", "ful"}};
     if (ends_with(stem, "alli") && measure(stem, stem->count - 4) > 0)
         stem->count -= 2;
     if (ends_with(stem, "logi")) { /* the l counts with what stands before */
@@ -163,11 +165,12 @@ static void double_suffixes(struct stem *stem)
 
 static void last_suffixes(struct stem *stem)
 {
-    static const struct rule third[] = {{"icate", "ic"}, {"ative", ""}, {"alize", "al"}, {"iciti", "ic"}, {"ical", "ic"}, {"ful", ""}, {"ness", ""}};
-    static const struct rule fourth[] = {{"al", ""},   {"ance", ""},  {"ence", ""}, {"er", ""},  {"ic", ""}, {"able", ""},
-                                         {"ible", ""}, {"ant", ""},   {"ement", ""}, {"ment", ""}, {"ent", ""},
-                                         {"ou", ""},   {"ism", ""},   {"ate", ""},   {"iti", ""}, {"ous", ""}, {"ive", ""},
-                                         {"ize", ""}};
+    static const struct rule third[] = {{"icate", "ic"}, {"ative", ""}, {"alize", "al"}, {"iciti", "ic"},
+                                        {"ical", "ic"},  {"ful", ""},   {"ness", ""}};
+    static const struct rule fourth[] = {{"al", ""},   {"ance", ""}, {"ence", ""}, {"er", ""},    {"ic", ""},
+                                         {"able", ""}, {"ible", ""}, {"ant", ""},  {"ement", ""}, {"ment", ""},
+                                         {"ent", ""},  {"ou", ""},   {"ism", ""},  {"ate", ""},   {"iti", ""},
+                                         {"ous", ""},  {"ive", ""},  {"ize", ""}};
     apply(stem, third, GD_COUNT(third), 1);
     if (ends_with(stem, "ion")) { /* s or t before it stays, and counts */
         int32_t before = stem->count > 3 ? stem->letter[stem->count - 4] : 0;
@@ -192,10 +195,11 @@ static void tidy(struct stem *stem)
 
 static const char *irregular(const char *word, size_t length)
 {
-    static const struct rule forms[] = {{"sky", "sky"},         {"skies", "sky"},      {"dying", "die"},      {"lying", "lie"},
-                                        {"tying", "tie"},       {"news", "news"},      {"innings", "inning"}, {"inning", "inning"},
-                                        {"outings", "outing"},  {"outing", "outing"},  {"cannings", "canning"}, {"canning", "canning"},
-                                        {"howe", "howe"},       {"proceed", "proceed"}, {"exceed", "exceed"}, {"succeed", "succeed"}};
+    static const struct rule forms[] = {
+        {"sky", "sky"},        {"skies", "sky"},       {"dying", "die"},        {"lying", "lie"},
+        {"tying", "tie"},      {"news", "news"},       {"innings", "inning"},   {"inning", "inning"},
+        {"outings", "outing"}, {"outing", "outing"},   {"cannings", "canning"}, {"canning", "canning"},
+        {"howe", "howe"},      {"proceed", "proceed"}, {"exceed", "exceed"},    {"succeed", "succeed"}};
     for (size_t i = 0; i < GD_COUNT(forms); i++)
         if (strlen(forms[i].suffix) == length && memcmp(forms[i].suffix, word, length) == 0)
             return forms[i].replacement;
@@ -223,7 +227,8 @@ void gd_stem(const char *word, size_t length, struct gd_buf *out)
     struct stem stem = {.letter = gd_alloc_array(length + ROOM, sizeof *stem.letter)};
     for (size_t at = 0; at < length;) {
         utf8proc_int32_t codepoint = -1;
-        utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)word + at, (utf8proc_ssize_t)(length - at), &codepoint);
+        utf8proc_ssize_t used =
+            utf8proc_iterate((const utf8proc_uint8_t *)word + at, (utf8proc_ssize_t)(length - at), &codepoint);
         if (used > 0)
             stem.letter[stem.count++] = codepoint;
         at += used > 0 ? (size_t)used : 1;

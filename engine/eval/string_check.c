@@ -31,7 +31,9 @@ static bool parse(struct gd_grader *grader, const cJSON *json, const char *path,
 static char *folded(const char *text)
 {
     utf8proc_uint8_t *out = NULL;
-    return utf8proc_map((const utf8proc_uint8_t *)text, 0, &out, UTF8PROC_NULLTERM | UTF8PROC_CASEFOLD) < 0 ? NULL : (char *)out;
+    return utf8proc_map((const utf8proc_uint8_t *)text, 0, &out, UTF8PROC_NULLTERM | UTF8PROC_CASEFOLD) < 0
+               ? NULL
+               : (char *)out;
 }
 
 static bool contains_folded(const char *input, const char *reference)
@@ -66,7 +68,8 @@ static bool grade(const struct gd_grader *grader, const cJSON *item, const cJSON
     bool ok = gd_grader_text_render(&check->input, item, sample, &input, out) &&
               gd_grader_text_render(&check->reference, item, sample, &reference, out);
     if (ok)
-        out->reward = holds(check->operation, input.data != NULL ? input.data : "", reference.data != NULL ? reference.data : "");
+        out->reward =
+            holds(check->operation, input.data != NULL ? input.data : "", reference.data != NULL ? reference.data : "");
     gd_buf_release(&input);
     gd_buf_release(&reference);
     return ok;

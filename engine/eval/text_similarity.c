@@ -15,7 +15,8 @@ static bool parse(struct gd_grader *grader, const cJSON *json, const char *path,
     struct likeness *likeness = grader->state = gd_alloc(sizeof *likeness);
     return gd_grader_text_parse(&likeness->input, json, path, "input", err) &&
            gd_grader_text_parse(&likeness->reference, json, path, "reference", err) &&
-           gd_grader_choice(json, path, "evaluation_metric", gd_similarity_names, GD_SIMILARITY_COUNT, &likeness->metric, err) &&
+           gd_grader_choice(json, path, "evaluation_metric", gd_similarity_names, GD_SIMILARITY_COUNT,
+                            &likeness->metric, err) &&
            gd_json_get_number(json, path, "pass_threshold", false, 0, 1, &grader->pass_threshold, err);
 }
 

@@ -239,11 +239,13 @@ void gd_words_shared(const struct gd_words *a, const struct gd_words *b, int ord
 {
     size_t total = a->count + b->count;
     struct gram *grams = gd_alloc_array(total + 1, sizeof *grams);
-    uint32_t *number = gd_alloc_array(total + 1, sizeof *number); /* of the n-gram that starts at a word, of the last order */
+    uint32_t *number =
+        gd_alloc_array(total + 1, sizeof *number); /* of the n-gram that starts at a word, of the last order */
     for (int order = 1; order <= order_max; order++) {
         size_t of_a = gd_words_grams(a, order), of_b = gd_words_grams(b, order), count = 0;
         for (size_t i = 0; i < of_a; i++)
-            grams[count++] = (struct gram){.key = (uint64_t)number[i] << 32 | a->id[i + (size_t)order - 1], .at = (uint32_t)i};
+            grams[count++] =
+                (struct gram){.key = (uint64_t)number[i] << 32 | a->id[i + (size_t)order - 1], .at = (uint32_t)i};
         for (size_t i = 0; i < of_b; i++)
             grams[count++] = (struct gram){.key = (uint64_t)number[a->count + i] << 32 | b->id[i + (size_t)order - 1],
                                            .at = (uint32_t)(a->count + i)};
@@ -280,13 +282,13 @@ static size_t find_symbol(const struct place *places, size_t count, uint32_t sym
     return low < count && places[low].symbol == symbol ? low : count;
 }
 
-/* Places of the symbols of a, as bits. A symbol that is frequent, which at most 64 can be, keeps its bits; those of the others are
- * set when asked for and cleared afterwards. */
+/* Places of the symbols of a, as bits. A symbol that is frequent, which at most 64 can be, keeps its bits; those of the
+ * others are set when asked for and cleared afterwards. */
 struct places {
     struct place *place;
     size_t count, words;
     uint64_t *bank, *spare;
-    uint32_t *kept;          /* by first place: its row of the bank, +1 */
+    uint32_t *kept; /* by first place: its row of the bank, +1 */
 };
 
 static size_t group_end(const struct places *places, size_t first)
@@ -330,8 +332,8 @@ static void places_release(struct places *places)
     gd_free(places->bank);
 }
 
-/* Bit-parallel (Hyyrö 2004): bit i of V is 0 where the table rises at a[i]; for each symbol of b, with M its places in a:
- * V = (V + (V & M)) | (V & ~M). The length is the number of zero bits in the end. */
+/* Bit-parallel (Hyyrö 2004): bit i of V is 0 where the table rises at a[i]; for each symbol of b, with M its places in
+ * a: V = (V + (V & M)) | (V & ~M). The length is the number of zero bits in the end. */
 static void advance(uint64_t *v, const uint64_t *mask, size_t start, size_t words)
 {
     uint64_t carry = 0;

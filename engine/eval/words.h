@@ -16,19 +16,19 @@
 #include <stdint.h>
 
 struct gd_word {
-    const char *text;   /* not terminated */
+    const char *text; /* not terminated */
     uint32_t length;
 };
 
 struct gd_words {
     char *bytes;
     struct gd_word *word;
-    uint32_t *id;       /* after gd_words_number */
+    uint32_t *id; /* after gd_words_number */
     size_t count;
 };
 
-/* The words of mteval-v13a, as sacrebleu makes them: punctuation stands alone, except inside numbers. `lower`: then each word in
- * lower case, as Python's str.lower. */
+/* The words of mteval-v13a, as sacrebleu makes them: punctuation stands alone, except inside numbers. `lower`: then each
+ * word in lower case, as Python's str.lower. */
 void gd_words_13a(struct gd_words *words, const char *text, bool lower);
 /* The words of rouge_score: lower case, runs of a-z and 0-9. */
 void gd_words_rouge(struct gd_words *words, const char *text);

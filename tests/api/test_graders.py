@@ -1,4 +1,5 @@
 """Graders over HTTP: what they say of a sample, what is refused, and the README's example."""
+
 import json
 import pathlib
 import re
@@ -13,19 +14,46 @@ import yaml
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DOCUMENT = yaml.safe_load((ROOT / "api-spec" / "openapi.yaml").read_text())
 RUN, VALIDATE = "/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate"
-FLAGS = ["formula_parse_error", "sample_parse_error", "truncated_observation_error", "unresponsive_reward_error", "invalid_variable_error",
-         "other_error", "python_grader_server_error", "python_grader_runtime_error", "model_grader_server_error",
-         "model_grader_refusal_error", "model_grader_parse_error"]
-DETAILS = ["python_grader_server_error_type", "python_grader_runtime_error_details", "model_grader_server_error_details"]
+FLAGS = [
+    "formula_parse_error",
+    "sample_parse_error",
+    "truncated_observation_error",
+    "unresponsive_reward_error",
+    "invalid_variable_error",
+    "other_error",
+    "python_grader_server_error",
+    "python_grader_runtime_error",
+    "model_grader_server_error",
+    "model_grader_refusal_error",
+    "model_grader_parse_error",
+]
+DETAILS = [
+    "python_grader_server_error_type",
+    "python_grader_runtime_error_details",
+    "model_grader_server_error_details",
+]
 
 
 def check(operation="eq", input="{{sample.output_text}}", reference="{{item.answer}}", name="exact", **more):
-    return {"type": "string_check", "name": name, "operation": operation, "input": input, "reference": reference, **more}
+    return {
+        "type": "string_check",
+        "name": name,
+        "operation": operation,
+        "input": input,
+        "reference": reference,
+        **more,
+    }
 
 
 def similar(metric="fuzzy_match", name="near", **more):
-    return {"type": "text_similarity", "name": name, "evaluation_metric": metric, "input": "{{sample.output_text}}",
-            "reference": "{{item.answer}}", **more}
+    return {
+        "type": "text_similarity",
+        "name": name,
+        "evaluation_metric": metric,
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}",
+        **more,
+    }
 
 
 def multi(graders, formula):
@@ -33,7 +61,9 @@ def multi(graders, formula):
 
 
 def run(daemon, grader, sample="Paris", item=None):
-    answer = daemon.post(RUN, {"grader": grader, "model_sample": sample, "item": {"answer": "Paris"} if item is None else item})
+    answer = daemon.post(
+        RUN, {"grader": grader, "model_sample": sample, "item": {"answer": "Paris"} if item is None else item}
+    )
     assert answer.status == 200, answer.body
     schema = DOCUMENT["paths"][RUN]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(answer.json)
@@ -45,19 +75,43 @@ def test_the_answer_has_openais_shape(daemon):
     metadata = answer.pop("metadata")
     assert answer == {"reward": 1, "sub_rewards": {}, "model_grader_token_usage_per_model": {}}
     assert metadata.pop("execution_time") >= 0
-    assert metadata == {"name": "exact", "type": "string_check", "scores": {}, "token_usage": None, "sampled_model_name": None,
-                        "errors": {**dict.fromkeys(FLAGS, False), **dict.fromkeys(DETAILS), "message": None}}
+    assert metadata == {
+        "name": "exact",
+        "type": "string_check",
+        "scores": {},
+        "token_usage": None,
+        "sampled_model_name": None,
+        "errors": {**dict.fromkeys(FLAGS, False), **dict.fromkeys(DETAILS), "message": None},
+    }
 
 
 def test_the_official_client_runs_and_validates(client):
     graders = client.fine_tuning.alpha.graders
     answer = graders.run(grader=similar("rouge_l"), model_sample="in Paris", item={"answer": "Paris"})
-    assert answer.reward == pytest.approx(2 / 3) and answer.metadata.name == "near" and answer.metadata.errors.other_error is False
+    assert (
+        answer.reward == pytest.approx(2 / 3)
+        and answer.metadata.name == "near"
+        and answer.metadata.errors.other_error is False
+    )
     assert graders.validate(grader=similar("rouge_l")).grader.evaluation_metric == "rouge_l"
 
 
-@pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "meteor", "cosine", "rouge_1", "rouge_2", "rouge_3", "rouge_4",
-                                    "rouge_5", "rouge_l"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "fuzzy_match",
+        "bleu",
+        "gleu",
+        "meteor",
+        "cosine",
+        "rouge_1",
+        "rouge_2",
+        "rouge_3",
+        "rouge_4",
+        "rouge_5",
+        "rouge_l",
+    ],
+)
 def test_every_metric_knows_equal_from_different(daemon, metric):
     item = {"answer": "The cat sat on the mat today."}
     assert run(daemon, similar(metric), item["answer"], item)["reward"] > 0.99
@@ -65,23 +119,31 @@ def test_every_metric_knows_equal_from_different(daemon, metric):
 
 
 def test_a_multi_grader_shows_its_parts(daemon):
-    graders = {"city": check("eq", "{{sample.output_json.city}}", "{{item.answer}}"),
-               "text": check("ilike", "{{sample.output_json.text}}", "STRASSE", name="anything")}
+    graders = {
+        "city": check("eq", "{{sample.output_json.city}}", "{{item.answer}}"),
+        "text": check("ilike", "{{sample.output_json.text}}", "STRASSE", name="anything"),
+    }
     sample = json.dumps({"city": "Paris", "text": "die straße", "n": [1]})
-    for form, names in ((graders, ("city", "text")), ([{**grader, "name": name} for name, grader in graders.items()], ("city", "text")),
-                        ({**graders["city"], "name": "city"}, ("city",))):
+    for form, names in (
+        (graders, ("city", "text")),
+        ([{**grader, "name": name} for name, grader in graders.items()], ("city", "text")),
+        ({**graders["city"], "name": "city"}, ("city",)),
+    ):
         answer = run(daemon, multi(form, "(city + 0.5) / 2"), sample)
         assert answer["reward"] == 0.75
         assert answer["sub_rewards"] == answer["metadata"]["scores"] == dict.fromkeys(names, 1)
 
 
-@pytest.mark.parametrize("grader, flag, said", [
-    (check(input="{{sample.output_json.a}}"), "sample_parse_error", "{{sample.output_json.a}}"),
-    (check(reference="{{item.anser}}"), "invalid_variable_error", "did you mean 'answer'"),
-    (check(input="{{sample.output_tools}}"), "invalid_variable_error", "output_tools"),
-    (multi({"a": check(), "b": check("ne")}, "a / b"), "formula_parse_error", "division of 1 by zero"),
-    (multi({"a": check(), "b": check(reference="{{item.x}}")}, "a"), "invalid_variable_error", "b: {{item.x}}"),
-])
+@pytest.mark.parametrize(
+    "grader, flag, said",
+    [
+        (check(input="{{sample.output_json.a}}"), "sample_parse_error", "{{sample.output_json.a}}"),
+        (check(reference="{{item.anser}}"), "invalid_variable_error", "did you mean 'answer'"),
+        (check(input="{{sample.output_tools}}"), "invalid_variable_error", "output_tools"),
+        (multi({"a": check(), "b": check("ne")}, "a / b"), "formula_parse_error", "division of 1 by zero"),
+        (multi({"a": check(), "b": check(reference="{{item.x}}")}, "a"), "invalid_variable_error", "b: {{item.x}}"),
+    ],
+)
 def test_what_cannot_be_graded_is_flagged_not_refused(daemon, grader, flag, said):
     answer = run(daemon, grader)
     errors = answer["metadata"]["errors"]
@@ -96,24 +158,42 @@ def test_without_an_item_its_fields_are_missing(daemon):
     assert answer["reward"] == 0 and answer["metadata"]["errors"]["invalid_variable_error"]
 
 
-@pytest.mark.parametrize("grader, param, code, said", [
-    (None, "grader", "missing_required_parameter", "grader"),
-    ("eq", "grader", "invalid_value", "grader object"),
-    ({"type": "string_check"}, "grader.name", "missing_required_parameter", "name"),
-    ({"type": "strng_check"}, "grader.type", "invalid_value", "did you mean 'string_check'"),
-    ({"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}, "grader.type", "unsupported_value", "string_check"),
-    ({"type": "score_model", "name": "p", "model": "m", "input": []}, "grader.type", "unsupported_value", "score_model"),
-    ({"type": "label_model"}, "grader.type", "unsupported_value", "label_model"),
-    (check(operatoin="eq"), "grader.operatoin", "unknown_parameter", "operation"),
-    (check("contains"), "grader.operation", "invalid_value", "ilike"),
-    (check(input="{{item.x"), "grader.input", "invalid_value", "at character 1"),
-    (similar("rogue_1"), "grader.evaluation_metric", "invalid_value", "did you mean 'rouge_1'"),
-    (similar(pass_threshold=-1), "grader.pass_threshold", "invalid_value", "-1"),
-    (multi({"a": check()}, "a +* 2"), "grader.calculate_output", "invalid_value", "at character 4"),
-    (multi({"precision": check()}, "precison"), "grader.calculate_output", "invalid_value", "did you mean 'precision'"),
-    (multi([check(), check()], "exact"), "grader.graders[1]", "invalid_value", "two graders named 'exact'"),
-    (multi({"a": multi({"b": check()}, "b")}, "a"), "grader.graders.a", "unsupported_value", "another"),
-])
+@pytest.mark.parametrize(
+    "grader, param, code, said",
+    [
+        (None, "grader", "missing_required_parameter", "grader"),
+        ("eq", "grader", "invalid_value", "grader object"),
+        ({"type": "string_check"}, "grader.name", "missing_required_parameter", "name"),
+        ({"type": "strng_check"}, "grader.type", "invalid_value", "did you mean 'string_check'"),
+        (
+            {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"},
+            "grader.type",
+            "unsupported_value",
+            "string_check",
+        ),
+        (
+            {"type": "score_model", "name": "p", "model": "m", "input": []},
+            "grader.type",
+            "unsupported_value",
+            "score_model",
+        ),
+        ({"type": "label_model"}, "grader.type", "unsupported_value", "label_model"),
+        (check(operatoin="eq"), "grader.operatoin", "unknown_parameter", "operation"),
+        (check("contains"), "grader.operation", "invalid_value", "ilike"),
+        (check(input="{{item.x"), "grader.input", "invalid_value", "at character 1"),
+        (similar("rogue_1"), "grader.evaluation_metric", "invalid_value", "did you mean 'rouge_1'"),
+        (similar(pass_threshold=-1), "grader.pass_threshold", "invalid_value", "-1"),
+        (multi({"a": check()}, "a +* 2"), "grader.calculate_output", "invalid_value", "at character 4"),
+        (
+            multi({"precision": check()}, "precison"),
+            "grader.calculate_output",
+            "invalid_value",
+            "did you mean 'precision'",
+        ),
+        (multi([check(), check()], "exact"), "grader.graders[1]", "invalid_value", "two graders named 'exact'"),
+        (multi({"a": multi({"b": check()}, "b")}, "a"), "grader.graders.a", "unsupported_value", "another"),
+    ],
+)
 def test_bad_graders_are_refused_by_name(daemon, grader, param, code, said):
     for path, more in ((VALIDATE, {}), (RUN, {"model_sample": "", "item": {}})):
         answer = daemon.post(path, {"grader": grader, **more})
@@ -122,9 +202,15 @@ def test_bad_graders_are_refused_by_name(daemon, grader, param, code, said):
         assert (error["param"], error["code"]) == (param, code) and said in error["message"], error
 
 
-@pytest.mark.parametrize("body, param", [({"grader": check()}, "model_sample"), ({"grader": check(), "model_sample": 1}, "model_sample"),
-                                         ({"grader": check(), "model_sample": "", "item": []}, "item"),
-                                         ({"grader": check(), "model_sample": "", "items": {}}, "items")])
+@pytest.mark.parametrize(
+    "body, param",
+    [
+        ({"grader": check()}, "model_sample"),
+        ({"grader": check(), "model_sample": 1}, "model_sample"),
+        ({"grader": check(), "model_sample": "", "item": []}, "item"),
+        ({"grader": check(), "model_sample": "", "items": {}}, "items"),
+    ],
+)
 def test_bad_requests_are_refused_by_name(daemon, body, param):
     answer = daemon.post(RUN, body)
     assert answer.status == 400 and answer.json["error"]["param"] == param
@@ -158,7 +244,10 @@ def test_the_readmes_example_works(daemon):
     section = (ROOT / "README.md").read_text().split("## Graders\n", 1)[1].split("\n## ", 1)[0]
     command = "\n".join(line[4:] for line in re.search(r"(?:^    .*\n)+", section, re.M).group(0).splitlines())
     assert "http://127.0.0.1:8900" in command
-    answer = subprocess.run(["bash", "-c", command.replace("http://127.0.0.1:8900", daemon.url).replace("curl ", "curl -s ")],
-                            stdout=subprocess.PIPE, check=True)
+    answer = subprocess.run(
+        ["bash", "-c", command.replace("http://127.0.0.1:8900", daemon.url).replace("curl ", "curl -s ")],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     answer = json.loads(answer.stdout)
     assert answer["reward"] == pytest.approx(0.5 + 0.5 * 10 / 14) and answer["sub_rewards"]["city"] == 1

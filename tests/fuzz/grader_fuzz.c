@@ -11,7 +11,8 @@ static void check_grade(const struct gd_grade *grade)
     bool flagged = false;
     for (int flag = 0; flag < GD_GRADE_FLAG_COUNT; flag++)
         flagged |= grade->flags[flag];
-    if (!isfinite(grade->reward) || flagged != (grade->error.code != GD_OK) || (flagged && (grade->reward != 0 || grade->passed)))
+    if (!isfinite(grade->reward) || flagged != (grade->error.code != GD_OK) ||
+        (flagged && (grade->reward != 0 || grade->passed)))
         abort();
 }
 
@@ -45,8 +46,9 @@ static void compare(const char *text, size_t size)
     for (int metric = 0; metric < GD_SIMILARITY_COUNT; metric++) {
         struct gd_error err = {0};
         double score;
-        if (gd_similarity((enum gd_similarity_metric)metric, input, reference, &score, &err) ? !(score >= 0 && score <= 1)
-                                                                                              : err.message[0] == '\0')
+        if (gd_similarity((enum gd_similarity_metric)metric, input, reference, &score, &err)
+                ? !(score >= 0 && score <= 1)
+                : err.message[0] == '\0')
             abort();
     }
     gd_free(input);

@@ -27,12 +27,42 @@ static void formulas_compute(void **state)
         const char *text;
         double value;
     } cases[] = {
-        {"1", 1}, {" 1.5e2 ", 150}, {".5", 0.5}, {"1.", 1}, {"exact", 0.5}, {"0.7*exact+0.3*fuzzy", 0.425},
-        {"2+3*4", 14}, {"(2+3)*4", 20}, {"10-4-3", 3}, {"16/4/2", 2}, {"2^3^2", 512}, {"-2^2", -4}, {"2^-1", 0.5}, {"--2", 2}, {"+2", 2},
-        {"7%4", 3}, {"-7%4", 1}, {"7%-4", -1}, {"7.5%2", 1.5}, {"2*-3", -6}, {"0^0", 1},
-        {"min", 3}, {"min(min, 2)", 2}, {"min (exact,fuzzy)", 0.25}, {"max(1,2,5,3)", 5}, {"max(4)", 4}, {"abs(-3)", 3}, {"floor(-1.5)", -2},
-        {"ceil(1.2)", 2}, {"exp(0)", 1}, {"sqrt(16)", 4}, {"log(exp(2))", 2}, {"größe", 7}, {"(exact + fuzzy) / 2", 0.375},
-        {"max(exact, fuzzy) * (1 - abs(exact - fuzzy)) ^ 2", 0.28125}, {"1\n+\t1", 2},
+        {"1", 1},
+        {" 1.5e2 ", 150},
+        {".5", 0.5},
+        {"1.", 1},
+        {"exact", 0.5},
+        {"0.7*exact+0.3*fuzzy", 0.425},
+        {"2+3*4", 14},
+        {"(2+3)*4", 20},
+        {"10-4-3", 3},
+        {"16/4/2", 2},
+        {"2^3^2", 512},
+        {"-2^2", -4},
+        {"2^-1", 0.5},
+        {"--2", 2},
+        {"+2", 2},
+        {"7%4", 3},
+        {"-7%4", 1},
+        {"7%-4", -1},
+        {"7.5%2", 1.5},
+        {"2*-3", -6},
+        {"0^0", 1},
+        {"min", 3},
+        {"min(min, 2)", 2},
+        {"min (exact,fuzzy)", 0.25},
+        {"max(1,2,5,3)", 5},
+        {"max(4)", 4},
+        {"abs(-3)", 3},
+        {"floor(-1.5)", -2},
+        {"ceil(1.2)", 2},
+        {"exp(0)", 1},
+        {"sqrt(16)", 4},
+        {"log(exp(2))", 2},
+        {"größe", 7},
+        {"(exact + fuzzy) / 2", 0.375},
+        {"max(exact, fuzzy) * (1 - abs(exact - fuzzy)) ^ 2", 0.28125},
+        {"1\n+\t1", 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct gd_error err = {0};
@@ -47,20 +77,43 @@ static void mistakes_are_named_with_their_place(void **state)
     static const struct {
         const char *text, *part;
     } cases[] = {
-        {"", "a value is missing at the end"}, {"1+", "at character 3: a value is missing"}, {"1 2", "at character 3: an operator must stand here"},
-        {"exakt", "did you mean 'exact'"}, {"1 + zebra", "at character 5: there is no grader 'zebra'"}, {"größe + q", "at character 9"},
-        {"(1", "at character 1: '(' is not closed"}, {"1)", "')' closes nothing"}, {"*1", "not '*'"}, {"1 & 1", "at character 3"},
-        {"sqr(4)", "did you mean 'sqrt'"}, {"abs(1,2)", "abs takes one value, not 2"}, {"max()", "a value must stand here, not ')'"},
-        {"max(1,)", "at character 7"}, {"min(1", "'min(' is not closed"}, {"1.2.3", "'1.2.3' is not a number"}, {"2e", "an operator must stand"},
-        {"1e999", "is not a number"}, {".", "'.' is not a number"}, {"2exact", "between a number and a name"}, {"exact > 1", "at character 7"},
-        {"0x10", "between a number and a name"}, {"\"a\"", "not '\"'"},
-        {"1/0", "division of 1 by zero"}, {"exact % (fuzzy - 0.25)", "division of 0.5 by zero"}, {"sqrt(-1)", "sqrt(-1) is not a finite"},
-        {"log(0)", "log(0)"}, {"exp(1000)", "exp(1000)"}, {"10^400", "10 ^ 400 is not"}, {"(-8)^0.5", "-8 ^ 0.5"}, {"1e308*10", "is not a finite number"},
+        {"", "a value is missing at the end"},
+        {"1+", "at character 3: a value is missing"},
+        {"1 2", "at character 3: an operator must stand here"},
+        {"exakt", "did you mean 'exact'"},
+        {"1 + zebra", "at character 5: there is no grader 'zebra'"},
+        {"größe + q", "at character 9"},
+        {"(1", "at character 1: '(' is not closed"},
+        {"1)", "')' closes nothing"},
+        {"*1", "not '*'"},
+        {"1 & 1", "at character 3"},
+        {"sqr(4)", "did you mean 'sqrt'"},
+        {"abs(1,2)", "abs takes one value, not 2"},
+        {"max()", "a value must stand here, not ')'"},
+        {"max(1,)", "at character 7"},
+        {"min(1", "'min(' is not closed"},
+        {"1.2.3", "'1.2.3' is not a number"},
+        {"2e", "an operator must stand"},
+        {"1e999", "is not a number"},
+        {".", "'.' is not a number"},
+        {"2exact", "between a number and a name"},
+        {"exact > 1", "at character 7"},
+        {"0x10", "between a number and a name"},
+        {"\"a\"", "not '\"'"},
+        {"1/0", "division of 1 by zero"},
+        {"exact % (fuzzy - 0.25)", "division of 0.5 by zero"},
+        {"sqrt(-1)", "sqrt(-1) is not a finite"},
+        {"log(0)", "log(0)"},
+        {"exp(1000)", "exp(1000)"},
+        {"10^400", "10 ^ 400 is not"},
+        {"(-8)^0.5", "-8 ^ 0.5"},
+        {"1e308*10", "is not a finite number"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct gd_error err = {0};
         double result;
-        if (compute(cases[i].text, &result, &err) || strstr(err.message, cases[i].part) == NULL || strncmp(err.message, err.param, strlen(err.param)) != 0)
+        if (compute(cases[i].text, &result, &err) || strstr(err.message, cases[i].part) == NULL ||
+            strncmp(err.message, err.param, strlen(err.param)) != 0)
             fail_msg("%s: '%s' lacks '%s'", cases[i].text, err.message, cases[i].part);
         assert_string_equal(err.param, "grader.calculate_output");
     }
@@ -100,7 +153,8 @@ static void size_and_depth_are_bounded(void **state)
 static void names_are_those_that_a_formula_can_call(void **state)
 {
     assert_true(gd_formula_is_name("a_1") && gd_formula_is_name("_") && gd_formula_is_name("größe"));
-    assert_false(gd_formula_is_name("") || gd_formula_is_name("1a") || gd_formula_is_name("a-b") || gd_formula_is_name("a b"));
+    assert_false(gd_formula_is_name("") || gd_formula_is_name("1a") || gd_formula_is_name("a-b") ||
+                 gd_formula_is_name("a b"));
 }
 
 int main(void)

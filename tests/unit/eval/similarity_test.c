@@ -32,20 +32,24 @@ static void every_metric_agrees_with_its_package(void **state)
     int wrong = 0, refused = 0;
     assert_true(cJSON_GetArraySize(pairs) >= 300);
     for (int metric = 0; metric < GD_SIMILARITY_COUNT; metric++)
-        assert_string_equal(gd_similarity_names[metric], cJSON_GetArrayItem(gd_json_find(json, "metrics"), metric)->valuestring);
-    cJSON_ArrayForEach(pair, pairs)
-        for (int metric = 0; metric < GD_SIMILARITY_COUNT; metric++) {
-            const char *input = gd_json_find(pair, "input")->valuestring, *reference = gd_json_find(pair, "reference")->valuestring;
-            double expected = cJSON_GetArrayItem(gd_json_find(pair, "scores"), metric)->valuedouble, score = -1;
-            struct gd_error err = {0};
-            if (!gd_similarity((enum gd_similarity_metric)metric, input, reference, &score, &err)) {
-                assert_true(metric >= GD_SIMILARITY_ROUGE_1 && expected == 0); /* rouge_score says 0 without a word of warning */
-                refused++;
-            } else if (!(fabs(score - expected) <= 1e-10) || score < 0 || score > 1) {
-                print_message("%s of \"%s\" and \"%s\": %.12g, expected %.12g\n", gd_similarity_names[metric], input, reference, score, expected);
-                wrong++;
-            }
+        assert_string_equal(gd_similarity_names[metric],
+                            cJSON_GetArrayItem(gd_json_find(json, "metrics"), metric)->valuestring);
+    cJSON_ArrayForEach(pair, pairs) for (int metric = 0; metric < GD_SIMILARITY_COUNT; metric++)
+    {
+        const char *input = gd_json_find(pair, "input")->valuestring,
+                   *reference = gd_json_find(pair, "reference")->valuestring;
+        double expected = cJSON_GetArrayItem(gd_json_find(pair, "scores"), metric)->valuedouble, score = -1;
+        struct gd_error err = {0};
+        if (!gd_similarity((enum gd_similarity_metric)metric, input, reference, &score, &err)) {
+            assert_true(metric >= GD_SIMILARITY_ROUGE_1 &&
+                        expected == 0); /* rouge_score says 0 without a word of warning */
+            refused++;
+        } else if (!(fabs(score - expected) <= 1e-10) || score < 0 || score > 1) {
+            print_message("%s of \"%s\" and \"%s\": %.12g, expected %.12g\n", gd_similarity_names[metric], input,
+                          reference, score, expected);
+            wrong++;
         }
+    }
     assert_int_equal(wrong, 0);
     assert_in_range(refused, 100, 600);
     cJSON_Delete(json);
@@ -56,7 +60,8 @@ static void stems_are_those_of_nltk(void **state)
     cJSON *json = fixture("stems");
     const cJSON *pair;
     int wrong = 0;
-    cJSON_ArrayForEach(pair, gd_json_find(json, "words")) {
+    cJSON_ArrayForEach(pair, gd_json_find(json, "words"))
+    {
         const char *word = pair->child->valuestring, *expected = pair->child->next->valuestring;
         struct gd_buf out;
         gd_buf_init(&out, 0);
