@@ -79,6 +79,27 @@ struct gd_value *gd_gather_rows(struct gd_graph *g, struct gd_value *x, struct g
 struct gd_value *gd_cross_entropy(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
                                   struct gd_value *weights, double logit_scale, double softcap);
 
+/* log p(labels[t]) of each row, for losses whose weights are known only afterwards; inputs as above.
+ * Output 0: f32 [T] (0 where no label), differentiable in h by making the logits again. Output 1: argmax, i32 [T]. */
+struct gd_value *gd_token_logprob(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
+                                  double logit_scale, double softcap);
+/* dlogprob: f32 [T] -> dh: act [T, d]: the backward of token_logprob. */
+struct gd_value *gd_token_logprob_grad(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
+                                       struct gd_value *dlogprob, double logit_scale, double softcap);
+
+/* y[s] = sum_t weights[t] x[t] over each segment; x, weights: f32 [T], cu_seqlens: i32 [S+1] -> f32 [S]. */
+struct gd_value *gd_segment_sum(struct gd_graph *g, struct gd_value *x, struct gd_value *weights, struct gd_value *cu_seqlens);
+/* y[t] = weights[t] v[s], v: f32 [S] -> f32 [T]: the backward of segment_sum. */
+struct gd_value *gd_segment_spread(struct gd_graph *g, struct gd_value *v, struct gd_value *weights, struct gd_value *cu_seqlens);
+
+/* A loss of one number a segment: x f32 [S] -> loss f32 [1], gradient with respect to x as output 1, f32 [S].
+ * `loss`: handle of a struct gd_segment_loss. */
+struct gd_segment_loss {
+    void *context;
+    double (*evaluate)(void *context, const float *x, int64_t segments, float *gradient);
+};
+struct gd_value *gd_segment_loss(struct gd_graph *g, struct gd_value *x, struct gd_value *loss);
+
 /* Serving: y + each row's graft's low-rank product at `site` (wear.h). x: act [T, in], y: act [T, out], wear: handle. */
 struct gd_value *gd_wear_lowrank(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear,
                                  int site);

@@ -1,0 +1,79 @@
+/* y[t] = weights[t] v[s] for the rows t of segment s, 0 for rows of none: the backward pass of segment_sum and the
+ * other way round. v f32 [S], weights f32 [T], cu_seqlens i32 [S+1] -> f32 [T]. */
+#include "engine/tensor/ops/elementwise.h"
+#include <inttypes.h>
+
+static bool shape(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *v = call->in[0], *weights = call->in[1], *cu = call->in[2];
+    if (v->dtype != GD_F32 || v->rank != 1 || weights->dtype != GD_F32 || weights->rank != 1 || cu->dtype != GD_I32 ||
+        cu->rank != 1 || cu->shape[0] != v->shape[0] + 1)
+        return gd_graph_fail(graph, "segment_spread: '%s' must be f32 [S], '%s' f32 [T], '%s' i32 [S+1]", v->name, weights->name,
+                             cu->name) != NULL;
+    gd_shape_like(call->out[0], weights, GD_F32);
+    return true;
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    const float *v = args->in[0].data, *weights = args->in[1].data;
+    const int32_t *cu = args->in[2].data;
+    int64_t rows = args->out[0].shape[0];
+    float *y = args->out[0].data;
+    memset(y, 0, (size_t)rows * sizeof(*y));
+    for (int64_t s = 0; s < args->in[0].shape[0]; s++) {
+        if (cu[s] < 0 || cu[s] > cu[s + 1] || cu[s + 1] > rows)
+            return gd_fail(err, GD_INTERNAL, "segment_spread: segment %" PRId64 " is rows %d to %d of %" PRId64, s, cu[s],
+                           cu[s + 1], rows);
+        for (int64_t t = cu[s]; t < cu[s + 1]; t++)
+            y[t] = weights[t] * v[s];
+    }
+    return true;
+}
+
+static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
+                     struct gd_value **in_grad)
+{
+    if (call->in[1]->needs_gradient)
+        return gd_graph_fail(graph, "segment_spread: '%s' needs a gradient, but the op is differentiable in its first input only",
+                             call->in[1]->name) != NULL;
+    in_grad[0] = gd_segment_sum(graph, out_grad[0], call->in[1], call->in[2]);
+    return true;
+}
+
+static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
+{
+    for (int64_t t = 0; t < op_case->in[1].shape[0]; t++)
+        out[0][t] = 0;
+    for (int64_t s = 0; s < op_case->in[0].shape[0]; s++)
+        for (int64_t t = (int64_t)in[2][s]; t < (int64_t)in[2][s + 1]; t++)
+            out[0][t] = in[1][t] * in[0][s];
+}
+
+#define CASE(text, t, segments, used) \
+    {.name = text, .in_count = 3, \
+     .in = {{.dtype = GD_F32, .rank = 1, .shape = {segments}, .gradient = true}, \
+            {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}}, \
+     .tolerance = 1e-5}
+static const struct gd_op_case cases[] = {
+    CASE("one row", 1, 1, 1),
+    CASE("uneven segments, padding behind them", 67, 5, 61),
+    CASE("empty segments", 9, 7, 4),
+};
+
+const struct gd_op gd_op_segment_spread = {
+    .name = "segment_spread",
+    .in_min = 3, .in_max = 3, .out_count = 1,
+    .shape = shape,
+    .run_cpu = run_cpu,
+    .gradient = gradient,
+    .inplace = -1,
+    .reference = reference,
+    .cases = cases, .case_count = GD_COUNT(cases),
+};
+
+struct gd_value *gd_segment_spread(struct gd_graph *g, struct gd_value *v, struct gd_value *weights, struct gd_value *cu_seqlens)
+{
+    return gd_graph_call(g, &gd_op_segment_spread, (struct gd_value *[]){v, weights, cu_seqlens}, 3, NULL);
+}
