@@ -145,14 +145,21 @@ void gd_job_change_add_step(struct gd_job_change *change, const struct gd_step_m
 
 /* ---- the results file ---- */
 
-/* The columns of OpenAI's results file, and the series that fill them. */
+/* The columns of OpenAI's results file, and the series that fill them. The others stand where their series exists. */
 static const struct {
     const char *column, *series;
+    bool always;
 } result_columns[] = {
-    {"train_loss", "train_loss"},
-    {"train_accuracy", "train_mean_token_accuracy"},
-    {"valid_loss", "valid_loss"},
-    {"valid_mean_token_accuracy", "valid_mean_token_accuracy"},
+    {"train_loss", "train_loss", true},
+    {"train_accuracy", "train_mean_token_accuracy", true},
+    {"valid_loss", "valid_loss", true},
+    {"valid_mean_token_accuracy", "valid_mean_token_accuracy", true},
+    {"rewards_chosen", "rewards_chosen", false},
+    {"rewards_rejected", "rewards_rejected", false},
+    {"reward_margin", "reward_margin", false},
+    {"reward_accuracy", "reward_accuracy", false},
+    {"valid_reward_margin", "valid_reward_margin", false},
+    {"valid_reward_accuracy", "valid_reward_accuracy", false},
 };
 #define COLUMN_COUNT GD_COUNT(result_columns)
 
@@ -170,6 +177,7 @@ static int compare_rows(const void *a, const void *b)
 struct result_table {
     struct result_row *rows;
     int count, capacity;
+    bool used[COLUMN_COUNT];
 };
 
 /* Rows are in series order: the step wanted is the next one, or found by bisection once the first series is in. */
@@ -195,6 +203,7 @@ static void take_line(struct result_table *table, const char *line, size_t colum
         strncmp(name + 1, result_columns[column].series, (size_t)(value - name - 1)) != 0)
         return;
     struct result_row *row = row_of(table, strtoll(line, NULL, 10), hint);
+    table->used[column] = true;
     snprintf(row->cells[column], sizeof row->cells[column], "%.*s", (int)(end - value - 1), value + 1);
 }
 
@@ -215,13 +224,15 @@ static void print_results(struct gd_buf *out, const char *csv)
     gd_buf_append_text(out, "step");
     for (size_t i = 0; i < COLUMN_COUNT; i++) {
         take_column(&table, csv, i);
-        gd_buf_printf(out, ",%s", result_columns[i].column);
+        if (result_columns[i].always || table.used[i])
+            gd_buf_printf(out, ",%s", result_columns[i].column);
     }
     gd_buf_append_char(out, '\n');
     for (int i = 0; i < table.count; i++) {
         gd_buf_printf(out, "%" PRId64, table.rows[i].step);
         for (size_t c = 0; c < COLUMN_COUNT; c++)
-            gd_buf_printf(out, ",%s", table.rows[i].cells[c]);
+            if (result_columns[c].always || table.used[c])
+                gd_buf_printf(out, ",%s", table.rows[i].cells[c]);
         gd_buf_append_char(out, '\n');
     }
     gd_free(table.rows);

@@ -30,13 +30,19 @@ static void move_member(cJSON *out, cJSON *body, const char *name)
     cJSON_AddItemToObject(out, name, value != NULL ? value : cJSON_CreateNull());
 }
 
-/* The method with the hyperparameters as resolved so far: what ran is what is shown. */
-static cJSON *method_json(const cJSON *hyperparameters)
+/* The method as asked, with the hyperparameters as resolved so far: what ran is what is shown. */
+static cJSON *method_json(const char *body_text, const cJSON *hyperparameters)
 {
-    cJSON *method = cJSON_CreateObject();
-    cJSON_AddStringToObject(method, "type", "supervised");
-    cJSON *supervised = cJSON_AddObjectToObject(method, "supervised");
-    cJSON_AddItemToObject(supervised, "hyperparameters", cJSON_Duplicate(hyperparameters, true));
+    cJSON *body = stored(body_text), *method = cJSON_DetachItemFromObjectCaseSensitive(body, "method");
+    cJSON_Delete(body);
+    const cJSON *type = gd_json_find(method, "type");
+    cJSON *options = cJSON_IsString(type) ? gd_json_find(method, type->valuestring) : NULL;
+    if (options == NULL) {
+        cJSON_Delete(method);
+        return cJSON_CreateNull();
+    }
+    cJSON_DeleteItemFromObjectCaseSensitive(options, "hyperparameters");
+    cJSON_AddItemToObject(options, "hyperparameters", cJSON_Duplicate(hyperparameters, true));
     return method;
 }
 
@@ -67,7 +73,7 @@ static void add_standard_fields(cJSON *out, const struct gd_app *app, const stru
     add_text(out, "validation_file", record->validation_file);
     cJSON_AddItemToObject(out, "result_files", result_files);
     cJSON_AddNumberToObject(out, "seed", (double)record->seed);
-    cJSON_AddItemToObject(out, "method", method_json(hyperparameters));
+    cJSON_AddItemToObject(out, "method", method_json(record->body, hyperparameters));
     cJSON_AddItemToObject(out, "hyperparameters", hyperparameters);
     cJSON_AddItemToObject(out, "metadata", stored(record->metadata));
     cJSON_AddItemToObject(out, "integrations", stored(record->integrations));
@@ -144,6 +150,18 @@ static const struct {
     {"valid_mean_token_accuracy", "share", "higher", "share of their trained tokens that were the likeliest"},
     {"full_valid_loss", "nat/token", "lower", "the same over the whole validation file"},
     {"full_valid_mean_token_accuracy", "share", "higher", "the same over the whole validation file"},
+    {"rewards_chosen", "1", "higher", "mean over the step's pairs of the chosen answer's reward: beta times its log-probability over the reference's"},
+    {"rewards_rejected", "1", "lower", "the same of the rejected answer"},
+    {"reward_margin", "1", "higher", "mean of the chosen answer's reward minus the rejected one's"},
+    {"reward_accuracy", "share", "higher", "share of pairs whose chosen answer has the higher reward; a tie counts as wrong"},
+    {"logps_chosen", "nat", "higher", "mean log-probability of the chosen answer, summed over its tokens"},
+    {"logps_rejected", "nat", "lower", "the same of the rejected answer"},
+    {"valid_rewards_chosen", "1", "higher", "rewards_chosen over the validation file"},
+    {"valid_rewards_rejected", "1", "lower", "rewards_rejected over the validation file"},
+    {"valid_reward_margin", "1", "higher", "reward_margin over the validation file"},
+    {"valid_reward_accuracy", "share", "higher", "reward_accuracy over the validation file"},
+    {"valid_logps_chosen", "nat", "higher", "logps_chosen over the validation file"},
+    {"valid_logps_rejected", "nat", "lower", "logps_rejected over the validation file"},
     {"learning_rate", "1", NULL, "of the optimiser in this step"},
     {"grad_norm", "1", NULL, "L2 norm of the gradient before clipping"},
     {"tokens_per_second", "token/s", "higher", "tokens of the step over its duration"},

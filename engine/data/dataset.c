@@ -72,75 +72,137 @@ static bool reserve_row(struct owned *owned, struct gd_error *err)
     return true;
 }
 
-static bool encode_row(const struct loader *loader, const struct gd_row *row, struct gd_chat_encoding *encoding,
-                       struct gd_error *err)
+bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, bool rejected, struct gd_chat_encoding *encoding,
+                   struct gd_error *err)
 {
     if (row->messages != NULL)
-        return gd_chat_encode_training(loader->chat, row->messages, row->tools, encoding, err);
-    return gd_chat_encode_pair(loader->chat, row->prompt, row->completion, encoding, err);
+        return gd_chat_encode_training(chat, rejected ? row->rejected_messages : row->messages, row->tools, encoding, err);
+    return gd_chat_encode_pair(chat, row->prompt, rejected ? row->rejected : row->completion, encoding, err);
 }
 
-/* How many tokens of the row stay: all, the context's worth, or 0 for a row that is left out. */
-static int32_t kept_length(struct loader *loader, int64_t line, int length)
+/* How many tokens of a segment stay: all, the context's worth, or 0 where the row is left out. */
+static int32_t kept_length(struct loader *loader, int length)
+{
+    int context = loader->options->context;
+    if (length <= context)
+        return length;
+    return loader->options->overlong == GD_OVERLONG_TRUNCATE ? context : 0;
+}
+
+/* Counts a row with a segment beyond the context. Returns whether the row stays. */
+static bool count_overlong(struct loader *loader, int64_t line, const struct gd_chat_encoding *sides, int side_count)
 {
     struct gd_dataset *data = &loader->owned->dataset;
     int context = loader->options->context;
-    if (length > data->longest_row_tokens)
-        data->longest_row_tokens = length;
-    if (length <= context)
-        return length;
+    bool overlong = false, truncate = loader->options->overlong == GD_OVERLONG_TRUNCATE;
+    for (int s = 0; s < side_count; s++) {
+        int length = sides[s].tokens.count;
+        if (length > data->longest_row_tokens)
+            data->longest_row_tokens = length;
+        overlong |= length > context;
+        if (length > context && truncate)
+            data->truncated_tokens += length - context;
+    }
+    if (!overlong)
+        return true;
     if (loader->overlong_count < GD_DATASET_LINES_NAMED)
         data->overlong_lines[loader->overlong_count] = line;
     loader->overlong_count++;
-    if (loader->options->overlong == GD_OVERLONG_TRUNCATE) {
-        data->truncated_rows++;
-        data->truncated_tokens += length - context;
-        return context;
-    }
-    if (loader->options->overlong == GD_OVERLONG_DROP)
-        data->dropped_rows++;
-    return 0;
+    data->truncated_rows += truncate;
+    data->dropped_rows += loader->options->overlong == GD_OVERLONG_DROP;
+    return truncate;
 }
 
-static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_encoding *encoding, struct gd_error *err)
+/* Tokens of a segment that are trained: nothing predicts the first one. */
+static int32_t trained_tokens(const struct gd_chat_encoding *side, int32_t length)
+{
+    int32_t trained = 0;
+    for (int32_t i = 1; i < length; i++)
+        trained += side->weights[i] != 0;
+    return trained;
+}
+
+static void append_side(struct gd_dataset *data, const struct gd_chat_encoding *side, int32_t length)
+{
+    memcpy(data->tokens + data->token_count, side->tokens.ids, (size_t)length * sizeof *data->tokens);
+    memcpy(data->weights + data->token_count, side->weights, (size_t)length * sizeof *data->weights);
+    data->token_count += length;
+}
+
+/* One segment, or the chosen and the rejected one of a pair. */
+static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_encoding *sides, int side_count,
+                     struct gd_error *err)
 {
     struct gd_dataset *data = &loader->owned->dataset;
-    bool empty = encoding->tokens.count == 0;
-    int32_t length = kept_length(loader, line, encoding->tokens.count), trained = 0;
-    if (length == 0 && !empty)
+    struct gd_dataset_row row = {.line = line, .offset = data->token_count};
+    int32_t length[2] = {0};
+    bool trained = true;
+    if (!count_overlong(loader, line, sides, side_count))
         return true;
-    for (int32_t i = 1; i < length; i++) /* nothing predicts the first token */
-        trained += encoding->weights[i] != 0;
-    if (trained == 0) {
+    for (int s = 0; s < side_count; s++) {
+        length[s] = kept_length(loader, sides[s].tokens.count);
+        int32_t count = trained_tokens(&sides[s], length[s]);
+        trained &= count > 0;
+        row.trained += count;
+        row.length += length[s];
+    }
+    if (!trained) {
         if (data->untrained_rows < GD_DATASET_LINES_NAMED)
             data->untrained_lines[data->untrained_rows] = line;
         data->untrained_rows++;
         return true;
     }
-    if (!reserve_tokens(loader->owned, (size_t)length, err) || !reserve_row(loader->owned, err))
+    if (!reserve_tokens(loader->owned, (size_t)row.length, err) || !reserve_row(loader->owned, err))
         return false;
-    memcpy(data->tokens + data->token_count, encoding->tokens.ids, (size_t)length * sizeof *data->tokens);
-    memcpy(data->weights + data->token_count, encoding->weights, (size_t)length * sizeof *data->weights);
-    data->rows[data->row_count++] =
-        (struct gd_dataset_row){.line = line, .offset = data->token_count, .length = length, .trained = trained};
-    data->token_count += length;
-    data->trained_token_count += trained;
+    row.chosen = side_count == 2 ? length[0] : 0;
+    for (int s = 0; s < side_count; s++)
+        append_side(data, &sides[s], length[s]);
+    data->rows[data->row_count++] = row;
+    data->trained_token_count += row.trained;
     return true;
+}
+
+/* The method of the job decides how many answers a row needs. */
+static bool check_kind(const struct gd_row *row, bool pairs, int64_t line, struct gd_error *err)
+{
+    bool is_pair = gd_row_is_pair(row);
+    const char *field = row->format == GD_ROW_PREFERENCE ? "preferred_output" : is_pair ? "chosen" : "row";
+    if (is_pair == pairs)
+        return true;
+    if (pairs)
+        return gd_fail_param(err, GD_BAD_FILE, field,
+                             "line %lld: the row (%s) has one answer; methods dpo and preference need two: give input, "
+                             "preferred_output and non_preferred_output, or use method.type supervised",
+                             (long long)line, gd_row_format_name(row->format));
+    return gd_fail_param(err, GD_BAD_FILE, field,
+                         "line %lld: %s: this is a preference row (%s) with two answers; method supervised trains on one: use "
+                         "method.type dpo or preference", (long long)line, field, gd_row_format_name(row->format));
+}
+
+static bool encode_and_keep(struct loader *loader, const struct gd_row *row, int64_t line, struct gd_error *err)
+{
+    struct gd_chat_encoding sides[2] = {0};
+    int wanted = loader->options->pairs ? 2 : 1, made = 0;
+    bool ok = true;
+    while (made < wanted && ok) {
+        ok = gd_row_encode(loader->chat, row, made == 1, &sides[made], err);
+        made += ok;
+    }
+    if (ok)
+        ok = keep_row(loader, line, sides, made, err);
+    else
+        gd_error_context(err, "line %lld", (long long)line);
+    for (int s = 0; s < made; s++)
+        gd_chat_encoding_release(&sides[s]);
+    return ok;
 }
 
 static bool read_row(struct loader *loader, const char *text, size_t length, int64_t line, struct gd_error *err)
 {
     struct gd_row row;
-    struct gd_chat_encoding encoding;
     if (!gd_row_parse(&row, text, length, line, err))
         return false;
-    bool ok = encode_row(loader, &row, &encoding, err);
-    if (ok) {
-        ok = keep_row(loader, line, &encoding, err);
-        gd_chat_encoding_release(&encoding);
-    } else {
-        gd_error_context(err, "line %lld", (long long)line);
-    }
+    bool ok = check_kind(&row, loader->options->pairs, line, err) && encode_and_keep(loader, &row, line, err);
     gd_row_release(&row);
     return ok;
 }
@@ -180,6 +242,7 @@ bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_
                      const struct gd_dataset_options *options, struct gd_error *err)
 {
     struct owned *owned = gd_alloc(sizeof *owned);
+    owned->dataset.pairs = options->pairs;
     struct loader loader = {.owned = owned, .chat = chat, .options = options};
     bool ok = gd_lines_each(path, on_line, &loader, err);
     if (ok && loader.overlong_count > 0 && options->overlong == GD_OVERLONG_REFUSE)

@@ -21,8 +21,9 @@
 enum gd_overlong { GD_OVERLONG_REFUSE, GD_OVERLONG_TRUNCATE, GD_OVERLONG_DROP };
 
 struct gd_dataset_options {
-    int context;                 /* longest row in tokens */
+    int context;                 /* longest segment in tokens: a row, or each side of a pair */
     enum gd_overlong overlong;
+    bool pairs;                  /* rows must have two answers; else one. A row of the other kind is an error */
     /* Called now and then with rows done (of the file's rows when known, else 0); false stops. May be NULL. */
     bool (*progress)(void *context, int64_t rows_done, int64_t rows_total);
     void *progress_context;
@@ -31,13 +32,15 @@ struct gd_dataset_options {
 struct gd_dataset_row {
     int64_t line;
     int64_t offset;              /* into tokens / weights */
-    int32_t length;
+    int32_t length;              /* of a pair: both sides, the chosen one first, each with the prompt */
     int32_t trained;             /* tokens with weight != 0 as targets */
+    int32_t chosen;              /* of a pair: tokens of the chosen side; 0: no pair */
 };
 
 struct gd_dataset {
     int32_t *tokens;
     float *weights;              /* weight of each token as a target (its own, not shifted) */
+    bool pairs;                  /* every row is two segments */
     struct gd_dataset_row *rows;
     int64_t row_count, token_count, trained_token_count;
     int64_t dropped_rows, truncated_rows, truncated_tokens, untrained_rows; /* untrained: kept out, counted */
@@ -50,16 +53,20 @@ GD_MUST_CHECK bool gd_dataset_open(struct gd_dataset **out, const char *path, co
                                    const struct gd_dataset_options *options, struct gd_error *err);
 void gd_dataset_destroy(struct gd_dataset *dataset);
 
+/* A row as tokens with loss weights; `rejected` takes the other side of a pair. */
+GD_MUST_CHECK bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, bool rejected,
+                                 struct gd_chat_encoding *encoding, struct gd_error *err);
+
 /* One packed micro-batch. T = capacity; rows beyond `used` are padding (label -100, weight 0). */
 struct gd_batch {
     int capacity, used;          /* tokens */
-    int segment_count;           /* rows in it */
+    int segment_count;           /* rows in it; with pairs twice as many: chosen, rejected, chosen, ... */
     int32_t *ids;                /* [capacity] */
     int32_t *positions;          /* [capacity], restarting at 0 in each segment */
     int32_t *cu_seqlens;         /* [segment_max + 1], tail repeats `used` */
     int32_t *labels;             /* [capacity]: the next token of the same segment, -100 where none or weight 0 */
     float *weights;              /* [capacity]: weight of labels[t] */
-    int64_t *row_index;          /* [segment_count]: rows of the dataset */
+    int64_t *row_index;          /* [rows in it]: rows of the dataset */
     int segment_max;
 };
 void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max);
@@ -73,8 +80,8 @@ void gd_epoch_order(int64_t *order, int64_t row_count, uint64_t seed, int epoch)
 /*
  * An optimiser step takes batch_size rows (the next ones in epoch order; the last step of an epoch may have
  * fewer) and divides them into `leaf_count` leaves (row i of the step to leaf i % leaf_count); inside a leaf rows are packed first-fit in
- * order into micro-batches of at most token_budget tokens and GD_BATCH_SEGMENTS_MAX rows (a longer row is alone). Pure
- * function of its arguments.
+ * order into micro-batches of at most token_budget tokens and GD_BATCH_SEGMENTS_MAX segments (a longer row is alone; both
+ * sides of a pair stay together). Pure function of its arguments.
  * Fills micro_begin[m]: where micro-batch m starts in `rows` (reordered by leaf), leaf_of[m]. Returns the number of micro-batches.
  */
 int gd_step_pack(const struct gd_dataset *dataset, const int64_t *step_rows, int step_row_count, int leaf_count,

@@ -42,14 +42,14 @@ static int pack_leaf(const struct gd_dataset *dataset, const int64_t *rows, int 
 {
     int *bin = gd_alloc_array((size_t)count + 1, sizeof(int)), *begin = gd_alloc_array((size_t)count + 1, sizeof(int));
     int64_t *used = gd_alloc_array((size_t)count + 1, sizeof(int64_t));
-    int bins = 0, first_open = 0;
+    int bins = 0, first_open = 0, most = GD_BATCH_SEGMENTS_MAX / (dataset->pairs ? 2 : 1);
     memset(sizes, 0, (size_t)count * sizeof *sizes);
     for (int i = 0; i < count; i++) {
         int length = dataset->rows[rows[i]].length;
-        while (first_open < bins && (used[first_open] >= token_budget || sizes[first_open] == GD_BATCH_SEGMENTS_MAX))
+        while (first_open < bins && (used[first_open] >= token_budget || sizes[first_open] == most))
             first_open++; /* full ones stay full */
         int target = first_open;
-        while (target < bins && (used[target] + length > token_budget || sizes[target] == GD_BATCH_SEGMENTS_MAX))
+        while (target < bins && (used[target] + length > token_budget || sizes[target] == most))
             target++;
         bins += target == bins;
         used[target] += length;
@@ -113,33 +113,40 @@ void gd_batch_release(struct gd_batch *batch)
     memset(batch, 0, sizeof(*batch));
 }
 
+static void append_segment(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t offset, int32_t length)
+{
+    const int32_t *tokens = dataset->tokens + offset;
+    const float *weights = dataset->weights + offset;
+    int at = batch->used;
+    assert(at + length <= batch->capacity && batch->segment_count < batch->segment_max);
+    for (int i = 0; i < length; i++, at++) {
+        bool trained = i + 1 < length && weights[i + 1] != 0;
+        batch->ids[at] = tokens[i];
+        batch->positions[at] = i;
+        batch->labels[at] = trained ? tokens[i + 1] : -100;
+        batch->weights[at] = trained ? weights[i + 1] : 0;
+    }
+    batch->used = at;
+    batch->cu_seqlens[++batch->segment_count] = at;
+}
+
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
                    int capacity)
 {
-    int at = 0;
     assert(row_count <= batch->segment_max);
     batch->capacity = capacity;
-    batch->segment_count = row_count;
+    batch->segment_count = batch->used = 0;
     batch->cu_seqlens[0] = 0;
-    for (int s = 0; s < row_count; s++) {
-        const struct gd_dataset_row *row = &dataset->rows[row_index[s]];
-        const int32_t *tokens = dataset->tokens + row->offset;
-        const float *weights = dataset->weights + row->offset;
-        assert(at + row->length <= capacity);
-        batch->row_index[s] = row_index[s];
-        for (int i = 0; i < row->length; i++, at++) {
-            bool trained = i + 1 < row->length && weights[i + 1] != 0;
-            batch->ids[at] = tokens[i];
-            batch->positions[at] = i;
-            batch->labels[at] = trained ? tokens[i + 1] : -100;
-            batch->weights[at] = trained ? weights[i + 1] : 0;
-        }
-        batch->cu_seqlens[s + 1] = at;
+    for (int r = 0; r < row_count; r++) {
+        const struct gd_dataset_row *row = &dataset->rows[row_index[r]];
+        batch->row_index[r] = row_index[r];
+        if (row->chosen > 0)
+            append_segment(batch, dataset, row->offset, row->chosen);
+        append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen);
     }
-    batch->used = at;
-    for (int s = row_count; s < batch->segment_max; s++)
-        batch->cu_seqlens[s + 1] = at;
-    for (; at < capacity; at++) {
+    for (int s = batch->segment_count; s < batch->segment_max; s++)
+        batch->cu_seqlens[s + 1] = batch->used;
+    for (int at = batch->used; at < capacity; at++) {
         batch->ids[at] = 0;
         batch->positions[at] = 0;
         batch->labels[at] = -100;

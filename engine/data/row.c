@@ -104,24 +104,32 @@ bool gd_row_parse_pair(struct gd_row *row, struct gd_error *err)
            gd_fail_param(err, GD_INVALID, "completion", "completion is empty: there is nothing to learn from this row");
 }
 
-/* A row's format is the one whose key it has. */
+/* A row's format is the one whose key it has; `shared`: a later key that it has as well. */
 static const struct format {
     const char *key;
     enum gd_row_format format;
     bool (*parse)(struct gd_row *row, struct gd_error *err);
+    const char *shared;
 } formats[] = {
-    {"messages", GD_ROW_CHAT, gd_row_parse_chat},
-    {"conversations", GD_ROW_SHAREGPT, gd_row_parse_sharegpt},
-    {"instruction", GD_ROW_ALPACA, gd_row_parse_alpaca},
-    {"prompt", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair},
-    {"completion", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair},
+    {"chosen", GD_ROW_CHOSEN_REJECTED, gd_row_parse_chosen_rejected, "prompt"},
+    {"rejected", GD_ROW_CHOSEN_REJECTED, gd_row_parse_chosen_rejected, "prompt"},
+    {"preferred_output", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
+    {"non_preferred_output", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
+    {"preferred_completion", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
+    {"non_preferred_completion", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
+    {"messages", GD_ROW_CHAT, gd_row_parse_chat, NULL},
+    {"conversations", GD_ROW_SHAREGPT, gd_row_parse_sharegpt, NULL},
+    {"instruction", GD_ROW_ALPACA, gd_row_parse_alpaca, NULL},
+    {"prompt", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair, NULL},
+    {"completion", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair, NULL},
 };
 
 static bool find_format(const cJSON *tree, const struct format **out, struct gd_error *err)
 {
     *out = NULL;
     for (size_t i = 0; i < GD_COUNT(formats); i++) {
-        if (gd_json_find(tree, formats[i].key) == NULL)
+        bool shared = *out != NULL && (*out)->shared != NULL && strcmp((*out)->shared, formats[i].key) == 0;
+        if (shared || gd_json_find(tree, formats[i].key) == NULL)
             continue;
         if (*out != NULL && (*out)->format != formats[i].format)
             return gd_fail_param(err, GD_INVALID, formats[i].key,
@@ -142,7 +150,8 @@ static bool find_format(const cJSON *tree, const struct format **out, struct gd_
     }
     return gd_fail_param(err, GD_INVALID, "row",
                          "not a known row: give messages, or prompt and completion, or instruction and output, or "
-                         "conversations%s%s%s", nearest != NULL ? " (did you mean '" : "", nearest != NULL ? nearest : "",
+                         "conversations, or input, preferred_output and non_preferred_output, or prompt, chosen and "
+                         "rejected%s%s%s", nearest != NULL ? " (did you mean '" : "", nearest != NULL ? nearest : "",
                          nearest != NULL ? "'?)" : "");
 }
 

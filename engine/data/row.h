@@ -24,28 +24,37 @@
     X(CHAT,              "chat")              /* {"messages":[..],"tools":[..]} */    \
     X(PROMPT_COMPLETION, "prompt_completion") /* {"prompt":"..","completion":".."} */ \
     X(ALPACA,            "alpaca")            /* {"instruction","input","output"} */  \
-    X(SHAREGPT,          "sharegpt")          /* {"conversations":[{"from","value"}]} */
+    X(SHAREGPT,          "sharegpt")          /* {"conversations":[{"from","value"}]} */  \
+    X(PREFERENCE,        "preference")        /* {"input":{..},"preferred_output":[..],"non_preferred_output":[..]} */ \
+    X(CHOSEN_REJECTED,   "chosen_rejected")   /* {"prompt":..,"chosen":..,"rejected":..} */
 
 #define GD_ROW_FORMAT_ENUM(name, wire) GD_ROW_##name,
 enum gd_row_format { GD_ROW_FORMAT_LIST(GD_ROW_FORMAT_ENUM) GD_ROW_FORMAT_COUNT };
 #undef GD_ROW_FORMAT_ENUM
 const char *gd_row_format_name(enum gd_row_format format);
 
-/* An unknown field is an error in chat and prompt_completion rows. Alpaca and ShareGPT files carry columns of their own;
- * there only one that looks like a misspelt field is. All formats become one of two shapes: messages (chat, alpaca,
- * sharegpt) or prompt + completion. */
+/* An unknown field is an error in chat, prompt_completion and preference rows. The other files carry columns of their own;
+ * there only one that looks like a misspelt field is. All formats become one of two shapes: messages or prompt +
+ * completion. A row with two answers (preference, chosen_rejected) holds the chosen one there, and the other one in
+ * rejected_messages or rejected. */
 struct gd_row {
     enum gd_row_format format;
     cJSON *tree;               /* owned */
     cJSON *messages;           /* owned by tree, or NULL; OpenAI shape after normalisation */
     const cJSON *tools;        /* or NULL */
     const char *prompt, *completion; /* or NULL */
+    cJSON *rejected_messages;  /* owned by tree, or NULL */
+    const char *rejected;      /* or NULL */
 };
 
 /* text: one line without its newline. line: 1-based, for errors. purpose is training (an assistant turn is required). */
 GD_MUST_CHECK bool gd_row_parse(struct gd_row *row, const char *text, size_t length, int64_t line,
                                 struct gd_error *err);
 void gd_row_release(struct gd_row *row);
+static inline bool gd_row_is_pair(const struct gd_row *row)
+{
+    return row->rejected_messages != NULL || row->rejected != NULL;
+}
 
 struct gd_row_problem {
     int64_t line;

@@ -19,18 +19,22 @@
 /* What the batch carries, as graph inputs. */
 struct gd_objective_inputs {
     struct gd_value *labels;   /* i32 [T]: the token to predict from each row, -100 = none */
-    struct gd_value *weights;  /* f32 [T]: weight of each label, already divided by the step's divisor */
+    struct gd_value *weights;  /* f32 [T]: weight of each label; without pairs already divided by the step's divisor */
+    struct gd_value *cu_seqlens;   /* i32 [S+1]: segments */
+    struct gd_value *segment_loss; /* handle of a struct gd_segment_loss; NULL without pairs */
 };
 
 struct gd_objective_outputs {
     struct gd_value *loss;     /* f32 [1]: the sum over the batch; gradients flow from here */
     struct gd_value *logprob;  /* f32 [T]: log p(labels[t]) */
     struct gd_value *argmax;   /* i32 [T]: most likely token, -1 where there is no label */
+    struct gd_value *segments; /* f32 [S]: weighted log p of each segment; NULL without pairs */
 };
 
 struct gd_objective {
-    const char *name;          /* "supervised": method.type */
+    const char *name;          /* "supervised" */
     const char *paper;
+    bool pairs;                /* a row is two segments: the chosen answer, then the rejected one */
     void (*build)(struct gd_graph *g, struct gd_value *hidden, struct gd_value *head,
                   const struct gd_objective_inputs *inputs, struct gd_objective_outputs *outputs);
 };

@@ -2,12 +2,14 @@
 
 #include "engine/base/alloc.h"
 
-#include <assert.h>
 #include <string.h>
+
+/* A reference pass is the model without its graft, up to the log-probabilities of the segments. */
+enum kind { EVALUATION, TRAINING, REFERENCE };
 
 struct gd_pass {
     int tokens;
-    bool training;
+    enum kind kind;
     struct gd_graph *graph;
     struct gd_plan *plan;
     struct gd_model_inputs inputs;
@@ -18,9 +20,11 @@ struct gd_pass {
 };
 
 void gd_passes_init(struct gd_passes *passes, const struct gd_model *model, const struct gd_graft *graft,
-                    const struct gd_objective *objective, enum gd_dtype act, float *block, float *grad)
+                    const struct gd_objective *objective, const struct gd_preference *preference, enum gd_dtype act,
+                    float *block, float *grad)
 {
-    *passes = (struct gd_passes){.model = model, .graft = graft, .objective = objective, .act = act, .block = block, .grad = grad};
+    *passes = (struct gd_passes){.model = model, .graft = graft, .objective = objective, .preference = preference, .act = act,
+                                 .block = block, .grad = grad};
 }
 
 static void pass_destroy(struct gd_pass *pass)
@@ -40,49 +44,71 @@ void gd_passes_release(struct gd_passes *passes)
     memset(passes, 0, sizeof(*passes));
 }
 
+/* The loss over the model's last hidden states, with the graft's sites unless it is the reference's. */
+static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
+{
+    static const struct gd_sites bare;
+    struct gd_graph *g = pass->graph;
+    struct gd_objective_inputs *inputs = &pass->objective_inputs;
+    gd_model_inputs_create(&pass->inputs, g, passes->model, pass->tokens, GD_BATCH_SEGMENTS_MAX, false);
+    inputs->labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
+    inputs->weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
+    inputs->cu_seqlens = pass->inputs.cu_seqlens;
+    if (passes->objective->pairs)
+        inputs->segment_loss = gd_graph_handle(g, "segment_loss");
+    if (pass->kind != REFERENCE)
+        gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
+    struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, pass->kind == REFERENCE ? &bare : &pass->graft.sites);
+    passes->objective->build(g, hidden, gd_model_head(g, passes->model), inputs, &pass->outputs);
+}
+
+static bool plan(struct gd_passes *passes, struct gd_pass *pass, struct gd_error *err)
+{
+    int param_count = passes->graft->param_count, wanted_count = 0;
+    struct gd_value **wanted = gd_alloc_array((size_t)param_count + 3, sizeof(struct gd_value *));
+    if (pass->kind != REFERENCE) {
+        wanted[wanted_count++] = pass->outputs.loss;
+        wanted[wanted_count++] = pass->outputs.argmax;
+    } else {
+        wanted[wanted_count++] = pass->outputs.segments;
+    }
+    for (int i = 0; pass->kind == TRAINING && i < param_count; i++)
+        if (pass->grads[i] != NULL)
+            wanted[wanted_count++] = pass->grads[i];
+    bool ok = gd_plan_create(&pass->plan, pass->graph, wanted, wanted_count, false, err);
+    gd_free(wanted);
+    return ok;
+}
+
 static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd_error *err)
 {
     int param_count = passes->graft->param_count;
     if (!gd_graph_create(&pass->graph, passes->act, err))
         return false;
-    struct gd_graph *g = pass->graph;
-    gd_model_inputs_create(&pass->inputs, g, passes->model, pass->tokens, GD_BATCH_SEGMENTS_MAX, false);
-    pass->objective_inputs.labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
-    pass->objective_inputs.weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
-    gd_graft_training_sites(&pass->graft, g, passes->graft, pass->training);
-    struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, &pass->graft.sites);
-    passes->objective->build(g, hidden, gd_model_head(g, passes->model), &pass->objective_inputs, &pass->outputs);
-    if (!gd_graph_ok(g, err))
+    build_loss(passes, pass);
+    if (!gd_graph_ok(pass->graph, err))
         return false;
-
     pass->grads = gd_alloc_array((size_t)param_count, sizeof(struct gd_value *));
-    if (pass->training && !gd_graph_gradient(g, pass->outputs.loss, pass->graft.params, param_count, pass->grads, err))
+    if (pass->kind == TRAINING &&
+        !gd_graph_gradient(pass->graph, pass->outputs.loss, pass->graft.params, param_count, pass->grads, err))
         return false;
-    struct gd_value **wanted = gd_alloc_array((size_t)param_count + 3, sizeof(struct gd_value *));
-    int wanted_count = 0;
-    wanted[wanted_count++] = pass->outputs.loss;
-    wanted[wanted_count++] = pass->outputs.argmax;
-    for (int i = 0; pass->training && i < param_count; i++)
-        if (pass->grads[i] != NULL)
-            wanted[wanted_count++] = pass->grads[i];
-    bool ok = gd_plan_create(&pass->plan, g, wanted, wanted_count, false, err);
-    gd_free(wanted);
-    if (!ok)
+    if (!plan(passes, pass, err))
         return false;
 
     gd_plan_bind(pass->plan, pass->inputs.inv_freq, passes->model->config.inv_freq);
-    for (int i = 0; i < param_count; i++) {
+    for (int i = 0; pass->kind != REFERENCE && i < param_count; i++) {
         gd_plan_bind(pass->plan, pass->graft.params[i], passes->block + passes->graft->params[i].offset);
-        if (pass->training && pass->grads[i] != NULL)
+        if (pass->kind == TRAINING && pass->grads[i] != NULL)
             gd_plan_bind(pass->plan, pass->grads[i], passes->grad + passes->graft->params[i].offset);
     }
     return true;
 }
 
-static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, bool training, struct gd_error *err)
+static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, enum kind kind, struct gd_error *err)
 {
+    static const char *const names[] = {[EVALUATION] = "evaluation", [TRAINING] = "training", [REFERENCE] = "reference"};
     for (int i = 0; i < passes->pass_count; i++)
-        if (passes->pass[i]->tokens == tokens && passes->pass[i]->training == training)
+        if (passes->pass[i]->tokens == tokens && passes->pass[i]->kind == kind)
             return passes->pass[i];
     if (passes->pass_count == GD_PASS_BUCKETS_MAX) {
         pass_destroy(passes->pass[0]);
@@ -91,9 +117,9 @@ static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, bool train
     }
     struct gd_pass *pass = gd_alloc(sizeof(*pass));
     pass->tokens = tokens;
-    pass->training = training;
+    pass->kind = kind;
     if (!pass_build(passes, pass, err)) {
-        gd_error_context(err, "build a %s pass of %d tokens", training ? "training" : "evaluation", tokens);
+        gd_error_context(err, "build a %s pass of %d tokens", names[kind], tokens);
         pass_destroy(pass);
         return NULL;
     }
@@ -114,19 +140,27 @@ static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error
     return true;
 }
 
+static bool has_reference(const struct gd_passes *passes)
+{
+    return passes->objective->pairs && passes->preference->loss->reference;
+}
+
 bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, struct gd_error *err)
 {
-    struct gd_pass *pass = pass_get(passes, gd_token_bucket(tokens), training, err);
-    if (pass == NULL)
+    int bucket = gd_token_bucket(tokens);
+    struct gd_pass *reference = has_reference(passes) ? pass_get(passes, bucket, REFERENCE, err) : NULL;
+    struct gd_pass *pass = pass_get(passes, bucket, training ? TRAINING : EVALUATION, err);
+    if (pass == NULL || (has_reference(passes) && reference == NULL))
         return false;
     *arena_bytes = gd_plan_arena_bytes(pass->plan);
+    if (reference != NULL && gd_plan_arena_bytes(reference->plan) > *arena_bytes)
+        *arena_bytes = gd_plan_arena_bytes(reference->plan);
     return ensure_arena(passes, *arena_bytes, err);
 }
 
-bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, int32_t *dropout_key,
-                   const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err)
+static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_batch *batch, int32_t *dropout_key,
+                     const struct gd_run_options *options, struct gd_error *err)
 {
-    struct gd_pass *pass = pass_get(passes, batch->capacity, training, err);
     if (pass == NULL || !ensure_arena(passes, gd_plan_arena_bytes(pass->plan), err))
         return false;
     gd_plan_attach(pass->plan, passes->arena);
@@ -135,12 +169,48 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     gd_plan_bind(pass->plan, pass->inputs.cu_seqlens, batch->cu_seqlens);
     gd_plan_bind(pass->plan, pass->objective_inputs.labels, batch->labels);
     gd_plan_bind(pass->plan, pass->objective_inputs.weights, batch->weights);
+    if (pass->objective_inputs.segment_loss != NULL)
+        gd_plan_bind(pass->plan, pass->objective_inputs.segment_loss, &passes->segment_loss);
     if (pass->graft.dropout_key != NULL)
         gd_plan_bind(pass->plan, pass->graft.dropout_key, dropout_key);
-    if (!gd_plan_run(pass->plan, options, err))
+    return gd_plan_run(pass->plan, options, err);
+}
+
+/* What the loss over pairs needs to know of this batch; the reference's log-probabilities come from a pass of its own. */
+static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, double scale, const struct gd_run_options *options,
+                        struct gd_error *err)
+{
+    struct gd_preference_batch *pairs = &passes->pairs;
+    *pairs = (struct gd_preference_batch){.preference = passes->preference, .pairs = batch->segment_count / 2, .scale = scale};
+    passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
+    for (int s = 0; s < batch->segment_count; s++)
+        for (int t = batch->cu_seqlens[s]; t < batch->cu_seqlens[s + 1]; t++)
+            pairs->tokens[s] += batch->labels[t] >= 0;
+    if (!has_reference(passes))
+        return true;
+    struct gd_pass *pass = pass_get(passes, batch->capacity, REFERENCE, err);
+    if (!run_pass(passes, pass, batch, NULL, options, err))
+        return false;
+    memcpy(pairs->reference, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
+    return true;
+}
+
+bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale, int32_t *dropout_key,
+                   const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err)
+{
+    if (passes->objective->pairs) {
+        if (!begin_pairs(passes, batch, scale, options, err))
+            return false;
+    } else {
+        for (int t = 0; t < batch->used; t++)
+            batch->weights[t] *= (float)scale;
+    }
+    struct gd_pass *pass = pass_get(passes, batch->capacity, training ? TRAINING : EVALUATION, err);
+    if (!run_pass(passes, pass, batch, dropout_key, options, err))
         return false;
 
-    *result = (struct gd_pass_result){.loss = *(const float *)gd_plan_data(pass->plan, pass->outputs.loss)};
+    *result = (struct gd_pass_result){.loss = *(const float *)gd_plan_data(pass->plan, pass->outputs.loss),
+                                      .pairs = passes->pairs.sums};
     const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
     for (int t = 0; t < batch->used; t++) {
         if (batch->labels[t] < 0)

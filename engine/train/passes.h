@@ -1,7 +1,8 @@
 /*
  * passes.h - one packed micro-batch forward (and backward): a graph and a plan for each bucket of tokens.
  *
- * Why      The trainer thinks in micro-batches; graphs, plans and the arena that they share are kept here.
+ * Why      The trainer thinks in micro-batches; graphs, plans and the arena that they share are kept here. A loss over
+ *          pairs that has a reference runs the bare model over the same micro-batch first.
  * Memory   Owns graphs, plans, arena. Borrows model, graft, and the flat blocks.
  * Threads  engine thread
  * Errors   GD_NO_MEMORY with the sizes, GD_CANCELLED from the hook, errors of ops.
@@ -14,6 +15,8 @@
 #include "engine/adapter/adapter.h"
 #include "engine/data/dataset.h"
 #include "engine/objective/objective.h"
+#include "engine/objective/preference.h"
+#include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
 
 #define GD_PASS_BUCKETS_MAX 64
@@ -24,6 +27,9 @@ struct gd_passes {
     const struct gd_model *model;
     const struct gd_graft *graft;
     const struct gd_objective *objective;
+    const struct gd_preference *preference; /* with an objective over pairs; else NULL */
+    struct gd_preference_batch pairs;       /* of the newest run */
+    struct gd_segment_loss segment_loss;
     enum gd_dtype act;
     float *block;               /* parameters */
     float *grad;                /* gradient of one micro-batch, same layout */
@@ -34,18 +40,22 @@ struct gd_passes {
 };
 
 struct gd_pass_result {
-    double loss;                /* sum of weighted -log p */
+    double loss;                /* sum of weighted -log p, or of the pairs' losses, times scale */
     int64_t labelled, correct;  /* tokens with a label; of these, argmax == label */
+    struct gd_preference_sums pairs; /* zero without pairs */
 };
 
 void gd_passes_init(struct gd_passes *passes, const struct gd_model *model, const struct gd_graft *graft,
-                    const struct gd_objective *objective, enum gd_dtype act, float *block, float *grad);
+                    const struct gd_objective *objective, const struct gd_preference *preference, enum gd_dtype act,
+                    float *block, float *grad);
 void gd_passes_release(struct gd_passes *passes);
 /* Builds the pass for `tokens` now and returns its arena need (an account before the first step). */
 GD_MUST_CHECK bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes,
                                      struct gd_error *err);
-/* dropout_key: i32 [4], used by training passes. Gradients are written to passes->grad (training only). */
-GD_MUST_CHECK bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, int32_t *dropout_key,
-                                 const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err);
+/* scale: 1 / the step's divisor; without pairs the batch's weights are multiplied by it. dropout_key: i32 [4], used by
+ * training passes. Gradients are written to passes->grad (training only). */
+GD_MUST_CHECK bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale,
+                                 int32_t *dropout_key, const struct gd_run_options *options, struct gd_pass_result *result,
+                                 struct gd_error *err);
 
 #endif

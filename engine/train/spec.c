@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define HYPER "method.supervised.hyperparameters"
+#define DPO_BETA_MAX 2.0 /* OpenAI's */
 
 void gd_job_spec_release(struct gd_job_spec *spec)
 {
@@ -68,15 +68,20 @@ static bool get_auto_number(const cJSON *object, const char *path, const char *k
     return is_auto(object, key) || gd_json_get_number(object, path, key, false, min, max, out, err);
 }
 
-static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object, const char *path, bool extensions,
+/* OpenAI's members alone (the deprecated place), those and the extensions, or all of them with dpo's beta. */
+enum members { STANDARD, EXTENDED, EXTENDED_DPO };
+
+static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object, const char *path, enum members members,
                                   struct gd_error *err)
 {
     static const char *const standard[] = {"batch_size", "learning_rate_multiplier", "n_epochs", NULL};
-    static const char *const all[] = {"batch_size", "learning_rate_multiplier", "n_epochs", "learning_rate", "weight_decay",
+    const char *const all[] = {"batch_size", "learning_rate_multiplier", "n_epochs", "learning_rate", "weight_decay",
                                       "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "lr_scheduler_type",
                                       "warmup_ratio", "max_steps", "gradient_leaves", "tokens_per_batch", "eval_interval",
-                                      "checkpoint_interval", NULL};
-    if (!gd_json_only_known(object, path, extensions ? all : standard, err))
+                                      "checkpoint_interval", members == EXTENDED_DPO ? "beta" : NULL, NULL};
+    if (!gd_json_only_known(object, path, members == STANDARD ? standard : all, err) ||
+        (members == EXTENDED_DPO && !get_auto_number(object, path, "beta", spec->preference.loss->range[GD_PREFERENCE_BETA].min,
+                                                     DPO_BETA_MAX, &spec->preference.parameter[GD_PREFERENCE_BETA], err)))
         return false;
     int schedule = (int)spec->schedule;
     bool ok = get_auto_int(object, path, "batch_size", 1, 256, &spec->batch_size, err) &&
@@ -108,35 +113,66 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
     return ok;
 }
 
+static const char *const method_names[] = {"supervised", "dpo", "preference"};
+
+/* The member of the method's name, which alone may stand beside type. */
+static bool find_options(const cJSON *method, const char *type, const cJSON **options, struct gd_error *err)
+{
+    const char *const known[] = {"type", "supervised", "dpo", "preference", NULL};
+    if (!gd_json_only_known(method, "method", known, err))
+        return false;
+    for (size_t i = 0; i < GD_COUNT(method_names); i++) {
+        const cJSON *other = gd_json_find(method, method_names[i]);
+        char param[32];
+        snprintf(param, sizeof param, "method.%s", method_names[i]);
+        if (other != NULL && !cJSON_IsNull(other) && strcmp(type, method_names[i]) != 0)
+            return gd_fail_param(err, GD_INVALID, param, "%s belongs to method type '%s', but method.type is '%s'", param,
+                                 method_names[i], type);
+    }
+    return gd_json_get_object(method, "method", type, false, options, err);
+}
+
+/* The loss of the method; the members beside "hyperparameters" are checked. */
+static bool parse_options(struct gd_job_spec *spec, const cJSON *options, const char *path, struct gd_error *err)
+{
+    static const char *const known[] = {"hyperparameters", NULL};
+    if (strcmp(spec->method, "preference") == 0) {
+        if (options == NULL)
+            return gd_fail_param(err, GD_MISSING, "method.preference", "method.preference is missing: it names the loss");
+        return gd_preference_parse(&spec->preference, options, path, err);
+    }
+    if (strcmp(spec->method, "dpo") == 0)
+        gd_preference_default(&spec->preference, gd_preference_find("dpo"));
+    return options == NULL || gd_json_only_known(options, path, known, err);
+}
+
 static bool parse_method(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
 {
-    const cJSON *method = NULL, *supervised = NULL, *nested = NULL, *top = NULL;
-    static const char *const known[] = {"type", "supervised", NULL};
-    static const char *const known_supervised[] = {"hyperparameters", NULL};
+    const cJSON *method = NULL, *options = NULL, *nested = NULL, *top = NULL;
     const char *type = "supervised";
+    char path[64], hyper[96];
     if (!gd_json_get_object(body, "", "method", false, &method, err) ||
-        !gd_json_get_object(body, "", "hyperparameters", false, &top, err))
+        !gd_json_get_object(body, "", "hyperparameters", false, &top, err) ||
+        (method != NULL && !gd_json_get_string(method, "method", "type", true, 1, 64, &type, err)))
         return false;
-    if (method != NULL) {
-        if (!gd_json_get_string(method, "method", "type", true, 1, 64, &type, err))
-            return false;
-        if (strcmp(type, "supervised") != 0)
-            return gd_fail_param(err, GD_UNSUPPORTED, "method.type",
-                                 "method type '%s' is not supported by this version; 'supervised' is", type);
-        if (!gd_json_only_known(method, "method", known, err) ||
-            !gd_json_get_object(method, "method", "supervised", false, &supervised, err))
-            return false;
-    }
-    if (supervised != NULL && (!gd_json_only_known(supervised, "method.supervised", known_supervised, err) ||
-                               !gd_json_get_object(supervised, "method.supervised", "hyperparameters", false, &nested, err)))
+    bool found = false;
+    for (size_t i = 0; i < GD_COUNT(method_names); i++)
+        found |= strcmp(method_names[i], type) == 0;
+    if (!found)
+        return gd_fail_param(err, GD_UNSUPPORTED, "method.type",
+                             "method type '%s' is not supported by this version; 'supervised', 'dpo' and 'preference' are", type);
+    snprintf(spec->method, sizeof(spec->method), "%s", type);
+    snprintf(path, sizeof path, "method.%s", type);
+    snprintf(hyper, sizeof hyper, "%s.hyperparameters", path);
+    if ((method != NULL && !find_options(method, type, &options, err)) || !parse_options(spec, options, path, err) ||
+        (options != NULL && !gd_json_get_object(options, path, "hyperparameters", false, &nested, err)))
         return false;
     if (top != NULL && nested != NULL)
         return gd_fail_param(err, GD_INVALID, "hyperparameters",
-                             "hyperparameters and " HYPER " are both given; the first is deprecated: keep the second");
-    snprintf(spec->method, sizeof(spec->method), "%s", type);
+                             "hyperparameters and %s are both given; the first is deprecated: keep the second", hyper);
     if (nested != NULL)
-        return parse_hyperparameters(spec, nested, HYPER, true, err);
-    return top == NULL || parse_hyperparameters(spec, top, "hyperparameters", false, err);
+        return parse_hyperparameters(spec, nested, hyper, strcmp(type, "dpo") == 0 ? EXTENDED_DPO : EXTENDED, err);
+    return top == NULL || parse_hyperparameters(spec, top, "hyperparameters", STANDARD, err);
 }
 
 static bool parse_data(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
@@ -209,6 +245,7 @@ static int clamp_int(int64_t value, int min, int max)
 bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens, int model_width, int model_context,
                          struct gd_error *err)
 {
+    bool preference = spec->preference.loss != NULL;
     if (rows < 1)
         return gd_fail_param(err, GD_BAD_FILE, "training_file", "the training file has no row with a token to train");
     if (spec->max_length == 0)
@@ -225,12 +262,14 @@ bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens,
     if (spec->batch_size > rows)
         spec->batch_size = (int)rows;
     if (spec->n_epochs == 0)
-        spec->n_epochs = clamp_int((2000 + rows / 2) / rows, 1, 10);
+        spec->n_epochs = clamp_int((2000 + rows / 2) / rows, 1, preference ? 3 : 10);
     if (spec->learning_rate == 0) {
         if (spec->learning_rate_multiplier == 0)
             spec->learning_rate_multiplier = 1.0;
         double base = 2e-4 * sqrt(4096.0 / model_width);
         base = base < 1e-4 ? 1e-4 : base > 1e-3 ? 1e-3 : base;
+        if (preference) /* away from a reference that is good already: small steps */
+            base /= 10;
         spec->learning_rate = base * spec->learning_rate_multiplier;
     }
     if (spec->leaf_count == 0)
@@ -263,6 +302,8 @@ cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec)
         cJSON_AddNumberToObject(json, "learning_rate_multiplier", spec->learning_rate_multiplier);
     else if (spec->learning_rate == 0)
         cJSON_AddStringToObject(json, "learning_rate_multiplier", "auto");
+    if (strcmp(spec->method, "dpo") == 0)
+        cJSON_AddNumberToObject(json, "beta", spec->preference.parameter[GD_PREFERENCE_BETA]);
     if (!resolved)
         return json;
     cJSON_AddNumberToObject(json, "learning_rate", spec->learning_rate);
@@ -306,7 +347,12 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     add_number_unless_auto(data, "max_length", spec->max_length);
     cJSON *method = cJSON_AddObjectToObject(json, "method");
     cJSON_AddStringToObject(method, "type", spec->method);
-    cJSON *hyper = cJSON_AddObjectToObject(cJSON_AddObjectToObject(method, "supervised"), "hyperparameters");
+    cJSON *options = cJSON_AddObjectToObject(method, spec->method);
+    if (strcmp(spec->method, "preference") == 0)
+        gd_preference_add_json(&spec->preference, options);
+    cJSON *hyper = cJSON_AddObjectToObject(options, "hyperparameters");
+    if (strcmp(spec->method, "dpo") == 0)
+        cJSON_AddNumberToObject(hyper, "beta", spec->preference.parameter[GD_PREFERENCE_BETA]);
     add_number_unless_auto(hyper, "n_epochs", spec->n_epochs);
     add_number_unless_auto(hyper, "batch_size", spec->batch_size);
     /* A resolved rate stands for itself: the multiplier that led to it would exclude it. */

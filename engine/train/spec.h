@@ -13,6 +13,7 @@
 
 #include "engine/adapter/adapter.h"
 #include "engine/data/dataset.h"
+#include "engine/objective/preference.h"
 
 enum gd_schedule { GD_SCHEDULE_CONSTANT, GD_SCHEDULE_LINEAR, GD_SCHEDULE_COSINE };
 
@@ -21,7 +22,8 @@ struct gd_job_spec {
     char *training_file, *validation_file; /* file ids in the API, paths in `graftd run`; validation may be NULL */
     char *suffix;                    /* or NULL */
     int64_t seed;                    /* -1: to be picked by the server and echoed */
-    char method[32];                 /* "supervised" */
+    char method[32];                 /* "supervised", "dpo", "preference" */
+    struct gd_preference preference; /* loss NULL with supervised; dpo: the loss of that name */
     struct gd_adapter_config adapter;
 
     /* 0 / negative = "auto" until resolved */
@@ -54,8 +56,8 @@ void gd_job_spec_release(struct gd_job_spec *spec);
 /* Fills every "auto" by the documented rules (README, "Automatic values") from rows and tokens of the training file. */
 GD_MUST_CHECK bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens, int model_width,
                                        int model_context, struct gd_error *err);
-/* {"n_epochs":..,"batch_size":..,"learning_rate_multiplier":..} for the job's hyperparameters: "auto" where unresolved,
- * and with every extension once resolved. */
+/* {"n_epochs":..,"batch_size":..,"learning_rate_multiplier":..} for the job's hyperparameters (with dpo also "beta"): "auto"
+ * where unresolved, and with every extension once resolved. */
 cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec);
 /* A body that parses to the same spec (checkpoints keep it; resumed jobs read it). */
 cJSON *gd_job_spec_json(const struct gd_job_spec *spec);

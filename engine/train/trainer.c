@@ -95,6 +95,7 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
     struct gd_dataset_options options = {
         .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : trainer->model->config.context,
         .overlong = trainer->spec->overlong,
+        .pairs = trainer->spec->preference.loss != NULL,
         .progress = dataset_progress,
         .progress_context = trainer,
     };
@@ -166,10 +167,9 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     enum gd_dtype act = strcmp(spec->precision, "f32") == 0 ? GD_F32 : strcmp(spec->precision, "bf16") == 0 ? GD_BF16
                                                                                                         : gd_device()->compute;
     strcpy(trainer->spec->precision, act == GD_F32 ? "f32" : "bf16");
-    const struct gd_objective *objective = gd_objective_find(spec->method);
-    if (objective == NULL)
-        return gd_fail_param(err, GD_UNSUPPORTED, "method.type", "method type '%s' is not supported", spec->method);
-    gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, act, trainer->state.block, trainer->grad);
+    const struct gd_objective *objective = gd_objective_find(spec->preference.loss != NULL ? "preference" : "supervised");
+    gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
+                   trainer->grad);
 
     int64_t step_tokens = 0;
     for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
@@ -339,11 +339,14 @@ cJSON *gd_trainer_memory(const struct gd_trainer *trainer)
 
 /* ---- one step ---- */
 
-/* Sum of the loss weights of a row's targets: its first token is nobody's target. */
+/* A row's part of what the step's loss is divided by: the sum of the loss weights of its targets (its first token is
+ * nobody's target); a pair counts as one. */
 static double row_weight(const struct gd_dataset *data, int64_t row)
 {
     const struct gd_dataset_row *entry = &data->rows[row];
     double sum = 0;
+    if (data->pairs)
+        return 1;
     for (int32_t i = 1; i < entry->length; i++)
         sum += data->weights[entry->offset + i];
     return sum;
@@ -388,13 +391,23 @@ static const int64_t *step_rows(struct gd_trainer *trainer, int64_t step, int *c
 struct step_result {
     double loss, grad_norm, learning_rate;
     int64_t labelled, correct, tokens;
+    struct gd_preference_sums pairs;
 };
+
+static void add_pairs(struct gd_preference_sums *sums, const struct gd_preference_sums *more)
+{
+    sums->pairs += more->pairs;
+    sums->preferred += more->preferred;
+    sums->reward_chosen += more->reward_chosen;
+    sums->reward_rejected += more->reward_rejected;
+    sums->logp_chosen += more->logp_chosen;
+    sums->logp_rejected += more->logp_rejected;
+}
 
 static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_count, int micro_count, double total_weight,
                               struct step_result *result, struct gd_error *err)
 {
     struct gd_run_options options = {.between = between_ops, .context = trainer};
-    float scale = (float)(1.0 / total_weight);
     int micro = 0;
     gd_leaves_begin_step(&trainer->leaves);
     for (int leaf = 0; leaf < trainer->spec->leaf_count; leaf++) {
@@ -407,12 +420,10 @@ static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_
             for (int i = begin; i < end; i++)
                 tokens += trainer->train->rows[trainer->packed_rows[i]].length;
             gd_batch_fill(&trainer->batch, trainer->train, rows, end - begin, gd_token_bucket(tokens));
-            for (int t = 0; t < trainer->batch.used; t++)
-                trainer->batch.weights[t] *= scale;
             int32_t key[4] = {(int32_t)(uint32_t)trainer->spec->seed, (int32_t)(uint32_t)((uint64_t)trainer->spec->seed >> 32),
                               (int32_t)step, leaf << 12 | part};
             struct gd_pass_result pass;
-            if (!gd_passes_run(&trainer->passes, true, &trainer->batch, key, &options, &pass, err))
+            if (!gd_passes_run(&trainer->passes, true, &trainer->batch, 1.0 / total_weight, key, &options, &pass, err))
                 return false;
             if (!isfinite(pass.loss))
                 return fail_not_finite(trainer, "the loss", step, rows, end - begin, err);
@@ -423,6 +434,7 @@ static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_
             result->labelled += pass.labelled;
             result->correct += pass.correct;
             result->tokens += tokens;
+            add_pairs(&result->pairs, &pass.pairs);
         }
         gd_leaves_end(&trainer->leaves);
     }
@@ -463,16 +475,18 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
 
 /* ---- evaluation ---- */
 
-static bool evaluate(struct gd_trainer *trainer, double *loss, double *accuracy, struct gd_error *err)
+/* The loss, tokens and pairs of the whole validation file. */
+static bool evaluate(struct gd_trainer *trainer, struct step_result *result, struct gd_error *err)
 {
     const struct gd_dataset *data = trainer->valid;
     struct gd_run_options options = {.between = between_ops, .context = trainer};
-    double loss_sum = 0, weight_sum = 0;
-    int64_t labelled = 0, correct = 0;
+    int most = GD_BATCH_SEGMENTS_MAX / (data->pairs ? 2 : 1);
+    double weight_sum = 0;
     int64_t rows[GD_BATCH_SEGMENTS_MAX];
+    memset(result, 0, sizeof(*result));
     for (int64_t next = 0; next < data->row_count;) {
         int count = 0, tokens = 0;
-        while (next < data->row_count && count < GD_BATCH_SEGMENTS_MAX &&
+        while (next < data->row_count && count < most &&
                (count == 0 || tokens + data->rows[next].length <= trainer->spec->tokens_per_batch)) {
             weight_sum += row_weight(data, next);
             tokens += data->rows[next].length;
@@ -480,14 +494,14 @@ static bool evaluate(struct gd_trainer *trainer, double *loss, double *accuracy,
         }
         struct gd_pass_result pass;
         gd_batch_fill(&trainer->batch, data, rows, count, gd_token_bucket(tokens));
-        if (!gd_passes_run(&trainer->passes, false, &trainer->batch, NULL, &options, &pass, err))
+        if (!gd_passes_run(&trainer->passes, false, &trainer->batch, 1.0, NULL, &options, &pass, err))
             return false;
-        loss_sum += pass.loss;
-        labelled += pass.labelled;
-        correct += pass.correct;
+        result->loss += pass.loss;
+        result->labelled += pass.labelled;
+        result->correct += pass.correct;
+        add_pairs(&result->pairs, &pass.pairs);
     }
-    *loss = loss_sum / weight_sum;
-    *accuracy = labelled > 0 ? (double)correct / (double)labelled : 0.0;
+    result->loss /= weight_sum;
     return true;
 }
 
@@ -539,7 +553,35 @@ static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
 
 /* ---- the loop ---- */
 
-#define METRICS_MAX 16
+#define METRICS_MAX 32
+
+enum part { TRAIN, VALID, FULL_VALID };
+
+/* What is said of a step's rows, or of the validation file's, by their kind. */
+static int add_row_metrics(struct gd_metric *metrics, enum part part, const struct step_result *result)
+{
+    static const char *const loss[] = {"train_loss", "valid_loss", "full_valid_loss"};
+    static const char *const accuracy[] = {"train_mean_token_accuracy", "valid_mean_token_accuracy", "full_valid_mean_token_accuracy"};
+    static const char *const names[][6] = {
+        {"rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "logps_chosen", "logps_rejected"},
+        {"valid_rewards_chosen", "valid_rewards_rejected", "valid_reward_margin", "valid_reward_accuracy", "valid_logps_chosen",
+         "valid_logps_rejected"},
+    };
+    const struct gd_preference_sums *sums = &result->pairs;
+    double pairs = (double)sums->pairs;
+    int count = 0;
+    metrics[count++] = (struct gd_metric){loss[part], result->loss};
+    if (sums->pairs == 0) {
+        metrics[count++] = (struct gd_metric){accuracy[part],
+                                              result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0};
+        return count;
+    }
+    double values[] = {sums->reward_chosen, sums->reward_rejected, sums->reward_chosen - sums->reward_rejected,
+                       (double)sums->preferred, sums->logp_chosen, sums->logp_rejected};
+    for (size_t i = 0; part != FULL_VALID && i < GD_COUNT(values); i++)
+        metrics[count++] = (struct gd_metric){names[part][i], values[i] / pairs};
+    return count;
+}
 
 static bool after_step(struct gd_trainer *trainer, const struct step_result *result, double started, struct gd_error *err)
 {
@@ -547,24 +589,18 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     const struct gd_job_spec *spec = trainer->spec;
     bool last = step == trainer->total_steps;
     double seconds = gd_time_monotonic() - started;
-    struct gd_metric metrics[METRICS_MAX] = {
-        {"train_loss", result->loss},
-        {"train_mean_token_accuracy", result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0},
-        {"learning_rate", result->learning_rate},
-        {"grad_norm", result->grad_norm},
-        {"tokens_per_second", seconds > 0 ? (double)result->tokens / seconds : 0.0},
-    };
-    int count = 5;
+    struct gd_metric metrics[METRICS_MAX];
+    int count = add_row_metrics(metrics, TRAIN, result);
+    metrics[count++] = (struct gd_metric){"learning_rate", result->learning_rate};
+    metrics[count++] = (struct gd_metric){"grad_norm", result->grad_norm};
+    metrics[count++] = (struct gd_metric){"tokens_per_second", seconds > 0 ? (double)result->tokens / seconds : 0.0};
     if (trainer->valid != NULL && (last || step % spec->eval_interval == 0)) {
-        double loss, accuracy;
-        if (!evaluate(trainer, &loss, &accuracy, err))
+        struct step_result valid;
+        if (!evaluate(trainer, &valid, err))
             return false;
-        metrics[count++] = (struct gd_metric){"valid_loss", loss};
-        metrics[count++] = (struct gd_metric){"valid_mean_token_accuracy", accuracy};
-        if (last) {
-            metrics[count++] = (struct gd_metric){"full_valid_loss", loss};
-            metrics[count++] = (struct gd_metric){"full_valid_mean_token_accuracy", accuracy};
-        }
+        count += add_row_metrics(metrics + count, VALID, &valid);
+        if (last)
+            count += add_row_metrics(metrics + count, FULL_VALID, &valid);
     }
     assert(count <= METRICS_MAX);
     if (trainer->observer.step != NULL)

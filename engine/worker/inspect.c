@@ -53,11 +53,11 @@ static void print_value(const cJSON *value, int indent)
     }
 }
 
-static void print_row(const cJSON *row)
+static void print_side(const cJSON *row)
 {
     const cJSON *token;
-    printf("format          %s\ntokens          %d, of which trained: %d%s\n\n%s\n\n", gd_json_find(row, "format")->valuestring,
-           gd_json_find(row, "token_count")->valueint, gd_json_find(row, "trained_tokens")->valueint,
+    printf("tokens          %d, of which trained: %d%s\n\n%s\n\n", gd_json_find(row, "token_count")->valueint,
+           gd_json_find(row, "trained_tokens")->valueint,
            cJSON_IsTrue(gd_json_find(row, "overlong")) ? " (longer than the model's context)" : "",
            gd_json_find(row, "text")->valuestring);
     printf("%8s %8s  %s\n", "id", "weight", "text");
@@ -67,6 +67,19 @@ static void print_row(const cJSON *row)
         printf("%8d %8g  %s\n", gd_json_find(token, "id")->valueint, gd_json_find(token, "weight")->valuedouble, text);
         gd_free(text);
     }
+}
+
+static void print_row(const cJSON *row)
+{
+    const cJSON *rejected = gd_json_find(row, "rejected");
+    printf("format          %s\n", gd_json_find(row, "format")->valuestring);
+    if (rejected != NULL)
+        printf("\nchosen\n");
+    print_side(row);
+    if (rejected == NULL)
+        return;
+    printf("\nrejected\n");
+    print_side(rejected);
 }
 
 /* Line `line` (1-based) of a file, without its newline. */

@@ -303,21 +303,34 @@ static cJSON *encoding_json(const struct gd_model *model, const struct gd_chat_e
     return json;
 }
 
+/* One side of a row. */
+static cJSON *side_json(const struct gd_model *model, const struct gd_row *row, bool rejected, struct gd_error *err)
+{
+    struct gd_chat_encoding encoding = {0};
+    if (!gd_row_encode(model->chat, row, rejected, &encoding, err))
+        return NULL;
+    cJSON *json = encoding_json(model, &encoding);
+    gd_chat_encoding_release(&encoding);
+    return json;
+}
+
 cJSON *gd_render_row(const struct gd_model *model, const char *text, size_t length, int64_t line, struct gd_error *err)
 {
     struct gd_row row = {0};
-    struct gd_chat_encoding encoding = {0};
-    cJSON *json = NULL;
     if (!gd_row_parse(&row, text, length, line, err))
         return NULL;
-    bool ok = row.messages != NULL ? gd_chat_encode_training(model->chat, row.messages, row.tools, &encoding, err)
-                                   : gd_chat_encode_pair(model->chat, row.prompt, row.completion, &encoding, err);
-    if (ok) {
-        json = encoding_json(model, &encoding);
+    cJSON *json = side_json(model, &row, false, err);
+    cJSON *rejected = json != NULL && gd_row_is_pair(&row) ? side_json(model, &row, true, err) : NULL;
+    if (json != NULL && gd_row_is_pair(&row) && rejected == NULL) {
+        cJSON_Delete(json);
+        json = NULL;
+    }
+    if (json != NULL) {
         cJSON_AddStringToObject(json, "format", gd_row_format_name(row.format));
         cJSON_AddNumberToObject(json, "line", (double)line);
     }
-    gd_chat_encoding_release(&encoding);
+    if (rejected != NULL)
+        cJSON_AddItemToObject(json, "rejected", rejected);
     gd_row_release(&row);
     return json;
 }

@@ -88,7 +88,7 @@ def test_strange_ids_never_reach_the_disk(daemon, path):
     ({"made_up": 1}, "made_up"), ({"adapter": {"type": "lorra"}}, "adapter.type"), ({"adapter": {"r": 0}}, "adapter.r"),
     ({"adapter": {"rank": 4}}, "adapter.rank"), ({"adapter": {"lora_dropout": 1.0}}, "adapter.lora_dropout"),
     ({"adapter": {"target_modules": []}}, "adapter.target_modules"),
-    ({"method": {"type": "dpo"}}, "method.type"), ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
+    ({"method": {"type": "reinforcement"}}, "method.type"), ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
     ({"precision": "int3"}, "precision"), ({"data": {"overlong": "cut"}}, "data.overlong"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
     ({"hyper": {"n_epochs": 51}}, "method.supervised.hyperparameters.n_epochs"),

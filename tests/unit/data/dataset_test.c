@@ -162,6 +162,43 @@ static void a_bad_row_stops_with_its_line(void **state)
     }
 }
 
+#define TWO(chosen, rejected) "{\"prompt\":\"p \",\"chosen\":\"" chosen "\",\"rejected\":\"" rejected "\"}\n"
+
+static void a_pair_is_one_row_of_two_segments(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_dataset *data = open_text(*state, TWO("good", "bad one") TWO("x", "y"),
+                                        (struct gd_dataset_options){.context = 40, .pairs = true}, &err);
+    assert_non_null(data);
+    assert_true(data->pairs && data->row_count == 2);
+    const struct gd_dataset_row *row = &data->rows[0];
+    assert_true(row->chosen > 0 && row->chosen < row->length);
+    assert_int_equal(row->length + data->rows[1].length, data->token_count);
+    struct gd_batch batch;
+    gd_batch_init(&batch, 128, 8);
+    gd_batch_fill(&batch, data, (int64_t[]){1, 0}, 2, 128);
+    assert_int_equal(batch.segment_count, 4);
+    assert_int_equal(batch.cu_seqlens[1], data->rows[1].chosen);
+    assert_int_equal(batch.cu_seqlens[4], data->token_count);
+    assert_int_equal(batch.positions[batch.cu_seqlens[3]], 0);
+    assert_int_equal(batch.labels[batch.cu_seqlens[3] - 1], -100);
+    assert_int_equal(batch.ids[batch.cu_seqlens[3]], data->tokens[row->offset + row->chosen]);
+    gd_batch_release(&batch);
+    gd_dataset_destroy(data);
+}
+
+static void rows_of_the_other_kind_are_refused_by_line_and_field(void **state)
+{
+    struct gd_error err = {0};
+    assert_null(open_text(*state, SHORT TWO("a", "b"), (struct gd_dataset_options){.context = 40}, &err));
+    assert_string_equal(err.param, "chosen");
+    assert_non_null(strstr(err.message, "line 2: chosen: this is a preference row"));
+    err = (struct gd_error){0};
+    assert_null(open_text(*state, TWO("a", "b") SHORT, (struct gd_dataset_options){.context = 40, .pairs = true}, &err));
+    assert_string_equal(err.param, "row");
+    assert_non_null(strstr(err.message, "line 2: the row (chat) has one answer"));
+}
+
 static bool stop_at_second(void *context, int64_t rows_done, int64_t rows_total)
 {
     *(int64_t *)context = rows_done;
@@ -210,6 +247,8 @@ int main(void)
         cmocka_unit_test(overlong_rows_are_dropped_or_truncated_and_counted),
         cmocka_unit_test(rows_without_a_trained_token_are_left_out_and_counted),
         cmocka_unit_test(a_bad_row_stops_with_its_line),
+        cmocka_unit_test(a_pair_is_one_row_of_two_segments),
+        cmocka_unit_test(rows_of_the_other_kind_are_refused_by_line_and_field),
         cmocka_unit_test(progress_can_stop_the_reading),
         cmocka_unit_test(many_rows_grow_the_arrays_without_moving_content),
     };

@@ -83,6 +83,52 @@ static void sharegpt_rows_become_messages(void **state)
                     GD_ROW_SHAREGPT, "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]", "none");
 }
 
+#define SAYS(text) "[{\"role\":\"assistant\",\"content\":\"" text "\"}]"
+#define ASKS "\"input\":{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}]}"
+#define PAIR(chosen, rejected) "{" ASKS ",\"preferred_output\":" chosen ",\"non_preferred_output\":" rejected "}"
+
+static void assert_pair(const char *text, enum gd_row_format format, const char *chosen, const char *rejected)
+{
+    struct gd_row row = good(text);
+    assert_true(gd_row_is_pair(&row));
+    char *got = gd_json_print(row.messages), *other = gd_json_print(row.rejected_messages);
+    assert_int_equal(row.format, format);
+    assert_string_equal(got, chosen);
+    assert_string_equal(other, rejected);
+    gd_free(got);
+    gd_free(other);
+    gd_row_release(&row);
+}
+
+static void preference_rows_become_two_conversations(void **state)
+{
+    static const char a[] = "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]";
+    static const char b[] = "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"b\"}]";
+    assert_pair(PAIR(SAYS("a"), SAYS("b")), GD_ROW_PREFERENCE, a, b);
+    assert_pair("{" ASKS ",\"preferred_completion\":" SAYS("a") ",\"non_preferred_completion\":" SAYS("b") "}", GD_ROW_PREFERENCE, a, b);
+    assert_pair("{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"chosen\":" SAYS("a") ",\"rejected\":" SAYS("b") ",\"id\":3}",
+                GD_ROW_CHOSEN_REJECTED, a, b);
+    assert_pair("{\"prompt\":\"q\",\"chosen\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}],"
+                "\"rejected\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"b\"}]}",
+                GD_ROW_CHOSEN_REJECTED, a, b);
+    struct gd_row row = good("{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\"}");
+    assert_true(gd_row_is_pair(&row) && row.messages == NULL);
+    assert_string_equal(row.prompt, "q");
+    assert_string_equal(row.completion, "a");
+    assert_string_equal(row.rejected, "b");
+    gd_row_release(&row);
+}
+
+static void what_the_assistant_said_before_a_preference_weighs_nothing(void **state)
+{
+    struct gd_row row = good("{\"input\":{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"x\"},"
+                             "{\"role\":\"user\",\"content\":\"r\"}]},\"preferred_output\":" SAYS("a") ",\"non_preferred_output\":" SAYS("b") "}");
+    assert_true(gd_json_find(cJSON_GetArrayItem(row.messages, 1), "weight")->valuedouble == 0);
+    assert_null(gd_json_find(cJSON_GetArrayItem(row.messages, 3), "weight"));
+    assert_true(gd_json_find(cJSON_GetArrayItem(row.rejected_messages, 1), "weight")->valuedouble == 0);
+    gd_row_release(&row);
+}
+
 static void bad_rows_are_named_by_line_and_field(void **state)
 {
     static const struct {
@@ -120,6 +166,28 @@ static void bad_rows_are_named_by_line_and_field(void **state)
         {"{\"instruction\":\"x\",\"output\":\"y\",\"history\":[[\"a\"]]}", "history[0]", "two strings"},
         {"{\"instruction\":1,\"output\":\"y\"}", "instruction", "string"},
         {"{\"conversations\":[]}", "conversations", "empty"},
+        {PAIR(SAYS("a"), SAYS("a")), "non_preferred_output", "identical"},
+        {PAIR(SAYS("a"), SAYS("")), "non_preferred_output", "empty"},
+        {PAIR("[]", SAYS("b")), "preferred_output", "empty"},
+        {PAIR(SAYS("a"), "7"), "non_preferred_output", "array"},
+        {PAIR("[{\"role\":\"user\",\"content\":\"a\"}]", SAYS("b")), "preferred_output[0].role", "assistant"},
+        {"{" ASKS ",\"preferred_output\":" SAYS("a") "}", "non_preferred_output", "required"},
+        {"{" ASKS ",\"preferred_output\":" SAYS("a") ",\"preferred_completion\":" SAYS("a") "}", "preferred_completion", "both"},
+        {"{\"preferred_output\":" SAYS("a") ",\"non_preferred_output\":" SAYS("b") "}", "input", "required"},
+        {"{\"input\":{\"messages\":[]},\"preferred_output\":" SAYS("a") ",\"non_preferred_output\":" SAYS("b") "}", "input.messages", "empty"},
+        {"{\"input\":{\"messages\":[{\"role\":\"user\",\"content\":\"q\",\"mood\":1}]},\"preferred_output\":" SAYS("a")
+         ",\"non_preferred_output\":" SAYS("b") "}", "input.messages[0].mood", "mood"},
+        {"{\"input\":{\"message\":[]},\"preferred_output\":" SAYS("a") ",\"non_preferred_output\":" SAYS("b") "}", "input.message", "messages"},
+        {"{" ASKS ",\"preferred_ouput\":[]}", "row", "did you mean 'preferred_output'"},
+        {"{\"prompt\":\"q\",\"chosen\":\"a\"}", "rejected", "missing"},
+        {"{\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt", "required"},
+        {"{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"a\"}", "rejected", "identical"},
+        {"{\"prompt\":\"q\",\"chosen\":\"\",\"rejected\":\"b\"}", "chosen", "empty"},
+        {"{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":" SAYS("b") "}", "rejected", "both"},
+        {"{\"prompt\":\"q\",\"chosen\":\"a\",\"rejected\":\"b\",\"completion\":\"c\"}", "completion", "two formats"},
+        {"{\"chosen\":" SAYS("a") ",\"rejected\":" SAYS("b") "}", "rejected", "same message"},
+        {"{\"prompt\":\"z\",\"chosen\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}],"
+         "\"rejected\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"b\"}]}", "prompt", "no message"},
         {"{\"conversations\":[3]}", "conversations[0]", "object"},
         {"{\"conversations\":[{\"from\":\"human\"}]}", "conversations[0].value", "value"},
         {"{\"conversations\":[{\"from\":\"alien\",\"value\":\"x\"}]}", "conversations[0].from", "alien"},
@@ -228,6 +296,8 @@ int main(void)
         cmocka_unit_test(pairs_keep_prompt_and_completion),
         cmocka_unit_test(alpaca_rows_become_messages),
         cmocka_unit_test(sharegpt_rows_become_messages),
+        cmocka_unit_test(preference_rows_become_two_conversations),
+        cmocka_unit_test(what_the_assistant_said_before_a_preference_weighs_nothing),
         cmocka_unit_test(bad_rows_are_named_by_line_and_field),
         cmocka_unit_test(hostile_json_is_refused),
         cmocka_unit_test(deep_nesting_is_refused),

@@ -603,7 +603,7 @@ static void bad_jobs_are_refused_by_name(void **state)
         {"\"metadata\":{\"a\":1}", "invalid_value", "metadata.a", 400},
         {"\"metadata\":[]", "invalid_value", "metadata", 400},
         {"\"integrations\":[{\"type\":\"wandb\"}]", "unsupported_value", "integrations", 400},
-        {"\"method\":{\"type\":\"dpo\"}", "unsupported_value", "method.type", 400},
+        {"\"method\":{\"type\":\"reinforcement\"}", "unsupported_value", "method.type", 400},
         {"\"validation_file\":\"file-none\"", "invalid_value", "validation_file", 400},
         {"\"bogus\":1", "unknown_parameter", "bogus", 400},
         {"\"seed\":-1", "invalid_value", "seed", 400},

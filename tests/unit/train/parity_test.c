@@ -95,7 +95,7 @@ static int set_up(void **state)
     s->v = gd_alloc_array(count, sizeof(float));
     load_rows(s);
     load_block(s, "initial.", s->block);
-    gd_passes_init(&s->passes, s->model, s->graft, gd_objective_find("supervised"), GD_F32, s->block, s->grad);
+    gd_passes_init(&s->passes, s->model, s->graft, gd_objective_find("supervised"), NULL, GD_F32, s->block, s->grad);
     gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
     gd_free(path);
     gd_free(file);
@@ -137,9 +137,7 @@ static double run_step(struct setting *s, int step)
             weight += s->data.weights[s->data.rows[rows[i]].offset + t];
     }
     gd_batch_fill(&s->batch, &s->data, rows, ROWS, gd_token_bucket(tokens));
-    for (int t = 0; t < s->batch.used; t++)
-        s->batch.weights[t] *= (float)(1.0 / weight);
-    must(gd_passes_run(&s->passes, true, &s->batch, NULL, NULL, &result, &err), &err);
+    must(gd_passes_run(&s->passes, true, &s->batch, 1.0 / weight, NULL, NULL, &result, &err), &err);
     assert_int_equal(result.labelled, (int64_t)weight);
     return result.loss;
 }

@@ -54,7 +54,7 @@ static void bad_fields_are_named(void **state)
     refuse("{" BASE ", \"suffix\": \"\"}", "suffix");
     refuse("{" BASE ", \"suffix\": \"a/b\"}", "suffix");
     refuse("{" BASE ", \"modle\": 1}", "modle");
-    refuse("{" BASE ", \"method\": {\"type\": \"dpo\"}}", "method.type");
+    refuse("{" BASE ", \"method\": {\"type\": \"reinforcement\"}}", "method.type");
     refuse("{" BASE ", \"method\": {\"supervised\": {}}}", "method.type");
     refuse("{" BASE ", \"hyperparameters\": {\"n_epochs\": 0}}", "hyperparameters.n_epochs");
     refuse("{" BASE ", \"hyperparameters\": {\"weight_decay\": 0}}", "hyperparameters.weight_decay");
@@ -72,6 +72,57 @@ static void bad_fields_are_named(void **state)
         gd_free(text);
         gd_free(param);
     }
+}
+
+#define METHOD(type, options) "{" BASE ", \"method\": {\"type\": \"" type "\"" options "}}"
+
+static void preference_methods_name_their_fields(void **state)
+{
+    refuse(METHOD("dpo", ", \"supervised\": {}"), "method.supervised");
+    refuse(METHOD("supervised", ", \"dpo\": {}"), "method.dpo");
+    refuse(METHOD("dpo", ", \"dpoo\": {}"), "method.dpoo");
+    refuse(METHOD("dpo", ", \"dpo\": {\"loss\": \"ipo\"}"), "method.dpo.loss");
+    refuse(METHOD("dpo", ", \"dpo\": {\"hyperparameters\": {\"beta\": 0}}"), "method.dpo.hyperparameters.beta");
+    refuse(METHOD("dpo", ", \"dpo\": {\"hyperparameters\": {\"beta\": 2.01}}"), "method.dpo.hyperparameters.beta");
+    refuse(METHOD("dpo", ", \"dpo\": {\"hyperparameters\": {\"n_epochs\": 0}}"), "method.dpo.hyperparameters.n_epochs");
+    refuse(METHOD("supervised", ", \"supervised\": {\"hyperparameters\": {\"beta\": 1}}"),
+           "method.supervised.hyperparameters.beta");
+    refuse(METHOD("preference", ""), "method.preference");
+    refuse(METHOD("preference", ", \"preference\": {}"), "method.preference.loss");
+    refuse(METHOD("preference", ", \"preference\": {\"loss\": \"dop\"}"), "method.preference.loss");
+    refuse(METHOD("preference", ", \"preference\": {\"loss\": \"dpo\", \"gamma\": 1}"), "method.preference.gamma");
+    refuse(METHOD("preference", ", \"preference\": {\"loss\": \"dpo\", \"hyperparameters\": {\"beta\": 1}}"),
+           "method.preference.hyperparameters.beta");
+}
+
+static void dpo_is_openais_and_preference_takes_any_loss(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_job_spec spec, again;
+    assert_true(parse(&spec, METHOD("dpo", ""), &err));
+    assert_string_equal(spec.preference.loss->name, "dpo");
+    assert_true(spec.preference.parameter[GD_PREFERENCE_BETA] == 0.1);
+    gd_job_spec_release(&spec);
+    assert_true(parse(&spec, METHOD("dpo", ", \"dpo\": {\"hyperparameters\": {\"beta\": \"auto\", \"n_epochs\": \"auto\"}}"), &err));
+    assert_true(gd_job_spec_resolve(&spec, 100, 5000, 576, 2048, &err));
+    assert_int_equal(spec.n_epochs, 3);
+    assert_true(fabs(spec.learning_rate - 2e-5 * sqrt(4096.0 / 576)) < 1e-12);
+    cJSON *shown = gd_job_spec_hyperparameters(&spec);
+    assert_true(gd_json_find(shown, "beta")->valuedouble == 0.1);
+    cJSON_Delete(shown);
+    gd_job_spec_release(&spec);
+    assert_true(parse(&spec, METHOD("preference", ", \"preference\": {\"loss\": \"simpo\", \"beta\": 2.5, \"hyperparameters\": "
+                                                  "{\"batch_size\": 8}}"), &err));
+    cJSON *json = gd_job_spec_json(&spec);
+    char *text = gd_json_print(json);
+    assert_true(parse(&again, text, &err));
+    assert_string_equal(again.preference.loss->name, "simpo");
+    assert_true(again.preference.parameter[GD_PREFERENCE_BETA] == 2.5 && again.preference.parameter[GD_PREFERENCE_GAMMA] == 0.5);
+    assert_int_equal(again.batch_size, 8);
+    gd_free(text);
+    cJSON_Delete(json);
+    gd_job_spec_release(&spec);
+    gd_job_spec_release(&again);
 }
 
 static void automatic_values_follow_the_documented_rules(void **state)
@@ -124,6 +175,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_minimal_request_is_enough),
         cmocka_unit_test(bad_fields_are_named),
+        cmocka_unit_test(preference_methods_name_their_fields),
+        cmocka_unit_test(dpo_is_openais_and_preference_takes_any_loss),
         cmocka_unit_test(automatic_values_follow_the_documented_rules),
         cmocka_unit_test(resolved_values_go_to_json_and_back),
     };

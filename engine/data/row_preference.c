@@ -1,0 +1,182 @@
+/* Rows with two answers to one prompt: OpenAI's preference rows and TRL's prompt, chosen, rejected. */
+#include "engine/data/row_format.h"
+#include "engine/text/chat.h"
+#include <stdio.h>
+#include <string.h>
+
+static bool has_words(const cJSON *content)
+{
+    const cJSON *part;
+    if (cJSON_IsString(content))
+        return content->valuestring[0] != '\0';
+    cJSON_ArrayForEach(part, content) {
+        const cJSON *text = gd_json_find(part, "text");
+        if (cJSON_IsString(text) && text->valuestring[0] != '\0')
+            return true;
+    }
+    return false;
+}
+
+/* An answer: messages that end with the assistant's and say something. */
+static bool check_answer(const cJSON *answer, const char *path, struct gd_error *err)
+{
+    const cJSON *message;
+    if (!gd_chat_check_messages(answer, path, true, err))
+        return false;
+    cJSON_ArrayForEach(message, answer) {
+        if (has_words(gd_json_find(message, "content")) || cJSON_IsArray(gd_json_find(message, "tool_calls")) ||
+            cJSON_IsObject(gd_json_find(message, "function_call")))
+            return true;
+    }
+    return gd_fail_param(err, GD_INVALID, path, "%s is empty: there is nothing to compare in this row", path);
+}
+
+static bool fail_identical(const char *chosen, const char *rejected, struct gd_error *err)
+{
+    return gd_fail_param(err, GD_INVALID, rejected, "%s and %s are identical: there is nothing to prefer in this row", chosen,
+                         rejected);
+}
+
+/* Copies of the messages: the loss sees the answer only, so what the assistant said before weighs nothing. */
+static void append(cJSON *messages, const cJSON *list, int begin, int end, bool trained)
+{
+    const cJSON *message;
+    int index = 0;
+    cJSON_ArrayForEach(message, list) {
+        if (index >= begin && index < end) {
+            cJSON *copy = cJSON_Duplicate(message, true);
+            const cJSON *role = gd_json_find(copy, "role");
+            if (!trained && cJSON_IsString(role) && strcmp(role->valuestring, "assistant") == 0) {
+                cJSON_DeleteItemFromObjectCaseSensitive(copy, "weight");
+                cJSON_AddNumberToObject(copy, "weight", 0);
+            }
+            cJSON_AddItemToArray(messages, copy);
+        }
+        index++;
+    }
+}
+
+/* prompt, then answer[skip...], as a member of the tree. */
+static cJSON *conversation(struct gd_row *row, const char *member, const cJSON *prompt, int prompt_count, const cJSON *answer, int skip)
+{
+    cJSON *messages = cJSON_CreateArray();
+    append(messages, prompt, 0, prompt_count, false);
+    append(messages, answer, skip, cJSON_GetArraySize(answer), true);
+    cJSON_AddItemToObject(row->tree, member, messages);
+    return messages;
+}
+
+static bool adopt(struct gd_row *row, const cJSON *prompt, int prompt_count, const char *prompt_path, const cJSON *chosen,
+                  const cJSON *rejected, int skip, struct gd_error *err)
+{
+    row->messages = conversation(row, "\x01" "chosen", prompt, prompt_count, chosen, skip);
+    row->rejected_messages = conversation(row, "\x01" "rejected", prompt, prompt_count, rejected, skip);
+    return gd_chat_check_messages(row->messages, prompt_path, true, err); /* fields of the prompt, as strict as the answers */
+}
+
+/* One of two spellings of a member. */
+static bool one_of(const cJSON *tree, const char *name, const char *other, const char **key, const cJSON **value,
+                   struct gd_error *err)
+{
+    if (gd_json_find(tree, name) != NULL && gd_json_find(tree, other) != NULL)
+        return gd_fail_param(err, GD_INVALID, other, "the row has both %s and %s, which mean the same; keep one of them", name,
+                             other);
+    *key = gd_json_find(tree, other) != NULL ? other : name;
+    return gd_json_get_array(tree, "", *key, true, value, err);
+}
+
+bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
+{
+    static const char *const known[] = {"input", "preferred_output", "non_preferred_output", "preferred_completion",
+                                        "non_preferred_completion", NULL};
+    static const char *const known_input[] = {"messages", "tools", "parallel_tool_calls", NULL};
+    const cJSON *input = NULL, *prompt = NULL, *chosen = NULL, *rejected = NULL;
+    const char *chosen_key = NULL, *rejected_key = NULL;
+    bool parallel;
+    if (!gd_json_only_known(row->tree, "", known, err) || !gd_json_get_object(row->tree, "", "input", true, &input, err) ||
+        !gd_json_only_known(input, "input", known_input, err) ||
+        !gd_json_get_array(input, "input", "messages", true, &prompt, err) ||
+        !gd_json_get_array(input, "input", "tools", false, &row->tools, err) ||
+        !gd_json_get_bool(input, "input", "parallel_tool_calls", false, &parallel, err) ||
+        !one_of(row->tree, "preferred_output", "preferred_completion", &chosen_key, &chosen, err) ||
+        !one_of(row->tree, "non_preferred_output", "non_preferred_completion", &rejected_key, &rejected, err) ||
+        !gd_chat_check_messages(prompt, "input.messages", false, err) || !gd_chat_check_tools(row->tools, "input.tools", err) ||
+        !check_answer(chosen, chosen_key, err) || !check_answer(rejected, rejected_key, err))
+        return false;
+    if (cJSON_Compare(chosen, rejected, true))
+        return fail_identical(chosen_key, rejected_key, err);
+    return adopt(row, prompt, cJSON_GetArraySize(prompt), "input.messages", chosen, rejected, 0, err);
+}
+
+/* Whether one of the first `count` messages says just this. */
+static bool says(const cJSON *messages, int count, const char *text)
+{
+    for (int i = 0; i < count; i++) {
+        const cJSON *content = gd_json_find(cJSON_GetArrayItem(messages, i), "content");
+        if (cJSON_IsString(content) && strcmp(content->valuestring, text) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Whole conversations on both sides: what they share at the start is the prompt. A text beside them repeats it. */
+static bool parse_conversations(struct gd_row *row, const cJSON *prompt, const cJSON *chosen, const cJSON *rejected,
+                                struct gd_error *err)
+{
+    int shared = 0, most = cJSON_GetArraySize(chosen), other = cJSON_GetArraySize(rejected);
+    most = other < most ? other : most;
+    while (shared < most - 1 && cJSON_Compare(cJSON_GetArrayItem(chosen, shared), cJSON_GetArrayItem(rejected, shared), true))
+        shared++;
+    if (shared == 0)
+        return gd_fail_param(err, GD_INVALID, "rejected", "chosen and rejected do not begin with the same message; give the "
+                             "prompt as a list of messages, or in both of them");
+    if (cJSON_IsString(prompt) && !says(chosen, shared, prompt->valuestring))
+        return gd_fail_param(err, GD_INVALID, "prompt", "prompt is a text that no message shared by chosen and rejected says; "
+                             "give it as a list of messages, or leave it out");
+    return adopt(row, chosen, shared, "chosen", chosen, rejected, shared, err);
+}
+
+static bool parse_lists(struct gd_row *row, const cJSON *prompt, const cJSON *chosen, const cJSON *rejected, struct gd_error *err)
+{
+    if (!check_answer(chosen, "chosen", err) || !check_answer(rejected, "rejected", err))
+        return false;
+    if (cJSON_Compare(chosen, rejected, true))
+        return fail_identical("chosen", "rejected", err);
+    if (prompt == NULL || cJSON_IsNull(prompt) || cJSON_IsString(prompt))
+        return parse_conversations(row, prompt, chosen, rejected, err);
+    return gd_chat_check_messages(prompt, "prompt", false, err) &&
+           adopt(row, prompt, cJSON_GetArraySize(prompt), "prompt", chosen, rejected, 0, err);
+}
+
+static bool parse_texts(struct gd_row *row, struct gd_error *err)
+{
+    if (!gd_row_text(row->tree, "", "prompt", true, &row->prompt, err) ||
+        !gd_row_text(row->tree, "", "chosen", true, &row->completion, err) ||
+        !gd_row_text(row->tree, "", "rejected", true, &row->rejected, err))
+        return false;
+    for (int side = 0; side < 2; side++)
+        if ((side == 0 ? row->completion : row->rejected)[0] == '\0')
+            return gd_fail_param(err, GD_INVALID, side == 0 ? "chosen" : "rejected",
+                                 "%s is empty: there is nothing to compare in this row", side == 0 ? "chosen" : "rejected");
+    return strcmp(row->completion, row->rejected) != 0 || fail_identical("chosen", "rejected", err);
+}
+
+bool gd_row_parse_chosen_rejected(struct gd_row *row, struct gd_error *err)
+{
+    static const char *const known[] = {"prompt", "chosen", "rejected", "tools", NULL};
+    const cJSON *chosen = gd_json_find(row->tree, "chosen"), *rejected = gd_json_find(row->tree, "rejected");
+    if (!gd_row_no_slips(row->tree, "", known, err) || !gd_json_get_array(row->tree, "", "tools", false, &row->tools, err))
+        return false;
+    const char *missing = chosen == NULL ? "chosen" : rejected == NULL ? "rejected" : NULL;
+    if (missing != NULL)
+        return gd_fail_param(err, GD_MISSING, missing, "%s is missing: a preference row has chosen and rejected", missing);
+    if (cJSON_IsArray(chosen) != cJSON_IsArray(rejected))
+        return gd_fail_param(err, GD_INVALID, "rejected", "chosen and rejected must both be text or both be lists of messages");
+    if (!cJSON_IsArray(chosen)) {
+        if (row->tools != NULL)
+            return gd_fail_param(err, GD_INVALID, "tools", "tools belong to rows whose chosen and rejected are messages");
+        return parse_texts(row, err);
+    }
+    return gd_chat_check_tools(row->tools, "tools", err) &&
+           parse_lists(row, gd_json_find(row->tree, "prompt"), chosen, rejected, err);
+}

@@ -1,0 +1,206 @@
+/* Values and gradients of every preference loss through tiny-llama against PyTorch + PEFT (make_preference.py), in f32. */
+#include "engine/base/alloc.h"
+#include "engine/model/safetensors.h"
+#include "engine/tensor/device.h"
+#include "engine/train/passes.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define PAIRS 3
+#define LENGTH_MAX 24
+
+struct setting {
+    struct gd_model *model;
+    struct gd_graft *graft;
+    struct gd_safetensors *file;
+    struct gd_dataset data;
+    struct gd_batch batch;
+    float *block, *grad;
+};
+
+static void must(bool ok, const struct gd_error *err)
+{
+    if (!ok)
+        fail_msg("%s", err->message);
+}
+
+static struct gd_tensor tensor(const struct setting *s, const char *prefix, const char *name)
+{
+    struct gd_tensor found;
+    char key[256];
+    snprintf(key, sizeof(key), "%s%s", prefix, name);
+    if (!gd_safetensors_find(s->file, key, &found))
+        fail_msg("%s is not in the fixture", key);
+    return found;
+}
+
+static void load_rows(struct setting *s)
+{
+    const int32_t *ids = tensor(s, "", "ids").data, *lengths = tensor(s, "", "lengths").data,
+                  prompt = *(const int32_t *)tensor(s, "", "prompt").data;
+    struct gd_dataset *data = &s->data;
+    data->pairs = true;
+    data->row_count = PAIRS;
+    data->rows = gd_alloc_array(PAIRS, sizeof(*data->rows));
+    data->tokens = gd_alloc_array(PAIRS * 2 * LENGTH_MAX, sizeof(int32_t));
+    data->weights = gd_alloc_array(PAIRS * 2 * LENGTH_MAX, sizeof(float));
+    for (int row = 0; row < PAIRS; row++) {
+        data->rows[row] = (struct gd_dataset_row){.line = row + 1, .offset = data->token_count, .chosen = lengths[2 * row],
+                                                  .length = lengths[2 * row] + lengths[2 * row + 1]};
+        for (int side = 0; side < 2; side++)
+            for (int i = 0; i < lengths[2 * row + side]; i++) {
+                data->tokens[data->token_count] = ids[(2 * row + side) * LENGTH_MAX + i];
+                data->weights[data->token_count++] = i >= prompt;
+            }
+    }
+}
+
+static int set_up(void **state)
+{
+    struct setting *s = gd_alloc(sizeof(*s));
+    struct gd_error err = {0};
+    const char *fixtures = getenv("GD_FIXTURES");
+    assert_non_null(fixtures);
+    must(gd_device_init("cpu", 2, &err), &err);
+    char *path = gd_format("%s/models/tiny-llama", fixtures), *file = gd_format("%s/training/preference.safetensors", fixtures);
+    must(gd_model_open(&s->model, "tiny-llama", path, &err), &err);
+    must(gd_safetensors_open(&s->file, file, &err), &err);
+    cJSON *json = cJSON_Parse("{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"v_proj\"]}");
+    struct gd_adapter_config config;
+    must(gd_adapter_config_parse(&config, json, &err), &err);
+    must(gd_graft_create(&s->graft, s->model, &config, &err), &err);
+    gd_adapter_config_release(&config);
+    cJSON_Delete(json);
+    s->block = gd_alloc_array((size_t)s->graft->parameter_count, sizeof(float));
+    s->grad = gd_alloc_array((size_t)s->graft->parameter_count, sizeof(float));
+    for (int i = 0; i < s->graft->param_count; i++) {
+        struct gd_tensor t = tensor(s, "initial.", s->graft->params[i].name);
+        memcpy(s->block + s->graft->params[i].offset, t.data, (size_t)gd_tensor_count(&t) * sizeof(float));
+    }
+    load_rows(s);
+    gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
+    gd_free(path);
+    gd_free(file);
+    *state = s;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct setting *s = *state;
+    gd_batch_release(&s->batch);
+    gd_graft_destroy(s->graft);
+    gd_model_destroy(s->model);
+    gd_safetensors_close(s->file);
+    gd_free(s->block);
+    gd_free(s->grad);
+    gd_free(s->data.rows);
+    gd_free(s->data.tokens);
+    gd_free(s->data.weights);
+    gd_free(s);
+    return 0;
+}
+
+/* The loss over some of the pairs, packed in one micro-batch; gradients in s->grad. */
+static struct gd_pass_result run(struct setting *s, const struct gd_preference *preference, int first, int count, int capacity,
+                                 bool training)
+{
+    struct gd_error err = {0};
+    struct gd_pass_result result;
+    struct gd_passes passes;
+    int64_t rows[PAIRS] = {first, first + 1, first + 2};
+    gd_passes_init(&passes, s->model, s->graft, gd_objective_find("preference"), preference, GD_F32, s->block, s->grad);
+    gd_batch_fill(&s->batch, &s->data, rows, count, capacity);
+    must(gd_passes_run(&passes, training, &s->batch, 1.0 / PAIRS, NULL, NULL, &result, &err), &err);
+    gd_passes_release(&passes);
+    return result;
+}
+
+static double distance(const float *a, const float *b, int64_t count)
+{
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        size += (double)b[i] * b[i];
+    }
+    return sqrt(difference) / (sqrt(size) + 1e-12);
+}
+
+static void every_loss_and_its_gradient_equal_pytorchs(void **state)
+{
+    struct setting *s = *state;
+    for (int l = 0; l < gd_preference_count; l++) {
+        struct gd_preference preference;
+        gd_preference_default(&preference, &gd_preference_table[l]);
+        char prefix[64];
+        snprintf(prefix, sizeof(prefix), "%s.", preference.loss->name);
+        struct gd_pass_result result = run(s, &preference, 0, PAIRS, 192, true);
+        double expected = *(const float *)tensor(s, prefix, "loss").data;
+        if (fabs(result.loss - expected) > 1e-5 * (1 + fabs(expected)))
+            fail_msg("%s: loss %.7f, PyTorch has %.7f", preference.loss->name, result.loss, expected);
+        for (int i = 0; i < s->graft->param_count; i++) {
+            const struct gd_graft_param *param = &s->graft->params[i];
+            struct gd_tensor theirs = tensor(s, prefix, param->name);
+            double far = distance(s->grad + param->offset, theirs.data, gd_tensor_count(&theirs));
+            if (far > 1e-4)
+                fail_msg("%s: gradient of %s differs by %.3g relative", preference.loss->name, param->name, far);
+        }
+    }
+}
+
+static void log_probabilities_and_rewards_equal_pytorchs(void **state)
+{
+    struct setting *s = *state;
+    const float *own = tensor(s, "", "logps").data, *reference = tensor(s, "", "reference").data;
+    double chosen = 0, reward = 0;
+    struct gd_preference preference;
+    gd_preference_default(&preference, gd_preference_find("dpo"));
+    for (int i = 0; i < PAIRS; i++) {
+        chosen += own[2 * i];
+        reward += 0.1 * (own[2 * i + 1] - reference[2 * i + 1]);
+    }
+    struct gd_pass_result result = run(s, &preference, 0, PAIRS, 192, false);
+    assert_int_equal(result.pairs.pairs, PAIRS);
+    assert_true(fabs(result.pairs.logp_chosen - chosen) < 1e-3);
+    assert_true(fabs(result.pairs.reward_rejected - reward) < 1e-4);
+}
+
+static void padding_and_packing_change_nothing_but_rounding(void **state)
+{
+    struct setting *s = *state;
+    struct gd_preference preference;
+    gd_preference_default(&preference, gd_preference_find("dpo"));
+    int64_t count = s->graft->parameter_count;
+    float *whole = gd_alloc_array((size_t)count, sizeof(float)), *parts = gd_alloc_array((size_t)count, sizeof(float));
+    double loss = run(s, &preference, 0, PAIRS, 192, true).loss;
+    memcpy(whole, s->grad, (size_t)count * sizeof(float));
+    assert_true(fabs(run(s, &preference, 0, PAIRS, 256, true).loss - loss) < 1e-6);
+    assert_true(distance(s->grad, whole, count) < 1e-5);
+    double sum = 0;
+    for (int i = 0; i < PAIRS; i++) {
+        sum += run(s, &preference, i, 1, 64, true).loss;
+        for (int64_t k = 0; k < count; k++)
+            parts[k] += s->grad[k];
+    }
+    assert_true(fabs(sum - loss) < 1e-6);
+    assert_true(distance(parts, whole, count) < 1e-5);
+    gd_free(whole);
+    gd_free(parts);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(every_loss_and_its_gradient_equal_pytorchs, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(log_probabilities_and_rewards_equal_pytorchs, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(padding_and_packing_change_nothing_but_rounding, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
