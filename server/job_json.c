@@ -144,13 +144,14 @@ cJSON *gd_checkpoint_json(const struct gd_app *app, const struct gd_checkpoint_r
 static const struct {
     const char *name, *unit, *better, *definition;
 } explained[] = {
-    {"train_loss", "nat/token", "lower", "weighted mean over the trained tokens of the step"},
+    {"train_loss", "nat/token", "lower", "weighted mean over the trained tokens of the step; over preferences the mean over its pairs"},
     {"train_mean_token_accuracy", "share", "higher", "share of the step's trained tokens that were the likeliest"},
-    {"valid_loss", "nat/token", "lower", "weighted mean over the trained tokens of the validation rows looked at"},
+    {"valid_loss", "nat/token", "lower", "weighted mean over the trained tokens of the validation rows looked at, or over their pairs"},
     {"valid_mean_token_accuracy", "share", "higher", "share of their trained tokens that were the likeliest"},
     {"full_valid_loss", "nat/token", "lower", "the same over the whole validation file"},
     {"full_valid_mean_token_accuracy", "share", "higher", "the same over the whole validation file"},
-    {"rewards_chosen", "1", "higher", "mean over the step's pairs of the chosen answer's reward: beta times its log-probability over the reference's"},
+    {"rewards_chosen", "1", "higher",
+     "mean over the step's pairs of the chosen answer's reward: beta times its log-probability over the reference's"},
     {"rewards_rejected", "1", "lower", "the same of the rejected answer"},
     {"reward_margin", "1", "higher", "mean of the chosen answer's reward minus the rejected one's"},
     {"reward_accuracy", "share", "higher", "share of pairs whose chosen answer has the higher reward; a tie counts as wrong"},

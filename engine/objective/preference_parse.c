@@ -48,7 +48,7 @@ static bool parse_parameters(struct gd_preference *preference, const cJSON *obje
         const cJSON *value = gd_json_find(object, parameter_names[i]);
         char param[96], takes[160] = "";
         snprintf(param, sizeof param, "%s.%s", path, parameter_names[i]);
-        if (value == NULL || (cJSON_IsString(value) && strcmp(value->valuestring, "auto") == 0 && range->taken))
+        if (value == NULL || cJSON_IsNull(value) || (cJSON_IsString(value) && strcmp(value->valuestring, "auto") == 0 && range->taken))
             continue;
         for (int k = 0; !range->taken && k < GD_PREFERENCE_PARAMETERS; k++) {
             size_t used = strlen(takes);

@@ -132,6 +132,8 @@ static void fingerprint(const struct gd_dataset *data, char out[33])
     XXH3_128bits_reset(hash);
     XXH3_128bits_update(hash, data->tokens, (size_t)data->token_count * sizeof(int32_t));
     XXH3_128bits_update(hash, data->weights, (size_t)data->token_count * sizeof(float));
+    for (int64_t i = 0; data->pairs && i < data->row_count; i++) /* where a side ends matters too */
+        XXH3_128bits_update(hash, &data->rows[i].chosen, sizeof(data->rows[i].chosen));
     XXH128_hash_t digest = XXH3_128bits_digest(hash);
     XXH3_freeState(hash);
     snprintf(out, 33, "%016llx%016llx", (unsigned long long)digest.high64, (unsigned long long)digest.low64);
