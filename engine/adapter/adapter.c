@@ -3,6 +3,7 @@
 #include "adapter_list.h"
 #include "engine/base/alloc.h"
 #include "engine/tensor/ops.h"
+#include "engine/tensor/plan.h"
 
 #include <assert.h>
 #include <string.h>
@@ -18,9 +19,19 @@ const int gd_adapter_count = (int)GD_COUNT(gd_adapter_table);
 static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_config *from)
 {
     *to = *from;
-    to->targets = gd_alloc_array((size_t)from->target_count, sizeof(char *));
-    for (int i = 0; i < from->target_count; i++)
-        to->targets[i] = gd_strdup(from->targets[i]);
+    for (int i = 0; i < GD_ADAPTER_OPTIONS_MAX; i++) {
+        to->modules[i].names = gd_alloc_array((size_t)from->modules[i].count, sizeof(char *));
+        for (int j = 0; j < from->modules[i].count; j++)
+            to->modules[i].names[j] = gd_strdup(from->modules[i].names[j]);
+    }
+}
+
+const struct gd_adapter_method *gd_adapter_find(const char *name)
+{
+    for (int i = 0; i < gd_adapter_count; i++)
+        if (strcmp(gd_adapter_table[i]->name, name) == 0)
+            return gd_adapter_table[i];
+    return NULL;
 }
 
 bool gd_graft_create(struct gd_graft **out, const struct gd_model *model, const struct gd_adapter_config *config,
@@ -29,19 +40,14 @@ bool gd_graft_create(struct gd_graft **out, const struct gd_model *model, const 
     assert(*out == NULL);
     struct gd_graft *graft = gd_alloc(sizeof(*graft));
     copy_config(&graft->config, config);
+    graft->method = config->method;
     graft->model = model;
-    for (int i = 0; i < gd_adapter_count; i++)
-        if (strcmp(gd_adapter_table[i]->name, config->type) == 0)
-            graft->method = gd_adapter_table[i];
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(model, &sites);
     graft->site_param = gd_alloc_array((size_t)site_count, sizeof(int));
     for (int i = 0; i < site_count; i++)
         graft->site_param[i] = -1;
-    bool ok = graft->method != NULL;
-    if (!ok)
-        gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "adapter type '%s' is unknown", config->type);
-    ok = ok && graft->method->create(graft, err);
+    bool ok = graft->method->create(graft, err);
     if (ok)
         *out = graft;
     else
@@ -58,12 +64,24 @@ void gd_graft_destroy(struct gd_graft *graft)
     gd_free(graft->site_param);
     gd_free(graft->block);
     gd_free(graft->wear);
+    gd_free(graft->derived);
     gd_free(graft);
 }
 
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed)
 {
     graft->method->init(graft, block, seed);
+}
+
+int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor)
+{
+    int i = 0;
+    while (i + 1 < graft->param_count && graft->params[i + 1].offset <= begin)
+        i++;
+    *factor = graft->params[i].rate;
+    while (i < graft->param_count && graft->params[i].rate == *factor)
+        i++;
+    return i < graft->param_count ? graft->params[i].offset : graft->parameter_count;
 }
 
 static struct gd_value *training_linear(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
@@ -73,8 +91,7 @@ static struct gd_value *training_linear(void *context, struct gd_graph *g, const
     int first = training->graft->site_param[site->index];
     if (first < 0)
         return gd_site_linear_base(g, x, w, bias);
-    return training->graft->method->linear(training->graft, g, site, x, w, bias, training->params + first,
-                                           training->dropout_key);
+    return training->graft->method->linear(training, g, site, x, w, bias, training->params + first);
 }
 
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
@@ -85,13 +102,24 @@ void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph
     training->params = gd_alloc_array((size_t)graft->param_count, sizeof(struct gd_value *));
     for (int i = 0; i < graft->param_count; i++) {
         const struct gd_graft_param *param = &graft->params[i];
-        training->params[i] = training_pass ? gd_graph_param(graph, param->name, param->rank, param->shape)
-                                            : gd_graph_input(graph, param->name, GD_F32, param->rank, param->shape);
+        int64_t flat = param->shape[0] * param->shape[1];
+        int rank = param->flat ? 1 : param->rank;
+        const int64_t *shape = param->flat ? &flat : param->shape;
+        training->params[i] = training_pass ? gd_graph_param(graph, param->name, rank, shape)
+                                            : gd_graph_input(graph, param->name, GD_F32, rank, shape);
     }
-    if (training_pass && graft->config.lora_dropout > 0.0)
+    if (training_pass && graft->dropout > 0.0)
         training->dropout_key = gd_graph_input(graph, "dropout_key", GD_I32, 1, (int64_t[]){4});
     training->sites.context = training;
     training->sites.linear = training_linear;
+}
+
+void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block)
+{
+    for (int i = 0; i < training->graft->param_count; i++)
+        gd_plan_bind(plan, training->params[i], block + training->graft->params[i].offset);
+    for (int i = 0; i < training->view_count; i++)
+        gd_plan_bind(plan, training->views[i].value, block + training->views[i].param->offset);
 }
 
 void gd_graft_training_release(struct gd_graft_training *training)
@@ -104,13 +132,17 @@ static struct gd_value *serving_linear(void *context, struct gd_graph *g, const 
                                        struct gd_value *w, struct gd_value *bias)
 {
     struct gd_graft_serving *serving = context;
-    return gd_wear_lowrank(g, gd_site_linear_base(g, x, w, bias), x, serving->wear, site->index);
+    if (serving->depth >= GD_WEAR_INPUTS)
+        x = gd_wear_input(g, x, serving->wear, site->index);
+    return gd_wear(g, gd_site_linear_base(g, x, w, bias), x, serving->wear, site->index);
 }
 
-void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model)
+void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model,
+                            enum gd_wear_depth depth)
 {
     memset(serving, 0, sizeof(*serving));
     serving->model = model;
+    serving->depth = depth;
     serving->wear = gd_graph_handle(graph, "wear");
     serving->sites.context = serving;
     serving->sites.linear = serving_linear;

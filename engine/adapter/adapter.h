@@ -6,11 +6,12 @@
  *          (the trainer, or the loaded graft itself).
  * Threads  engine thread
  * Errors   GD_INVALID with param "adapter.FIELD"; GD_BAD_FILE for a broken adapter folder (tensor named).
- * Limits   rank <= GD_LORA_RANK_MAX
+ * Limits   GD_TARGETS_MAX, GD_ADAPTER_OPTIONS_MAX; ranks up to GD_WEAR_RANK_MAX
  * Life     gd_adapter_config_parse -> gd_graft_create -> sites in graphs ... -> gd_graft_save -> gd_graft_destroy.
  *
  * To add a method: 1 write adapter/NAME.c with `const struct gd_adapter_method gd_adapter_NAME` 2 add its name to
- * adapter_names in meson.build. The request schema, docs and tests find it through the registry.
+ * adapter_names in meson.build. Requests, GET /v1/tuning/methods, files on disk, training and serving find all they
+ * need in its table; what it shares with others is in build.h.
  */
 #ifndef GD_ADAPTER_ADAPTER_H
 #define GD_ADAPTER_ADAPTER_H
@@ -19,83 +20,156 @@
 #include "engine/model/model.h"
 #include "engine/tensor/wear.h"
 
-#define GD_LORA_RANK_MAX 512
 #define GD_TARGETS_MAX 4096
+#define GD_ADAPTER_OPTIONS_MAX 12
 
-/* Resolved options of a graft; the union grows with the methods. */
+enum gd_adapter_option_type {
+    GD_OPTION_INT,
+    GD_OPTION_NUMBER,
+    GD_OPTION_BOOL,
+    GD_OPTION_MODULES,           /* module names, dotted suffixes, or "all-linear" */
+};
+
+enum gd_adapter_option_use {
+    GD_OPTION_SHAPES,            /* part of what the adapter computes: in PEFT's adapter_config.json, read back from it */
+    GD_OPTION_TRAINS,            /* only training uses it: written for the record, not read back */
+    GD_OPTION_OURS,              /* only training uses it, and PEFT has no such field */
+};
+
+struct gd_adapter_option {
+    const char *name;            /* in requests and in PEFT's files */
+    enum gd_adapter_option_type type;
+    enum gd_adapter_option_use use;
+    double min, max;             /* INT, NUMBER */
+    double fallback;             /* value when absent from a request; times the value of `times` where that is given */
+    const char *times;           /* an option before this one, or NULL */
+    double peft_fallback;        /* what absence from adapter_config.json means */
+    const char *modules;         /* MODULES: the fallback, names separated by commas */
+    const char *help;
+};
+
+struct gd_modules {
+    char **names;
+    int count;                   /* <= GD_TARGETS_MAX */
+};
+
+/* Resolved options of a graft, by position in the method's table. */
 struct gd_adapter_config {
-    char type[32];               /* "lora" */
-    int r;
-    double lora_alpha;
-    double lora_dropout;
-    bool use_rslora;
-    char **targets;              /* module names, dotted suffixes, or the one entry "all-linear"; owned */
-    int target_count;            /* <= GD_TARGETS_MAX */
+    const struct gd_adapter_method *method;
+    double values[GD_ADAPTER_OPTIONS_MAX];
+    struct gd_modules modules[GD_ADAPTER_OPTIONS_MAX];
 };
 void gd_adapter_config_release(struct gd_adapter_config *config);
 
-/* `json`: the request's "adapter" object or NULL (then all defaults: lora, r 16, lora_alpha 32, lora_dropout 0,
- * target_modules "all-linear"). Unknown fields and values out of range are errors naming adapter.FIELD. Needs no model. */
+/* `json`: the request's "adapter" object or NULL (then all defaults of "lora"). Unknown fields, fields of other methods
+ * and values out of range are errors naming adapter.FIELD. Needs no model. */
 GD_MUST_CHECK bool gd_adapter_config_parse(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err);
 /* The same, resolved, as it is echoed in the job. */
 cJSON *gd_adapter_config_json(const struct gd_adapter_config *config);
+/* The option must be one of the method's. */
+double gd_adapter_value(const struct gd_adapter_config *config, const char *option);
+const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *config, const char *option);
+
+/* Every method with its options, as GET /v1/tuning/methods shows them: an array. */
+cJSON *gd_adapter_registry_json(void);
 
 struct gd_graft_param {
     char name[192];              /* PEFT key: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight */
     int64_t offset;              /* into the flat block, in floats */
-    int rank;
+    int rank;                    /* of the file's tensor */
     int64_t shape[2];
+    bool flat;                   /* a graph sees it as a vector */
+    bool transposed;             /* the block holds [shape[1]][shape[0]] */
+    double rate;                 /* factor of the learning rate */
 };
 
 struct gd_graft {
     struct gd_adapter_config config;
     const struct gd_adapter_method *method;
     const struct gd_model *model;
-    struct gd_graft_param *params;
-    int param_count;
-    int64_t parameter_count;     /* floats in the flat block */
-    double scale;                /* lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA */
+    struct gd_graft_param *params; /* trained ones, then frozen ones that belong to the file */
+    int param_count, frozen_param_count;
+    int64_t parameter_count;     /* trained floats: the head of the flat block */
+    int64_t frozen_count;        /* frozen floats after them */
+    double scale;                /* of a low-rank product */
+    double dropout;              /* of the input of a site's own part */
     int *site_param;             /* [linear site] -> index of its first param, -1 where untouched */
     float *block;                /* parameters: loaded grafts own theirs; else NULL (the trainer holds them) */
-    struct gd_wear_lowrank *wear;/* [linear site count]: for serving, made by gd_graft_load */
+    /* For serving, made by gd_graft_load. */
+    struct gd_wear_part *wear;   /* [linear site] */
+    enum gd_wear_depth depth;
+    float *derived;              /* what the parts need beside the block; or NULL */
+    char digest[65];             /* of everything that changes what the graft computes */
 };
+
+/* Floats of the flat block. */
+static inline int64_t gd_graft_floats(const struct gd_graft *graft)
+{
+    return graft->parameter_count + graft->frozen_count;
+}
+
+struct gd_graft_training;
 
 struct gd_adapter_method {
     const char *name, *peft_type, *paper;
-    /* Fills params, site_param, scale. Targets that match nothing: an error listing what exists. */
+    const char *help;
+    const struct gd_adapter_option *options;
+    int option_count;
+    const char *anchor;          /* end of the name of the tensor that every touched module has */
+    const char *peft_fields;     /* JSON: further members of adapter_config.json, as constant as the method */
+    const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
+    /* Fills params, site_param, scale, dropout. Targets that match nothing: an error listing what exists. */
     bool (*create)(struct gd_graft *graft, struct gd_error *err);
     void (*init)(const struct gd_graft *graft, float *block, uint64_t seed);
-    struct gd_value *(*linear)(const struct gd_graft *graft, struct gd_graph *g, const struct gd_site *site,
-                               struct gd_value *x, struct gd_value *w, struct gd_value *bias,
-                               struct gd_value *const *params, struct gd_value *dropout_key);
+    /* A touched linear site in a training or evaluation graph; params: the site's own. */
+    struct gd_value *(*linear)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                               struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params);
+    /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). May set graft->derived. */
+    void (*wear)(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
+                 struct gd_wear_part *part);
 };
 extern const struct gd_adapter_method *const gd_adapter_table[];
 extern const int gd_adapter_count;
+const struct gd_adapter_method *gd_adapter_find(const char *name); /* NULL: unknown */
 
 GD_MUST_CHECK bool gd_graft_create(struct gd_graft **out, const struct gd_model *model,
                                    const struct gd_adapter_config *config, struct gd_error *err);
 void gd_graft_destroy(struct gd_graft *graft);
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed);
+/* End of the run of trained floats from `begin` on that share one factor of the learning rate. */
+int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor);
 
-/* Sites for a training graph: declares one value per parameter (in param order, [param_count]): PARAMs and dropout when
- * `training` (dropout_key: i32 [4] input, NULL without dropout), plain inputs for evaluation. */
+#define GD_GRAFT_VIEWS_MAX 32
+
+/* Sites for a training graph: declares one value per trained parameter (in param order, [param_count]): PARAMs and
+ * dropout when `training` (dropout_key: i32 [4] input, NULL without dropout), plain inputs for evaluation. */
 struct gd_graft_training {
     const struct gd_graft *graft;
     struct gd_value **params;
     struct gd_value *dropout_key;
     struct gd_sites sites;
+    struct gd_graft_view {       /* the first rows of a frozen parameter */
+        const struct gd_graft_param *param;
+        struct gd_value *value;
+    } views[GD_GRAFT_VIEWS_MAX];
+    int view_count;
 };
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
                              bool training_pass);
+struct gd_plan;
+/* Binds all parameters, trained and frozen, to a flat block. */
+void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block);
 void gd_graft_training_release(struct gd_graft_training *training);
 
-/* Sites for a serving graph: every linear site gets a wear_lowrank reading `wear` (handle). */
+/* Sites for a serving graph: what any graft of up to `depth` does at them, read from `wear` (handle). */
 struct gd_graft_serving {
     const struct gd_model *model;
     struct gd_value *wear;
+    enum gd_wear_depth depth;
     struct gd_sites sites;
 };
-void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model);
+void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model,
+                            enum gd_wear_depth depth);
 
 /* PEFT folder: adapter_config.json, adapter_model.safetensors, README.md (model card), graftd.json (digests of base,
  * tokenizer, template; job id; seed). Written inside `folder` (a gd_dir_tx path); the caller commits. `extra`: members

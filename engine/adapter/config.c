@@ -1,84 +1,170 @@
+/* config.c - a graft's options: read by the method's table, echoed, and listed for whoever asks. */
 #include "engine/adapter/adapter.h"
 
 #include "engine/base/alloc.h"
 
 #include <assert.h>
+#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
-static void add_target(struct gd_adapter_config *config, const char *name)
+#define METHODS_MAX 64
+
+static void add_module(struct gd_modules *modules, const char *name, size_t length)
 {
-    config->targets = gd_realloc_array(config->targets, (size_t)config->target_count + 1, sizeof(char *));
-    config->targets[config->target_count++] = gd_strdup(name);
+    modules->names = gd_realloc_array(modules->names, (size_t)modules->count + 1, sizeof(char *));
+    modules->names[modules->count++] = gd_strndup(name, length);
 }
 
 void gd_adapter_config_release(struct gd_adapter_config *config)
 {
-    for (int i = 0; i < config->target_count; i++)
-        gd_free(config->targets[i]);
-    gd_free(config->targets);
+    for (int i = 0; i < GD_ADAPTER_OPTIONS_MAX; i++) {
+        for (int j = 0; j < config->modules[i].count; j++)
+            gd_free(config->modules[i].names[j]);
+        gd_free(config->modules[i].names);
+    }
     memset(config, 0, sizeof(*config));
 }
 
-static bool parse_targets(struct gd_adapter_config *config, const cJSON *value, struct gd_error *err)
+static int option_index(const struct gd_adapter_config *config, const char *name)
 {
-    const char *param = "adapter.target_modules";
+    int i = 0;
+    while (strcmp(config->method->options[i].name, name) != 0) {
+        i++;
+        assert(i < config->method->option_count);
+    }
+    return i;
+}
+
+double gd_adapter_value(const struct gd_adapter_config *config, const char *option)
+{
+    return config->values[option_index(config, option)];
+}
+
+const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *config, const char *option)
+{
+    return &config->modules[option_index(config, option)];
+}
+
+/* ---- reading ---- */
+
+static bool parse_modules(struct gd_modules *modules, const struct gd_adapter_option *option, const cJSON *value,
+                          struct gd_error *err)
+{
+    char param[64];
+    snprintf(param, sizeof(param), "adapter.%s", option->name);
     if (value == NULL || cJSON_IsNull(value)) {
-        add_target(config, "all-linear");
+        for (const char *at = option->modules; *at != '\0';) {
+            size_t length = strcspn(at, ",");
+            add_module(modules, at, length);
+            at += length + (at[length] == ',');
+        }
         return true;
     }
     if (cJSON_IsString(value)) {
         if (value->valuestring[0] == '\0')
             return gd_fail_param(err, GD_INVALID, param,
-                                 "target_modules is an empty string: give \"all-linear\", a module name or a list of names");
-        add_target(config, value->valuestring);
+                                 "%s is an empty string: give \"all-linear\", a module name or a list of names", option->name);
+        add_module(modules, value->valuestring, strlen(value->valuestring));
         return true;
     }
     if (!cJSON_IsArray(value))
-        return gd_fail_param(err, GD_INVALID, param, "target_modules must be a string or a list of strings");
+        return gd_fail_param(err, GD_INVALID, param, "%s must be a string or a list of strings", option->name);
     int count = cJSON_GetArraySize(value);
-    if (count < 1 || count > GD_TARGETS_MAX)
-        return gd_fail_param(err, GD_INVALID, param, "target_modules has %d entries; give 1 to %d", count, GD_TARGETS_MAX);
+    if (count < option->min || count > GD_TARGETS_MAX)
+        return gd_fail_param(err, GD_INVALID, param, "%s has %d entries; give %d to %d", option->name, count, (int)option->min,
+                             GD_TARGETS_MAX);
     const cJSON *item;
     cJSON_ArrayForEach(item, value)
     {
         if (!cJSON_IsString(item) || item->valuestring[0] == '\0')
-            return gd_fail_param(err, GD_INVALID, param, "target_modules must hold non-empty strings only");
-        add_target(config, item->valuestring);
+            return gd_fail_param(err, GD_INVALID, param, "%s must hold non-empty strings only", option->name);
+        add_module(modules, item->valuestring, strlen(item->valuestring));
     }
     return true;
 }
 
-static bool parse_fields(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err)
+/* The method that the request names; "lora" where it names none. */
+static const struct gd_adapter_method *parse_type(const cJSON *json, struct gd_error *err)
 {
-    static const char *const known[] = {"type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", NULL};
-    if (!gd_json_only_known(json, "adapter", known, err))
-        return false;
-    const char *type = "lora";
+    const char *type = "lora", *names[METHODS_MAX];
     if (!gd_json_get_string(json, "adapter", "type", false, 1, 31, &type, err))
-        return false;
-    const char *names[64];
-    int found = -1;
-    for (int i = 0; i < gd_adapter_count && i < 64; i++) {
+        return NULL;
+    const struct gd_adapter_method *method = gd_adapter_find(type);
+    if (method != NULL)
+        return method;
+    assert(gd_adapter_count <= METHODS_MAX);
+    char list[512] = "";
+    for (int i = 0; i < gd_adapter_count; i++) {
+        size_t used = strlen(list);
         names[i] = gd_adapter_table[i]->name;
-        if (strcmp(names[i], type) == 0)
-            found = i;
+        snprintf(list + used, sizeof(list) - used, "%s'%s'", i > 0 ? ", " : "", names[i]);
     }
-    if (found < 0) {
-        const char *near = gd_nearest_name(type, names, (size_t)gd_adapter_count);
-        return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "adapter type '%s' is unknown; did you mean '%s'?", type,
-                             near ? near : names[0]);
-    }
-    strcpy(config->type, gd_adapter_table[found]->name);
+    const char *near = gd_nearest_name(type, names, (size_t)gd_adapter_count);
+    if (near != NULL)
+        gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "adapter type '%s' is unknown; did you mean '%s'?", type, near);
+    else
+        gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "adapter type '%s' is unknown; there are %s", type, list);
+    return NULL;
+}
 
-    int64_t r = 16;
-    if (!gd_json_get_int(json, "adapter", "r", false, 1, GD_LORA_RANK_MAX, &r, err))
+static bool has_option(const struct gd_adapter_method *method, const char *name)
+{
+    for (int i = 0; i < method->option_count; i++)
+        if (strcmp(method->options[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+static bool check_fields(const struct gd_adapter_method *method, const cJSON *json, struct gd_error *err)
+{
+    const char *known[GD_ADAPTER_OPTIONS_MAX + 2] = {"type"};
+    for (int i = 0; i < method->option_count; i++)
+        known[i + 1] = method->options[i].name;
+    const cJSON *member;
+    cJSON_ArrayForEach(member, json)
+    {
+        for (int i = 0; i < gd_adapter_count; i++) {
+            if (strcmp(member->string, "type") == 0 || has_option(method, member->string) ||
+                !has_option(gd_adapter_table[i], member->string))
+                continue;
+            char param[96];
+            snprintf(param, sizeof(param), "adapter.%s", member->string);
+            return gd_fail_param(err, GD_UNKNOWN_FIELD, param, "'%s' is a parameter of adapter type '%s', not of '%s'",
+                                 member->string, gd_adapter_table[i]->name, method->name);
+        }
+    }
+    return gd_json_only_known(json, "adapter", known, err);
+}
+
+static bool parse_option(struct gd_adapter_config *config, int index, const cJSON *json, struct gd_error *err)
+{
+    const struct gd_adapter_option *option = &config->method->options[index];
+    double *value = &config->values[index];
+    *value = option->fallback * (option->times != NULL ? gd_adapter_value(config, option->times) : 1.0);
+    if (option->type == GD_OPTION_MODULES)
+        return parse_modules(&config->modules[index], option, gd_json_find(json, option->name), err);
+    if (option->type == GD_OPTION_NUMBER)
+        return gd_json_get_number(json, "adapter", option->name, false, option->min, option->max, value, err);
+    bool flag = *value != 0;
+    int64_t whole = (int64_t)*value;
+    bool ok = option->type == GD_OPTION_BOOL
+                  ? gd_json_get_bool(json, "adapter", option->name, false, &flag, err)
+                  : gd_json_get_int(json, "adapter", option->name, false, (int64_t)option->min, (int64_t)option->max, &whole, err);
+    *value = option->type == GD_OPTION_BOOL ? flag : (double)whole;
+    return ok;
+}
+
+static bool parse_object(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err)
+{
+    config->method = parse_type(json, err);
+    if (config->method == NULL || !check_fields(config->method, json, err))
         return false;
-    config->r = (int)r;
-    config->lora_alpha = 2.0 * (double)r;
-    return gd_json_get_number(json, "adapter", "lora_alpha", false, 1e-6, 1e6, &config->lora_alpha, err) &&
-           gd_json_get_number(json, "adapter", "lora_dropout", false, 0.0, 0.95, &config->lora_dropout, err) &&
-           gd_json_get_bool(json, "adapter", "use_rslora", false, &config->use_rslora, err) &&
-           parse_targets(config, gd_json_find(json, "target_modules"), err);
+    assert(config->method->option_count <= GD_ADAPTER_OPTIONS_MAX);
+    for (int i = 0; i < config->method->option_count; i++)
+        if (!parse_option(config, i, json, err))
+            return false;
+    return true;
 }
 
 bool gd_adapter_config_parse(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err)
@@ -87,27 +173,93 @@ bool gd_adapter_config_parse(struct gd_adapter_config *config, const cJSON *json
     if (json != NULL && !cJSON_IsNull(json) && !cJSON_IsObject(json))
         return gd_fail_param(err, GD_INVALID, "adapter", "adapter must be an object");
     cJSON *empty = cJSON_CreateObject();
-    bool ok = parse_fields(config, cJSON_IsObject(json) ? json : empty, err);
+    bool ok = parse_object(config, cJSON_IsObject(json) ? json : empty, err);
     cJSON_Delete(empty);
     if (!ok)
         gd_adapter_config_release(config);
     return ok;
 }
 
+/* ---- showing ---- */
+
+static cJSON *modules_json(const struct gd_modules *modules)
+{
+    if (modules->count == 1 && strcmp(modules->names[0], "all-linear") == 0)
+        return cJSON_CreateString("all-linear");
+    cJSON *list = cJSON_CreateArray();
+    for (int i = 0; i < modules->count; i++)
+        cJSON_AddItemToArray(list, cJSON_CreateString(modules->names[i]));
+    return list;
+}
+
+static cJSON *value_json(const struct gd_adapter_option *option, double value)
+{
+    return option->type == GD_OPTION_BOOL ? cJSON_CreateBool(value != 0) : cJSON_CreateNumber(value);
+}
+
 cJSON *gd_adapter_config_json(const struct gd_adapter_config *config)
 {
     cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "type", config->type);
-    cJSON_AddNumberToObject(json, "r", config->r);
-    cJSON_AddNumberToObject(json, "lora_alpha", config->lora_alpha);
-    cJSON_AddNumberToObject(json, "lora_dropout", config->lora_dropout);
-    cJSON_AddBoolToObject(json, "use_rslora", config->use_rslora);
-    if (config->target_count == 1 && strcmp(config->targets[0], "all-linear") == 0) {
-        cJSON_AddStringToObject(json, "target_modules", "all-linear");
-    } else {
-        cJSON *list = cJSON_AddArrayToObject(json, "target_modules");
-        for (int i = 0; i < config->target_count; i++)
-            cJSON_AddItemToArray(list, cJSON_CreateString(config->targets[i]));
+    cJSON_AddStringToObject(json, "type", config->method->name);
+    for (int i = 0; i < config->method->option_count; i++) {
+        const struct gd_adapter_option *option = &config->method->options[i];
+        cJSON_AddItemToObject(json, option->name, option->type == GD_OPTION_MODULES ? modules_json(&config->modules[i])
+                                                                                  : value_json(option, config->values[i]));
     }
     return json;
+}
+
+static cJSON *option_json(const struct gd_adapter_option *option)
+{
+    static const char *const types[] = {"integer", "number", "boolean", "modules"};
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "name", option->name);
+    cJSON_AddStringToObject(json, "type", types[option->type]);
+    bool number = option->type == GD_OPTION_INT || option->type == GD_OPTION_NUMBER;
+    if (number) {
+        cJSON_AddNumberToObject(json, "minimum", option->min);
+        cJSON_AddNumberToObject(json, "maximum", option->max);
+    }
+    if (option->type == GD_OPTION_MODULES) {
+        struct gd_modules fallback = {0};
+        struct gd_error none = {0};
+        bool parsed = parse_modules(&fallback, option, NULL, &none);
+        assert(parsed);
+        (void)parsed;
+        cJSON_AddItemToObject(json, "default", modules_json(&fallback));
+        for (int i = 0; i < fallback.count; i++)
+            gd_free(fallback.names[i]);
+        gd_free(fallback.names);
+    } else if (option->times != NULL) {
+        char rule[64];
+        snprintf(rule, sizeof(rule), "%g * %s", option->fallback, option->times);
+        cJSON_AddNullToObject(json, "default");
+        cJSON_AddStringToObject(json, "default_rule", rule);
+    } else {
+        cJSON_AddItemToObject(json, "default", value_json(option, option->fallback));
+    }
+    cJSON_AddStringToObject(json, "description", option->help);
+    return json;
+}
+
+cJSON *gd_adapter_registry_json(void)
+{
+    cJSON *list = cJSON_CreateArray();
+    for (int i = 0; i < gd_adapter_count; i++) {
+        const struct gd_adapter_method *method = gd_adapter_table[i];
+        cJSON *json = cJSON_CreateObject(), *hooks, *parameters;
+        cJSON_AddStringToObject(json, "id", method->name);
+        cJSON_AddStringToObject(json, "object", "tuning.method");
+        cJSON_AddStringToObject(json, "peft_type", method->peft_type);
+        cJSON_AddStringToObject(json, "description", method->help);
+        cJSON_AddStringToObject(json, "paper", method->paper);
+        hooks = cJSON_AddArrayToObject(json, "hooks");
+        if (method->linear != NULL)
+            cJSON_AddItemToArray(hooks, cJSON_CreateString("linear"));
+        parameters = cJSON_AddArrayToObject(json, "parameters");
+        for (int j = 0; j < method->option_count; j++)
+            cJSON_AddItemToArray(parameters, option_json(&method->options[j]));
+        cJSON_AddItemToArray(list, json);
+    }
+    return list;
 }

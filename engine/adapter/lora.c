@@ -1,95 +1,49 @@
 /*
  * lora.c - LoRA (Hu et al. 2021): y = W x + s B A dropout(x), s = lora_alpha / r, or lora_alpha / sqrt(r) with
- * rsLoRA (Kalajdzievski 2023). A is kaiming-uniform(sqrt 5), that is U(-1/sqrt(in), 1/sqrt(in)); B is zero.
+ * rsLoRA (Kalajdzievski 2023). A is kaiming-uniform(sqrt 5), that is U(-1/sqrt(in), 1/sqrt(in)); B is zero, so the start
+ * is the base. LoRA+ (Hayou et al. 2024): B learns loraplus_lr_ratio times as fast as A. r (in + out) numbers a module.
  */
-#include "engine/adapter/adapter.h"
-
-#include "engine/base/alloc.h"
-#include "engine/base/philox.h"
+#include "engine/adapter/build.h"
 #include "engine/tensor/ops.h"
 
-#include <assert.h>
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
-/* A name matches a module that it equals, or that ends in "." + name. */
-static bool matches(const char *target, const char *module)
-{
-    if (strcmp(target, "all-linear") == 0 || strcmp(target, module) == 0)
-        return true;
-    size_t target_length = strlen(target), module_length = strlen(module);
-    return module_length > target_length && module[module_length - target_length - 1] == '.' &&
-           strcmp(module + module_length - target_length, target) == 0;
-}
-
-static bool fail_unmatched(const char *target, const struct gd_site *sites, int site_count, struct gd_error *err)
-{
-    /* The distinct last parts of the modules: q_proj, k_proj, ... */
-    char names[512] = "";
-    for (int i = 0; i < site_count; i++) {
-        const char *leaf = strrchr(sites[i].name, '.');
-        leaf = leaf ? leaf + 1 : sites[i].name;
-        bool seen = false;
-        for (int j = 0; j < i && !seen; j++) {
-            const char *other = strrchr(sites[j].name, '.');
-            seen = strcmp(other ? other + 1 : sites[j].name, leaf) == 0;
-        }
-        size_t used = strlen(names);
-        if (!seen && used + strlen(leaf) + 3 < sizeof(names))
-            snprintf(names + used, sizeof(names) - used, "%s%s", used ? ", " : "", leaf);
-    }
-    return gd_fail_param(err, GD_INVALID, "adapter.target_modules",
-                         "target module '%s' matches nothing in this model; its linear modules are: %s (or \"all-linear\")",
-                         target, names);
-}
+static const struct gd_adapter_option options[] = {
+    {.name = "r", .type = GD_OPTION_INT, .min = 1, .max = GD_WEAR_RANK_MAX, .fallback = 16, .peft_fallback = 8,
+     .help = "Rank of the update; at most the smaller side of each module."},
+    {.name = "lora_alpha", .type = GD_OPTION_NUMBER, .min = 1e-6, .max = 1e6, .fallback = 2, .times = "r", .peft_fallback = 8,
+     .help = "The update is scaled by lora_alpha / r."},
+    {.name = "lora_dropout", .type = GD_OPTION_NUMBER, .use = GD_OPTION_TRAINS, .max = 0.95,
+     .help = "Part of the inputs of the update that training zeroes."},
+    {.name = "use_rslora", .type = GD_OPTION_BOOL, .help = "Scale by lora_alpha / sqrt(r) instead (rsLoRA)."},
+    {.name = "loraplus_lr_ratio", .type = GD_OPTION_NUMBER, .use = GD_OPTION_OURS, .min = 1e-3, .max = 1e3, .fallback = 1,
+     .help = "B learns at this multiple of A's rate (LoRA+; about 16)."},
+    {.name = "target_modules", .type = GD_OPTION_MODULES, .min = 1, .modules = "all-linear",
+     .help = "Linear modules to adapt: names, dotted suffixes, or \"all-linear\"."},
+};
 
 static bool create(struct gd_graft *graft, struct gd_error *err)
 {
-    const struct gd_adapter_config *config = &graft->config;
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites);
-    for (int t = 0; t < config->target_count; t++) {
-        bool found = false;
-        for (int i = 0; i < site_count; i++) {
-            if (!matches(config->targets[t], sites[i].name))
-                continue;
-            found = true;
-            graft->site_param[i] = 0;
-        }
-        if (!found)
-            return fail_unmatched(config->targets[t], sites, site_count, err);
-    }
-
-    int touched = 0;
-    for (int i = 0; i < site_count; i++)
-        touched += graft->site_param[i] == 0;
-    graft->params = gd_alloc_array((size_t)touched * 2, sizeof(*graft->params));
-    int64_t r = config->r;
+    int64_t r = (int64_t)gd_adapter_value(&graft->config, "r");
+    double alpha = gd_adapter_value(&graft->config, "lora_alpha"), ratio = gd_adapter_value(&graft->config, "loraplus_lr_ratio");
+    if (gd_graft_choose(graft, "target_modules", err) == 0)
+        return false;
     for (int i = 0; i < site_count; i++) {
         if (graft->site_param[i] < 0)
             continue;
         int limit = sites[i].in < sites[i].out ? sites[i].in : sites[i].out;
         if (r > limit)
             return gd_fail_param(err, GD_INVALID, "adapter.r", "rank %d is larger than %s allows (%d x %d: at most %d)",
-                                 config->r, sites[i].name, sites[i].out, sites[i].in, limit);
+                                 (int)r, sites[i].name, sites[i].out, sites[i].in, limit);
         graft->site_param[i] = graft->param_count;
-        struct gd_graft_param *a = &graft->params[graft->param_count++];
-        snprintf(a->name, sizeof(a->name), "base_model.model.%s.lora_A.weight", sites[i].name);
-        a->rank = 2;
-        a->shape[0] = r;
-        a->shape[1] = sites[i].in;
-        a->offset = graft->parameter_count;
-        graft->parameter_count += r * sites[i].in;
-        struct gd_graft_param *b = &graft->params[graft->param_count++];
-        snprintf(b->name, sizeof(b->name), "base_model.model.%s.lora_B.weight", sites[i].name);
-        b->rank = 2;
-        b->shape[0] = sites[i].out;
-        b->shape[1] = r;
-        b->offset = graft->parameter_count;
-        graft->parameter_count += r * sites[i].out;
+        gd_graft_add(graft, true, sites[i].name, "lora_A.weight", r, sites[i].in);
+        gd_graft_add(graft, true, sites[i].name, "lora_B.weight", sites[i].out, r)->rate = ratio;
     }
-    graft->scale = config->use_rslora ? config->lora_alpha / sqrt((double)r) : config->lora_alpha / (double)r;
+    graft->scale = gd_adapter_value(&graft->config, "use_rslora") != 0 ? alpha / sqrt((double)r) : alpha / (double)r;
+    graft->dropout = gd_adapter_value(&graft->config, "lora_dropout");
     return true;
 }
 
@@ -98,33 +52,50 @@ static void init(const struct gd_graft *graft, float *block, uint64_t seed)
     memset(block, 0, (size_t)graft->parameter_count * sizeof(float));
     for (int p = 0; p < graft->param_count; p += 2) {
         const struct gd_graft_param *a = &graft->params[p];
-        int64_t count = a->shape[0] * a->shape[1];
-        float bound = 1.0f / sqrtf((float)a->shape[1]);
-        uint64_t stream = gd_philox_stream(GD_RANDOM_INIT, (uint32_t)(p / 2), 0);
-        for (int64_t i = 0; i < count; i += 4) {
-            struct gd_philox word = gd_philox4(seed, stream, (uint64_t)(i / 4));
-            for (int64_t j = 0; j < 4 && i + j < count; j++)
-                block[a->offset + i + j] = bound * (2.0f * gd_uniform_from_bits(word.v[j]) - 1.0f);
-        }
+        gd_fill_uniform(block + a->offset, a->shape[0] * a->shape[1], 1.0f / sqrtf((float)a->shape[1]), seed, (uint32_t)(p / 2));
     }
 }
 
-static struct gd_value *linear(const struct gd_graft *graft, struct gd_graph *g, const struct gd_site *site,
-                               struct gd_value *x, struct gd_value *w, struct gd_value *bias,
-                               struct gd_value *const *params, struct gd_value *dropout_key)
+static struct gd_value *linear(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                               struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params)
 {
     struct gd_value *y = gd_site_linear_base(g, x, w, bias);
-    if (dropout_key != NULL)
-        x = gd_dropout(g, x, dropout_key, graft->config.lora_dropout, site->index);
+    if (training->dropout_key != NULL)
+        x = gd_dropout(g, x, training->dropout_key, training->graft->dropout, site->index);
     struct gd_value *u = gd_matmul(g, x, false, params[0], true, 1.0, NULL, gd_graph_act(g));
-    return gd_matmul(g, u, false, params[1], true, graft->scale, y, gd_graph_act(g));
+    return gd_matmul(g, u, false, params[1], true, training->graft->scale, y, gd_graph_act(g));
 }
+
+static void wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
+                 struct gd_wear_part *part)
+{
+    part->rank = (int)params[0].shape[0];
+    part->scale = (float)graft->scale;
+    part->a = graft->block + params[0].offset;
+    part->a_row = site->in;
+    part->b = graft->block + params[1].offset;
+}
+
+/* Initialisations (loftq, eva, corda, ...) leave plain LoRA behind; these do not. */
+static const char *const refused[] = {
+    "use_dora", "use_qalora", "use_bdlora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
+    "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
+    "arrow_config", "kasa_config", "monteclora_config", "velora_config", NULL};
 
 const struct gd_adapter_method gd_adapter_lora = {
     .name = "lora",
     .peft_type = "LORA",
     .paper = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models",
+    .help = "Adds a product of two thin matrices to linear modules.",
+    .options = options,
+    .option_count = GD_COUNT(options),
+    .anchor = "lora_A.weight",
+    .peft_fields = "{\"use_dora\": false, \"bias\": \"none\", \"fan_in_fan_out\": false, \"init_lora_weights\": true, "
+                   "\"modules_to_save\": null, \"layers_to_transform\": null, \"layers_pattern\": null, "
+                   "\"rank_pattern\": {}, \"alpha_pattern\": {}}",
+    .refused = refused,
     .create = create,
     .init = init,
     .linear = linear,
+    .wear = wear,
 };

@@ -1,5 +1,5 @@
 /* peft.c - grafts on disk, in Hugging Face PEFT's format, with a strict account of tensors. */
-#include "engine/adapter/adapter.h"
+#include "engine/adapter/build.h"
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
@@ -19,19 +19,33 @@ static const char *leaf_name(const char *module)
     return dot ? dot + 1 : module;
 }
 
-/* PEFT matches names as suffixes: the short names do if every module so named is touched, else full paths. */
-static cJSON *target_list(const struct gd_graft *graft)
+static bool listed(const struct gd_graft *graft, const struct gd_modules *modules, int site, const struct gd_site *sites)
+{
+    return graft->site_param[site] >= 0 && gd_modules_match(modules, sites[site].name);
+}
+
+/* PEFT matches names as suffixes: the short names do if every module so named is in a list or out of it, and that for all
+ * of the method's lists, as PEFT asks for lists of names to be subsets of others. */
+static bool short_names_do(const struct gd_graft *graft)
 {
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites);
-    bool whole = true;
-    for (int i = 0; i < site_count && whole; i++)
-        for (int j = 0; j < site_count && whole; j++)
-            whole = strcmp(leaf_name(sites[i].name), leaf_name(sites[j].name)) != 0 ||
-                    (graft->site_param[i] < 0) == (graft->site_param[j] < 0);
+    for (int o = 0; o < graft->method->option_count; o++)
+        for (int i = 0; graft->method->options[o].type == GD_OPTION_MODULES && i < site_count; i++)
+            for (int j = 0; j < i; j++)
+                if (strcmp(leaf_name(sites[i].name), leaf_name(sites[j].name)) == 0 &&
+                    listed(graft, &graft->config.modules[o], i, sites) != listed(graft, &graft->config.modules[o], j, sites))
+                    return false;
+    return true;
+}
+
+static cJSON *module_list(const struct gd_graft *graft, const struct gd_modules *modules, bool whole)
+{
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(graft->model, &sites);
     cJSON *list = cJSON_CreateArray();
     for (int i = 0; i < site_count; i++) {
-        if (graft->site_param[i] < 0)
+        if (!listed(graft, modules, i, sites))
             continue;
         bool seen = false;
         for (int j = 0; j < i && whole && !seen; j++)
@@ -50,20 +64,23 @@ static cJSON *adapter_config(const struct gd_graft *graft)
     cJSON_AddStringToObject(json, "base_model_name_or_path", graft->model->id);
     cJSON_AddNullToObject(json, "revision");
     cJSON_AddBoolToObject(json, "inference_mode", true);
-    cJSON_AddNumberToObject(json, "r", graft->config.r);
-    cJSON_AddNumberToObject(json, "lora_alpha", graft->config.lora_alpha);
-    cJSON_AddNumberToObject(json, "lora_dropout", graft->config.lora_dropout);
-    cJSON_AddBoolToObject(json, "use_rslora", graft->config.use_rslora);
-    cJSON_AddBoolToObject(json, "use_dora", false);
-    cJSON_AddItemToObject(json, "target_modules", target_list(graft));
-    cJSON_AddStringToObject(json, "bias", "none");
-    cJSON_AddBoolToObject(json, "fan_in_fan_out", false);
-    cJSON_AddBoolToObject(json, "init_lora_weights", true);
-    cJSON_AddNullToObject(json, "modules_to_save");
-    cJSON_AddNullToObject(json, "layers_to_transform");
-    cJSON_AddNullToObject(json, "layers_pattern");
-    cJSON_AddItemToObject(json, "rank_pattern", cJSON_CreateObject());
-    cJSON_AddItemToObject(json, "alpha_pattern", cJSON_CreateObject());
+    bool whole = short_names_do(graft);
+    for (int i = 0; i < graft->method->option_count; i++) {
+        const struct gd_adapter_option *option = &graft->method->options[i];
+        if (option->use == GD_OPTION_OURS)
+            continue;
+        if (option->type == GD_OPTION_MODULES)
+            cJSON_AddItemToObject(json, option->name, module_list(graft, &graft->config.modules[i], whole));
+        else if (option->type == GD_OPTION_BOOL)
+            cJSON_AddBoolToObject(json, option->name, graft->config.values[i] != 0);
+        else
+            cJSON_AddNumberToObject(json, option->name, graft->config.values[i]);
+    }
+    cJSON *fields = cJSON_Parse(graft->method->peft_fields), *field;
+    assert(fields != NULL);
+    while ((field = cJSON_DetachItemFromArray(fields, 0)) != NULL)
+        cJSON_AddItemToObject(json, field->string, field);
+    cJSON_Delete(fields);
     return json;
 }
 
@@ -80,14 +97,17 @@ static bool write_json(const char *folder, const char *name, const cJSON *json, 
 static bool write_card(const struct gd_graft *graft, const char *folder, struct gd_error *err)
 {
     struct gd_buf card;
+    cJSON *config = gd_adapter_config_json(&graft->config);
     gd_buf_init(&card, 1 << 20);
     gd_buf_printf(&card,
                   "---\nlibrary_name: peft\nbase_model: %s\ntags:\n- base_model:adapter:%s\n- %s\n- graftd\n"
                   "pipeline_tag: text-generation\n---\n\n# A %s adapter for %s\n\n",
                   graft->model->id, graft->model->id, graft->method->name, graft->method->name, graft->model->id);
-    gd_buf_printf(&card, "Method: %s.\n\nRank %d, lora_alpha %g, lora_dropout %g%s; %lld trained parameters.\n\n",
-                  graft->method->paper, graft->config.r, graft->config.lora_alpha, graft->config.lora_dropout,
-                  graft->config.use_rslora ? ", rank-stabilised scale" : "", (long long)graft->parameter_count);
+    char *options = gd_json_print(config);
+    gd_buf_printf(&card, "Method: %s.\n\n%lld trained parameters, made with\n\n    %s\n\n", graft->method->paper,
+                  (long long)graft->parameter_count, options);
+    gd_free(options);
+    cJSON_Delete(config);
     gd_buf_append_text(&card, "It was trained on one base, one tokenizer and one chat template; `graftd.json` holds their "
                               "digests, and graftd refuses to serve it on others.\n\n### Framework versions\n\n- graftd " GD_VERSION
                               "\n");
@@ -98,22 +118,40 @@ static bool write_card(const struct gd_graft *graft, const char *folder, struct 
     return ok;
 }
 
+/* The file has [rows][columns] where the block has [columns][rows]. */
+static float *transposed(const float *from, int64_t rows, int64_t columns)
+{
+    float *to = gd_alloc_array((size_t)(rows * columns), sizeof(float));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
+            to[i * columns + j] = from[j * rows + i];
+    return to;
+}
+
 static bool write_weights(const struct gd_graft *graft, const float *block, const char *folder, struct gd_error *err)
 {
-    struct gd_safetensors_entry *entries = gd_alloc_array((size_t)graft->param_count, sizeof(*entries));
-    for (int i = 0; i < graft->param_count; i++) {
+    int count = graft->param_count + graft->frozen_param_count;
+    struct gd_safetensors_entry *entries = gd_alloc_array((size_t)count, sizeof(*entries));
+    float **copies = gd_alloc_array((size_t)count, sizeof(*copies));
+    for (int i = 0; i < count; i++) {
         const struct gd_graft_param *param = &graft->params[i];
+        const float *data = block + param->offset;
+        if (param->transposed)
+            data = copies[i] = transposed(data, param->shape[0], param->shape[1]);
         entries[i].name = param->name;
         entries[i].tensor = (struct gd_tensor){.dtype = GD_F32, .rank = param->rank,
-                                               .shape = {param->shape[0], param->shape[1]},
-                                               .data = (void *)(uintptr_t)(block + param->offset)};
+                                               .shape = {param->shape[0], param->rank == 2 ? param->shape[1] : 0},
+                                               .data = (void *)(uintptr_t)data};
     }
     cJSON *metadata = cJSON_CreateObject();
     cJSON_AddStringToObject(metadata, "format", "pt");
     char *path = gd_format("%s/adapter_model.safetensors", folder);
-    bool ok = gd_safetensors_write(path, entries, graft->param_count, metadata, err);
+    bool ok = gd_safetensors_write(path, entries, count, metadata, err);
     gd_free(path);
     cJSON_Delete(metadata);
+    for (int i = 0; i < count; i++)
+        gd_free(copies[i]);
+    gd_free(copies);
     gd_free(entries);
     return ok;
 }
@@ -180,60 +218,107 @@ static bool refuse_option(const cJSON *json, const char *key, struct gd_error *e
     return gd_fail_param(err, GD_UNSUPPORTED, key, "adapter_config.json: '%s' is set, which this build cannot serve", key);
 }
 
+static const struct gd_adapter_method *method_of(const char *type, struct gd_error *err)
+{
+    char list[512] = "";
+    for (int i = 0; i < gd_adapter_count; i++) {
+        size_t used = strlen(list);
+        if (strcmp(gd_adapter_table[i]->peft_type, type) == 0)
+            return gd_adapter_table[i];
+        snprintf(list + used, sizeof(list) - used, "%s%s", i > 0 ? ", " : "", gd_adapter_table[i]->peft_type);
+    }
+    gd_fail_param(err, GD_UNSUPPORTED, "peft_type", "adapter_config.json: peft_type '%s' is not supported; these are: %s", type,
+                  list);
+    return NULL;
+}
+
+/* A list of names; null is an empty one. */
+static bool read_modules(struct gd_modules *modules, const cJSON *json, const char *key, struct gd_error *err)
+{
+    const cJSON *list = gd_json_find(json, key), *item;
+    if (list == NULL || cJSON_IsNull(list))
+        return true;
+    bool ok = cJSON_IsArray(list) && cJSON_GetArraySize(list) <= GD_TARGETS_MAX;
+    cJSON_ArrayForEach(item, list) ok = ok && cJSON_IsString(item) && item->valuestring[0] != '\0';
+    if (!ok)
+        return gd_fail_param(err, GD_UNSUPPORTED, key, "adapter_config.json: '%s' must be a list of module names", key);
+    modules->names = gd_alloc_array((size_t)cJSON_GetArraySize(list), sizeof(char *));
+    cJSON_ArrayForEach(item, list) modules->names[modules->count++] = gd_strdup(item->valuestring);
+    return true;
+}
+
+static bool read_option(struct gd_adapter_config *config, int index, const cJSON *json, struct gd_error *err)
+{
+    const struct gd_adapter_option *option = &config->method->options[index];
+    double *value = &config->values[index];
+    int64_t whole = (int64_t)option->peft_fallback;
+    bool flag = option->peft_fallback != 0;
+    *value = option->use == GD_OPTION_SHAPES ? option->peft_fallback : option->fallback;
+    if (option->use != GD_OPTION_SHAPES || strcmp(option->name, "target_modules") == 0)
+        return true; /* target_modules come from the tensors */
+    switch (option->type) {
+    case GD_OPTION_MODULES:
+        return read_modules(&config->modules[index], json, option->name, err);
+    case GD_OPTION_NUMBER:
+        return gd_json_get_number(json, "", option->name, false, option->min, option->max, value, err);
+    case GD_OPTION_BOOL:
+        if (!gd_json_get_bool(json, "", option->name, false, &flag, err))
+            return false;
+        *value = flag;
+        return true;
+    case GD_OPTION_INT:
+        if (!gd_json_get_int(json, "", option->name, false, (int64_t)option->min, (int64_t)option->max, &whole, err))
+            return false;
+        *value = (double)whole;
+        return true;
+    }
+    return false;
+}
+
 static bool read_config(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err)
 {
     const char *type = NULL;
-    if (!gd_json_get_string(json, "", "peft_type", true, 1, 64, &type, err))
+    if (!gd_json_get_string(json, "", "peft_type", true, 1, 64, &type, err) || (config->method = method_of(type, err)) == NULL)
         return false;
-    const struct gd_adapter_method *method = NULL;
-    for (int i = 0; i < gd_adapter_count; i++)
-        if (strcmp(gd_adapter_table[i]->peft_type, type) == 0)
-            method = gd_adapter_table[i];
-    if (method == NULL)
-        return gd_fail_param(err, GD_UNSUPPORTED, "peft_type", "adapter_config.json: peft_type '%s' is not supported; LORA is",
-                             type);
-    /* What changes the mathematics; initialisations (loftq, eva, corda, ...) leave plain LoRA behind. */
-    static const char *const refused[] = {
-        "use_dora", "use_qalora", "use_bdlora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
-        "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
-        "arrow_config", "kasa_config", "monteclora_config", "velora_config"};
-    for (size_t i = 0; i < GD_COUNT(refused); i++)
-        if (!refuse_option(json, refused[i], err))
+    for (const char *const *key = config->method->refused; *key != NULL; key++)
+        if (!refuse_option(json, *key, err))
             return false;
-    strcpy(config->type, method->name);
-    int64_t r = 8;
-    config->lora_alpha = 8;
-    if (!gd_json_get_int(json, "", "r", false, 1, GD_LORA_RANK_MAX, &r, err) ||
-        !gd_json_get_number(json, "", "lora_alpha", false, 1e-6, 1e6, &config->lora_alpha, err) ||
-        !gd_json_get_number(json, "", "lora_dropout", false, 0.0, 1.0, &config->lora_dropout, err) ||
-        !gd_json_get_bool(json, "", "use_rslora", false, &config->use_rslora, err))
-        return false;
-    config->r = (int)r;
+    for (int i = 0; i < config->method->option_count; i++)
+        if (!read_option(config, i, json, err))
+            return false;
     return true;
+}
+
+static struct gd_modules *targets_of(struct gd_adapter_config *config)
+{
+    return (struct gd_modules *)(uintptr_t)gd_adapter_modules(config, "target_modules");
 }
 
 /* Which modules the file touches, from its own tensor names. */
 static bool read_targets(struct gd_adapter_config *config, const struct gd_safetensors *file, struct gd_error *err)
 {
-    static const char prefix[] = "base_model.model.", suffix[] = ".lora_A.weight";
+    static const char prefix[] = "base_model.model.";
+    const char *anchor = config->method->anchor;
+    struct gd_modules *targets = targets_of(config);
     int count = gd_safetensors_count(file);
-    config->targets = gd_alloc_array((size_t)count + 1, sizeof(char *));
+    size_t head = sizeof(prefix) - 1, tail = strlen(anchor) + 1;
+    targets->names = gd_alloc_array((size_t)count + 1, sizeof(char *));
     for (int i = 0; i < count; i++) {
         const char *name = gd_safetensors_name(file, i);
         size_t length = strlen(name);
-        if (strncmp(name, prefix, sizeof(prefix) - 1) == 0 && length > sizeof(prefix) + sizeof(suffix) &&
-            strcmp(name + length - (sizeof(suffix) - 1), suffix) == 0)
-            config->targets[config->target_count++] =
-                gd_strndup(name + sizeof(prefix) - 1, length - (sizeof(prefix) - 1) - (sizeof(suffix) - 1));
+        if (strncmp(name, prefix, head) == 0 && length > head + tail && name[length - tail] == '.' &&
+            strcmp(name + length - tail + 1, anchor) == 0)
+            targets->names[targets->count++] = gd_strndup(name + head, length - head - tail);
     }
-    if (config->target_count == 0)
-        return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors holds no 'base_model.model.*.lora_A.weight' tensor");
+    if (targets->count == 0)
+        return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors holds no 'base_model.model.*.%s' tensor", anchor);
     return true;
 }
 
 /* Every target that adapter_config.json names must have been filled by some tensor. */
-static bool check_promised(const cJSON *json, const struct gd_adapter_config *config, struct gd_error *err)
+static bool check_promised(const cJSON *json, struct gd_adapter_config *config, struct gd_error *err)
 {
+    const struct gd_modules *touched = targets_of(config);
     const cJSON *targets = gd_json_find(json, "target_modules"), *item;
     if (!cJSON_IsArray(targets))
         return true; /* a pattern: the tensors are the account */
@@ -243,10 +328,10 @@ static bool check_promised(const cJSON *json, const struct gd_adapter_config *co
             return gd_fail_param(err, GD_BAD_MODEL, "target_modules", "adapter_config.json: target_modules must hold strings");
         bool found = false;
         size_t length = strlen(item->valuestring);
-        for (int i = 0; i < config->target_count && !found; i++) {
-            size_t have = strlen(config->targets[i]);
-            found = have >= length && strcmp(config->targets[i] + have - length, item->valuestring) == 0 &&
-                    (have == length || config->targets[i][have - length - 1] == '.');
+        for (int i = 0; i < touched->count && !found; i++) {
+            size_t have = strlen(touched->names[i]);
+            found = have >= length && strcmp(touched->names[i] + have - length, item->valuestring) == 0 &&
+                    (have == length || touched->names[i][have - length - 1] == '.');
         }
         if (!found)
             return gd_fail_param(err, GD_BAD_MODEL, "target_modules",
@@ -256,30 +341,44 @@ static bool check_promised(const cJSON *json, const struct gd_adapter_config *co
     return true;
 }
 
+static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *param, const struct gd_safetensors *file,
+                        struct gd_error *err)
+{
+    struct gd_tensor tensor;
+    float *to = graft->block + param->offset;
+    if (!gd_safetensors_find(file, param->name, &tensor))
+        return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: tensor '%s' is missing", param->name);
+    int64_t columns = param->rank == 2 ? param->shape[1] : 1, have = tensor.rank == 2 ? tensor.shape[1] : 1;
+    if (tensor.rank != param->rank || tensor.shape[0] != param->shape[0] || have != columns)
+        return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: '%s' has shape [%lld, %lld]; this base and these options "
+                                          "need [%lld, %lld]",
+                       param->name, tensor.rank > 0 ? (long long)tensor.shape[0] : 1LL, (long long)have,
+                       (long long)param->shape[0], (long long)columns);
+    gd_convert_to_f32(to, tensor.data, tensor.dtype, param->shape[0] * columns);
+    if (param->transposed) {
+        float *turned = transposed(to, columns, param->shape[0]);
+        memcpy(to, turned, (size_t)(param->shape[0] * columns) * sizeof(float));
+        gd_free(turned);
+    }
+    return true;
+}
+
 static bool read_weights(struct gd_graft *graft, const struct gd_safetensors *file, struct gd_error *err)
 {
-    graft->block = gd_alloc_array((size_t)graft->parameter_count, sizeof(float));
-    for (int i = 0; i < graft->param_count; i++) {
-        const struct gd_graft_param *param = &graft->params[i];
-        struct gd_tensor tensor;
-        if (!gd_safetensors_find(file, param->name, &tensor))
-            return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: tensor '%s' is missing", param->name);
-        if (tensor.rank != 2 || tensor.shape[0] != param->shape[0] || tensor.shape[1] != param->shape[1])
-            return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: '%s' has shape [%lld, %lld]; this base and rank need "
-                                              "[%lld, %lld]",
-                           param->name, (long long)tensor.shape[0], (long long)tensor.shape[1], (long long)param->shape[0],
-                           (long long)param->shape[1]);
-        gd_convert_to_f32(graft->block + param->offset, tensor.data, tensor.dtype, param->shape[0] * param->shape[1]);
-    }
+    int param_count = graft->param_count + graft->frozen_param_count;
+    graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
+    for (int i = 0; i < param_count; i++)
+        if (!read_weight(graft, &graft->params[i], file, err))
+            return false;
     for (int i = 0; i < gd_safetensors_count(file); i++) {
         bool used = false;
-        for (int p = 0; p < graft->param_count && !used; p++)
+        for (int p = 0; p < param_count && !used; p++)
             used = strcmp(gd_safetensors_name(file, i), graft->params[p].name) == 0;
         if (!used)
             return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: tensor '%s' fits nothing in base '%s'",
                            gd_safetensors_name(file, i), graft->model->id);
     }
-    for (int64_t i = 0; i < graft->parameter_count; i++)
+    for (int64_t i = 0; i < gd_graft_floats(graft); i++)
         if (!isfinite(graft->block[i]))
             return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors holds values that are not finite");
     return true;
@@ -290,14 +389,32 @@ static void make_wear(struct gd_graft *graft)
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites);
     graft->wear = gd_alloc_array((size_t)site_count, sizeof(*graft->wear));
+    graft->depth = GD_WEAR_OUTPUTS;
     for (int i = 0; i < site_count; i++) {
         int first = graft->site_param[i];
         if (first < 0)
             continue;
-        graft->wear[i] = (struct gd_wear_lowrank){.rank = graft->config.r, .scale = (float)graft->scale,
-                                                  .a = graft->block + graft->params[first].offset,
-                                                  .b = graft->block + graft->params[first + 1].offset};
+        graft->method->wear(graft, &sites[i], &graft->params[first], &graft->wear[i]);
+        if (graft->wear[i].in_scale != NULL)
+            graft->depth = GD_WEAR_INPUTS;
     }
+}
+
+static void make_digest(struct gd_graft *graft)
+{
+    struct gd_buf text;
+    char digest[33], *options;
+    cJSON *config = gd_adapter_config_json(&graft->config);
+    options = gd_json_print(config);
+    gd_buf_init(&text, 0);
+    gd_hash_xxh3(graft->block, (size_t)gd_graft_floats(graft) * sizeof(float), digest);
+    gd_buf_printf(&text, "%s scale %a xxh3 %s", options, graft->scale, digest);
+    for (int i = 0; i < graft->param_count + graft->frozen_param_count; i++)
+        gd_buf_printf(&text, "\n%s %lld", graft->params[i].name, (long long)graft->params[i].offset);
+    gd_hash_sha256(text.data, text.length, graft->digest);
+    gd_buf_release(&text);
+    gd_free(options);
+    cJSON_Delete(config);
 }
 
 bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
@@ -322,6 +439,7 @@ bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const ch
          read_weights(graft, file, err);
     if (ok) {
         make_wear(graft);
+        make_digest(graft);
         *out = graft;
     } else {
         gd_graft_destroy(graft);

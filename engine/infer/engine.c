@@ -3,11 +3,9 @@
  */
 #include "engine/infer/engine.h"
 #include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/infer/engine_internal.h"
 #include "engine/tensor/device.h"
 #include <assert.h>
-#include <inttypes.h>
 #include <omp.h>
 
 bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache_bytes, struct gd_error *err)
@@ -59,30 +57,14 @@ void gd_infer_destroy(struct gd_infer *infer)
 
 /* ---- what a graft's pages are keyed by ---- */
 
-/* The content of a graft: a pointer may come back with another graft behind it. Grafts of running sequences live, so
- * theirs need not be computed twice. */
-static void find_root(const struct gd_infer *infer, const struct gd_graft *graft, struct gd_kv_key *root)
+/* The content of a graft: a pointer may come back with another graft behind it. */
+static void find_root(const struct gd_graft *graft, struct gd_kv_key *root)
 {
     memset(root, 0, sizeof(*root));
-    if (graft == NULL) {
+    if (graft == NULL)
         memset(root->hex, '0', sizeof(root->hex) - 1);
-        return;
-    }
-    for (int i = 0; i < infer->count; i++)
-        if (infer->sequences[i]->graft == graft && !infer->sequences[i]->finished) {
-            *root = infer->sequences[i]->root;
-            return;
-        }
-    struct gd_buf text;
-    char digest[33];
-    gd_buf_init(&text, 0);
-    gd_hash_xxh3(graft->block, (size_t)graft->parameter_count * sizeof(float), digest);
-    gd_buf_printf(&text, "%s scale %a floats %" PRId64 " xxh3 %s", graft->config.type, graft->scale, graft->parameter_count,
-                  digest);
-    for (int i = 0; i < graft->param_count; i++)
-        gd_buf_printf(&text, "\n%s %" PRId64, graft->params[i].name, graft->params[i].offset);
-    gd_hash_sha256(text.data, text.length, root->hex);
-    gd_buf_release(&text);
+    else
+        memcpy(root->hex, graft->digest, sizeof(root->hex));
 }
 
 /* ---- submission ---- */
@@ -104,7 +86,7 @@ bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const
         gd_sequence_destroy(sequence);
         return false;
     }
-    find_root(infer, graft, &sequence->root);
+    find_root(graft, &sequence->root);
     if (infer->count == infer->capacity) {
         infer->capacity = infer->capacity ? 2 * infer->capacity : 64;
         infer->sequences = gd_realloc_array(infer->sequences, (size_t)infer->capacity, sizeof(*infer->sequences));

@@ -57,7 +57,7 @@ struct gd_infer {
     int32_t *page_table;
     size_t page_table_size;
     int32_t group_begin[GD_INFER_REQUESTS_MAX + 1];
-    const struct gd_wear_lowrank *group_sites[GD_INFER_REQUESTS_MAX];
+    const struct gd_wear_part *group_sites[GD_INFER_REQUESTS_MAX];
 };
 
 /* Admits waiting sequences, reports what needs no model. */

@@ -26,7 +26,7 @@ static void plan_destroy(struct gd_forward_plan *p)
     gd_free(p);
 }
 
-static bool plan_build(struct gd_forward *forward, struct gd_forward_plan *p, int rows, bool worn, bool dry,
+static bool plan_build(struct gd_forward *forward, struct gd_forward_plan *p, int rows, enum gd_wear_depth depth, bool dry,
                        struct gd_error *err)
 {
     if (!gd_graph_create(&p->graph, forward->act, err))
@@ -34,9 +34,9 @@ static bool plan_build(struct gd_forward *forward, struct gd_forward_plan *p, in
     struct gd_model_inputs inputs;
     struct gd_graft_serving serving = {0};
     gd_model_inputs_create(&inputs, p->graph, forward->model, rows, 1, true);
-    if (worn)
-        gd_graft_serving_sites(&serving, p->graph, forward->model);
-    p->hidden = gd_model_hidden(p->graph, forward->model, &inputs, worn ? &serving.sites : NULL);
+    if (depth != GD_WEAR_NONE)
+        gd_graft_serving_sites(&serving, p->graph, forward->model, depth);
+    p->hidden = gd_model_hidden(p->graph, forward->model, &inputs, depth != GD_WEAR_NONE ? &serving.sites : NULL);
     if (!gd_graph_ok(p->graph, err) || !gd_plan_create(&p->plan, p->graph, &p->hidden, 1, dry, err))
         return false;
     if (dry)
@@ -45,15 +45,15 @@ static bool plan_build(struct gd_forward *forward, struct gd_forward_plan *p, in
     gd_plan_bind(p->plan, inputs.positions, forward->positions);
     gd_plan_bind(p->plan, inputs.inv_freq, forward->model->config.inv_freq);
     gd_plan_bind(p->plan, inputs.cache, &forward->kv);
-    if (worn)
+    if (depth != GD_WEAR_NONE)
         gd_plan_bind(p->plan, serving.wear, &forward->wear);
     return true;
 }
 
-static struct gd_forward_plan *plan_create(struct gd_forward *forward, int rows, bool worn, bool dry, struct gd_error *err)
+static struct gd_forward_plan *plan_create(struct gd_forward *forward, int rows, enum gd_wear_depth depth, bool dry, struct gd_error *err)
 {
     struct gd_forward_plan *p = gd_alloc(sizeof(*p));
-    if (plan_build(forward, p, rows, worn, dry, err))
+    if (plan_build(forward, p, rows, depth, dry, err))
         return p;
     gd_error_context(err, "plan a batch of %d rows", rows);
     plan_destroy(p);
@@ -90,7 +90,7 @@ bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_
     bool ok = gd_large_alloc(&logits, forward->logits_bytes, "logits", err);
     forward->logits = logits;
     /* The largest plan tells now what memory will be needed. */
-    struct gd_forward_plan *largest = ok ? plan_create(forward, GD_FORWARD_ROWS, true, true, err) : NULL;
+    struct gd_forward_plan *largest = ok ? plan_create(forward, GD_FORWARD_ROWS, GD_WEAR_DEPTHS - 1, true, err) : NULL;
     ok = largest != NULL && reserve_arena(forward, gd_plan_arena_bytes(largest->plan), err) &&
          gd_weight_prepare(model->head, GD_WEIGHT_LINEAR, act, err);
     plan_destroy(largest);
@@ -107,8 +107,8 @@ void gd_forward_destroy(struct gd_forward *forward)
     if (forward == NULL)
         return;
     for (int b = 0; b < GD_FORWARD_BUCKETS; b++)
-        for (int worn = 0; worn < 2; worn++)
-            plan_destroy(forward->plans[b][worn]);
+        for (int depth = 0; depth < GD_WEAR_DEPTHS; depth++)
+            plan_destroy(forward->plans[b][depth]);
     gd_large_free(forward->arena, forward->arena_bytes);
     gd_large_free(forward->logits, forward->logits_bytes);
     gd_free(forward->chosen);
@@ -123,13 +123,13 @@ static int bucket_of(int rows)
     return b;
 }
 
-bool gd_forward_run(struct gd_forward *forward, int used, bool worn, struct gd_error *err)
+bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth depth, struct gd_error *err)
 {
     assert(used >= 1);
     assert(used <= GD_FORWARD_ROWS);
     int b = bucket_of(used);
-    struct gd_forward_plan **p = &forward->plans[b][worn];
-    if (*p == NULL && (*p = plan_create(forward, buckets[b], worn, false, err)) == NULL)
+    struct gd_forward_plan **p = &forward->plans[b][depth];
+    if (*p == NULL && (*p = plan_create(forward, buckets[b], depth, false, err)) == NULL)
         return false;
     if (!reserve_arena(forward, gd_plan_arena_bytes((*p)->plan), err))
         return false;

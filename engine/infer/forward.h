@@ -24,7 +24,7 @@ struct gd_forward_plan;
 struct gd_forward {
     struct gd_model *model;
     enum gd_dtype act;
-    struct gd_forward_plan *plans[GD_FORWARD_BUCKETS][2]; /* [bucket][some row wears a graft] */
+    struct gd_forward_plan *plans[GD_FORWARD_BUCKETS][GD_WEAR_DEPTHS];
     void *arena;
     size_t arena_bytes;
     /* The batch: rows [0, used) of ids and positions; kv and wear describe the same rows. */
@@ -43,8 +43,8 @@ struct gd_forward {
 GD_MUST_CHECK bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_dtype act, struct gd_error *err);
 void gd_forward_destroy(struct gd_forward *forward);
 
-/* `worn`: some row of the batch wears a graft (the bare base has plans of its own, without the low-rank ops). */
-GD_MUST_CHECK bool gd_forward_run(struct gd_forward *forward, int used, bool worn, struct gd_error *err);
+/* `depth`: the most that a graft of the batch does (each depth has plans of its own, without what it does not need). */
+GD_MUST_CHECK bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth depth, struct gd_error *err);
 /* f32 logits of the given rows of the last run, in forward->logits. */
 GD_MUST_CHECK bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err);
 

@@ -30,13 +30,13 @@ static void choose_slices(struct gd_infer *infer)
     }
 }
 
-/* Sorts the slices by graft, groups in order of first appearance; returns whether any row wears one. */
-static bool group_slices(struct gd_infer *infer)
+/* Sorts the slices by graft, groups in order of first appearance; returns the most that one of them does. */
+static enum gd_wear_depth group_slices(struct gd_infer *infer)
 {
     struct gd_slice sorted[GD_INFER_REQUESTS_MAX];
     const struct gd_graft *grafts[GD_INFER_REQUESTS_MAX];
     int groups = 0, rows = 0, done = 0;
-    bool worn = false;
+    enum gd_wear_depth depth = GD_WEAR_NONE;
     for (int i = 0; i < infer->slice_count; i++) {
         struct gd_slice *slice = &infer->slices[i];
         for (slice->group = 0; slice->group < groups && grafts[slice->group] != slice->sequence->graft;)
@@ -47,7 +47,8 @@ static bool group_slices(struct gd_infer *infer)
     for (int group = 0; group < groups; group++) {
         infer->group_begin[group] = rows;
         infer->group_sites[group] = grafts[group] != NULL ? grafts[group]->wear : NULL;
-        worn |= grafts[group] != NULL;
+        if (grafts[group] != NULL && grafts[group]->depth > depth)
+            depth = grafts[group]->depth;
         for (int i = 0; i < infer->slice_count; i++)
             if (infer->slices[i].group == group) {
                 sorted[done++] = infer->slices[i];
@@ -57,7 +58,7 @@ static bool group_slices(struct gd_infer *infer)
     infer->group_begin[groups] = rows;
     infer->forward->wear.group_count = groups;
     memcpy(infer->slices, sorted, (size_t)done * sizeof(sorted[0]));
-    return worn;
+    return depth;
 }
 
 static void take_pages(struct gd_infer *infer, struct gd_sequence *sequence, int tokens)
@@ -219,9 +220,9 @@ bool gd_infer_turn(struct gd_infer *infer, struct gd_error *err)
     choose_slices(infer);
     bool ok = true;
     if (infer->slice_count > 0) {
-        bool worn = group_slices(infer);
+        enum gd_wear_depth depth = group_slices(infer);
         int rows = fill_batch(infer);
-        ok = gd_forward_run(infer->forward, rows, worn, err);
+        ok = gd_forward_run(infer->forward, rows, depth, err);
         if (ok) {
             advance(infer);
             ok = answer(infer, err);

@@ -34,6 +34,7 @@ struct gd_value *gd_mul(struct gd_graph *g, struct gd_value *a, struct gd_value 
 struct gd_value *gd_scale(struct gd_graph *g, struct gd_value *a, double factor);
 struct gd_value *gd_mul_scalar(struct gd_graph *g, struct gd_value *a, struct gd_value *s);  /* a * s[0]; s: f32 [1]; differentiable in a */
 struct gd_value *gd_add_row(struct gd_graph *g, struct gd_value *x, struct gd_value *b);   /* x [T,n] + b [n] (weight/param) */
+struct gd_value *gd_mul_row(struct gd_graph *g, struct gd_value *x, struct gd_value *b);   /* x [T,n] * b f32 [n] (not a weight) */
 struct gd_value *gd_sum_rows(struct gd_graph *g, struct gd_value *x);                      /* [T,n] -> f32 [n], fixed order */
 struct gd_value *gd_spread_rows(struct gd_graph *g, struct gd_value *v, int64_t rows, enum gd_dtype dtype); /* f32 [n] -> [rows,n] */
 struct gd_value *gd_cast(struct gd_graph *g, struct gd_value *x, enum gd_dtype dtype);
@@ -100,8 +101,9 @@ struct gd_segment_loss {
 };
 struct gd_value *gd_segment_loss(struct gd_graph *g, struct gd_value *x, struct gd_value *loss);
 
-/* Serving: y + each row's graft's low-rank product at `site` (wear.h). x: act [T, in], y: act [T, out], wear: handle. */
-struct gd_value *gd_wear_lowrank(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear,
-                                 int site);
+/* Serving: what each row's graft does at `site` (wear.h) to x before the base's product, and to y after it.
+ * x: act [T, in], y: act [T, out], wear: handle. */
+struct gd_value *gd_wear_input(struct gd_graph *g, struct gd_value *x, struct gd_value *wear, int site);
+struct gd_value *gd_wear(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear, int site);
 
 #endif

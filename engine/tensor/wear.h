@@ -1,29 +1,51 @@
 /*
- * wear.h - which rows of a mixed batch wear which graft, for wear_lowrank.
+ * wear.h - which rows of a mixed batch wear which graft, and what a graft does to its rows at a site.
  *
- * Why      Requests of different grafts share one pass; the products are grouped by graft.
- * Memory   Borrowed by the kernel.
+ * Why      Requests of different grafts, and of different methods, share one pass over one base. What a method does to
+ *          a linear map is expressed in a small closed set of row operations, so that serving knows no methods.
+ * Memory   Borrowed by the kernels.
  * Threads  engine thread
  * Errors   none
- * Limits   none
+ * Limits   GD_WEAR_RANK_MAX
  * Life     filled for each run
+ *
+ *     x' = in_scale * x
+ *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x')))
+ *
+ * where * between vectors is by element and an absent (NULL) vector leaves its step out.
  */
 #ifndef GD_TENSOR_WEAR_H
 #define GD_TENSOR_WEAR_H
 
 #include "engine/tensor/tensor.h"
 
-struct gd_wear_lowrank {     /* one graft at one site */
-    int rank;                /* 0: this graft does not touch the site */
+#define GD_WEAR_RANK_MAX 512
+
+struct gd_wear_part {            /* one graft at one site */
+    const float *in_scale;       /* [in] */
+    const float *out_scale;      /* [out] */
+    const float *out_add;        /* [out] */
+    int rank;                    /* 0: no product */
     float scale;
-    const float *a;          /* [rank, in] */
-    const float *b;          /* [out, rank] */
+    const float *a;              /* [rank] rows of `in`, a_row floats apart */
+    int64_t a_row;
+    const float *mid;            /* [rank] */
+    const float *b;              /* [out, rank] */
+    const float *b_scale;        /* [out] */
+};
+
+/* How much of a graph the wearing of a batch needs; each includes those before it. */
+enum gd_wear_depth {
+    GD_WEAR_NONE,                /* bare base rows only */
+    GD_WEAR_OUTPUTS,             /* what follows the base's product */
+    GD_WEAR_INPUTS,              /* in_scale too */
+    GD_WEAR_DEPTHS,
 };
 
 struct gd_wear {
     int group_count;                         /* rows are sorted by graft */
     const int32_t *row_begin;                /* [group_count + 1] */
-    const struct gd_wear_lowrank *const *sites; /* sites[group][site]; sites[group] NULL: base rows */
+    const struct gd_wear_part *const *sites; /* sites[group][site]; sites[group] NULL: base rows */
 };
 
 #endif

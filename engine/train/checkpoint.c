@@ -22,8 +22,8 @@ static bool stands(const char *path, const struct gd_graft *graft, const float *
     struct gd_error ignored = {0};
     struct gd_graft *loaded = NULL;
     bool same = exists(path) && gd_graft_load(&loaded, graft->model, path, &ignored) &&
-                loaded->parameter_count == graft->parameter_count &&
-                memcmp(loaded->block, block, (size_t)graft->parameter_count * sizeof(float)) == 0;
+                gd_graft_floats(loaded) == gd_graft_floats(graft) &&
+                memcmp(loaded->block, block, (size_t)gd_graft_floats(graft) * sizeof(float)) == 0;
     gd_graft_destroy(loaded);
     return same;
 }
@@ -176,7 +176,7 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
     const char *fingerprint = NULL;
     int64_t recorded = 0;
     bool ok = gd_dir_verify(state, err) && gd_dir_verify(adapter, err) && gd_graft_load(&loaded, graft->model, adapter, err);
-    if (ok && loaded->parameter_count != graft->parameter_count)
+    if (ok && (loaded->parameter_count != graft->parameter_count || loaded->frozen_count != graft->frozen_count))
         ok = gd_fail(err, GD_BAD_FILE, "it holds %lld parameters; the job has %lld", (long long)loaded->parameter_count,
                      (long long)graft->parameter_count);
     if (ok) {
@@ -190,7 +190,7 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
          read_moment(file, "exp_avg", checkpoint->exp_avg, graft->parameter_count, err) &&
          read_moment(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err);
     if (ok) {
-        memcpy(checkpoint->block, loaded->block, (size_t)graft->parameter_count * sizeof(float));
+        memcpy(checkpoint->block, loaded->block, (size_t)gd_graft_floats(graft) * sizeof(float));
         memcpy(checkpoint->data_fingerprint, fingerprint, 33);
         checkpoint->step = step;
         *facts = json;

@@ -96,11 +96,11 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd
         return false;
 
     gd_plan_bind(pass->plan, pass->inputs.inv_freq, passes->model->config.inv_freq);
-    for (int i = 0; pass->kind != REFERENCE && i < param_count; i++) {
-        gd_plan_bind(pass->plan, pass->graft.params[i], passes->block + passes->graft->params[i].offset);
+    if (pass->kind != REFERENCE)
+        gd_graft_training_bind(&pass->graft, pass->plan, passes->block);
+    for (int i = 0; i < param_count; i++)
         if (pass->kind == TRAINING && pass->grads[i] != NULL)
             gd_plan_bind(pass->plan, pass->grads[i], passes->grad + passes->graft->params[i].offset);
-    }
     return true;
 }
 

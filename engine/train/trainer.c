@@ -141,7 +141,7 @@ static void fingerprint(const struct gd_dataset *data, char out[33])
 
 static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
 {
-    trainer->block_bytes = (size_t)trainer->graft->parameter_count * sizeof(float);
+    trainer->block_bytes = (size_t)gd_graft_floats(trainer->graft) * sizeof(float);
     void *memory[4] = {NULL};
     static const char *const what[] = {"adapter parameters", "first moments", "second moments", "micro-batch gradient"};
     bool ok = true;
@@ -467,8 +467,13 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
     if (spec->max_grad_norm > 0 && result->grad_norm > spec->max_grad_norm)
         clip = spec->max_grad_norm / (result->grad_norm + 1e-6);
     result->learning_rate = gd_learning_rate(spec, step, trainer->total_steps);
-    gd_adamw(trainer->state.block, trainer->state.exp_avg, trainer->state.exp_avg_sq, grad, count, step,
-             result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, spec->weight_decay, clip);
+    struct gd_checkpoint *state = &trainer->state;
+    double factor;
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+        end = gd_graft_rate_run(trainer->graft, begin, &factor);
+        gd_adamw(state->block + begin, state->exp_avg + begin, state->exp_avg_sq + begin, grad + begin, end - begin, step,
+                 factor * result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, spec->weight_decay, clip);
+    }
     trainer->state.step = step;
     trainer->state.trained_tokens += result->labelled;
     trainer->state.tokens += result->tokens;

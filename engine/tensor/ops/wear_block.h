@@ -9,8 +9,8 @@
  * Limits   none
  * Life     gd_wear_kernels_LANES is the instance's table.
  *
- *     shrink  s[i][r] = sum_k a[r][k] x[i][k]   16 partial sums by k mod 16, then a fixed tree
- *     expand  y[i][o] += scale * sum_r b[o][r] s[i][r]   one chain over r
+ *     shrink  s[i][r] = mid[r] * sum_k a[r][k] x[i][k]   16 partial sums by k mod 16, then a fixed tree
+ *     expand  y[i][o] += scale * b_scale[o] * sum_r b[o][r] s[i][r]   one chain over r
  */
 #include "engine/tensor/ops/lanes_math.h"
 
@@ -18,7 +18,7 @@
 #define PARTS (SPLIT / LANES)
 
 /* s[0][0..ranks) for one row: `ranks` <= 8 dot products at once, so that their chains overlap. */
-LANES_INLINE void ISA(dots)(const int ranks, float *s, const float *a, const float *x, int64_t in)
+LANES_INLINE void ISA(dots)(const int ranks, float *s, const float *a, int64_t a_row, const float *x, int64_t in)
 {
     VEC sum[8][PARTS];
     float tail[8][SPLIT];
@@ -33,12 +33,12 @@ LANES_INLINE void ISA(dots)(const int ranks, float *s, const float *a, const flo
         for (int r = 0; r < ranks; r++)
 #pragma GCC unroll 4
             for (int p = 0; p < PARTS; p++)
-                sum[r][p] += VLOAD(a + r * in + k + p * LANES) * VLOAD(x + k + p * LANES);
+                sum[r][p] += VLOAD(a + r * a_row + k + p * LANES) * VLOAD(x + k + p * LANES);
     for (int r = 0; r < ranks; r++) {
         for (int p = 0; p < PARTS; p++)
             VSTORE(tail[r] + p * LANES, sum[r][p]);
         for (int64_t j = k; j < in; j++)
-            tail[r][j - k] += a[r * in + j] * x[j];
+            tail[r][j - k] += a[r * a_row + j] * x[j];
         for (int step = SPLIT / 2; step > 0; step /= 2)
             for (int i = 0; i < step; i++)
                 tail[r][i] += tail[r][i + step];
@@ -46,23 +46,31 @@ LANES_INLINE void ISA(dots)(const int ranks, float *s, const float *a, const flo
     }
 }
 
-LANES_FN void ISA(shrink)(float *s, const float *a, const float *x, int rank, int64_t in)
+LANES_FN void ISA(shrink)(float *s, const struct gd_wear_part *part, const float *x, int64_t in)
 {
-    int r = 0;
+    const float *a = part->a;
+    int64_t a_row = part->a_row;
+    int r = 0, rank = part->rank;
     for (; r + 8 <= rank; r += 8)
-        ISA(dots)(8, s + r, a + r * in, x, in);
+        ISA(dots)(8, s + r, a + r * a_row, a_row, x, in);
     for (; r < rank; r++)
-        ISA(dots)(1, s + r, a + r * in, x, in);
+        ISA(dots)(1, s + r, a + r * a_row, a_row, x, in);
+    for (r = 0; part->mid != NULL && r < rank; r++)
+        s[r] *= part->mid[r];
 }
 
 /* Columns [begin, end) of `rows` rows of y, SPLIT columns at a time: their rows of b are transposed once, into `columns`
  * [rank][SPLIT], and used for all rows. */
-LANES_FN void ISA(expand)(void *y, bool bf16, int64_t y_row, const float *s, int64_t s_row, const float *b, int rank,
-                          float scale, int rows, int64_t begin, int64_t end, float *columns)
+LANES_FN void ISA(expand)(void *y, bool bf16, int64_t y_row, const float *s, int64_t s_row,
+                          const struct gd_wear_part *part, int rows, int64_t begin, int64_t end, float *columns)
 {
-    float square[SPLIT * SPLIT], sums[GD_TILE * SPLIT];
+    float square[SPLIT * SPLIT], sums[GD_TILE * SPLIT], scale[SPLIT];
+    const float *b = part->b;
+    int rank = part->rank;
     for (int64_t o = begin; o < end; o += SPLIT) {
         int n = end - o < SPLIT ? (int)(end - o) : SPLIT;
+        for (int j = 0; j < n; j++)
+            scale[j] = part->b_scale != NULL ? part->scale * part->b_scale[o + j] : part->scale;
         for (int r = 0; r < rank; r += SPLIT) {
             int depth = rank - r < SPLIT ? rank - r : SPLIT;
             const float *source = b + o * rank + r;
@@ -78,7 +86,7 @@ LANES_FN void ISA(expand)(void *y, bool bf16, int64_t y_row, const float *s, int
             for (int u = 0; u < count; u++)
                 for (int j = 0; j < n; j++) {
                     int64_t at = (i + u) * y_row + o + j;
-                    gd_store(y, bf16, at, gd_load(y, bf16, at) + scale * sums[u * SPLIT + j]);
+                    gd_store(y, bf16, at, gd_load(y, bf16, at) + scale[j] * sums[u * SPLIT + j]);
                 }
         }
     }

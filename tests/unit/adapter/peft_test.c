@@ -18,7 +18,7 @@
 #include <cmocka.h>
 
 static struct gd_model *model;
-static char *peft_folder;
+static const char *fixtures;
 static char scratch[] = "/tmp/graftd-peft-XXXXXX";
 
 static void must(bool ok, const struct gd_error *err)
@@ -30,11 +30,10 @@ static void must(bool ok, const struct gd_error *err)
 static int set_up(void **state)
 {
     struct gd_error err = {0};
-    const char *fixtures = getenv("GD_FIXTURES");
+    fixtures = getenv("GD_FIXTURES");
     assert_non_null(fixtures);
     must(gd_device_init("cpu", 2, &err), &err);
     char *path = gd_format("%s/models/tiny-llama", fixtures);
-    peft_folder = gd_format("%s/adapters/peft-lora", fixtures);
     must(gd_model_open(&model, "tiny-llama", path, &err), &err);
     assert_non_null(mkdtemp(scratch));
     gd_free(path);
@@ -45,7 +44,6 @@ static int tear_down(void **state)
 {
     struct gd_error err = {0};
     gd_model_destroy(model);
-    gd_free(peft_folder);
     must(gd_remove_tree(scratch, &err), &err);
     return 0;
 }
@@ -71,8 +69,7 @@ static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int co
     gd_plan_bind(plan, inputs.positions, positions);
     gd_plan_bind(plan, inputs.cu_seqlens, bounds);
     gd_plan_bind(plan, inputs.inv_freq, model->config.inv_freq);
-    for (int i = 0; i < graft->param_count; i++)
-        gd_plan_bind(plan, sites.params[i], graft->block + graft->params[i].offset);
+    gd_graft_training_bind(&sites, plan, graft->block);
     void *arena = NULL;
     must(gd_large_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
     gd_plan_attach(plan, arena);
@@ -87,14 +84,15 @@ static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int co
     return copy;
 }
 
-static void an_adapter_written_by_peft_gives_pefts_logits(void **state)
+static void check_pefts_folder(const char *method)
 {
     struct gd_error err = {0};
+    char *folder = gd_format("%s/adapters/peft-%s", fixtures, method);
     struct gd_graft *graft = NULL;
     struct gd_safetensors *file = NULL;
     struct gd_tensor ids, expected, base;
-    char *path = gd_format("%s/logits.safetensors", peft_folder);
-    must(gd_graft_load(&graft, model, peft_folder, &err), &err);
+    char *path = gd_format("%s/logits.safetensors", folder);
+    must(gd_graft_load(&graft, model, folder, &err), &err);
     must(gd_safetensors_open(&file, path, &err), &err);
     assert_true(gd_safetensors_find(file, "ids", &ids) && gd_safetensors_find(file, "logits", &expected) &&
                 gd_safetensors_find(file, "base_logits", &base));
@@ -105,11 +103,18 @@ static void an_adapter_written_by_peft_gives_pefts_logits(void **state)
         effect = fmax(effect, fabs((double)((float *)base.data)[i] - ((float *)expected.data)[i]));
     }
     if (worst > 1e-3 || effect < 0.1)
-        fail_msg("largest logit difference %.3g (the adapter moves logits by %.3g)", worst, effect);
+        fail_msg("%s: largest logit difference %.3g (the adapter moves logits by %.3g)", method, worst, effect);
     gd_free(logits);
     gd_free(path);
+    gd_free(folder);
     gd_safetensors_close(file);
     gd_graft_destroy(graft);
+}
+
+static void adapters_written_by_peft_give_pefts_logits(void **state)
+{
+    for (int i = 0; i < gd_adapter_count; i++)
+        check_pefts_folder(gd_adapter_table[i]->name);
 }
 
 static struct gd_graft *make_graft(const char *json)
@@ -130,7 +135,7 @@ static char *save(struct gd_graft *graft, const char *name)
     struct gd_error err = {0};
     struct gd_dir_tx *tx = NULL;
     char *folder = gd_format("%s/%s", scratch, name);
-    graft->block = gd_alloc_array((size_t)graft->parameter_count, sizeof(float));
+    graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
     gd_graft_init(graft, graft->block, 9);
     for (int64_t i = 0; i < graft->parameter_count; i++)
         graft->block[i] += 0.01f * (float)(i % 7);
@@ -140,50 +145,101 @@ static char *save(struct gd_graft *graft, const char *name)
     return folder;
 }
 
-static void what_is_saved_is_read_back_exactly(void **state)
+/* For make_adapter.py FOLDER: what PEFT must compute with this adapter. */
+static void keep_for_peft(const char *parent, const struct gd_graft *graft)
 {
     struct gd_error err = {0};
-    struct gd_graft *graft = make_graft("{\"r\": 3, \"lora_alpha\": 5, \"use_rslora\": true}"), *loaded = NULL;
-    char *folder = save(graft, "whole");
-    must(gd_graft_load(&loaded, model, folder, &err), &err);
-    assert_int_equal(loaded->parameter_count, graft->parameter_count);
-    assert_memory_equal(loaded->block, graft->block, (size_t)graft->parameter_count * sizeof(float));
-    assert_true(fabs(loaded->scale - 5 / sqrt(3)) < 1e-12);
-    /* For make_adapter.py FOLDER: what PEFT must compute with this adapter. */
-    const char *keep = getenv("GD_ADAPTER_OUT");
-    if (keep != NULL) {
-        int32_t ids[24];
-        for (int i = 0; i < 24; i++)
-            ids[i] = (i * 37 + 11) % model->config.vocab;
-        float *logits = logits_of(graft, ids, 24);
-        struct gd_safetensors_entry entries[] = {
-            {"ids", {.dtype = GD_I32, .rank = 1, .shape = {24}, .data = ids}},
-            {"logits", {.dtype = GD_F32, .rank = 2, .shape = {24, model->config.vocab}, .data = logits}}};
-        struct gd_dir_tx *tx = NULL;
-        must(gd_dir_tx_begin(&tx, keep, &err), &err);
-        must(gd_graft_save(graft, graft->block, gd_dir_tx_path(tx), NULL, &err), &err);
-        char *path = gd_format("%s/logits.safetensors", gd_dir_tx_path(tx));
-        must(gd_safetensors_write(path, entries, 2, NULL, &err), &err);
-        must(gd_dir_tx_commit(tx, &err), &err);
-        gd_free(path);
-        gd_free(logits);
-    }
-    gd_graft_destroy(loaded);
-    gd_graft_destroy(graft);
-    gd_free(folder);
+    int32_t ids[24];
+    for (int i = 0; i < 24; i++)
+        ids[i] = (i * 37 + 11) % model->config.vocab;
+    float *logits = logits_of(graft, ids, 24);
+    struct gd_safetensors_entry entries[] = {
+        {"ids", {.dtype = GD_I32, .rank = 1, .shape = {24}, .data = ids}},
+        {"logits", {.dtype = GD_F32, .rank = 2, .shape = {24, model->config.vocab}, .data = logits}}};
+    struct gd_dir_tx *tx = NULL;
+    char *keep = gd_format("%s/%s", parent, graft->method->name);
+    must(gd_dir_tx_begin(&tx, keep, &err), &err);
+    must(gd_graft_save(graft, graft->block, gd_dir_tx_path(tx), NULL, &err), &err);
+    char *path = gd_format("%s/logits.safetensors", gd_dir_tx_path(tx));
+    must(gd_safetensors_write(path, entries, 2, NULL, &err), &err);
+    must(gd_dir_tx_commit(tx, &err), &err);
+    gd_free(path);
+    gd_free(keep);
+    gd_free(logits);
 }
 
-static void parameter_count_follows_the_formula(void **state)
+static void what_is_saved_is_read_back_exactly(void **state)
+{
+    static const char *const configs[] = {
+        "{\"r\": 3, \"lora_alpha\": 5, \"use_rslora\": true}",
+        "{\"type\": \"ia3\", \"target_modules\": \"all-linear\", \"feedforward_modules\": [\"down_proj\", \"layers.0.self_attn.q_proj\"]}",
+        "{\"type\": \"vera\", \"r\": 5, \"vera_dropout\": 0.1}",
+    };
+    assert_int_equal(GD_COUNT(configs), gd_adapter_count);
+    for (size_t i = 0; i < GD_COUNT(configs); i++) {
+        struct gd_error err = {0};
+        struct gd_graft *graft = make_graft(configs[i]), *loaded = NULL;
+        char *folder = save(graft, graft->method->name);
+        must(gd_graft_load(&loaded, model, folder, &err), &err);
+        assert_int_equal(loaded->parameter_count, graft->parameter_count);
+        assert_int_equal(loaded->frozen_count, graft->frozen_count);
+        assert_memory_equal(loaded->block, graft->block, (size_t)gd_graft_floats(graft) * sizeof(float));
+        assert_true(loaded->method == graft->method && loaded->scale == graft->scale);
+        assert_int_equal(strlen(loaded->digest), 64);
+        if (getenv("GD_ADAPTER_OUT") != NULL)
+            keep_for_peft(getenv("GD_ADAPTER_OUT"), graft);
+        gd_graft_destroy(loaded);
+        gd_graft_destroy(graft);
+        gd_free(folder);
+    }
+}
+
+static void check_count(const char *json, int64_t expected)
+{
+    struct gd_graft *graft = make_graft(json);
+    assert_int_equal(graft->parameter_count, expected);
+    gd_graft_destroy(graft);
+}
+
+static void parameter_counts_follow_the_formulas(void **state)
 {
     const struct gd_site *sites;
     int count = gd_model_linear_sites(model, &sites);
-    int64_t expected = 0;
-    for (int i = 0; i < count; i++)
-        expected += 6 * (int64_t)(sites[i].in + sites[i].out);
-    struct gd_graft *graft = make_graft("{\"r\": 6}");
-    assert_int_equal(graft->parameter_count, expected);
-    assert_int_equal(graft->param_count, 2 * count);
-    gd_graft_destroy(graft);
+    int64_t lora = 0, vera = 0;
+    for (int i = 0; i < count; i++) {
+        lora += 6 * (int64_t)(sites[i].in + sites[i].out);
+        vera += 11 + sites[i].out;
+    }
+    const struct gd_model_config *config = &model->config;
+    int64_t kv = (int64_t)config->kv_heads * config->head_dim;
+    check_count("{\"r\": 6}", lora);
+    check_count("{\"type\": \"vera\", \"r\": 11}", vera);
+    check_count("{\"type\": \"ia3\"}", config->layers * (2 * kv + config->ffn_width));
+}
+
+static void the_start_is_the_base(void **state)
+{
+    int32_t ids[20];
+    for (int i = 0; i < 20; i++)
+        ids[i] = (i * 31 + 5) % model->config.vocab;
+    struct gd_graft *base = make_graft("{\"type\": \"ia3\", \"target_modules\": [\"layers.0.self_attn.k_proj\"], "
+                                       "\"feedforward_modules\": []}");
+    base->block = gd_alloc_array((size_t)gd_graft_floats(base), sizeof(float));
+    gd_graft_init(base, base->block, 1);
+    float *expected = logits_of(base, ids, 20);
+    for (int i = 0; i < gd_adapter_count; i++) {
+        char *json = gd_format("{\"type\": \"%s\"%s}", gd_adapter_table[i]->name, strcmp(gd_adapter_table[i]->name, "lora") == 0 ? ", \"r\": 2" : "");
+        struct gd_graft *graft = make_graft(json);
+        graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
+        gd_graft_init(graft, graft->block, 7);
+        float *logits = logits_of(graft, ids, 20);
+        assert_memory_equal(logits, expected, sizeof(float) * 20 * (size_t)model->config.vocab);
+        gd_free(logits);
+        gd_graft_destroy(graft);
+        gd_free(json);
+    }
+    gd_free(expected);
+    gd_graft_destroy(base);
 }
 
 static void refuse(const char *json, const char *param, const char *part)
@@ -208,6 +264,13 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"lorra\"}", "adapter.type", "'lora'");
     refuse("{\"r\": 0}", "adapter.r", "r");
     refuse("{\"rank\": 8}", "adapter.rank", "rank");
+    refuse("{\"type\": \"ia3\", \"r\": 8}", "adapter.r", "parameter of adapter type 'lora', not of 'ia3'");
+    refuse("{\"d_initial\": 0.5}", "adapter.d_initial", "'vera'");
+    refuse("{\"lora_alpa\": 5}", "adapter.lora_alpa", "lora_alpha");
+    refuse("{\"loraplus_lr_ratio\": -1}", "adapter.loraplus_lr_ratio", "loraplus_lr_ratio");
+    refuse("{\"type\": \"vera\", \"r\": 513}", "adapter.r", "512");
+    refuse("{\"type\": \"ia3\", \"target_modules\": [\"q_proj\"]}", "adapter.feedforward_modules", "down_proj");
+    refuse("{\"type\": \"ia3\", \"feedforward_modules\": [\"mlp\"]}", "adapter.feedforward_modules", "matches nothing");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"target_modules\": [5]}", "adapter.target_modules", "strings");
@@ -260,8 +323,10 @@ static void leftovers_and_foreign_bases_are_errors(void **state)
     load_must_fail(folder, "shape");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"use_dora\": true, \"target_modules\": [\"q_proj\"]}");
     load_must_fail(folder, "use_dora");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"XLORA\"}");
+    load_must_fail(folder, "XLORA");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"VERA\"}");
-    load_must_fail(folder, "VERA");
+    load_must_fail(folder, "vera_lambda_b");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\"]}");
     char *digest = gd_format("{\"base_digest\": \"%064d\"}", 7);
     damage(folder, "graftd.json", digest);
@@ -274,9 +339,10 @@ static void leftovers_and_foreign_bases_are_errors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(an_adapter_written_by_peft_gives_pefts_logits),
+        cmocka_unit_test(adapters_written_by_peft_give_pefts_logits),
         cmocka_unit_test(what_is_saved_is_read_back_exactly),
-        cmocka_unit_test(parameter_count_follows_the_formula),
+        cmocka_unit_test(parameter_counts_follow_the_formulas),
+        cmocka_unit_test(the_start_is_the_base),
         cmocka_unit_test(bad_options_are_named),
         cmocka_unit_test(a_changed_file_is_never_served),
         cmocka_unit_test(leftovers_and_foreign_bases_are_errors),

@@ -190,8 +190,8 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
     gd_plan_bind(plan, inputs.cu_seqlens, cu);
     gd_plan_bind(plan, label_value, labels);
     gd_plan_bind(plan, weight_value, weights);
-    for (int i = 0; graft != NULL && i < graft->param_count; i++)
-        gd_plan_bind(plan, training.params[i], graft->block + graft->params[i].offset);
+    if (graft != NULL)
+        gd_graft_training_bind(&training, plan, graft->block);
     if (!gd_plan_run(plan, NULL, &err))
         fail_msg("%s", err.message);
     for (int t = 0; t + 1 < count; t++) {
@@ -533,23 +533,22 @@ static void stop_strings_and_end_tokens_end_a_sequence(void **state)
     gd_model_destroy(model);
 }
 
-/* A graft with random A and B, as it is served. */
-static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, int r)
+/* A graft somewhere around its start, as it is served. */
+static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const char *options, float distance)
 {
     struct gd_graft *trained = NULL, *served = NULL;
     struct gd_adapter_config config = {0};
     struct gd_error err = {0};
     char folder[] = "/tmp/graftd-test-XXXXXX";
     assert_non_null(mkdtemp(folder));
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "type", "lora");
-    cJSON_AddNumberToObject(json, "r", r);
+    cJSON *json = cJSON_Parse(options);
     if (!gd_adapter_config_parse(&config, json, &err) || !gd_graft_create(&trained, model, &config, &err))
         fail_msg("%s", err.message);
-    float *block = gd_alloc_array((size_t)trained->parameter_count, sizeof(float));
+    float *block = gd_alloc_array((size_t)gd_graft_floats(trained), sizeof(float));
+    gd_graft_init(trained, block, seed);
     for (int64_t i = 0; i < trained->parameter_count; i++) {
         struct gd_philox bits = gd_philox4(seed, gd_philox_stream(GD_RANDOM_TEST, 4, 0), (uint64_t)i);
-        block[i] = 0.1f * gd_normal_from_bits(bits.v[0], bits.v[1]);
+        block[i] += distance * gd_normal_from_bits(bits.v[0], bits.v[1]);
     }
     if (!gd_graft_save(trained, block, folder, NULL, &err) || !gd_graft_load(&served, model, folder, &err))
         fail_msg("%s", err.message);
@@ -561,24 +560,31 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, int r)
     return served;
 }
 
-static void grafts_share_a_batch_but_no_pages(void **state)
+static void methods_share_a_batch_but_no_pages(void **state)
 {
+    enum { GRAFTS = 5, REQUESTS = 2 * GRAFTS };
     struct gd_model *model = open_model("tiny-llama");
-    struct gd_graft *grafts[3] = {NULL, make_graft(model, 1, 4), make_graft(model, 2, 7)};
+    struct gd_graft *grafts[GRAFTS] = {
+        NULL,
+        make_graft(model, 1, "{\"type\": \"lora\", \"r\": 4}", 0.1f),
+        make_graft(model, 2, "{\"type\": \"lora\", \"r\": 7}", 0.1f),
+        make_graft(model, 3, "{\"type\": \"ia3\"}", 0.3f),
+        make_graft(model, 4, "{\"type\": \"vera\", \"r\": 24}", 1.0f),
+    };
     struct gd_infer *infer = make_infer(model, PAGES_BYTES);
     int32_t prompt[70];
-    struct heard *heard[6];
+    struct heard *heard[REQUESTS];
     make_prompt(prompt, 70, 21, model->config.vocab);
-    for (int i = 0; i < 6; i++)
-        heard[i] = submit(infer, grafts[i % 3], prompt, 70 - i / 3, &greedy);
+    for (int i = 0; i < REQUESTS; i++)
+        heard[i] = submit(infer, grafts[i % GRAFTS], prompt, 70 - i / GRAFTS, &greedy);
     assert_int_equal(gd_infer_graft_users(infer, grafts[1]), 2);
     run_all(infer);
     assert_int_equal(gd_infer_graft_users(infer, grafts[1]), 0);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < GRAFTS; i++) {
         check_recomputed(model, grafts[i], prompt, 70, heard[i], true);
         assert_int_equal(heard[i]->usage.cached_tokens, 0);
-        check_recomputed(model, grafts[i], prompt, 69, heard[i + 3], true);
-        assert_int_equal(heard[i + 3]->usage.cached_tokens, 64);
+        check_recomputed(model, grafts[i], prompt, 69, heard[i + GRAFTS], true);
+        assert_int_equal(heard[i + GRAFTS]->usage.cached_tokens, 64);
         struct gd_infer *lone = make_infer(model, PAGES_BYTES);
         struct heard *alone = submit(lone, grafts[i], prompt, 70, &greedy);
         run_all(lone);
@@ -586,14 +592,15 @@ static void grafts_share_a_batch_but_no_pages(void **state)
         heard_destroy(alone);
         gd_infer_destroy(lone);
     }
-    assert_memory_not_equal(heard[0]->logprobs, heard[1]->logprobs, 8);
-    assert_memory_not_equal(heard[1]->logprobs, heard[2]->logprobs, 8);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < GRAFTS; i++)
+        for (int j = 0; j < i; j++)
+            assert_memory_not_equal(heard[i]->logprobs, heard[j]->logprobs, 8);
+    for (int i = 0; i < REQUESTS; i++)
         heard_destroy(heard[i]);
     check_empty(infer);
     gd_infer_destroy(infer);
-    gd_graft_destroy(grafts[1]);
-    gd_graft_destroy(grafts[2]);
+    for (int i = 0; i < GRAFTS; i++)
+        gd_graft_destroy(grafts[i]);
     gd_model_destroy(model);
 }
 
@@ -669,7 +676,7 @@ int main(void)
         cmocka_unit_test(many_requests_of_mixed_lengths_all_finish_in_a_small_cache),
         cmocka_unit_test(echo_scores_the_prompt_exactly),
         cmocka_unit_test(stop_strings_and_end_tokens_end_a_sequence),
-        cmocka_unit_test(grafts_share_a_batch_but_no_pages),
+        cmocka_unit_test(methods_share_a_batch_but_no_pages),
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
         cmocka_unit_test(destroying_a_busy_engine_finishes_its_requests),
     };

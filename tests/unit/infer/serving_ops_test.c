@@ -1,4 +1,4 @@
-/* attention_cached and wear_lowrank read structs through handles; their cases stand here. */
+/* attention_cached and wear read structs through handles; their cases stand here. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -261,7 +261,7 @@ static void cached_attention_works_in_bf16_and_with_bf16_pages(void **state)
                                        .page_dtype = GD_BF16}, 1e-5);
 }
 
-/* ---- wear_lowrank ---- */
+/* ---- wear ---- */
 
 struct wear_case {
     int in, out, groups;
@@ -281,35 +281,46 @@ static const void *run_wear(struct bench *bench, const struct wear_case *c, stru
     bench->memory[0] = (void *)y;
     bench->memory[1] = (void *)x;
     bench->memory[2] = wear;
-    bench->out = gd_wear_lowrank(bench->graph, bench->in[0], bench->in[1], bench->in[2], 1);
+    bench->out = gd_wear(bench->graph, bench->in[0], bench->in[1], bench->in[2], 1);
     bench_plan(bench, 3);
     return bench_run(bench);
 }
 
-static double expected_wear(const struct wear_case *c, const struct gd_wear_lowrank *part, const void *x, const void *y,
+static double expected_wear(const struct wear_case *c, const struct gd_wear_part *part, const void *x, const void *y,
                             int row, int o)
 {
     double sum = 0;
     for (int r = 0; part != NULL && r < part->rank; r++) {
         double dot = 0;
         for (int k = 0; k < c->in; k++)
-            dot += (double)part->a[r * c->in + k] * element(c->act, x, (int64_t)row * c->in + k);
-        sum += dot * (double)part->b[o * part->rank + r];
+            dot += (double)part->a[r * part->a_row + k] * element(c->act, x, (int64_t)row * c->in + k);
+        sum += dot * (double)part->b[o * part->rank + r] * (part->mid != NULL ? (double)part->mid[r] : 1);
     }
-    return element(c->act, y, (int64_t)row * c->out + o) + (part != NULL ? (double)part->scale * sum : 0);
+    double value = element(c->act, y, (int64_t)row * c->out + o);
+    if (part == NULL)
+        return value;
+    value = value * (part->out_scale != NULL ? (double)part->out_scale[o] : 1) + (part->out_add != NULL ? (double)part->out_add[o] : 0);
+    return value + (double)part->scale * (part->b_scale != NULL ? (double)part->b_scale[o] : 1) * sum;
 }
 
 static void check_wear(const struct wear_case *c, double tolerance)
 {
-    struct gd_wear_lowrank parts[4][2] = {0};
-    const struct gd_wear_lowrank *sites[4] = {NULL};
+    struct gd_wear_part parts[4][2] = {0};
+    const struct gd_wear_part *sites[4] = {NULL};
     int32_t row_begin[5] = {0}, one[2] = {0, 1};
     for (int g = 0; g < c->groups; g++) {
         row_begin[g + 1] = row_begin[g] + c->rows[g];
         if (c->ranks[g] < 0)
             continue;
-        parts[g][1] = (struct gd_wear_lowrank){c->ranks[g], 0.5f + (float)g, filled(GD_F32, c->ranks[g] * c->in, (uint64_t)(90 + g)),
-                                               filled(GD_F32, c->ranks[g] * c->out, (uint64_t)(95 + g))};
+        struct gd_wear_part *part = &parts[g][1];
+        uint64_t seed = 90 + 10 * (uint64_t)g;
+        *part = (struct gd_wear_part){.rank = c->ranks[g], .scale = 0.5f + (float)g, .a_row = c->in + 3 * g};
+        part->a = filled(GD_F32, c->ranks[g] * part->a_row, seed);
+        part->b = filled(GD_F32, c->ranks[g] * c->out, seed + 1);
+        part->mid = g % 2 == 1 ? filled(GD_F32, c->ranks[g], seed + 2) : NULL;
+        part->b_scale = g % 2 == 1 ? filled(GD_F32, c->out, seed + 3) : NULL;
+        part->out_scale = g != 1 ? filled(GD_F32, c->out, seed + 4) : NULL;
+        part->out_add = g % 3 == 0 ? filled(GD_F32, c->out, seed + 5) : NULL;
         sites[g] = parts[g];
     }
     int used = row_begin[c->groups], rows = used + 2; /* two rows of padding */
@@ -321,7 +332,7 @@ static void check_wear(const struct wear_case *c, double tolerance)
     for (int row = 0, g = 0; row < rows; row++) {
         while (g < c->groups && row >= row_begin[g + 1])
             g++;
-        const struct gd_wear_lowrank *part = g < c->groups && c->ranks[g] >= 0 ? &parts[g][1] : NULL;
+        const struct gd_wear_part *part = g < c->groups && c->ranks[g] >= 0 ? &parts[g][1] : NULL;
         for (int o = 0; o < c->out; o++) {
             double got = element(c->act, result, (int64_t)row * c->out + o), expected = expected_wear(c, part, x, y, row, o);
             if (!(fabs(got - expected) <= tolerance * (sqrt((double)c->in) + fabs(expected))))
@@ -337,8 +348,10 @@ static void check_wear(const struct wear_case *c, double tolerance)
     }
     bench_release(&bench, 0);
     for (int g = 0; g < c->groups; g++) {
-        gd_free((void *)parts[g][1].a);
-        gd_free((void *)parts[g][1].b);
+        const struct gd_wear_part *part = &parts[g][1];
+        const float *owned[] = {part->a, part->b, part->mid, part->b_scale, part->out_scale, part->out_add};
+        for (size_t i = 0; i < GD_COUNT(owned); i++)
+            gd_free((void *)(uintptr_t)owned[i]);
     }
     gd_free(x);
     gd_free(y);
@@ -353,10 +366,41 @@ static void each_row_wears_its_own_graft_whatever_is_beside_it(void **state)
     check_wear(&(struct wear_case){.in = 96, .out = 80, .groups = 2, .ranks = {16, 7}, .rows = {5, 6}, .act = GD_BF16}, 5e-3);
 }
 
+static void inputs_are_scaled_by_the_graft_of_their_row(void **state)
+{
+    enum { ROWS = 5, WIDTH = 37 };
+    struct gd_wear_part parts[2] = {{0}, {.in_scale = filled(GD_F32, WIDTH, 7)}};
+    const struct gd_wear_part *sites[2] = {NULL, parts};
+    int32_t row_begin[3] = {0, 2, 4}; /* the last row is padding */
+    struct gd_wear wear = {2, row_begin, sites};
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        enum gd_dtype act = bf16 ? GD_BF16 : GD_F32;
+        void *x = filled(act, ROWS * WIDTH, 8);
+        struct gd_error err = {0};
+        struct bench bench = {0};
+        assert_true(gd_graph_create(&bench.graph, act, &err));
+        bench.in[0] = gd_graph_input(bench.graph, "x", act, 2, (int64_t[]){ROWS, WIDTH});
+        bench.in[1] = gd_graph_handle(bench.graph, "wear");
+        bench.memory[0] = x;
+        bench.memory[1] = &wear;
+        bench.out = gd_wear_input(bench.graph, bench.in[0], bench.in[1], 1);
+        bench_plan(&bench, 2);
+        const void *result = bench_run(&bench);
+        for (int i = 0; i < ROWS * WIDTH; i++) {
+            double scale = i / WIDTH == 2 || i / WIDTH == 3 ? (double)parts[1].in_scale[i % WIDTH] : 1;
+            double expected = element(act, x, i) * scale;
+            assert_true(fabs(element(act, result, i) - expected) <= (bf16 ? 5e-3 : 1e-6) * fabs(expected));
+        }
+        bench_release(&bench, 0);
+        gd_free(x);
+    }
+    gd_free((void *)(uintptr_t)parts[1].in_scale);
+}
+
 static void a_rank_beyond_the_limit_is_an_error(void **state)
 {
-    struct gd_wear_lowrank parts[2] = {{0}, {513, 1, NULL, NULL}};
-    const struct gd_wear_lowrank *sites[1] = {parts};
+    struct gd_wear_part parts[2] = {{0}, {.rank = 513, .scale = 1}};
+    const struct gd_wear_part *sites[1] = {parts};
     int32_t row_begin[2] = {0, 1};
     struct gd_wear wear = {1, row_begin, sites};
     struct wear_case c = {.in = 2, .out = 2};
@@ -384,6 +428,7 @@ int main(void)
         cmocka_unit_test(cached_attention_takes_more_heads_a_group_than_lanes),
         cmocka_unit_test(cached_attention_works_in_bf16_and_with_bf16_pages),
         cmocka_unit_test(each_row_wears_its_own_graft_whatever_is_beside_it),
+        cmocka_unit_test(inputs_are_scaled_by_the_graft_of_their_row),
         cmocka_unit_test(a_rank_beyond_the_limit_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

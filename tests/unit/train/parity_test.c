@@ -1,4 +1,4 @@
-/* Gradients and 20 optimiser steps of a LoRA job against PEFT + PyTorch (tests/fixtures/make_training.py), in f32. */
+/* Gradients and 20 optimiser steps of a job of each method against PEFT + PyTorch (tests/fixtures/make_training.py), in f32. */
 #include "engine/base/alloc.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
@@ -18,6 +18,16 @@
 #define STEPS 20
 #define ROWS 4
 #define LENGTH_MAX 40
+
+/* Methods as make_training.py has them. */
+static const struct kind {
+    const char *file, *config;
+} kinds[] = {
+    {"lora", "{\"r\": 4, \"lora_alpha\": 8}"},
+    {"loraplus", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"loraplus_lr_ratio\": 16}"},
+    {"ia3", "{\"type\": \"ia3\"}"},
+    {"vera", "{\"type\": \"vera\", \"r\": 8}"},
+};
 
 struct setting {
     struct gd_model *model;
@@ -47,9 +57,12 @@ static struct gd_tensor tensor(const struct setting *s, const char *prefix, cons
 
 static void load_block(const struct setting *s, const char *prefix, float *block)
 {
-    for (int i = 0; i < s->graft->param_count; i++) {
-        struct gd_tensor t = tensor(s, prefix, s->graft->params[i].name);
-        memcpy(block + s->graft->params[i].offset, t.data, (size_t)gd_tensor_count(&t) * sizeof(float));
+    for (int i = 0; i < s->graft->param_count + s->graft->frozen_param_count; i++) {
+        const struct gd_graft_param *param = &s->graft->params[i];
+        struct gd_tensor t = tensor(s, prefix, param->name);
+        int64_t count = gd_tensor_count(&t), columns = t.rank == 2 ? t.shape[1] : 1, rows = count / columns;
+        for (int64_t j = 0; j < count; j++)
+            block[param->offset + (param->transposed ? j % columns * rows + j / columns : j)] = ((const float *)t.data)[j];
     }
 }
 
@@ -72,23 +85,23 @@ static void load_rows(struct setting *s)
     }
 }
 
-static int set_up(void **state)
+static struct setting *set_up(const struct kind *kind)
 {
     struct setting *s = gd_alloc(sizeof(*s));
     struct gd_error err = {0};
     const char *fixtures = getenv("GD_FIXTURES");
     assert_non_null(fixtures);
     must(gd_device_init("cpu", 2, &err), &err);
-    char *path = gd_format("%s/models/tiny-llama", fixtures), *file = gd_format("%s/training/lora.safetensors", fixtures);
+    char *path = gd_format("%s/models/tiny-llama", fixtures), *file = gd_format("%s/training/%s.safetensors", fixtures, kind->file);
     must(gd_model_open(&s->model, "tiny-llama", path, &err), &err);
     must(gd_safetensors_open(&s->file, file, &err), &err);
-    cJSON *json = cJSON_Parse("{\"r\": 4, \"lora_alpha\": 8}");
+    cJSON *json = cJSON_Parse(kind->config);
     struct gd_adapter_config config;
     must(gd_adapter_config_parse(&config, json, &err), &err);
     must(gd_graft_create(&s->graft, s->model, &config, &err), &err);
     gd_adapter_config_release(&config);
     cJSON_Delete(json);
-    size_t count = (size_t)s->graft->parameter_count;
+    size_t count = (size_t)gd_graft_floats(s->graft);
     s->block = gd_alloc_array(count, sizeof(float));
     s->grad = gd_alloc_array(count, sizeof(float));
     s->m = gd_alloc_array(count, sizeof(float));
@@ -99,13 +112,11 @@ static int set_up(void **state)
     gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
     gd_free(path);
     gd_free(file);
-    *state = s;
-    return 0;
+    return s;
 }
 
-static int tear_down(void **state)
+static void tear_down(struct setting *s)
 {
-    struct setting *s = *state;
     gd_passes_release(&s->passes);
     gd_batch_release(&s->batch);
     gd_graft_destroy(s->graft);
@@ -119,7 +130,6 @@ static int tear_down(void **state)
     gd_free(s->data.tokens);
     gd_free(s->data.weights);
     gd_free(s);
-    return 0;
 }
 
 /* Loss of one step, all rows packed in one micro-batch; gradients in s->grad. */
@@ -154,9 +164,8 @@ static void assert_near(const char *what, const char *name, const float *a, cons
         fail_msg("%s of %s differs by %.3g relative (limit %.3g)", what, name, sqrt(difference / size), limit);
 }
 
-static void lora_gradients_equal_pefts(void **state)
+static void check_gradients(struct setting *s)
 {
-    struct setting *s = *state;
     run_step(s, 0);
     for (int i = 0; i < s->graft->param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
@@ -165,9 +174,8 @@ static void lora_gradients_equal_pefts(void **state)
     }
 }
 
-static void twenty_steps_equal_pefts(void **state)
+static void check_steps(struct setting *s)
 {
-    struct setting *s = *state;
     const float *losses = tensor(s, "", "losses").data, *norms = tensor(s, "", "norms").data;
     int64_t count = s->graft->parameter_count;
     for (int step = 0; step < STEPS; step++) {
@@ -178,12 +186,28 @@ static void twenty_steps_equal_pefts(void **state)
         if (fabs(norm - norms[step]) > 1e-4 * norms[step])
             fail_msg("gradient norm of step %d is %.7f, PyTorch has %.7f", step, norm, norms[step]);
         double clip = norm > 1.0 ? 1.0 / (norm + 1e-6) : 1.0;
-        gd_adamw(s->block, s->m, s->v, s->grad, count, step + 1, 2e-3, 0.9, 0.999, 1e-8, 0.01, clip);
+        double factor;
+        for (int64_t begin = 0, end; begin < count; begin = end) {
+            end = gd_graft_rate_run(s->graft, begin, &factor);
+            gd_adamw(s->block + begin, s->m + begin, s->v + begin, s->grad + begin, end - begin, step + 1, factor * 2e-3, 0.9,
+                     0.999, 1e-8, 0.01, clip);
+        }
     }
     for (int i = 0; i < s->graft->param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
         struct gd_tensor expected = tensor(s, "final.", param->name);
         assert_near("final value", param->name, s->block + param->offset, expected.data, gd_tensor_count(&expected), 1e-4);
+    }
+}
+
+static void gradients_and_twenty_steps_equal_pefts(void **state)
+{
+    for (size_t i = 0; i < GD_COUNT(kinds); i++) {
+        print_message("%s\n", kinds[i].file);
+        struct setting *s = set_up(&kinds[i]);
+        check_gradients(s);
+        check_steps(s);
+        tear_down(s);
     }
 }
 
@@ -229,8 +253,7 @@ static void schedules_warm_up_and_decay(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(lora_gradients_equal_pefts, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(twenty_steps_equal_pefts, set_up, tear_down),
+        cmocka_unit_test(gradients_and_twenty_steps_equal_pefts),
         cmocka_unit_test(leaves_add_in_one_tree_whatever_their_number),
         cmocka_unit_test(schedules_warm_up_and_decay),
     };

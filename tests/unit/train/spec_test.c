@@ -36,9 +36,9 @@ static void a_minimal_request_is_enough(void **state)
     struct gd_job_spec spec;
     assert_true(parse(&spec, "{" BASE "}", &err));
     assert_string_equal(spec.method, "supervised");
-    assert_string_equal(spec.adapter.type, "lora");
-    assert_int_equal(spec.adapter.r, 16);
-    assert_true(spec.adapter.lora_alpha == 32 && spec.seed == -1 && spec.batch_size == 0 && spec.n_epochs == 0);
+    assert_string_equal(spec.adapter.method->name, "lora");
+    assert_int_equal((int)gd_adapter_value(&spec.adapter, "r"), 16);
+    assert_true(gd_adapter_value(&spec.adapter, "lora_alpha") == 32 && spec.seed == -1 && spec.batch_size == 0 && spec.n_epochs == 0);
     cJSON *echo = gd_job_spec_hyperparameters(&spec);
     assert_string_equal(gd_json_find(echo, "n_epochs")->valuestring, "auto");
     cJSON_Delete(echo);
@@ -161,7 +161,7 @@ static void resolved_values_go_to_json_and_back(void **state)
     char *second_text = gd_json_print(second);
     assert_string_equal(text, second_text);
     assert_true(again.learning_rate == spec.learning_rate && again.batch_size == 3 && again.overlong == GD_OVERLONG_DROP);
-    assert_string_equal(again.adapter.targets[0], "q_proj");
+    assert_string_equal(gd_adapter_modules(&again.adapter, "target_modules")->names[0], "q_proj");
     gd_free(text);
     gd_free(second_text);
     cJSON_Delete(json);

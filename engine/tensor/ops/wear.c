@@ -1,18 +1,19 @@
 /*
- * Serving: y + scale (x A^T) B^T for each row with the A, B of the graft that it wears at i[0], the site (wear.h).
- * Rows are sorted by graft; rows of the bare base, and padding rows, pass. f32 inside. Its test is in tests/unit/infer.
+ * Serving: y * out_scale + out_add + scale b_scale * (B (mid * (A x))) for each row, as the graft that it wears says at
+ * i[0], the site (wear.h). Rows are sorted by graft; rows of the bare base, and padding rows, pass. f32 inside. Its test
+ * is in tests/unit/infer.
  */
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/lanes.h"
 #include "engine/tensor/wear.h"
 #include <inttypes.h>
 
-#define RANK_MAX 512
+#define RANK_MAX GD_WEAR_RANK_MAX
 #define COLUMN_STEP 16 /* output columns that are expanded together */
 
 struct gd_wear_kernels {
-    void (*shrink)(float *s, const float *a, const float *x, int rank, int64_t in);
-    void (*expand)(void *y, bool bf16, int64_t y_row, const float *s, int64_t s_row, const float *b, int rank, float scale,
+    void (*shrink)(float *s, const struct gd_wear_part *part, const float *x, int64_t in);
+    void (*expand)(void *y, bool bf16, int64_t y_row, const float *s, int64_t s_row, const struct gd_wear_part *part,
                    int rows, int64_t begin, int64_t end, float *columns);
 };
 
@@ -33,7 +34,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         return false;
     if (y->rank != 2 || x->rank != 2 || x->dtype != y->dtype || x->shape[0] != y->shape[0] || wear->dtype != GD_HANDLE ||
         call->params.i[0] < 0)
-        return gd_graph_fail(graph, "wear_lowrank: '%s' and '%s' are no rows of one dtype, '%s' is no handle, or the site "
+        return gd_graph_fail(graph, "wear: '%s' and '%s' are no rows of one dtype, '%s' is no handle, or the site "
                              "is negative", y->name, x->name, wear->name) != NULL;
     return true;
 }
@@ -63,10 +64,10 @@ struct job {
 };
 
 /* The graft's part at this site, or NULL where there is nothing to add. */
-static const struct gd_wear_lowrank *find_part(const struct job *job, int group)
+static const struct gd_wear_part *find_part(const struct job *job, int group)
 {
-    const struct gd_wear_lowrank *sites = job->wear->sites[group];
-    return sites != NULL && sites[job->site].rank > 0 ? &sites[job->site] : NULL;
+    const struct gd_wear_part *sites = job->wear->sites[group], *part = sites != NULL ? &sites[job->site] : NULL;
+    return part != NULL && (part->rank > 0 || part->out_scale != NULL || part->out_add != NULL) ? part : NULL;
 }
 
 static void shrink_rows(const struct job *job, int64_t begin, int64_t end, float *row)
@@ -75,13 +76,24 @@ static void shrink_rows(const struct job *job, int64_t begin, int64_t end, float
     for (int64_t t = begin; t < end; t++) {
         while (job->wear->row_begin[group + 1] <= t)
             group++;
-        const struct gd_wear_lowrank *part = find_part(job, group);
-        if (part == NULL)
+        const struct gd_wear_part *part = find_part(job, group);
+        if (part == NULL || part->rank == 0)
             continue;
         gd_row_to_f32(row, (const char *)job->x + (size_t)(t * job->in) * (job->bf16 ? 2 : 4), job->bf16 ? GD_BF16 : GD_F32,
                       job->in);
-        job->isa->shrink(job->s + t * RANK_MAX, part->a, row, part->rank, job->in);
+        job->isa->shrink(job->s + t * RANK_MAX, part, row, job->in);
     }
+}
+
+static void change_rows(void *y, bool bf16, int64_t y_row, const struct gd_wear_part *part, int rows, int64_t begin,
+                        int64_t end)
+{
+    for (int i = 0; i < rows; i++)
+        for (int64_t o = begin; o < end; o++) {
+            float value = gd_load(y, bf16, i * y_row + o);
+            value = part->out_scale != NULL ? value * part->out_scale[o] : value;
+            gd_store(y, bf16, i * y_row + o, part->out_add != NULL ? value + part->out_add[o] : value);
+        }
 }
 
 static void run_all(const struct job *job, int64_t rows, int64_t work)
@@ -93,11 +105,15 @@ static void run_all(const struct job *job, int64_t rows, int64_t work)
         shrink_rows(job, r.begin, r.end, row);
 #pragma omp barrier
         for (int group = 0; group < job->wear->group_count; group++) {
-            const struct gd_wear_lowrank *part = find_part(job, group);
+            const struct gd_wear_part *part = find_part(job, group);
             int32_t begin = job->wear->row_begin[group], end = job->wear->row_begin[group + 1];
-            if (part != NULL && end > begin)
-                job->isa->expand((char *)job->y + (size_t)(begin * job->out) * (job->bf16 ? 2 : 4), job->bf16, job->out,
-                                 job->s + begin * RANK_MAX, RANK_MAX, part->b, part->rank, part->scale, end - begin, c.begin,
+            if (part == NULL || end == begin)
+                continue;
+            char *y = (char *)job->y + (size_t)(begin * job->out) * (job->bf16 ? 2 : 4);
+            if (part->out_scale != NULL || part->out_add != NULL)
+                change_rows(y, job->bf16, job->out, part, end - begin, c.begin, c.end);
+            if (part->rank > 0)
+                job->isa->expand(y, job->bf16, job->out, job->s + begin * RANK_MAX, RANK_MAX, part, end - begin, c.begin,
                                  c.end, row + gd_round_up(job->in, 16));
         }
     }
@@ -110,11 +126,11 @@ static bool check_wear(const struct job *job, int64_t rows, int64_t *work, struc
     for (int group = 0; group < wear->group_count; group++) {
         int32_t begin = wear->row_begin[group], end = wear->row_begin[group + 1];
         if (begin < 0 || end < begin || end > rows || (group == 0 && begin != 0))
-            return gd_fail(err, GD_INTERNAL, "wear_lowrank: group %d has rows %d to %d of %" PRId64, group, begin, end, rows);
-        const struct gd_wear_lowrank *part = find_part(job, group);
+            return gd_fail(err, GD_INTERNAL, "wear: group %d has rows %d to %d of %" PRId64, group, begin, end, rows);
+        const struct gd_wear_part *part = find_part(job, group);
         if (part != NULL && part->rank > RANK_MAX)
-            return gd_fail(err, GD_INTERNAL, "wear_lowrank: rank %d, at most %d", part->rank, RANK_MAX);
-        *work += part != NULL ? (end - begin) * (int64_t)part->rank * (job->in + job->out) : 0;
+            return gd_fail(err, GD_INTERNAL, "wear: rank %d, at most %d", part->rank, RANK_MAX);
+        *work += part != NULL ? (end - begin) * (job->out + part->rank * (job->in + job->out)) : 0;
     }
     return true;
 }
@@ -139,8 +155,8 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     return true;
 }
 
-const struct gd_op gd_op_wear_lowrank = {
-    .name = "wear_lowrank",
+const struct gd_op gd_op_wear = {
+    .name = "wear",
     .in_min = 3, .in_max = 3, .out_count = 1,
     .shape = shape,
     .scratch_bytes = scratch_bytes,
@@ -148,8 +164,8 @@ const struct gd_op gd_op_wear_lowrank = {
     .inplace = 0,
 };
 
-struct gd_value *gd_wear_lowrank(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear, int site)
+struct gd_value *gd_wear(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear, int site)
 {
     struct gd_op_params params = {.i = {site}};
-    return gd_graph_call(g, &gd_op_wear_lowrank, (struct gd_value *[]){y, x, wear}, 3, &params);
+    return gd_graph_call(g, &gd_op_wear, (struct gd_value *[]){y, x, wear}, 3, &params);
 }

@@ -1,0 +1,35 @@
+/*
+ * build.h - what methods share: choosing sites, declaring parameters, filling them.
+ *
+ * Why      A method's file holds its mathematics only.
+ * Memory   Parameters belong to the graft.
+ * Threads  engine thread
+ * Errors   GD_INVALID with param "adapter.FIELD"
+ * Limits   none
+ * Life     inside gd_graft_create and gd_graft_init
+ */
+#ifndef GD_ADAPTER_BUILD_H
+#define GD_ADAPTER_BUILD_H
+
+#include "engine/adapter/adapter.h"
+
+/* A name matches a module that it equals or that ends in "." + name; "all-linear" matches all. */
+bool gd_modules_match(const struct gd_modules *modules, const char *module);
+
+/* Sets site_param to 0 where a linear site is among the option's modules, and returns how many are; 0: a name matches
+ * nothing, an error that lists what exists. */
+GD_MUST_CHECK int gd_graft_choose(struct gd_graft *graft, const char *option, struct gd_error *err);
+
+/* A parameter [rows, columns] named base_model.model.MODULE.SUFFIX, or base_model.SUFFIX with module NULL. Trained ones
+ * come before frozen ones. Valid until the next is added. */
+struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const char *module, const char *suffix,
+                                    int64_t rows, int64_t columns);
+
+/* The first `rows` rows of a frozen parameter (as the block holds it), one value per graph. */
+struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_graph *g, const struct gd_graft_param *param,
+                               int64_t rows);
+
+/* U(-bound, bound), the same for a seed, a stream and a place. */
+void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream);
+
+#endif

@@ -1,0 +1,85 @@
+/* y[t][j] = x[t][j] * b[j], b an f32 vector. dx[t][j] = dy[t][j] b[j], db[j] = sum_t dy[t][j] x[t][j]. */
+#include "engine/tensor/ops/elementwise.h"
+
+static bool shape(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *x = call->in[0], *b = call->in[1];
+    if (!gd_shape_unary(graph, call))
+        return false;
+    if (x->rank != 2 || b->rank != 1 || b->shape[0] != x->shape[1] || b->kind == GD_VALUE_WEIGHT || b->dtype != GD_F32)
+        return gd_graph_fail(graph, "mul_row: '%s' is no f32 vector as long as the rows of '%s'", b->name, x->name) != NULL;
+    return true;
+}
+
+GD_INLINE void body(void *y, const void *x, const float *b, bool bf16, int64_t width, int64_t begin, int64_t end)
+{
+    for (int64_t t = begin; t < end; t++)
+        for (int64_t j = 0; j < width; j++)
+            gd_store(y, bf16, t * width + j, gd_load(x, bf16, t * width + j) * b[j]);
+}
+
+GD_KERNEL static void rows_f32(float *y, const float *x, const float *b, int64_t width, int64_t begin, int64_t end)
+{
+    body(y, x, b, false, width, begin, end);
+}
+
+GD_KERNEL static void rows_bf16(uint16_t *y, const uint16_t *x, const float *b, int64_t width, int64_t begin, int64_t end)
+{
+    body(y, x, b, true, width, begin, end);
+}
+
+static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1];
+    const float *b = args->in[1].data;
+    GD_PARALLEL(rows * width)
+    {
+        struct gd_range r = gd_thread_range(rows, 1);
+        if (args->out[0].dtype == GD_BF16)
+            rows_bf16(args->out[0].data, args->in[0].data, b, width, r.begin, r.end);
+        else
+            rows_f32(args->out[0].data, args->in[0].data, b, width, r.begin, r.end);
+    }
+    return true;
+}
+
+static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
+                     struct gd_value **in_grad)
+{
+    if (call->in[0]->needs_gradient)
+        in_grad[0] = gd_mul_row(graph, out_grad[0], call->in[1]);
+    if (call->in[1]->needs_gradient)
+        in_grad[1] = gd_sum_rows(graph, gd_mul(graph, out_grad[0], call->in[0]));
+    return true;
+}
+
+static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
+{
+    int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1];
+    for (int64_t i = 0; i < rows * width; i++)
+        out[0][i] = in[0][i] * in[1][i % width];
+}
+
+#define ROWS(t, n) {.dtype = GD_F32, .rank = 2, .shape = {t, n}, .gradient = true}
+#define ROW(n) {.dtype = GD_F32, .rank = 1, .shape = {n}, .gradient = true}
+static const struct gd_op_case cases[] = {
+    {.name = "one element", .in_count = 2, .in = {ROWS(1, 1), ROW(1)}, .tolerance = 1e-6, .tolerance_bf16 = 8e-3},
+    {.name = "odd sizes", .in_count = 2, .in = {ROWS(19, 37), ROW(37)}, .tolerance = 1e-6, .tolerance_bf16 = 8e-3},
+    {.name = "large enough for threads", .in_count = 2, .in = {ROWS(129, 259), ROW(259)}, .tolerance = 1e-6},
+};
+
+const struct gd_op gd_op_mul_row = {
+    .name = "mul_row",
+    .in_min = 2, .in_max = 2, .out_count = 1,
+    .shape = shape,
+    .run_cpu = run_cpu,
+    .gradient = gradient,
+    .inplace = 0,
+    .reference = reference,
+    .cases = cases, .case_count = GD_COUNT(cases),
+};
+
+struct gd_value *gd_mul_row(struct gd_graph *g, struct gd_value *x, struct gd_value *b)
+{
+    return gd_graph_call(g, &gd_op_mul_row, (struct gd_value *[]){x, b}, 2, NULL);
+}
