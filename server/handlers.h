@@ -56,4 +56,7 @@ void gd_handle_detokenize(struct gd_app *app, struct gd_request *request);
 void gd_handle_tokenize(struct gd_app *app, struct gd_request *request);
 void gd_handle_tokenizer_info(struct gd_app *app, struct gd_request *request);
 
+/* routes_tuning.c */
+void gd_handle_method_list(struct gd_app *app, struct gd_request *request);
+
 #endif

@@ -15,11 +15,12 @@ from daemon import Daemon, chat_rows, job_body
 
 HYPER = {"n_epochs": 3, "batch_size": 4, "checkpoint_interval": 5}
 LORA = {"type": "lora", "r": 8, "lora_dropout": 0.1}
+OTHERS = [{"type": "lora", "r": 4, "loraplus_lr_ratio": 8}, {"type": "ia3"}, {"type": "vera", "r": 32, "vera_dropout": 0.1}]
 
 
-def submit(daemon, **hyper):
+def submit(daemon, adapter=LORA, **hyper):
     file_id = daemon.upload(chat_rows(60)).json["id"]
-    body = job_body(file_id, validation_file=file_id, adapter=LORA, hyper={**HYPER, "gradient_leaves": 2, **hyper})
+    body = job_body(file_id, validation_file=file_id, adapter=adapter, hyper={**HYPER, "gradient_leaves": 2, **hyper})
     answer = daemon.post("/v1/fine_tuning/jobs", body)
     assert answer.status == 200, answer.body
     return answer.json["id"]
@@ -70,6 +71,20 @@ def test_kill_of_the_worker_continues_bit_for_bit(own_daemon, reference, step):
     for pid in daemon.worker_pids():
         os.kill(pid, signal.SIGKILL)
     check_finished(daemon, job_id, reference)
+    daemon.stop()
+
+
+@pytest.mark.parametrize("adapter", OTHERS, ids=lambda adapter: adapter["type"])
+def test_every_method_continues_bit_for_bit(own_daemon, adapter):
+    daemon = own_daemon().start()
+    whole = submit(daemon, adapter)
+    assert daemon.wait_job(whole)["status"] == "succeeded"
+    killed = submit(daemon, adapter)
+    daemon.wait_step(killed, 13)
+    for pid in daemon.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    check_finished(daemon, killed, (adapter_digests(daemon, whole), losses(daemon, whole)))
+    assert daemon.get(f"/v1/fine_tuning/jobs/{killed}").json["attempt"] == 2
     daemon.stop()
 
 

@@ -1,0 +1,104 @@
+"""Every method of GET /v1/tuning/methods: a tiny job learns, and its model answers, alone and beside other methods."""
+import concurrent.futures
+import json
+
+import pytest
+
+from daemon import chat_rows, job_body
+from test_contract import DOCUMENT, check, schema_of
+
+# What a method needs to learn the tiny task; a method that the listing has and this table lacks fails the test.
+SETTINGS = {
+    "lora": ({"r": 8, "loraplus_lr_ratio": 4}, 5e-3),
+    "ia3": ({"target_modules": "all-linear"}, 0.1),
+    "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
+}
+HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
+
+
+@pytest.fixture(scope="module")
+def methods(daemon):
+    return {method["id"]: method for method in daemon.get("/v1/tuning/methods").json["data"]}
+
+
+@pytest.fixture(scope="module")
+def trained(daemon, methods):
+    """Method -> its finished job."""
+    file_id = daemon.upload(chat_rows(60)).json["id"]
+    assert set(methods) == set(SETTINGS)
+    jobs = {}
+    for method, (options, rate) in SETTINGS.items():
+        made = daemon.post("/v1/fine_tuning/jobs", job_body(
+            file_id, adapter={"type": method, **options}, hyper={**HYPER, "learning_rate": rate}))
+        assert made.status == 200, made.json
+        jobs[method] = made.json["id"]
+    return {method: daemon.wait_job(job_id) for method, job_id in jobs.items()}
+
+
+def ask(daemon, model, number):
+    answer = daemon.post("/v1/chat/completions", {
+        "model": model, "messages": [{"role": "user", "content": f"number {number}"}], "temperature": 0, "max_tokens": 24,
+        "logprobs": True, "top_logprobs": 2})
+    assert answer.status == 200, answer.json
+    return [(token["token"], token["logprob"]) for token in answer.json["choices"][0]["logprobs"]["content"]]
+
+
+def test_the_listing_fits_its_schema_and_the_request_schema(daemon, methods):
+    check(daemon.get("/v1/tuning/methods").json, schema_of("/v1/tuning/methods"))
+    schemas = DOCUMENT["components"]["schemas"]
+    described = {}
+    for reference in schemas["Adapter"]["oneOf"]:
+        schema = schemas[reference["$ref"].rsplit("/", 1)[1]]
+        kind = schema["properties"]["type"]
+        described[kind.get("const") or kind["enum"][0]] = schema["properties"]
+    assert set(described) == set(methods)
+    for name, method in methods.items():
+        assert method["hooks"] and method["paper"] and method["peft_type"] == name.upper()
+        assert {parameter["name"] for parameter in method["parameters"]} == set(described[name]) - {"type"}
+        for parameter in method["parameters"]:
+            field = described[name][parameter["name"]]
+            assert parameter["description"]
+            if parameter["type"] in ("integer", "number"):
+                assert (field["minimum"], field["maximum"]) == (parameter["minimum"], parameter["maximum"])
+                assert field.get("default") == parameter["default"]
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_its_loss_falls_and_its_options_are_echoed(daemon, trained, method):
+    job = trained[method]
+    assert job["status"] == "succeeded", job["error"]
+    assert job["adapter"]["type"] == method
+    for name, value in SETTINGS[method][0].items():
+        assert job["adapter"][name] == value
+    loss = {entry["name"]: entry for entry in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json["series"]}["train_loss"]["last"]
+    assert sum(loss[-5:]) < 0.7 * sum(loss[:5]), (method, loss)
+    folder = daemon.data_dir / "jobs" / job["id"] / "adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == method.upper()
+
+
+def test_all_answer_together_as_they_do_alone(daemon, trained):
+    models = ["tiny-llama"] + [job["fine_tuned_model"] for job in trained.values()]
+    alone = [ask(daemon, model, 5) for model in models]
+    for i, one in enumerate(alone):
+        assert all(one != other for other in alone[:i]), models[i]
+    with concurrent.futures.ThreadPoolExecutor(2 * len(models)) as pool:
+        together = list(pool.map(lambda model: ask(daemon, model, 5), 2 * models))
+    for expected, got in zip(2 * alone, together):
+        assert [token for token, _ in got] == [token for token, _ in expected]
+        assert all(abs(a - b) < 1e-3 for (_, a), (_, b) in zip(got, expected))
+
+
+@pytest.mark.parametrize("adapter, param, part", [
+    ({"type": "ia", "r": 4}, "adapter.type", "ia3"),
+    ({"type": "ia3", "r": 4}, "adapter.r", "'lora'"),
+    ({"type": "ia3", "feedforward_modules": [3]}, "adapter.feedforward_modules", "strings"),
+    ({"type": "vera", "lora_alpha": 4}, "adapter.lora_alpha", "not of 'vera'"),
+    ({"type": "vera", "d_inital": 0.1}, "adapter.d_inital", "d_initial"),
+    ({"type": "vera", "r": 0}, "adapter.r", "1"),
+    ({"loraplus_lr_ratio": 0}, "adapter.loraplus_lr_ratio", "0.001"),
+])
+def test_bad_parameters_are_named(daemon, adapter, param, part):
+    file_id = daemon.upload(chat_rows(12)).json["id"]
+    answer = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, adapter=adapter))
+    assert answer.status == 400
+    assert answer.json["error"]["param"] == param and part in answer.json["error"]["message"], answer.json
