@@ -26,6 +26,26 @@ static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_co
     }
 }
 
+int gd_slot_count(const struct gd_model *model)
+{
+    const struct gd_site *linear, *norm;
+    return gd_model_linear_sites(model, &linear) + gd_model_norm_sites(model, &norm);
+}
+
+int gd_slot_of(const struct gd_model *model, const struct gd_site *site)
+{
+    const struct gd_site *linear;
+    return site->kind == GD_SITE_NORM ? gd_model_linear_sites(model, &linear) + site->index : site->index;
+}
+
+const struct gd_site *gd_slot_site(const struct gd_model *model, int slot)
+{
+    const struct gd_site *linear, *norm;
+    int linear_count = gd_model_linear_sites(model, &linear);
+    gd_model_norm_sites(model, &norm);
+    return slot < linear_count ? &linear[slot] : &norm[slot - linear_count];
+}
+
 const struct gd_adapter_method *gd_adapter_find(const char *name)
 {
     for (int i = 0; i < gd_adapter_count; i++)
@@ -42,10 +62,9 @@ bool gd_graft_create(struct gd_graft **out, const struct gd_model *model, const 
     copy_config(&graft->config, config);
     graft->method = config->method;
     graft->model = model;
-    const struct gd_site *sites;
-    int site_count = gd_model_linear_sites(model, &sites);
-    graft->site_param = gd_alloc_array((size_t)site_count, sizeof(int));
-    for (int i = 0; i < site_count; i++)
+    int slots = gd_slot_count(model);
+    graft->site_param = gd_alloc_array((size_t)slots, sizeof(int));
+    for (int i = 0; i < slots; i++)
         graft->site_param[i] = -1;
     bool ok = graft->method->create(graft, err);
     if (ok)
@@ -94,6 +113,17 @@ static struct gd_value *training_linear(void *context, struct gd_graph *g, const
     return training->graft->method->linear(training, g, site, x, w, bias, training->params + first);
 }
 
+static struct gd_value *training_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
+                                      struct gd_value *w, double eps)
+{
+    struct gd_graft_training *training = context;
+    const struct gd_graft *graft = training->graft;
+    int first = graft->site_param[gd_slot_of(graft->model, site)];
+    if (first < 0)
+        return gd_rms_norm(g, x, w, eps);
+    return graft->method->norm(training, g, site, x, w, eps, training->params + first);
+}
+
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
                              bool training_pass)
 {
@@ -112,6 +142,7 @@ void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph
         training->dropout_key = gd_graph_input(graph, "dropout_key", GD_I32, 1, (int64_t[]){4});
     training->sites.context = training;
     training->sites.linear = training_linear;
+    training->sites.norm = training_norm;
 }
 
 void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block)
@@ -137,6 +168,13 @@ static struct gd_value *serving_linear(void *context, struct gd_graph *g, const 
     return gd_wear(g, gd_site_linear_base(g, x, w, bias), x, serving->wear, site->index);
 }
 
+static struct gd_value *serving_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
+                                     struct gd_value *w, double eps)
+{
+    struct gd_graft_serving *serving = context;
+    return gd_rms_norm_worn(g, x, w, eps, serving->wear, gd_slot_of(serving->model, site));
+}
+
 void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model,
                             enum gd_wear_depth depth)
 {
@@ -146,4 +184,5 @@ void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *g
     serving->wear = gd_graph_handle(graph, "wear");
     serving->sites.context = serving;
     serving->sites.linear = serving_linear;
+    serving->sites.norm = depth >= GD_WEAR_NORMS ? serving_norm : NULL;
 }

@@ -27,7 +27,7 @@ enum gd_adapter_option_type {
     GD_OPTION_INT,
     GD_OPTION_NUMBER,
     GD_OPTION_BOOL,
-    GD_OPTION_MODULES,           /* module names, dotted suffixes, or "all-linear" */
+    GD_OPTION_MODULES,           /* module names, dotted suffixes, or, for linear modules, "all-linear" */
 };
 
 enum gd_adapter_option_use {
@@ -93,14 +93,19 @@ struct gd_graft {
     int64_t frozen_count;        /* frozen floats after them */
     double scale;                /* of a low-rank product */
     double dropout;              /* of the input of a site's own part */
-    int *site_param;             /* [linear site] -> index of its first param, -1 where untouched */
+    int *site_param;             /* [slot] -> index of its first param, -1 where untouched */
     float *block;                /* parameters: loaded grafts own theirs; else NULL (the trainer holds them) */
     /* For serving, made by gd_graft_load. */
-    struct gd_wear_part *wear;   /* [linear site] */
+    struct gd_wear_part *wear;   /* [slot] */
     enum gd_wear_depth depth;
     float *derived;              /* what the parts need beside the block; or NULL */
     char digest[65];             /* of everything that changes what the graft computes */
 };
+
+/* The sites that grafts touch have one number, the slot: linear sites first (slot = index), then norms. */
+int gd_slot_count(const struct gd_model *model);
+int gd_slot_of(const struct gd_model *model, const struct gd_site *site);
+const struct gd_site *gd_slot_site(const struct gd_model *model, int slot);
 
 /* Floats of the flat block. */
 static inline int64_t gd_graft_floats(const struct gd_graft *graft)
@@ -121,9 +126,11 @@ struct gd_adapter_method {
     /* Fills params, site_param, scale, dropout. Targets that match nothing: an error listing what exists. */
     bool (*create)(struct gd_graft *graft, struct gd_error *err);
     void (*init)(const struct gd_graft *graft, float *block, uint64_t seed);
-    /* A touched linear site in a training or evaluation graph; params: the site's own. */
+    /* A touched site in a training or evaluation graph; params: the site's own. NULL: the method touches none such. */
     struct gd_value *(*linear)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params);
+    struct gd_value *(*norm)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                             struct gd_value *x, struct gd_value *w, double eps, struct gd_value *const *params);
     /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). May set graft->derived. */
     void (*wear)(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                  struct gd_wear_part *part);

@@ -7,63 +7,71 @@
 #include <stdio.h>
 #include <string.h>
 
-static bool matches(const char *target, const char *module)
+static bool matches(const char *target, const struct gd_site *site)
 {
-    if (strcmp(target, "all-linear") == 0 || strcmp(target, module) == 0)
+    if ((site->kind == GD_SITE_LINEAR && strcmp(target, "all-linear") == 0) || strcmp(target, site->name) == 0)
         return true;
-    size_t target_length = strlen(target), module_length = strlen(module);
-    return module_length > target_length && module[module_length - target_length - 1] == '.' &&
-           strcmp(module + module_length - target_length, target) == 0;
+    size_t target_length = strlen(target), length = strlen(site->name);
+    return length > target_length && site->name[length - target_length - 1] == '.' &&
+           strcmp(site->name + length - target_length, target) == 0;
 }
 
-bool gd_modules_match(const struct gd_modules *modules, const char *module)
+bool gd_modules_match(const struct gd_modules *modules, const struct gd_site *site)
 {
     for (int i = 0; i < modules->count; i++)
-        if (matches(modules->names[i], module))
+        if (matches(modules->names[i], site))
             return true;
     return false;
 }
 
-static bool fail_unmatched(const char *option, const char *target, const struct gd_site *sites, int site_count,
-                           struct gd_error *err)
+static int sites_of(const struct gd_graft *graft, enum gd_site_kind kind, const struct gd_site **sites)
+{
+    return kind == GD_SITE_NORM ? gd_model_norm_sites(graft->model, sites) : gd_model_linear_sites(graft->model, sites);
+}
+
+static const char *leaf_of(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot != NULL ? dot + 1 : name;
+}
+
+static bool fail_unmatched(enum gd_site_kind kind, const char *option, const char *target, const struct gd_site *sites,
+                           int site_count, struct gd_error *err)
 {
     /* The distinct last parts of the modules: q_proj, k_proj, ... */
     char names[512] = "", param[64];
     for (int i = 0; i < site_count; i++) {
-        const char *leaf = strrchr(sites[i].name, '.');
-        leaf = leaf ? leaf + 1 : sites[i].name;
+        const char *leaf = leaf_of(sites[i].name);
         bool seen = false;
-        for (int j = 0; j < i && !seen; j++) {
-            const char *other = strrchr(sites[j].name, '.');
-            seen = strcmp(other ? other + 1 : sites[j].name, leaf) == 0;
-        }
+        for (int j = 0; j < i && !seen; j++)
+            seen = strcmp(leaf_of(sites[j].name), leaf) == 0;
         size_t used = strlen(names);
         if (!seen && used + strlen(leaf) + 3 < sizeof(names))
             snprintf(names + used, sizeof(names) - used, "%s%s", used ? ", " : "", leaf);
     }
     snprintf(param, sizeof(param), "adapter.%s", option);
-    return gd_fail_param(err, GD_INVALID, param,
-                         "target module '%s' matches nothing in this model; its linear modules are: %s (or \"all-linear\")",
-                         target, names);
+    return gd_fail_param(err, GD_INVALID, param, "target module '%s' matches nothing in this model; its %s are: %s%s", target,
+                         kind == GD_SITE_NORM ? "norms" : "linear modules", names,
+                         kind == GD_SITE_NORM ? "" : " (or \"all-linear\")");
 }
 
-int gd_graft_choose(struct gd_graft *graft, const char *option, struct gd_error *err)
+int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, struct gd_error *err)
 {
     const struct gd_modules *modules = gd_adapter_modules(&graft->config, option);
     const struct gd_site *sites;
-    int site_count = gd_model_linear_sites(graft->model, &sites), chosen = 0;
+    int site_count = sites_of(graft, kind, &sites), chosen = 0;
     for (int t = 0; t < modules->count; t++) {
         bool found = false;
         for (int i = 0; i < site_count && !found; i++)
-            found = matches(modules->names[t], sites[i].name);
+            found = matches(modules->names[t], &sites[i]);
         if (!found) {
-            fail_unmatched(option, modules->names[t], sites, site_count, err);
+            fail_unmatched(kind, option, modules->names[t], sites, site_count, err);
             return 0;
         }
     }
     for (int i = 0; i < site_count; i++)
-        if (gd_modules_match(modules, sites[i].name)) {
-            graft->site_param[i] = 0;
+        if (gd_modules_match(modules, &sites[i])) {
+            graft->site_param[gd_slot_of(graft->model, &sites[i])] = 0;
             chosen++;
         }
     return chosen;

@@ -13,12 +13,12 @@
 
 #include "engine/adapter/adapter.h"
 
-/* A name matches a module that it equals or that ends in "." + name; "all-linear" matches all. */
-bool gd_modules_match(const struct gd_modules *modules, const char *module);
+/* A name matches a site's module that it equals or that ends in "." + name; "all-linear" matches every linear one. */
+bool gd_modules_match(const struct gd_modules *modules, const struct gd_site *site);
 
-/* Sets site_param to 0 where a linear site is among the option's modules, and returns how many are; 0: a name matches
+/* Sets site_param to 0 where a site of the kind (LINEAR, NORM) is among the option's modules, and returns how many are; 0: a name matches
  * nothing, an error that lists what exists. */
-GD_MUST_CHECK int gd_graft_choose(struct gd_graft *graft, const char *option, struct gd_error *err);
+GD_MUST_CHECK int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, struct gd_error *err);
 
 /* A parameter [rows, columns] named base_model.model.MODULE.SUFFIX, or base_model.SUFFIX with module NULL. Trained ones
  * come before frozen ones. Valid until the next is added. */

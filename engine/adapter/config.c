@@ -256,6 +256,8 @@ cJSON *gd_adapter_registry_json(void)
         hooks = cJSON_AddArrayToObject(json, "hooks");
         if (method->linear != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("linear"));
+        if (method->norm != NULL)
+            cJSON_AddItemToArray(hooks, cJSON_CreateString("norm"));
         parameters = cJSON_AddArrayToObject(json, "parameters");
         for (int j = 0; j < method->option_count; j++)
             cJSON_AddItemToArray(parameters, option_json(&method->options[j]));

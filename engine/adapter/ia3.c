@@ -17,14 +17,14 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     const struct gd_modules *inputs = gd_adapter_modules(&graft->config, "feedforward_modules");
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites);
-    if (inputs->count > 0 && gd_graft_choose(graft, "feedforward_modules", err) == 0)
+    if (inputs->count > 0 && gd_graft_choose(graft, GD_SITE_LINEAR, "feedforward_modules", err) == 0)
         return false;
     for (int i = 0; i < site_count; i++)
         graft->site_param[i] = -1;
-    if (gd_graft_choose(graft, "target_modules", err) == 0)
+    if (gd_graft_choose(graft, GD_SITE_LINEAR, "target_modules", err) == 0)
         return false;
     for (int i = 0; i < site_count; i++) {
-        bool input = gd_modules_match(inputs, sites[i].name);
+        bool input = gd_modules_match(inputs, &sites[i]);
         if (graft->site_param[i] < 0) {
             if (input)
                 return gd_fail_param(err, GD_INVALID, "adapter.feedforward_modules",
@@ -45,7 +45,7 @@ static void init(const struct gd_graft *graft, float *block, uint64_t seed)
 
 static bool scales_input(const struct gd_graft *graft, const struct gd_site *site)
 {
-    return gd_modules_match(gd_adapter_modules(&graft->config, "feedforward_modules"), site->name);
+    return gd_modules_match(gd_adapter_modules(&graft->config, "feedforward_modules"), site);
 }
 
 static struct gd_value *linear(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,

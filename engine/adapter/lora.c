@@ -29,7 +29,7 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     int site_count = gd_model_linear_sites(graft->model, &sites);
     int64_t r = (int64_t)gd_adapter_value(&graft->config, "r");
     double alpha = gd_adapter_value(&graft->config, "lora_alpha"), ratio = gd_adapter_value(&graft->config, "loraplus_lr_ratio");
-    if (gd_graft_choose(graft, "target_modules", err) == 0)
+    if (gd_graft_choose(graft, GD_SITE_LINEAR, "target_modules", err) == 0)
         return false;
     for (int i = 0; i < site_count; i++) {
         if (graft->site_param[i] < 0)

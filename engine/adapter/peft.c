@@ -19,39 +19,43 @@ static const char *leaf_name(const char *module)
     return dot ? dot + 1 : module;
 }
 
-static bool listed(const struct gd_graft *graft, const struct gd_modules *modules, int site, const struct gd_site *sites)
+static bool listed(const struct gd_graft *graft, const struct gd_modules *modules, int slot)
 {
-    return graft->site_param[site] >= 0 && gd_modules_match(modules, sites[site].name);
+    return graft->site_param[slot] >= 0 && gd_modules_match(modules, gd_slot_site(graft->model, slot));
+}
+
+static bool same_leaf(const struct gd_graft *graft, int a, int b)
+{
+    return strcmp(leaf_name(gd_slot_site(graft->model, a)->name), leaf_name(gd_slot_site(graft->model, b)->name)) == 0;
 }
 
 /* PEFT matches names as suffixes: the short names do if every module so named is in a list or out of it, and that for all
  * of the method's lists, as PEFT asks for lists of names to be subsets of others. */
 static bool short_names_do(const struct gd_graft *graft)
 {
-    const struct gd_site *sites;
-    int site_count = gd_model_linear_sites(graft->model, &sites);
+    int slots = gd_slot_count(graft->model);
     for (int o = 0; o < graft->method->option_count; o++)
-        for (int i = 0; graft->method->options[o].type == GD_OPTION_MODULES && i < site_count; i++)
+        for (int i = 0; graft->method->options[o].type == GD_OPTION_MODULES && i < slots; i++)
             for (int j = 0; j < i; j++)
-                if (strcmp(leaf_name(sites[i].name), leaf_name(sites[j].name)) == 0 &&
-                    listed(graft, &graft->config.modules[o], i, sites) != listed(graft, &graft->config.modules[o], j, sites))
+                if (same_leaf(graft, i, j) &&
+                    listed(graft, &graft->config.modules[o], i) != listed(graft, &graft->config.modules[o], j))
                     return false;
     return true;
 }
 
 static cJSON *module_list(const struct gd_graft *graft, const struct gd_modules *modules, bool whole)
 {
-    const struct gd_site *sites;
-    int site_count = gd_model_linear_sites(graft->model, &sites);
+    int slots = gd_slot_count(graft->model);
     cJSON *list = cJSON_CreateArray();
-    for (int i = 0; i < site_count; i++) {
-        if (!listed(graft, modules, i, sites))
+    for (int i = 0; i < slots; i++) {
+        if (!listed(graft, modules, i))
             continue;
         bool seen = false;
         for (int j = 0; j < i && whole && !seen; j++)
-            seen = strcmp(leaf_name(sites[i].name), leaf_name(sites[j].name)) == 0;
+            seen = same_leaf(graft, i, j);
+        const char *name = gd_slot_site(graft->model, i)->name;
         if (!seen)
-            cJSON_AddItemToArray(list, cJSON_CreateString(whole ? leaf_name(sites[i].name) : sites[i].name));
+            cJSON_AddItemToArray(list, cJSON_CreateString(whole ? leaf_name(name) : name));
     }
     return list;
 }
@@ -386,17 +390,18 @@ static bool read_weights(struct gd_graft *graft, const struct gd_safetensors *fi
 
 static void make_wear(struct gd_graft *graft)
 {
-    const struct gd_site *sites;
-    int site_count = gd_model_linear_sites(graft->model, &sites);
-    graft->wear = gd_alloc_array((size_t)site_count, sizeof(*graft->wear));
+    int slots = gd_slot_count(graft->model);
+    graft->wear = gd_alloc_array((size_t)slots, sizeof(*graft->wear));
     graft->depth = GD_WEAR_OUTPUTS;
-    for (int i = 0; i < site_count; i++) {
+    for (int i = 0; i < slots; i++) {
         int first = graft->site_param[i];
         if (first < 0)
             continue;
-        graft->method->wear(graft, &sites[i], &graft->params[first], &graft->wear[i]);
-        if (graft->wear[i].in_scale != NULL)
-            graft->depth = GD_WEAR_INPUTS;
+        graft->method->wear(graft, gd_slot_site(graft->model, i), &graft->params[first], &graft->wear[i]);
+        enum gd_wear_depth depth = graft->wear[i].norm != NULL       ? GD_WEAR_NORMS
+                                   : graft->wear[i].in_scale != NULL ? GD_WEAR_INPUTS
+                                                                     : GD_WEAR_OUTPUTS;
+        graft->depth = depth > graft->depth ? depth : graft->depth;
     }
 }
 

@@ -26,7 +26,7 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites), in = 0, out = 0;
     int64_t r = (int64_t)gd_adapter_value(&graft->config, "r");
-    if (gd_graft_choose(graft, "target_modules", err) == 0)
+    if (gd_graft_choose(graft, GD_SITE_LINEAR, "target_modules", err) == 0)
         return false;
     for (int i = 0; i < site_count; i++) {
         if (graft->site_param[i] < 0)

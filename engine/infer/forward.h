@@ -2,7 +2,7 @@
  * forward.h - one mixed batch through the model: cached plans for a few sizes, and the vocabulary product for chosen rows.
  *
  * Why      Building and planning a graph costs milliseconds; a decode step is a few. Rows are rounded up to a bucket, and
- *          each bucket's plan is kept. A row's result does not depend on the bucket (see attention_cached, wear_lowrank).
+ *          each bucket's plan is kept. A row's result does not depend on the bucket (see attention_cached, wear).
  * Memory   Owns graphs, plans, one arena for all of them, and the buffers below.
  * Threads  engine thread
  * Errors   GD_NO_MEMORY; what plans report.

@@ -38,7 +38,7 @@ static struct gd_value *norm(const struct builder *b, const struct gd_site *site
 {
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
     if (b->sites.norm != NULL)
-        w = b->sites.norm(b->sites.context, b->graph, site, w);
+        return b->sites.norm(b->sites.context, b->graph, site, x, w, b->model->config.norm_eps);
     return gd_rms_norm(b->graph, x, w, b->model->config.norm_eps);
 }
 

@@ -16,6 +16,12 @@ int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **s
     return model->config.layers * GD_LINEAR_COUNT;
 }
 
+int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites)
+{
+    *sites = gd_model_files(model)->norm_sites;
+    return model->config.layers * GD_NORM_COUNT + 1;
+}
+
 static const char *layer_name(struct gd_files *files, int layer, const char *part)
 {
     return gd_arena_format(&files->arena, "model.layers.%d.%s", layer, part);
@@ -42,8 +48,8 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
                                                     layer,
                                                     index,
                                                     layer_name(files, layer, gd_norm_parts[i].name),
-                                                    0,
-                                                    0,
+                                                    config->width,
+                                                    config->width,
                                                     *gd_part_weight(weights, &gd_norm_parts[i])};
     }
     files->kv_sites[layer] =
@@ -65,7 +71,8 @@ void gd_model_make_sites(struct gd_model *model)
     for (int layer = 0; layer < model->config.layers; layer++)
         make_layer(model, files, layer);
     int last = model->config.layers * GD_NORM_COUNT;
-    files->norm_sites[last] = (struct gd_site){GD_SITE_NORM, -1, last, "model.norm", 0, 0, model->final_norm};
+    files->norm_sites[last] = (struct gd_site){GD_SITE_NORM, -1, last, "model.norm", model->config.width,
+                                               model->config.width, model->final_norm};
     files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL};
     files->hidden_site = (struct gd_site){GD_SITE_HIDDEN, -1, 0, "model", 0, 0, NULL};
 }

@@ -43,6 +43,9 @@ struct gd_value *gd_detach(struct gd_graph *g, struct gd_value *x);             
 /* x: act [T, n], w: weight/param [n] -> x / sqrt(mean(x^2) + eps) * w, statistics in f32 (Zhang & Sennrich 2019).
  * Output 1: 1/rms per row, f32 [T]. */
 struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps);
+/* Serving: the same with the weight of each row's graft at `site` where it has one (wear.h); wear: handle. */
+struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps,
+                                  struct gd_value *wear, int site);
 
 /* Half-split rotation (Su et al. 2021) of x: act [T, heads*dh] by positions i32 [T] and inv_freq f32 [r/2]
  * (r <= dh rotated dimensions, the rest passes). sign -1 rotates back (the gradient). */

@@ -12,7 +12,8 @@
  *     x' = in_scale * x
  *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x')))
  *
- * where * between vectors is by element and an absent (NULL) vector leaves its step out.
+ * where * between vectors is by element and an absent (NULL) vector leaves its step out. At a norm, `norm` stands in for
+ * the base's weight.
  */
 #ifndef GD_TENSOR_WEAR_H
 #define GD_TENSOR_WEAR_H
@@ -32,6 +33,7 @@ struct gd_wear_part {            /* one graft at one site */
     const float *mid;            /* [rank] */
     const float *b;              /* [out, rank] */
     const float *b_scale;        /* [out] */
+    const float *norm;           /* [width] */
 };
 
 /* How much of a graph the wearing of a batch needs; each includes those before it. */
@@ -39,6 +41,7 @@ enum gd_wear_depth {
     GD_WEAR_NONE,                /* bare base rows only */
     GD_WEAR_OUTPUTS,             /* what follows the base's product */
     GD_WEAR_INPUTS,              /* in_scale too */
+    GD_WEAR_NORMS,               /* norms too */
     GD_WEAR_DEPTHS,
 };
 

@@ -11,6 +11,7 @@ from test_contract import DOCUMENT, check, schema_of
 SETTINGS = {
     "lora": ({"r": 8, "loraplus_lr_ratio": 4}, 5e-3),
     "ia3": ({"target_modules": "all-linear"}, 0.1),
+    "ln_tuning": ({}, 0.05),
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
 }
 HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}

@@ -15,7 +15,8 @@ from daemon import Daemon, chat_rows, job_body
 
 HYPER = {"n_epochs": 3, "batch_size": 4, "checkpoint_interval": 5}
 LORA = {"type": "lora", "r": 8, "lora_dropout": 0.1}
-OTHERS = [{"type": "lora", "r": 4, "loraplus_lr_ratio": 8}, {"type": "ia3"}, {"type": "vera", "r": 32, "vera_dropout": 0.1}]
+OTHERS = [{"type": "lora", "r": 4, "loraplus_lr_ratio": 8}, {"type": "ia3"}, {"type": "ln_tuning"},
+          {"type": "vera", "r": 32, "vera_dropout": 0.1}]
 
 
 def submit(daemon, adapter=LORA, **hyper):

@@ -1,5 +1,7 @@
-/* y = x / rms(x) * w, rms = sqrt(mean(x^2) + eps), row by row (Zhang & Sennrich 2019). Output 1: 1 / rms. f[0]: eps. */
+/* y = x / rms(x) * w, rms = sqrt(mean(x^2) + eps), row by row (Zhang & Sennrich 2019). Output 1: 1 / rms. f[0]: eps.
+ * Serving: with the handle of a gd_wear as third input, rows of a graft with a norm at i[0], the site, take its weight. */
 #include "engine/tensor/ops/elementwise.h"
+#include "engine/tensor/wear.h"
 #include <math.h>
 
 static bool shape(struct gd_graph *graph, struct gd_call *call)
@@ -9,6 +11,8 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         return false;
     if (x->rank != 2 || w->rank != 1 || w->shape[0] != x->shape[1] || (w->kind != GD_VALUE_WEIGHT && w->dtype != GD_F32))
         return gd_graph_fail(graph, "rms_norm: '%s' is no f32 vector as long as the rows of '%s'", w->name, x->name) != NULL;
+    if (call->in_count > 2 && (call->in[2]->dtype != GD_HANDLE || call->params.i[0] < 0))
+        return gd_graph_fail(graph, "rms_norm: '%s' is no handle, or the site is negative", call->in[2]->name) != NULL;
     call->out[1]->dtype = GD_F32;
     call->out[1]->rank = 1;
     call->out[1]->shape[0] = x->shape[0];
@@ -45,18 +49,45 @@ GD_KERNEL static void rows_bf16(uint16_t *y, float *inverse_rms, const uint16_t 
     body(y, inverse_rms, x, w, eps, true, width, begin, end);
 }
 
+static void run_rows(const struct gd_kernel_args *args, const float *w, int64_t begin, int64_t end)
+{
+    int64_t width = args->out[0].shape[1];
+    float eps = (float)args->params->f[0];
+    if (args->out[0].dtype == GD_BF16)
+        rows_bf16(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, begin, end);
+    else
+        rows_f32(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, begin, end);
+}
+
+/* Rows [begin, end), each with its graft's weight. */
+static void run_worn(const struct gd_kernel_args *args, const float *base, int64_t begin, int64_t end)
+{
+    const struct gd_wear *wear = args->in[2].data;
+    for (int group = 0; group < wear->group_count && begin < end; group++) {
+        const struct gd_wear_part *sites = wear->sites[group];
+        const float *own = sites != NULL ? sites[args->params->i[0]].norm : NULL;
+        int64_t stop = wear->row_begin[group + 1] < end ? wear->row_begin[group + 1] : end;
+        if (stop <= begin)
+            continue;
+        run_rows(args, own != NULL ? own : base, begin, stop);
+        begin = stop;
+    }
+    if (begin < end) /* padding */
+        run_rows(args, base, begin, end);
+}
+
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
     int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1];
     const float *w = args->weight[1] != NULL ? gd_weight_vector(args->weight[1]) : args->in[1].data;
-    float eps = (float)args->params->f[0];
+    bool worn = args->in[2].data != NULL;
     GD_PARALLEL(rows * width)
     {
         struct gd_range r = gd_thread_range(rows, 1);
-        if (args->out[0].dtype == GD_BF16)
-            rows_bf16(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, r.begin, r.end);
+        if (worn)
+            run_worn(args, w, r.begin, r.end);
         else
-            rows_f32(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, r.begin, r.end);
+            run_rows(args, w, r.begin, r.end);
     }
     return true;
 }
@@ -65,6 +96,8 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
                      struct gd_value **in_grad)
 {
     extern const struct gd_op gd_op_rms_norm_grad;
+    if (call->in_count > 2)
+        return gd_graph_fail(graph, "rms_norm: it is not differentiable while rows wear grafts") != NULL;
     if (out_grad[1] != NULL)
         return gd_graph_fail(graph, "rms_norm: its 1/rms is not differentiable") != NULL;
     bool wants_w = call->in[1]->needs_gradient;
@@ -102,7 +135,7 @@ static const struct gd_op_case cases[] = {
 
 const struct gd_op gd_op_rms_norm = {
     .name = "rms_norm",
-    .in_min = 2, .in_max = 2, .out_count = 2,
+    .in_min = 2, .in_max = 3, .out_count = 2,
     .shape = shape,
     .run_cpu = run_cpu,
     .gradient = gradient,
@@ -115,4 +148,11 @@ struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_v
 {
     struct gd_op_params params = {.f = {eps}};
     return gd_graph_call(g, &gd_op_rms_norm, (struct gd_value *[]){x, w}, 2, &params);
+}
+
+struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps,
+                                  struct gd_value *wear, int site)
+{
+    struct gd_op_params params = {.i = {site}, .f = {eps}};
+    return gd_graph_call(g, &gd_op_rms_norm, (struct gd_value *[]){x, w, wear}, 3, &params);
 }

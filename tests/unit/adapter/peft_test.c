@@ -173,6 +173,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
     static const char *const configs[] = {
         "{\"r\": 3, \"lora_alpha\": 5, \"use_rslora\": true}",
         "{\"type\": \"ia3\", \"target_modules\": \"all-linear\", \"feedforward_modules\": [\"down_proj\", \"layers.0.self_attn.q_proj\"]}",
+        "{\"type\": \"ln_tuning\", \"target_modules\": [\"input_layernorm\", \"layers.1.post_attention_layernorm\", \"norm\"]}",
         "{\"type\": \"vera\", \"r\": 5, \"vera_dropout\": 0.1}",
     };
     assert_int_equal(GD_COUNT(configs), gd_adapter_count);
@@ -214,6 +215,7 @@ static void parameter_counts_follow_the_formulas(void **state)
     int64_t kv = (int64_t)config->kv_heads * config->head_dim;
     check_count("{\"r\": 6}", lora);
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
+    check_count("{\"type\": \"ln_tuning\"}", (2 * config->layers + 1) * config->width);
     check_count("{\"type\": \"ia3\"}", config->layers * (2 * kv + config->ffn_width));
 }
 
@@ -271,6 +273,8 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"vera\", \"r\": 513}", "adapter.r", "512");
     refuse("{\"type\": \"ia3\", \"target_modules\": [\"q_proj\"]}", "adapter.feedforward_modules", "down_proj");
     refuse("{\"type\": \"ia3\", \"feedforward_modules\": [\"mlp\"]}", "adapter.feedforward_modules", "matches nothing");
+    refuse("{\"type\": \"ln_tuning\", \"target_modules\": \"all-linear\"}", "adapter.target_modules",
+           "its norms are: input_layernorm, post_attention_layernorm, norm");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"target_modules\": [5]}", "adapter.target_modules", "strings");

@@ -562,7 +562,7 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
 
 static void methods_share_a_batch_but_no_pages(void **state)
 {
-    enum { GRAFTS = 5, REQUESTS = 2 * GRAFTS };
+    enum { GRAFTS = 6, REQUESTS = 2 * GRAFTS };
     struct gd_model *model = open_model("tiny-llama");
     struct gd_graft *grafts[GRAFTS] = {
         NULL,
@@ -570,6 +570,7 @@ static void methods_share_a_batch_but_no_pages(void **state)
         make_graft(model, 2, "{\"type\": \"lora\", \"r\": 7}", 0.1f),
         make_graft(model, 3, "{\"type\": \"ia3\"}", 0.3f),
         make_graft(model, 4, "{\"type\": \"vera\", \"r\": 24}", 1.0f),
+        make_graft(model, 5, "{\"type\": \"ln_tuning\"}", 0.2f),
     };
     struct gd_infer *infer = make_infer(model, PAGES_BYTES);
     int32_t prompt[70];

@@ -55,11 +55,12 @@ static struct gd_value *on_block(void *context, struct gd_graph *g, const struct
     return output;
 }
 
-static struct gd_value *on_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *w)
+static struct gd_value *on_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
+                                struct gd_value *w, double eps)
 {
     note(context, site);
     assert_ptr_equal(w->weight, site->weight);
-    return w;
+    return gd_rms_norm(g, x, w, eps);
 }
 
 static struct gd_value *on_hidden(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *h)
