@@ -73,6 +73,7 @@ struct gd_job {
     int crash_points;
     struct gd_step_metrics *steps;   /* reported and not yet stored */
     int step_count, step_capacity;
+    bool steps_held;                 /* job_started came and is not stored yet: its cut would take the new steps along */
     int64_t steps_dropped;
     int64_t live_step, live_total_steps, live_trained_tokens;
     double live_train_loss, live_valid_loss; /* newest; NAN: none yet */

@@ -58,6 +58,7 @@ double gd_job_seconds_remaining(const struct gd_job *job)
 
 void gd_job_take_started(struct gd_job *job, const cJSON *frame)
 {
+    job->steps_held = true;
     job->live_step = int_of(frame, "resumed_from", 0);
     job->live_total_steps = int_of(frame, "total_steps", 0);
     job->live_tokens = job->live_step == 0 ? 0 : -1;
@@ -167,7 +168,7 @@ static void take_steps(struct gd_job *job, struct gd_job_change *change)
         gd_job_change_message(change, "warn", "The metrics of %" PRId64 " steps were not kept: the store could not keep up",
                               job->steps_dropped);
     job->steps_dropped = 0;
-    if (job->step_count == 0)
+    if (job->step_count == 0 || job->steps_held)
         return;
     record->step = job->live_step;
     record->total_steps = job->live_total_steps;
@@ -399,6 +400,7 @@ static void replace_json(char **text, const cJSON *value)
 static enum gd_turn_result prepare_started(struct gd_job *job, struct gd_turn *turn, struct gd_error *err)
 {
     struct gd_job_change *change = &turn->change;
+    job->steps_held = false;
     if (!on_worker(&job->record))
         return GD_TURN_NOTHING;
     int64_t resumed_from = int_of(turn->frame, "resumed_from", 0);
@@ -480,6 +482,18 @@ static enum gd_turn_result prepare_checkpoint(struct gd_job *job, struct gd_turn
     return GD_TURN_STORE;
 }
 
+/* The worker completes the checkpoint on disk only now: a run that continues from it misses nothing here. */
+static void after_checkpoint(struct gd_job *job, struct gd_turn *turn)
+{
+    if (job->worker < 0)
+        return;
+    cJSON *message = cJSON_CreateObject();
+    cJSON_AddStringToObject(message, "type", "job_checkpoint_stored");
+    cJSON_AddStringToObject(message, "job_id", job->record.id);
+    cJSON_AddNumberToObject(message, "step", (double)int_of(turn->frame, "step", 0));
+    gd_job_send(job, message);
+}
+
 static enum gd_turn_result prepare_done(struct gd_job *job, struct gd_turn *turn, struct gd_error *err)
 {
     struct gd_job_change *change = &turn->change;
@@ -542,7 +556,8 @@ const struct gd_turn_kind gd_turn_flush = {.name = "flush", .prepare = prepare_f
 const struct gd_turn_kind gd_turn_message = {.name = "job_message", .prepare = prepare_message};
 const struct gd_turn_kind gd_turn_failed = {.name = "job_failed", .prepare = prepare_failed, .after = after_end};
 static const struct gd_turn_kind turn_started = {.name = "job_started", .prepare = prepare_started};
-static const struct gd_turn_kind turn_checkpoint = {.name = "job_checkpoint", .prepare = prepare_checkpoint};
+static const struct gd_turn_kind turn_checkpoint = {.name = "job_checkpoint", .prepare = prepare_checkpoint,
+                                                    .after = after_checkpoint};
 static const struct gd_turn_kind turn_done = {.name = "job_done", .prepare = prepare_done, .after = after_end};
 static const struct gd_turn_kind turn_stopped = {.name = "job_stopped", .prepare = prepare_stopped, .after = after_end};
 

@@ -137,20 +137,23 @@ static void prune(const char *folder, int keep)
     gd_free(steps);
 }
 
-bool gd_checkpoint_write(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
-                         const cJSON *facts, int keep, char **adapter_folder, struct gd_error *err)
+bool gd_checkpoint_write_adapter(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
+                                 const cJSON *facts, char **adapter_folder, struct gd_error *err)
 {
-    char *path = NULL;
-    bool ok = write_adapter(folder, graft, checkpoint, facts, &path, err) &&
-              write_state(folder, graft, checkpoint, facts, err);
+    if (write_adapter(folder, graft, checkpoint, facts, adapter_folder, err))
+        return true;
+    gd_error_context(err, "checkpoint at step %lld", (long long)checkpoint->step);
+    return false;
+}
+
+bool gd_checkpoint_write_state(const char *folder, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
+                               const cJSON *facts, int keep, struct gd_error *err)
+{
+    bool ok = write_state(folder, graft, checkpoint, facts, err);
     if (ok)
         prune(folder, keep);
     else
         gd_error_context(err, "checkpoint at step %lld", (long long)checkpoint->step);
-    if (ok && adapter_folder != NULL)
-        *adapter_folder = path;
-    else
-        gd_free(path);
     return ok;
 }
 

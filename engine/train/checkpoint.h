@@ -6,7 +6,7 @@
  * Threads  engine thread; blocking writes.
  * Errors   GD_DISK_FULL, GD_IO, GD_BAD_FILE.
  * Limits   none
- * Life     write after a step; find before the first.
+ * Life     write (adapter, then state) after a step; read the newest before the first.
  *
  * FOLDER/checkpoints/step-N  the adapter as of step N, in PEFT format: a model by itself, kept for good.
  * FOLDER/state/step-N        optimizer.safetensors (exp_avg, exp_avg_sq), trainer.json. Its appearance completes the
@@ -29,10 +29,16 @@ struct gd_checkpoint {
 GD_MUST_CHECK bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const float *block,
                                       const cJSON *extra, struct gd_error *err);
 
-/* `facts`: members for graftd.json and trainer.json (job id, spec, device). *adapter_folder (or NULL) gets the path, gd_free it. */
-GD_MUST_CHECK bool gd_checkpoint_write(const char *folder, const struct gd_graft *graft,
-                                       const struct gd_checkpoint *checkpoint, const cJSON *facts, int keep,
-                                       char **adapter_folder, struct gd_error *err);
+/* A checkpoint is written in two parts, and the observer hears of it in between: once the second stands, everything before
+ * this step is known outside and will not be told again. `facts`: members for graftd.json and trainer.json (job id, spec,
+ * device). *adapter_folder gets the path, gd_free it. */
+GD_MUST_CHECK bool gd_checkpoint_write_adapter(const char *folder, const struct gd_graft *graft,
+                                               const struct gd_checkpoint *checkpoint, const cJSON *facts,
+                                               char **adapter_folder, struct gd_error *err);
+/* Completes it, and removes all but the newest `keep` states. */
+GD_MUST_CHECK bool gd_checkpoint_write_state(const char *folder, const struct gd_graft *graft,
+                                             const struct gd_checkpoint *checkpoint, const cJSON *facts, int keep,
+                                             struct gd_error *err);
 
 /* Newest checkpoint that verifies, read into `checkpoint` (blocks are the caller's memory). step 0 when there is none. Damaged ones
  * are passed to `damaged` (or NULL) with the reason and skipped. *facts gets trainer.json (cJSON_Delete it) or NULL. */

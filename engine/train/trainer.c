@@ -531,15 +531,15 @@ static bool write_checkpoint(struct gd_trainer *trainer, const struct gd_metric 
 {
     if (trainer->checkpointed_step == trainer->state.step)
         return true;
+    const struct gd_train_observer *observer = &trainer->observer;
     cJSON *json = facts(trainer);
     char *adapter = NULL;
-    bool ok = gd_checkpoint_write(trainer->folder, trainer->graft, &trainer->state, json, trainer->keep_checkpoints, &adapter,
-                                  err);
-    if (ok) {
+    bool ok = gd_checkpoint_write_adapter(trainer->folder, trainer->graft, &trainer->state, json, &adapter, err) &&
+              (observer->checkpoint == NULL ||
+               observer->checkpoint(observer->context, trainer->state.step, adapter, metrics, metric_count, err)) &&
+              gd_checkpoint_write_state(trainer->folder, trainer->graft, &trainer->state, json, trainer->keep_checkpoints, err);
+    if (ok)
         trainer->checkpointed_step = trainer->state.step;
-        if (trainer->observer.checkpoint != NULL)
-            ok = trainer->observer.checkpoint(trainer->observer.context, trainer->state.step, adapter, metrics, metric_count, err);
-    }
     gd_free(adapter);
     cJSON_Delete(json);
     return ok;

@@ -34,7 +34,8 @@ struct gd_train_observer {
     void (*started)(void *context, int64_t total_steps, int64_t rows, int64_t tokens, const struct gd_job_spec *spec);
     void (*step)(void *context, int64_t step, int64_t total_steps, int64_t trained_tokens, int64_t tokens, double seconds,
                  const struct gd_metric *metrics, int metric_count);
-    /* A verified checkpoint folder stands at `folder` (durable). metrics as of this step; may be empty. */
+    /* The adapter of this step stands at `folder` (durable); metrics as of this step, may be empty. Returns when every step so
+     * far and this checkpoint are kept by whoever listens: a resumed run starts after it and does not tell them again. */
     bool (*checkpoint)(void *context, int64_t step, const char *folder, const struct gd_metric *metrics,
                        int metric_count, struct gd_error *err);
 };

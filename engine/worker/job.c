@@ -100,6 +100,24 @@ static void on_step(void *context, int64_t step, int64_t total_steps, int64_t tr
     gd_channel_send(&job->worker->channel, json);
 }
 
+/* Requests are answered while the server stores. */
+static bool wait_until_stored(struct gd_worker *worker, int64_t step, struct gd_error *err)
+{
+    while (worker->stored_step != step) {
+        if (worker->stop == GD_STOP_CANCEL)
+            return gd_fail(err, GD_CANCELLED, "cancelled at step %lld", (long long)step);
+        bool busy = gd_residents_busy(&worker->residents);
+        cJSON *message = gd_channel_receive(&worker->channel, busy ? 0 : -1);
+        atomic_fetch_add(&worker->watermark, 1);
+        if (message != NULL)
+            gd_worker_message(worker, message);
+        else
+            gd_residents_turn(&worker->residents);
+        cJSON_Delete(message);
+    }
+    return true;
+}
+
 static bool on_checkpoint(void *context, int64_t step, const char *folder, const struct gd_metric *metrics,
                           int metric_count, struct gd_error *err)
 {
@@ -109,7 +127,7 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
     cJSON_AddStringToObject(json, "folder", folder);
     add_metrics(json, metrics, metric_count);
     gd_channel_send(&job->worker->channel, json);
-    return true;
+    return wait_until_stored(job->worker, step, err);
 }
 
 static bool run(struct gd_worker *worker, const cJSON *message, struct job *job, const char *folder, struct gd_error *err)
@@ -160,6 +178,7 @@ void gd_worker_run_job(struct gd_worker *worker, const cJSON *message)
         return;
     }
     worker->job_id = gd_strdup(job_id);
+    worker->stored_step = -1;
     worker->last_clock = gd_time_monotonic();
     pthread_mutex_lock(&worker->status_mutex);
     strcpy(worker->status_job, job_id);

@@ -104,6 +104,11 @@ void gd_worker_message(struct gd_worker *worker, const cJSON *message)
         worker->pending_job = cJSON_Duplicate(message, true);
     } else if (strcmp(type->valuestring, "job_stop") == 0) {
         job_stop(worker, message);
+    } else if (strcmp(type->valuestring, "job_checkpoint_stored") == 0) {
+        const cJSON *job_id = gd_json_find(message, "job_id"), *step = gd_json_find(message, "step");
+        if (worker->job_id != NULL && cJSON_IsString(job_id) && strcmp(job_id->valuestring, worker->job_id) == 0 &&
+            cJSON_IsNumber(step))
+            worker->stored_step = (int64_t)step->valuedouble;
     } else if (strcmp(type->valuestring, "release_adapter") == 0) {
         const cJSON *path = gd_json_find(message, "adapter_path");
         if (cJSON_IsString(path))

@@ -13,6 +13,7 @@
  * server -> worker
  *   job_start   {job_id, spec{..}, training_path, validation_path|null, folder, model_path, keep_checkpoints, created_at}
  *   job_stop    {job_id, how: "pause"|"cancel"|"requeue"}     (pause, requeue: checkpoint first)
+ *   job_checkpoint_stored {job_id, step}                      (all steps so far and this checkpoint are durable)
  *   generate    {id, model_id, model_path, adapter_path|null, kind: "chat"|"text",
  *                messages[], tools[]|null             (chat)
  *                prompt: string | [ids]               (text; exactly one sequence)
@@ -35,7 +36,8 @@
  *   job_step    {job_id, step, total_steps, trained_tokens, tokens, seconds, metrics{name: value}}  (tokens: of the run so
  *                far, seconds: of this step; non-finite values: null)
  *   job_message {job_id, level, message}
- *   job_checkpoint {job_id, step, folder, metrics{}}          (folder is durable)
+ *   job_checkpoint {job_id, step, folder, metrics{}}          (folder is durable; the worker
+ *                waits for job_checkpoint_stored before it completes the checkpoint)
  *   job_done    {job_id, adapter_folder, trained_tokens}
  *   job_stopped {job_id, how}                                 (after job_stop or shutdown; pause/requeue: checkpoint is there)
  *   job_failed  {job_id, error{code, message, param}}

@@ -26,6 +26,7 @@ struct gd_worker {
     /* the running job */
     char *job_id;
     enum gd_stop stop;
+    int64_t stored_step;            /* newest checkpoint that the server has stored; -1 = none in this run */
     double serve_seconds, train_seconds, last_clock; /* since serving and training last met */
     /* heartbeat */
     pthread_t heartbeat;
