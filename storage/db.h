@@ -11,6 +11,7 @@
  *
  * DATA_DIR/state.db    journal_mode=WAL synchronous=FULL foreign_keys=ON
  * DATA_DIR/metrics.db  journal_mode=WAL synchronous=NORMAL
+ * DATA_DIR/ballast     room kept back for the moment when the disk is full (ballast.h)
  */
 #ifndef GD_STORAGE_DB_H
 #define GD_STORAGE_DB_H

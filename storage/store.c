@@ -1,5 +1,6 @@
 #include "engine/base/alloc.h"
 #include "engine/base/log.h"
+#include "storage/ballast.h"
 #include "storage/db_internal.h"
 #include "storage/store.h"
 
@@ -26,6 +27,7 @@ struct list {
 
 struct gd_store {
     struct gd_db *db;
+    char *data_dir;
     uv_loop_t *loop;
     uv_async_t wake_loop;
     pthread_t thread;
@@ -73,10 +75,15 @@ static void finish(struct gd_store *store, struct list *group)
 {
     if (group->first == NULL)
         return;
+    bool full = false;
     (void)pthread_mutex_lock(&store->mutex);
-    for (struct request *request = pop(group); request != NULL; request = pop(group))
+    for (struct request *request = pop(group); request != NULL; request = pop(group)) {
+        full = full || request->err.code == GD_DISK_FULL;
         push(&store->finished, request);
+    }
     (void)pthread_mutex_unlock(&store->mutex);
+    if (full) /* whoever tries again finds room to say so */
+        (void)gd_ballast_drop(store->data_dir);
     (void)uv_async_send(&store->wake_loop);
 }
 
@@ -246,6 +253,7 @@ static void destroy(uv_handle_t *handle)
     struct gd_store *store = handle->data;
     (void)pthread_cond_destroy(&store->wake_thread);
     (void)pthread_mutex_destroy(&store->mutex);
+    gd_free(store->data_dir);
     gd_free(store);
 }
 
@@ -257,7 +265,9 @@ bool gd_store_open(struct gd_store **out, struct uv_loop_s *loop, const char *da
     if (!gd_db_open(&db, data_dir, err))
         return false;
     struct gd_store *store = gd_alloc(sizeof(*store));
+    gd_ballast_take(data_dir);
     store->db = db;
+    store->data_dir = gd_strdup(data_dir);
     store->loop = loop;
     store->broken = broken;
     store->context = context;

@@ -228,6 +228,7 @@ def test_a_full_disk_during_a_checkpoint_fails_the_job_and_only_it(small_disk, m
     job_id = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, adapter={"r": 32}, hyper={"n_epochs": 9, "checkpoint_interval": 1})).json["id"]
     job = daemon.wait_job(job_id)
     assert job["status"] == "failed" and job["error"]["code"] == "disk_full", job
+    assert daemon.get(f"/v1/fine_tuning/jobs/{kept}").status == 200
     assert daemon.get("/healthz").status == 200
     (small_disk / "ballast").unlink()
     again = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, hyper={"n_epochs": 1})).json["id"]
