@@ -550,6 +550,7 @@ void gd_supervisor_destroy(struct gd_supervisor *supervisor)
         if (worker->process != NULL)
             gd_worker_process_abandon(worker->process);
         forget_incarnation(worker);
+        worker->state = WORKER_STOPPED; /* what the store still delivers may want to send: there is nobody */
         while (worker->first != NULL)
             remove_request(worker->first);
         uv_close((uv_handle_t *)&worker->timer, on_worker_timer_closed);
