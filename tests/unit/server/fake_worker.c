@@ -43,6 +43,7 @@ static cJSON *frame(const char *type)
 static struct {
     char *id, *folder, script[80];
     int step, total;
+    bool storing;            /* a checkpoint was reported and the server has not stored it yet: no step */
     double next_at;
 } job;
 
@@ -94,6 +95,7 @@ static void checkpoint(void)
     cJSON_AddStringToObject(out, "folder", folder);
     cJSON_AddNumberToObject(cJSON_AddObjectToObject(out, "metrics"), "train_loss", 10.0 / job.step);
     send_frame(out);
+    job.storing = true;
     gd_free(folder);
     gd_free(mark);
 }
@@ -134,6 +136,7 @@ static void start_job(const cJSON *message)
     cJSON_AddNumberToObject(out, "resumed_from", job.step);
     send_frame(out);
     job.next_at = 0;
+    job.storing = false;
 }
 
 static void step_job(void)
@@ -337,6 +340,8 @@ static void take_message(const cJSON *message, bool *ending)
     const char *type = gd_json_find(message, "type")->valuestring;
     if (strcmp(type, "job_start") == 0) {
         start_job(message);
+    } else if (strcmp(type, "job_checkpoint_stored") == 0) {
+        job.storing = job.storing && gd_json_find(message, "step")->valueint != job.step;
     } else if (strcmp(type, "job_stop") == 0) {
         if (job.id != NULL && strcmp(job.id, gd_json_find(message, "job_id")->valuestring) == 0)
             stop_job(gd_json_find(message, "how")->valuestring);
@@ -389,7 +394,7 @@ int fake_worker_main(int fd)
     while (!ending || generation_count > 0) {
         double now = gd_time_monotonic();
         struct pollfd waiting = {.fd = fd, .events = POLLIN};
-        bool busy = generation_count > 0 || (job.id != NULL && now >= job.next_at);
+        bool busy = generation_count > 0 || (job.id != NULL && !job.storing && now >= job.next_at);
         if (poll(&waiting, 1, busy ? 0 : 5) > 0)
             read_messages(&reader, &ending);
         if (now >= beat_at) {
@@ -398,7 +403,7 @@ int fake_worker_main(int fd)
         }
         for (int i = generation_count - 1; i >= 0; i--)
             step_generation(i, now);
-        if (job.id != NULL && now >= job.next_at) {
+        if (job.id != NULL && !job.storing && now >= job.next_at) {
             job.next_at = now + (strstr(job.script, "slow") != NULL ? 0.02 : 0);
             step_job();
         }
