@@ -75,10 +75,8 @@ static cJSON *adapter_config(const struct gd_graft *graft)
             continue;
         if (option->type == GD_OPTION_MODULES)
             cJSON_AddItemToObject(json, option->name, module_list(graft, &graft->config.modules[i], whole));
-        else if (option->type == GD_OPTION_BOOL)
-            cJSON_AddBoolToObject(json, option->name, graft->config.values[i] != 0);
         else
-            cJSON_AddNumberToObject(json, option->name, graft->config.values[i]);
+            cJSON_AddItemToObject(json, option->name, gd_adapter_value_json(option, graft->config.values[i]));
     }
     cJSON *fields = cJSON_Parse(graft->method->peft_fields), *field;
     assert(fields != NULL);
@@ -265,6 +263,8 @@ static bool read_option(struct gd_adapter_config *config, int index, const cJSON
         return read_modules(&config->modules[index], json, option->name, err);
     case GD_OPTION_NUMBER:
         return gd_json_get_number(json, "", option->name, false, option->min, option->max, value, err);
+    case GD_OPTION_CHOICE:
+        return gd_adapter_choice(option, json, "", value, err);
     case GD_OPTION_BOOL:
         if (!gd_json_get_bool(json, "", option->name, false, &flag, err))
             return false;
@@ -398,9 +398,10 @@ static void make_wear(struct gd_graft *graft)
         if (first < 0)
             continue;
         graft->method->wear(graft, gd_slot_site(graft->model, i), &graft->params[first], &graft->wear[i]);
-        enum gd_wear_depth depth = graft->wear[i].norm != NULL       ? GD_WEAR_NORMS
-                                   : graft->wear[i].in_scale != NULL ? GD_WEAR_INPUTS
-                                                                     : GD_WEAR_OUTPUTS;
+        const struct gd_wear_part *part = &graft->wear[i];
+        enum gd_wear_depth depth = part->norm != NULL                                  ? GD_WEAR_NORMS
+                                   : part->in_scale != NULL || part->in_rotate != NULL ? GD_WEAR_INPUTS
+                                                                                       : GD_WEAR_OUTPUTS;
         graft->depth = depth > graft->depth ? depth : graft->depth;
     }
 }

@@ -9,10 +9,10 @@
  * Limits   GD_WEAR_RANK_MAX
  * Life     filled for each run
  *
- *     x' = in_scale * x
- *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x')))
+ *     x' = in_rotate (in_scale * x)
+ *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x'))) + delta x'
  *
- * where * between vectors is by element and an absent (NULL) vector leaves its step out. At a norm, `norm` stands in for
+ * where in_rotate is block-diagonal, * between vectors is by element and what is absent (NULL) leaves its step out. At a norm, `norm` stands in for
  * the base's weight.
  */
 #ifndef GD_TENSOR_WEAR_H
@@ -24,6 +24,8 @@
 
 struct gd_wear_part {            /* one graft at one site */
     const float *in_scale;       /* [in] */
+    const float *in_rotate;      /* [in / rotate_block] squares of rotate_block rows and columns; rotate_block divides in */
+    int rotate_block;
     const float *out_scale;      /* [out] */
     const float *out_add;        /* [out] */
     int rank;                    /* 0: no product */
@@ -33,6 +35,7 @@ struct gd_wear_part {            /* one graft at one site */
     const float *mid;            /* [rank] */
     const float *b;              /* [out, rank] */
     const float *b_scale;        /* [out] */
+    const float *delta;          /* [out, in] */
     const float *norm;           /* [width] */
 };
 
@@ -40,7 +43,7 @@ struct gd_wear_part {            /* one graft at one site */
 enum gd_wear_depth {
     GD_WEAR_NONE,                /* bare base rows only */
     GD_WEAR_OUTPUTS,             /* what follows the base's product */
-    GD_WEAR_INPUTS,              /* in_scale too */
+    GD_WEAR_INPUTS,              /* in_scale and in_rotate too */
     GD_WEAR_NORMS,               /* norms too */
     GD_WEAR_DEPTHS,
 };

@@ -1,7 +1,7 @@
 /*
- * Serving: y * out_scale + out_add + scale b_scale * (B (mid * (A x))) for each row, as the graft that it wears says at
- * i[0], the site (wear.h). Rows are sorted by graft; rows of the bare base, and padding rows, pass. f32 inside. Its test
- * is in tests/unit/infer.
+ * Serving: y * out_scale + out_add + scale b_scale * (B (mid * (A x))) + delta x for each row, as the graft that it
+ * wears says at i[0], the site (wear.h). Rows are sorted by graft; rows of the bare base, and padding rows, pass. f32
+ * inside. Its test is in tests/unit/infer.
  */
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/lanes.h"
@@ -15,6 +15,7 @@ struct gd_wear_kernels {
     void (*shrink)(float *s, const struct gd_wear_part *part, const float *x, int64_t in);
     void (*expand)(void *y, bool bf16, int64_t y_row, const float *s, int64_t s_row, const struct gd_wear_part *part,
                    int rows, int64_t begin, int64_t end, float *columns);
+    void (*dense)(void *y, bool bf16, const float *delta, const float *x, int64_t in, int64_t begin, int64_t end);
 };
 
 #define LANES 16
@@ -67,7 +68,7 @@ struct job {
 static const struct gd_wear_part *find_part(const struct job *job, int group)
 {
     const struct gd_wear_part *sites = job->wear->sites[group], *part = sites != NULL ? &sites[job->site] : NULL;
-    return part != NULL && (part->rank > 0 || part->out_scale != NULL || part->out_add != NULL) ? part : NULL;
+    return part != NULL && (part->rank > 0 || part->delta != NULL || part->out_scale != NULL || part->out_add != NULL) ? part : NULL;
 }
 
 static void shrink_rows(const struct job *job, int64_t begin, int64_t end, float *row)
@@ -96,6 +97,19 @@ static void change_rows(void *y, bool bf16, int64_t y_row, const struct gd_wear_
         }
 }
 
+/* Columns [begin, end) of the rows of one group; COLUMN_STEP of them stay near while the rows pass. */
+static void add_dense(const struct job *job, const struct gd_wear_part *part, int64_t first, int64_t rows, int64_t begin,
+                      int64_t end, float *row)
+{
+    size_t item = job->bf16 ? 2 : 4;
+    for (int64_t o = begin; o < end; o += COLUMN_STEP)
+        for (int64_t t = first; t < first + rows; t++) {
+            gd_row_to_f32(row, (const char *)job->x + (size_t)(t * job->in) * item, job->bf16 ? GD_BF16 : GD_F32, job->in);
+            job->isa->dense((char *)job->y + (size_t)(t * job->out) * item, job->bf16, part->delta, row, job->in, o,
+                            o + COLUMN_STEP < end ? o + COLUMN_STEP : end);
+        }
+}
+
 static void run_all(const struct job *job, int64_t rows, int64_t work)
 {
     GD_PARALLEL(work / 8) /* multiply-adds from near memory: eight cost about what an element elsewhere costs */
@@ -115,6 +129,8 @@ static void run_all(const struct job *job, int64_t rows, int64_t work)
             if (part->rank > 0)
                 job->isa->expand(y, job->bf16, job->out, job->s + begin * RANK_MAX, RANK_MAX, part, end - begin, c.begin,
                                  c.end, row + gd_round_up(job->in, 16));
+            if (part->delta != NULL)
+                add_dense(job, part, begin, end - begin, c.begin, c.end, row);
         }
     }
 }
@@ -130,7 +146,7 @@ static bool check_wear(const struct job *job, int64_t rows, int64_t *work, struc
         const struct gd_wear_part *part = find_part(job, group);
         if (part != NULL && part->rank > RANK_MAX)
             return gd_fail(err, GD_INTERNAL, "wear: rank %d, at most %d", part->rank, RANK_MAX);
-        *work += part != NULL ? (end - begin) * (job->out + part->rank * (job->in + job->out)) : 0;
+        *work += part != NULL ? (end - begin) * (job->out * (part->delta != NULL ? job->in : 1) + part->rank * (job->in + job->out)) : 0;
     }
     return true;
 }

@@ -11,6 +11,7 @@
  *
  *     shrink  s[i][r] = mid[r] * sum_k a[r][k] x[i][k]   16 partial sums by k mod 16, then a fixed tree
  *     expand  y[i][o] += scale * b_scale[o] * sum_r b[o][r] s[i][r]   one chain over r
+ *     dense   y[i][o] += sum_k delta[o][k] x[i][k]                   as shrink
  */
 #include "engine/tensor/ops/lanes_math.h"
 
@@ -92,7 +93,22 @@ LANES_FN void ISA(expand)(void *y, bool bf16, int64_t y_row, const float *s, int
     }
 }
 
-static const struct gd_wear_kernels ISA(gd_wear_kernels) = {ISA(shrink), ISA(expand)};
+/* Columns [begin, end) of one row of y. */
+LANES_FN void ISA(dense)(void *y, bool bf16, const float *delta, const float *x, int64_t in, int64_t begin, int64_t end)
+{
+    float sums[8];
+    for (int64_t o = begin; o < end; o += 8) {
+        int n = end - o < 8 ? (int)(end - o) : 8;
+        if (n == 8)
+            ISA(dots)(8, sums, delta + o * in, in, x, in);
+        for (int j = 0; n < 8 && j < n; j++)
+            ISA(dots)(1, sums + j, delta + (o + j) * in, in, x, in);
+        for (int j = 0; j < n; j++)
+            gd_store(y, bf16, o + j, gd_load(y, bf16, o + j) + sums[j]);
+    }
+}
+
+static const struct gd_wear_kernels ISA(gd_wear_kernels) = {ISA(shrink), ISA(expand), ISA(dense)};
 
 #undef SPLIT
 #undef PARTS

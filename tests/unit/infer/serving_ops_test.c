@@ -266,6 +266,7 @@ static void cached_attention_works_in_bf16_and_with_bf16_pages(void **state)
 struct wear_case {
     int in, out, groups;
     int ranks[4], rows[4];         /* rank -1: base rows */
+    bool dense[4];
     enum gd_dtype act;
 };
 
@@ -300,6 +301,8 @@ static double expected_wear(const struct wear_case *c, const struct gd_wear_part
     if (part == NULL)
         return value;
     value = value * (part->out_scale != NULL ? (double)part->out_scale[o] : 1) + (part->out_add != NULL ? (double)part->out_add[o] : 0);
+    for (int k = 0; part->delta != NULL && k < c->in; k++)
+        value += (double)part->delta[o * c->in + k] * element(c->act, x, (int64_t)row * c->in + k);
     return value + (double)part->scale * (part->b_scale != NULL ? (double)part->b_scale[o] : 1) * sum;
 }
 
@@ -321,6 +324,7 @@ static void check_wear(const struct wear_case *c, double tolerance)
         part->b_scale = g % 2 == 1 ? filled(GD_F32, c->out, seed + 3) : NULL;
         part->out_scale = g != 1 ? filled(GD_F32, c->out, seed + 4) : NULL;
         part->out_add = g % 3 == 0 ? filled(GD_F32, c->out, seed + 5) : NULL;
+        part->delta = c->dense[g] ? filled(GD_F32, c->in * c->out, seed + 6) : NULL;
         sites[g] = parts[g];
     }
     int used = row_begin[c->groups], rows = used + 2; /* two rows of padding */
@@ -349,7 +353,7 @@ static void check_wear(const struct wear_case *c, double tolerance)
     bench_release(&bench, 0);
     for (int g = 0; g < c->groups; g++) {
         const struct gd_wear_part *part = &parts[g][1];
-        const float *owned[] = {part->a, part->b, part->mid, part->b_scale, part->out_scale, part->out_add};
+        const float *owned[] = {part->a, part->b, part->mid, part->b_scale, part->out_scale, part->out_add, part->delta};
         for (size_t i = 0; i < GD_COUNT(owned); i++)
             gd_free((void *)(uintptr_t)owned[i]);
     }
@@ -364,37 +368,60 @@ static void each_row_wears_its_own_graft_whatever_is_beside_it(void **state)
     check_wear(&(struct wear_case){.in = 576, .out = 192, .groups = 3, .ranks = {-1, 16, 40}, .rows = {2, 1, 70}}, 1e-5);
     check_wear(&(struct wear_case){.in = 64, .out = 33, .groups = 2, .ranks = {8, 512}, .rows = {17, 3}}, 1e-5);
     check_wear(&(struct wear_case){.in = 96, .out = 80, .groups = 2, .ranks = {16, 7}, .rows = {5, 6}, .act = GD_BF16}, 5e-3);
+    check_wear(&(struct wear_case){.in = 1, .out = 1, .groups = 1, .ranks = {0}, .rows = {1}, .dense = {true}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 37, .out = 45, .groups = 4, .ranks = {5, -1, 0, 0}, .rows = {1, 2, 3, 1},
+                                   .dense = {true, false, true, false}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 576, .out = 193, .groups = 2, .ranks = {0, 8}, .rows = {40, 1}, .dense = {true, true}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 96, .out = 80, .groups = 2, .ranks = {0, 7}, .rows = {5, 6}, .dense = {true}, .act = GD_BF16}, 5e-3);
 }
 
-static void inputs_are_scaled_by_the_graft_of_their_row(void **state)
+/* Rows 2 and 3 wear the part; row 4 is padding. */
+static void check_inputs(const struct gd_wear_part *part, int width, enum gd_dtype act)
 {
-    enum { ROWS = 5, WIDTH = 37 };
-    struct gd_wear_part parts[2] = {{0}, {.in_scale = filled(GD_F32, WIDTH, 7)}};
+    enum { ROWS = 5 };
+    struct gd_wear_part parts[2] = {{0}, *part};
     const struct gd_wear_part *sites[2] = {NULL, parts};
-    int32_t row_begin[3] = {0, 2, 4}; /* the last row is padding */
+    int32_t row_begin[3] = {0, 2, 4};
     struct gd_wear wear = {2, row_begin, sites};
+    void *x = filled(act, ROWS * width, 8);
+    struct gd_error err = {0};
+    struct bench bench = {0};
+    assert_true(gd_graph_create(&bench.graph, act, &err));
+    bench.in[0] = gd_graph_input(bench.graph, "x", act, 2, (int64_t[]){ROWS, width});
+    bench.in[1] = gd_graph_handle(bench.graph, "wear");
+    bench.memory[0] = x;
+    bench.memory[1] = &wear;
+    bench.out = gd_wear_input(bench.graph, bench.in[0], bench.in[1], 1);
+    bench_plan(&bench, 2);
+    const void *result = bench_run(&bench);
+    for (int i = 0; i < ROWS * width; i++) {
+        bool worn = i / width == 2 || i / width == 3;
+        int block = worn && part->in_rotate != NULL ? part->rotate_block : 1, row = i % width;
+        double expected = 0, size = 0;
+        for (int j = row / block * block; j < row / block * block + block; j++) {
+            double term = element(act, x, i - row + j) * (worn && part->in_scale != NULL ? (double)part->in_scale[j] : 1) *
+                          (worn && part->in_rotate != NULL ? (double)part->in_rotate[row * block + j % block] : 1);
+            expected += term;
+            size += fabs(term);
+        }
+        assert_true(fabs(element(act, result, i) - expected) <= (act == GD_BF16 ? 8e-3 : 1e-6) * size);
+    }
+    bench_release(&bench, 0);
+    gd_free(x);
+}
+
+static void inputs_are_scaled_and_rotated_by_the_graft_of_their_row(void **state)
+{
+    float *scale = filled(GD_F32, 48, 7), *squares = filled(GD_F32, 48 * 48, 9);
     for (int bf16 = 0; bf16 < 2; bf16++) {
         enum gd_dtype act = bf16 ? GD_BF16 : GD_F32;
-        void *x = filled(act, ROWS * WIDTH, 8);
-        struct gd_error err = {0};
-        struct bench bench = {0};
-        assert_true(gd_graph_create(&bench.graph, act, &err));
-        bench.in[0] = gd_graph_input(bench.graph, "x", act, 2, (int64_t[]){ROWS, WIDTH});
-        bench.in[1] = gd_graph_handle(bench.graph, "wear");
-        bench.memory[0] = x;
-        bench.memory[1] = &wear;
-        bench.out = gd_wear_input(bench.graph, bench.in[0], bench.in[1], 1);
-        bench_plan(&bench, 2);
-        const void *result = bench_run(&bench);
-        for (int i = 0; i < ROWS * WIDTH; i++) {
-            double scale = i / WIDTH == 2 || i / WIDTH == 3 ? (double)parts[1].in_scale[i % WIDTH] : 1;
-            double expected = element(act, x, i) * scale;
-            assert_true(fabs(element(act, result, i) - expected) <= (bf16 ? 5e-3 : 1e-6) * fabs(expected));
-        }
-        bench_release(&bench, 0);
-        gd_free(x);
+        check_inputs(&(struct gd_wear_part){.in_scale = scale}, 37, act);
+        check_inputs(&(struct gd_wear_part){.in_rotate = squares, .rotate_block = 1}, 7, act);
+        check_inputs(&(struct gd_wear_part){.in_rotate = squares, .rotate_block = 8}, 48, act);
+        check_inputs(&(struct gd_wear_part){.in_scale = scale, .in_rotate = squares, .rotate_block = 48}, 48, act);
     }
-    gd_free((void *)(uintptr_t)parts[1].in_scale);
+    gd_free(squares);
+    gd_free(scale);
 }
 
 static void a_rank_beyond_the_limit_is_an_error(void **state)
@@ -428,7 +455,7 @@ int main(void)
         cmocka_unit_test(cached_attention_takes_more_heads_a_group_than_lanes),
         cmocka_unit_test(cached_attention_works_in_bf16_and_with_bf16_pages),
         cmocka_unit_test(each_row_wears_its_own_graft_whatever_is_beside_it),
-        cmocka_unit_test(inputs_are_scaled_by_the_graft_of_their_row),
+        cmocka_unit_test(inputs_are_scaled_and_rotated_by_the_graft_of_their_row),
         cmocka_unit_test(a_rank_beyond_the_limit_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
