@@ -27,6 +27,7 @@ enum gd_adapter_option_type {
     GD_OPTION_INT,
     GD_OPTION_NUMBER,
     GD_OPTION_BOOL,
+    GD_OPTION_CHOICE,            /* one of a closed list of names, by its position; "true" and "false" are JSON's own */
     GD_OPTION_MODULES,           /* module names, dotted suffixes, or, for linear modules, "all-linear" */
 };
 
@@ -45,6 +46,7 @@ struct gd_adapter_option {
     const char *times;           /* an option before this one, or NULL */
     double peft_fallback;        /* what absence from adapter_config.json means */
     const char *modules;         /* MODULES: the fallback, names separated by commas */
+    const char *const *choices;  /* CHOICE: the names, NULL at the end */
     const char *help;
 };
 
@@ -69,6 +71,12 @@ cJSON *gd_adapter_config_json(const struct gd_adapter_config *config);
 /* The option must be one of the method's. */
 double gd_adapter_value(const struct gd_adapter_config *config, const char *option);
 const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *config, const char *option);
+
+/* An option's value as JSON has it, in requests and in PEFT's files; not for MODULES. */
+cJSON *gd_adapter_value_json(const struct gd_adapter_option *option, double value);
+/* Member `option->name` of `json`, a CHOICE; *value stays where it is absent. */
+GD_MUST_CHECK bool gd_adapter_choice(const struct gd_adapter_option *option, const cJSON *json, const char *param_prefix,
+                                     double *value, struct gd_error *err);
 
 /* Every method with its options, as GET /v1/tuning/methods shows them: an array. */
 cJSON *gd_adapter_registry_json(void);
@@ -131,6 +139,8 @@ struct gd_adapter_method {
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params);
     struct gd_value *(*norm)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                              struct gd_value *x, struct gd_value *w, double eps, struct gd_value *const *params);
+    /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL: none. */
+    struct gd_value *(*penalty)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *const *params);
     /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). May set graft->derived. */
     void (*wear)(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                  struct gd_wear_part *part);

@@ -84,6 +84,38 @@ static bool parse_modules(struct gd_modules *modules, const struct gd_adapter_op
     return true;
 }
 
+static bool same_choice(const char *choice, const cJSON *value)
+{
+    return cJSON_IsBool(value) ? strcmp(choice, cJSON_IsTrue(value) ? "true" : "false") == 0
+                               : strcmp(choice, value->valuestring) == 0;
+}
+
+bool gd_adapter_choice(const struct gd_adapter_option *option, const cJSON *json, const char *param_prefix, double *value,
+                       struct gd_error *err)
+{
+    const cJSON *given = gd_json_find(json, option->name);
+    char param[96], list[256] = "";
+    if (given == NULL || cJSON_IsNull(given))
+        return true;
+    snprintf(param, sizeof(param), "%s%s%s", param_prefix, param_prefix[0] ? "." : "", option->name);
+    if (!cJSON_IsString(given) && !cJSON_IsBool(given))
+        return gd_fail_param(err, GD_INVALID, param, "%s must be a string%s", option->name,
+                             strcmp(option->choices[0], "true") == 0 ? " or true" : "");
+    int count = 0;
+    for (; option->choices[count] != NULL; count++) {
+        if (same_choice(option->choices[count], given)) {
+            *value = count;
+            return true;
+        }
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof(list) - used, "%s'%s'", count > 0 ? ", " : "", option->choices[count]);
+    }
+    const char *text = cJSON_IsBool(given) ? (cJSON_IsTrue(given) ? "true" : "false") : given->valuestring;
+    const char *near = gd_nearest_name(text, option->choices, (size_t)count);
+    return gd_fail_param(err, GD_INVALID, param, "%s is '%.64s'%s%s%s; there are %s", option->name, text,
+                         near != NULL ? "; did you mean '" : "", near != NULL ? near : "", near != NULL ? "'?" : "", list);
+}
+
 /* The method that the request names; "lora" where it names none. */
 static const struct gd_adapter_method *parse_type(const cJSON *json, struct gd_error *err)
 {
@@ -146,6 +178,8 @@ static bool parse_option(struct gd_adapter_config *config, int index, const cJSO
         return parse_modules(&config->modules[index], option, gd_json_find(json, option->name), err);
     if (option->type == GD_OPTION_NUMBER)
         return gd_json_get_number(json, "adapter", option->name, false, option->min, option->max, value, err);
+    if (option->type == GD_OPTION_CHOICE)
+        return gd_adapter_choice(option, json, "adapter", value, err);
     bool flag = *value != 0;
     int64_t whole = (int64_t)*value;
     bool ok = option->type == GD_OPTION_BOOL
@@ -192,8 +226,16 @@ static cJSON *modules_json(const struct gd_modules *modules)
     return list;
 }
 
-static cJSON *value_json(const struct gd_adapter_option *option, double value)
+static cJSON *choice_json(const char *name)
 {
+    bool truth = strcmp(name, "true") == 0;
+    return truth || strcmp(name, "false") == 0 ? cJSON_CreateBool(truth) : cJSON_CreateString(name);
+}
+
+cJSON *gd_adapter_value_json(const struct gd_adapter_option *option, double value)
+{
+    if (option->type == GD_OPTION_CHOICE)
+        return choice_json(option->choices[(int)value]);
     return option->type == GD_OPTION_BOOL ? cJSON_CreateBool(value != 0) : cJSON_CreateNumber(value);
 }
 
@@ -204,14 +246,14 @@ cJSON *gd_adapter_config_json(const struct gd_adapter_config *config)
     for (int i = 0; i < config->method->option_count; i++) {
         const struct gd_adapter_option *option = &config->method->options[i];
         cJSON_AddItemToObject(json, option->name, option->type == GD_OPTION_MODULES ? modules_json(&config->modules[i])
-                                                                                  : value_json(option, config->values[i]));
+                                                                                  : gd_adapter_value_json(option, config->values[i]));
     }
     return json;
 }
 
 static cJSON *option_json(const struct gd_adapter_option *option)
 {
-    static const char *const types[] = {"integer", "number", "boolean", "modules"};
+    static const char *const types[] = {"integer", "number", "boolean", "choice", "modules"};
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "name", option->name);
     cJSON_AddStringToObject(json, "type", types[option->type]);
@@ -219,6 +261,11 @@ static cJSON *option_json(const struct gd_adapter_option *option)
     if (number) {
         cJSON_AddNumberToObject(json, "minimum", option->min);
         cJSON_AddNumberToObject(json, "maximum", option->max);
+    }
+    if (option->type == GD_OPTION_CHOICE) {
+        cJSON *choices = cJSON_AddArrayToObject(json, "choices");
+        for (const char *const *choice = option->choices; *choice != NULL; choice++)
+            cJSON_AddItemToArray(choices, choice_json(*choice));
     }
     if (option->type == GD_OPTION_MODULES) {
         struct gd_modules fallback = {0};
@@ -236,7 +283,7 @@ static cJSON *option_json(const struct gd_adapter_option *option)
         cJSON_AddNullToObject(json, "default");
         cJSON_AddStringToObject(json, "default_rule", rule);
     } else {
-        cJSON_AddItemToObject(json, "default", value_json(option, option->fallback));
+        cJSON_AddItemToObject(json, "default", gd_adapter_value_json(option, option->fallback));
     }
     cJSON_AddStringToObject(json, "description", option->help);
     return json;
@@ -258,6 +305,8 @@ cJSON *gd_adapter_registry_json(void)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("linear"));
         if (method->norm != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("norm"));
+        if (method->penalty != NULL)
+            cJSON_AddItemToArray(hooks, cJSON_CreateString("penalty"));
         parameters = cJSON_AddArrayToObject(json, "parameters");
         for (int j = 0; j < method->option_count; j++)
             cJSON_AddItemToArray(parameters, option_json(&method->options[j]));

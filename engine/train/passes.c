@@ -16,6 +16,8 @@ struct gd_pass {
     struct gd_objective_inputs objective_inputs;
     struct gd_objective_outputs outputs;
     struct gd_graft_training graft;
+    struct gd_value *penalty, *share;  /* NULL without a penalty */
+    struct gd_value *loss;             /* what is differentiated */
     struct gd_value **grads;
 };
 
@@ -60,18 +62,26 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
     struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, pass->kind == REFERENCE ? &bare : &pass->graft.sites);
     passes->objective->build(g, hidden, gd_model_head(g, passes->model), inputs, &pass->outputs);
+    pass->loss = pass->outputs.loss;
+    if (pass->kind == TRAINING && passes->graft->method->penalty != NULL) {
+        pass->share = gd_graph_input(g, "share", GD_F32, 1, (int64_t[]){1});
+        pass->penalty = gd_mul_scalar(g, passes->graft->method->penalty(&pass->graft, g, pass->graft.params), pass->share);
+        pass->loss = gd_add(g, pass->loss, pass->penalty);
+    }
 }
 
 static bool plan(struct gd_passes *passes, struct gd_pass *pass, struct gd_error *err)
 {
     int param_count = passes->graft->param_count, wanted_count = 0;
-    struct gd_value **wanted = gd_alloc_array((size_t)param_count + 3, sizeof(struct gd_value *));
+    struct gd_value **wanted = gd_alloc_array((size_t)param_count + 4, sizeof(struct gd_value *));
     if (pass->kind != REFERENCE) {
         wanted[wanted_count++] = pass->outputs.loss;
         wanted[wanted_count++] = pass->outputs.argmax;
     } else {
         wanted[wanted_count++] = pass->outputs.segments;
     }
+    if (pass->penalty != NULL)
+        wanted[wanted_count++] = pass->penalty;
     for (int i = 0; pass->kind == TRAINING && i < param_count; i++)
         if (pass->grads[i] != NULL)
             wanted[wanted_count++] = pass->grads[i];
@@ -90,7 +100,7 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd
         return false;
     pass->grads = gd_alloc_array((size_t)param_count, sizeof(struct gd_value *));
     if (pass->kind == TRAINING &&
-        !gd_graph_gradient(pass->graph, pass->outputs.loss, pass->graft.params, param_count, pass->grads, err))
+        !gd_graph_gradient(pass->graph, pass->loss, pass->graft.params, param_count, pass->grads, err))
         return false;
     if (!plan(passes, pass, err))
         return false;
@@ -171,6 +181,8 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
     gd_plan_bind(pass->plan, pass->objective_inputs.weights, batch->weights);
     if (pass->objective_inputs.segment_loss != NULL)
         gd_plan_bind(pass->plan, pass->objective_inputs.segment_loss, &passes->segment_loss);
+    if (pass->share != NULL)
+        gd_plan_bind(pass->plan, pass->share, &passes->share);
     if (pass->graft.dropout_key != NULL)
         gd_plan_bind(pass->plan, pass->graft.dropout_key, dropout_key);
     return gd_plan_run(pass->plan, options, err);
@@ -201,9 +213,14 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     if (passes->objective->pairs) {
         if (!begin_pairs(passes, batch, scale, options, err))
             return false;
+        passes->share = (float)(batch->segment_count / 2 * scale);
     } else {
-        for (int t = 0; t < batch->used; t++)
+        double sum = 0;
+        for (int t = 0; t < batch->used; t++) {
+            sum += (double)batch->weights[t];
             batch->weights[t] *= (float)scale;
+        }
+        passes->share = (float)(sum * scale);
     }
     struct gd_pass *pass = pass_get(passes, batch->capacity, training ? TRAINING : EVALUATION, err);
     if (!run_pass(passes, pass, batch, dropout_key, options, err))
@@ -211,6 +228,8 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
 
     *result = (struct gd_pass_result){.loss = *(const float *)gd_plan_data(pass->plan, pass->outputs.loss),
                                       .pairs = passes->pairs.sums};
+    if (pass->penalty != NULL)
+        result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
     const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
     for (int t = 0; t < batch->used; t++) {
         if (batch->labels[t] < 0)

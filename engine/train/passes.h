@@ -30,6 +30,7 @@ struct gd_passes {
     const struct gd_preference *preference; /* with an objective over pairs; else NULL */
     struct gd_preference_batch pairs;       /* of the newest run */
     struct gd_segment_loss segment_loss;
+    float share;                /* of the step's loss weight that the newest run holds: as much of the graft's penalty it adds */
     enum gd_dtype act;
     float *block;               /* parameters */
     float *grad;                /* gradient of one micro-batch, same layout */
@@ -41,6 +42,7 @@ struct gd_passes {
 
 struct gd_pass_result {
     double loss;                /* sum of weighted -log p, or of the pairs' losses, times scale */
+    double penalty;             /* the graft's own term of the loss, by its share; training passes only */
     int64_t labelled, correct;  /* tokens with a label; of these, argmax == label */
     struct gd_preference_sums pairs; /* zero without pairs */
 };

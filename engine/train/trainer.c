@@ -391,7 +391,7 @@ static const int64_t *step_rows(struct gd_trainer *trainer, int64_t step, int *c
 }
 
 struct step_result {
-    double loss, grad_norm, learning_rate;
+    double loss, penalty, grad_norm, learning_rate;
     int64_t labelled, correct, tokens;
     struct gd_preference_sums pairs;
 };
@@ -427,12 +427,13 @@ static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_
             struct gd_pass_result pass;
             if (!gd_passes_run(&trainer->passes, true, &trainer->batch, 1.0 / total_weight, key, &options, &pass, err))
                 return false;
-            if (!isfinite(pass.loss))
+            if (!isfinite(pass.loss + pass.penalty))
                 return fail_not_finite(trainer, "the loss", step, rows, end - begin, err);
             if (!gd_vector_all_finite(trainer->grad, trainer->graft->parameter_count))
                 return fail_not_finite(trainer, "the gradient", step, rows, end - begin, err);
             gd_leaves_add(&trainer->leaves, trainer->grad);
             result->loss += pass.loss;
+            result->penalty += pass.penalty;
             result->labelled += pass.labelled;
             result->correct += pass.correct;
             result->tokens += tokens;
@@ -598,6 +599,8 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     double seconds = gd_time_monotonic() - started;
     struct gd_metric metrics[METRICS_MAX];
     int count = add_row_metrics(metrics, TRAIN, result);
+    if (trainer->graft->method->penalty != NULL)
+        metrics[count++] = (struct gd_metric){"penalty_loss", result->penalty};
     metrics[count++] = (struct gd_metric){"learning_rate", result->learning_rate};
     metrics[count++] = (struct gd_metric){"grad_norm", result->grad_norm};
     metrics[count++] = (struct gd_metric){"tokens_per_second", seconds > 0 ? (double)result->tokens / seconds : 0.0};

@@ -59,6 +59,9 @@ def test_the_listing_fits_its_schema_and_the_request_schema(daemon, methods):
         for parameter in method["parameters"]:
             field = described[name][parameter["name"]]
             assert parameter["description"]
+            if parameter["type"] == "choice":
+                assert field["enum"] == parameter["choices"] + [None]
+                assert field["default"] == parameter["default"]
             if parameter["type"] in ("integer", "number"):
                 assert (field["minimum"], field["maximum"]) == (parameter["minimum"], parameter["maximum"])
                 assert field.get("default") == parameter["default"]
