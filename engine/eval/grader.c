@@ -18,7 +18,7 @@ const struct gd_grader_type *const gd_grader_types[] = {GD_GRADER_LIST};
 const int gd_grader_type_count = (int)GD_COUNT(gd_grader_types);
 
 /* OpenAI's other types: known, so that the answer is not "did you mean". */
-static const char *const elsewhere[] = {"label_model", "python", "score_model"};
+static const char *const elsewhere[] = {"python"};
 
 #define FLAG_WIRE(name, wire) wire,
 static const char *const flag_wires[GD_GRADE_FLAG_COUNT] = {GD_GRADE_FLAG_LIST(FLAG_WIRE)};
@@ -149,13 +149,50 @@ bool gd_grade_fail(struct gd_grade *grade, enum gd_grade_flag flag, const char *
     return gd_fail(&grade->error, GD_INVALID, "%s", message);
 }
 
-void gd_grader_run(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *grade)
+int gd_grader_ask_count(const struct gd_grader *grader)
 {
+    return grader->type->ask_count != NULL ? grader->type->ask_count(grader) : 0;
+}
+
+const char *gd_grader_ask_model(const struct gd_grader *grader, int index)
+{
+    return grader->type->ask_model(grader, index);
+}
+
+void gd_grader_fill_asks(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_ask *asks)
+{
+    struct gd_grade_input input = {.item = item, .sample = sample};
+    for (int i = 0; i < gd_grader_ask_count(grader); i++) {
+        struct gd_grade grade = {.reward = 0};
+        gd_ask_init(&asks[i], GD_ASK_CHAT);
+        if (!grader->type->fill_ask(grader, i, &input, &asks[i], &grade)) {
+            asks[i].answered = true;
+            asks[i].error = grade.error;
+        }
+        gd_grade_release(&grade);
+    }
+}
+
+void gd_grader_run_asked(const struct gd_grader *grader, const cJSON *item, const cJSON *sample,
+                         const struct gd_ask *asks, struct gd_grade *grade)
+{
+    struct gd_grade_input input = {.item = item, .sample = sample, .asks = asks};
     *grade = (struct gd_grade){.reward = 0};
-    if (grader->type->grade(grader, item, sample, grade))
+    if (grader->type->grade(grader, &input, grade))
         grade->passed = grade->reward >= grader->pass_threshold;
     else
         grade->reward = 0;
+}
+
+void gd_grader_run(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *grade)
+{
+    gd_grader_run_asked(grader, item, sample, NULL, grade);
+}
+
+bool gd_grader_references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                          struct gd_error *err)
+{
+    return grader->type->references == NULL || grader->type->references(grader, path, seen, context, err);
 }
 
 void gd_grade_release(struct gd_grade *grade)

@@ -9,7 +9,8 @@
  *          gd_grader_run cannot fail: what went wrong is in the grade (flags and message, reward 0).
  * Limits   GD_GRADER_TEXT_BYTES_MAX for a text with references, GD_GRADER_RENDER_BYTES_MAX for what it becomes,
  *          GD_GRADER_PARTS_MAX graders in a multi; see similarity.h and formula.h for theirs.
- * Life     gd_grader_parse -> gd_grader_run -> gd_grade_release ... -> gd_grader_destroy.
+ * Life     gd_grader_parse -> gd_grader_run (or fill_asks, answers, run_asked) -> gd_grade_release ... ->
+ *          gd_grader_destroy.
  *
  * To add a type: 1 write eval/NAME.c with `const struct gd_grader_type gd_grader_type_NAME` (grader_type.h) 2 add its name
  * to grader_names in meson.build and take it out of elsewhere[] in grader.c 3 its schema in api-spec/openapi.yaml.
@@ -17,7 +18,7 @@
 #ifndef GD_EVAL_GRADER_H
 #define GD_EVAL_GRADER_H
 
-#include "engine/base/json.h"
+#include "engine/eval/ask.h"
 
 #define GD_GRADER_TEXT_BYTES_MAX (64u << 10)
 #define GD_GRADER_RENDER_BYTES_MAX (1u << 20)
@@ -68,8 +69,17 @@ const char *gd_grader_type_name(const struct gd_grader *grader);
 /* The `sample` object that templates see: output_text, and output_json where `text` is JSON. Free with cJSON_Delete. */
 cJSON *gd_grader_sample(const char *text);
 
-/* `item`: the row, or NULL. `sample`: {output_text, output_json, output_tools}, each present or not. */
+/* `item`: the row, or NULL. `sample`: {output_text, output_json, output_tools}, each present or not. For graders that ask
+ * nobody (gd_grader_ask_count is 0). */
 void gd_grader_run(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *grade);
+
+/* Graders that have a model judge: fill the asks, have them answered, then grade. The asks are the caller's
+ * (gd_ask_release), ask_count of them; one that could not be filled has its error set and needs no answer. */
+int gd_grader_ask_count(const struct gd_grader *grader);
+const char *gd_grader_ask_model(const struct gd_grader *grader, int index); /* of ask `index` */
+void gd_grader_fill_asks(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_ask *asks);
+void gd_grader_run_asked(const struct gd_grader *grader, const cJSON *item, const cJSON *sample,
+                         const struct gd_ask *asks, struct gd_grade *grade);
 void gd_grade_release(struct gd_grade *grade);
 const char *gd_grade_flag_wire(enum gd_grade_flag flag); /* "formula_parse_error" */
 

@@ -160,10 +160,17 @@ bool gd_grader_text_parse(struct gd_grader_text *text, const cJSON *json, const 
     if (!gd_json_get_string(json, path, key, true, 0, GD_GRADER_TEXT_BYTES_MAX, &source, err))
         return false;
     char *param = gd_format("%s.%s", path, key);
-    struct cursor cursor = {.start = source, .param = param, .err = err};
-    bool ok = parse_pieces(text, source, &cursor);
+    bool ok = gd_grader_text_parse_string(text, source, param, err);
     gd_free(param);
     return ok;
+}
+
+bool gd_grader_text_parse_string(struct gd_grader_text *text, const char *source, const char *param, struct gd_error *err)
+{
+    struct cursor cursor = {.start = source, .param = param, .err = err};
+    return strlen(source) <= GD_GRADER_TEXT_BYTES_MAX
+               ? parse_pieces(text, source, &cursor)
+               : gd_fail_param(err, GD_INVALID, param, "%s has more than %u bytes", param, GD_GRADER_TEXT_BYTES_MAX);
 }
 
 /* ---- rendering ---- */
@@ -246,6 +253,23 @@ bool gd_grader_text_render(const struct gd_grader_text *text, const cJSON *item,
                                  GD_GRADER_RENDER_BYTES_MAX, piece->text);
     }
     return true;
+}
+
+bool gd_grader_text_references(const struct gd_grader_text *text, const char *path, const char *key,
+                               gd_reference_seen seen, void *context, struct gd_error *err)
+{
+    char *param = *path != '\0' ? gd_format("%s.%s", path, key) : gd_strdup(key);
+    bool ok = true;
+    for (size_t i = 0; ok && i < text->piece_count; i++) {
+        const struct gd_grader_piece *piece = &text->pieces[i];
+        const char *names[STEPS_MAX];
+        for (int s = 0; s < piece->step_count; s++)
+            names[s] = piece->steps[s].name;
+        struct gd_grader_reference reference = {piece->text, piece->of_sample, names, piece->step_count};
+        ok = piece->steps == NULL || seen(context, &reference, param, err);
+    }
+    gd_free(param);
+    return ok;
 }
 
 void gd_grader_text_release(struct gd_grader_text *text)

@@ -26,9 +26,15 @@ struct gd_grader_text {
 /* Reads the required string path.key. */
 GD_MUST_CHECK bool gd_grader_text_parse(struct gd_grader_text *text, const cJSON *json, const char *path,
                                         const char *key, struct gd_error *err);
+/* From a string; messages of errors start with "PARAM: ". */
+GD_MUST_CHECK bool gd_grader_text_parse_string(struct gd_grader_text *text, const char *source, const char *param,
+                                               struct gd_error *err);
 /* `out` must be initialised. False: the grade says why. */
 GD_MUST_CHECK bool gd_grader_text_render(const struct gd_grader_text *text, const cJSON *item, const cJSON *sample,
                                          struct gd_buf *out, struct gd_grade *grade);
+/* Visits each reference; params are path.key. */
+GD_MUST_CHECK bool gd_grader_text_references(const struct gd_grader_text *text, const char *path, const char *key,
+                                             gd_reference_seen seen, void *context, struct gd_error *err);
 void gd_grader_text_release(struct gd_grader_text *text);
 
 #endif

@@ -10,10 +10,10 @@
 
 #include <string.h>
 
-static const char *const fields[] = {"type", "name", "graders", "calculate_output", NULL};
+static const char *const fields[] = {"type", "name", "graders", "calculate_output", "pass_threshold", NULL};
 
 struct member {
-    char *name;
+    char *name, *path; /* path: where it stands, below the multi's own */
     struct gd_grader *grader;
 };
 
@@ -23,8 +23,9 @@ struct multi {
     int member_count;
 };
 
-/* `key`: of the object form, or NULL. */
-static bool add_member(struct multi *multi, const cJSON *json, const char *path, const char *key, struct gd_error *err)
+/* `key`: of the object form, or NULL. `above`: length of the multi's own path. */
+static bool add_member(struct multi *multi, const cJSON *json, const char *path, size_t above, const char *key,
+                       struct gd_error *err)
 {
     if (multi->member_count == GD_GRADER_PARTS_MAX)
         return gd_fail_param(err, GD_INVALID, path, "%s: a multi grader has at most %d graders", path,
@@ -35,6 +36,7 @@ static bool add_member(struct multi *multi, const cJSON *json, const char *path,
     struct member *member = &multi->members[multi->member_count++];
     member->grader = grader;
     member->name = gd_strdup(key != NULL ? key : grader->name);
+    member->path = gd_strdup(path + above);
     if (strcmp(grader->type->name, "multi") == 0)
         return gd_fail_param(err, GD_UNSUPPORTED, path, "%s: a multi grader cannot hold another", path);
     if (!gd_formula_is_name(member->name))
@@ -59,13 +61,13 @@ static bool add_members(struct multi *multi, const cJSON *graders, const char *p
     else if (!cJSON_IsArray(graders) && !cJSON_IsObject(graders))
         ok = gd_fail_param(err, GD_INVALID, at, "%s must be one grader, a list, or an object from name to grader", at);
     else if (cJSON_IsObject(graders) && cJSON_IsString(gd_json_find(graders, "type")))
-        ok = add_member(multi, graders, at, NULL, err);
+        ok = add_member(multi, graders, at, strlen(path), NULL, err);
     else
         cJSON_ArrayForEach(member, graders)
         {
             char *name =
                 member->string != NULL ? gd_format("%s.%.64s", at, member->string) : gd_format("%s[%d]", at, index);
-            ok = ok && add_member(multi, member, name, member->string, err);
+            ok = ok && add_member(multi, member, name, strlen(path), member->string, err);
             gd_free(name);
             index++;
         }
@@ -87,7 +89,8 @@ static bool parse(struct gd_grader *grader, const cJSON *json, const char *path,
     char *param = gd_format("%s.calculate_output", path);
     multi->formula = gd_formula_parse(text, names, multi->member_count, param, err);
     gd_free(param);
-    return multi->formula != NULL;
+    return multi->formula != NULL &&
+           gd_json_get_number(json, path, "pass_threshold", false, -1e15, 1e15, &grader->pass_threshold, err);
 }
 
 /* A member that fails fails the whole; the others are still graded and shown. */
@@ -100,15 +103,18 @@ static void add_part(struct gd_grade *out, const struct member *member, const st
             gd_grade_fail(out, (enum gd_grade_flag)flag, "%s: %s", member->name, grade->error.message);
 }
 
-static bool grade(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *out)
+static bool grade(const struct gd_grader *grader, const struct gd_grade_input *input, struct gd_grade *out)
 {
     const struct multi *multi = grader->state;
+    const struct gd_ask *asks = input->asks;
     double rewards[GD_GRADER_PARTS_MAX] = {0};
     struct gd_error err = {0};
     out->parts = gd_alloc_array((size_t)multi->member_count, sizeof *out->parts);
     for (int i = 0; i < multi->member_count; i++) {
         struct gd_grade part;
-        gd_grader_run(multi->members[i].grader, item, sample, &part);
+        gd_grader_run_asked(multi->members[i].grader, input->item, input->sample, asks, &part);
+        if (asks != NULL)
+            asks += gd_grader_ask_count(multi->members[i].grader);
         rewards[i] = part.reward;
         add_part(out, &multi->members[i], &part);
         gd_grade_release(&part);
@@ -119,16 +125,65 @@ static bool grade(const struct gd_grader *grader, const cJSON *item, const cJSON
            gd_grade_fail(out, GD_GRADE_FORMULA, "%s", err.message);
 }
 
+static bool references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                       struct gd_error *err)
+{
+    const struct multi *multi = grader->state;
+    for (int i = 0; i < multi->member_count; i++) {
+        char *at = gd_format("%s%s", path, multi->members[i].path);
+        bool ok = gd_grader_references(multi->members[i].grader, at, seen, context, err);
+        gd_free(at);
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
+/* Its members' asks, one member after the other. */
+static int ask_count(const struct gd_grader *grader)
+{
+    const struct multi *multi = grader->state;
+    int count = 0;
+    for (int i = 0; i < multi->member_count; i++)
+        count += gd_grader_ask_count(multi->members[i].grader);
+    return count;
+}
+
+/* The member that ask *index belongs to; *index becomes its own. */
+static const struct gd_grader *member_of_ask(const struct gd_grader *grader, int *index)
+{
+    const struct multi *multi = grader->state;
+    int i = 0;
+    for (int count; *index >= (count = gd_grader_ask_count(multi->members[i].grader)); i++)
+        *index -= count;
+    return multi->members[i].grader;
+}
+
+static const char *ask_model(const struct gd_grader *grader, int index)
+{
+    const struct gd_grader *member = member_of_ask(grader, &index);
+    return gd_grader_ask_model(member, index);
+}
+
+static bool fill_ask(const struct gd_grader *grader, int index, const struct gd_grade_input *input, struct gd_ask *ask,
+                     struct gd_grade *out)
+{
+    const struct gd_grader *member = member_of_ask(grader, &index);
+    return member->type->fill_ask(member, index, input, ask, out);
+}
+
 static void release(struct gd_grader *grader)
 {
     struct multi *multi = grader->state;
     for (int i = 0; i < multi->member_count; i++) {
         gd_grader_destroy(multi->members[i].grader);
         gd_free(multi->members[i].name);
+        gd_free(multi->members[i].path);
     }
     gd_formula_destroy(multi->formula);
     gd_free(multi);
 }
 
 const struct gd_grader_type gd_grader_type_multi = {
-    .name = "multi", .fields = fields, .parse = parse, .grade = grade, .release = release};
+    .name = "multi", .fields = fields, .parse = parse, .grade = grade, .release = release, .references = references,
+    .ask_count = ask_count, .ask_model = ask_model, .fill_ask = fill_ask};

@@ -59,20 +59,28 @@ static bool holds(enum operation operation, const char *input, const char *refer
     }
 }
 
-static bool grade(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *out)
+static bool grade(const struct gd_grader *grader, const struct gd_grade_input *from, struct gd_grade *out)
 {
     const struct check *check = grader->state;
     struct gd_buf input, reference;
     gd_buf_init(&input, GD_GRADER_RENDER_BYTES_MAX);
     gd_buf_init(&reference, GD_GRADER_RENDER_BYTES_MAX);
-    bool ok = gd_grader_text_render(&check->input, item, sample, &input, out) &&
-              gd_grader_text_render(&check->reference, item, sample, &reference, out);
+    bool ok = gd_grader_text_render(&check->input, from->item, from->sample, &input, out) &&
+              gd_grader_text_render(&check->reference, from->item, from->sample, &reference, out);
     if (ok)
         out->reward =
             holds(check->operation, input.data != NULL ? input.data : "", reference.data != NULL ? reference.data : "");
     gd_buf_release(&input);
     gd_buf_release(&reference);
     return ok;
+}
+
+static bool references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                       struct gd_error *err)
+{
+    const struct check *check = grader->state;
+    return gd_grader_text_references(&check->input, path, "input", seen, context, err) &&
+           gd_grader_text_references(&check->reference, path, "reference", seen, context, err);
 }
 
 static void release(struct gd_grader *grader)
@@ -84,4 +92,5 @@ static void release(struct gd_grader *grader)
 }
 
 const struct gd_grader_type gd_grader_type_string_check = {
-    .name = "string_check", .fields = fields, .parse = parse, .grade = grade, .release = release};
+    .name = "string_check", .fields = fields, .parse = parse, .grade = grade, .release = release,
+    .references = references};

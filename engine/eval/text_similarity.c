@@ -20,21 +20,29 @@ static bool parse(struct gd_grader *grader, const cJSON *json, const char *path,
            gd_json_get_number(json, path, "pass_threshold", false, 0, 1, &grader->pass_threshold, err);
 }
 
-static bool grade(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *out)
+static bool grade(const struct gd_grader *grader, const struct gd_grade_input *from, struct gd_grade *out)
 {
     const struct likeness *likeness = grader->state;
     struct gd_error err = {0};
     struct gd_buf input, reference;
     gd_buf_init(&input, GD_GRADER_RENDER_BYTES_MAX);
     gd_buf_init(&reference, GD_GRADER_RENDER_BYTES_MAX);
-    bool ok = gd_grader_text_render(&likeness->input, item, sample, &input, out) &&
-              gd_grader_text_render(&likeness->reference, item, sample, &reference, out);
+    bool ok = gd_grader_text_render(&likeness->input, from->item, from->sample, &input, out) &&
+              gd_grader_text_render(&likeness->reference, from->item, from->sample, &reference, out);
     if (ok && !gd_similarity((enum gd_similarity_metric)likeness->metric, input.data != NULL ? input.data : "",
                              reference.data != NULL ? reference.data : "", &out->reward, &err))
         ok = gd_grade_fail(out, GD_GRADE_OTHER, "%s", err.message);
     gd_buf_release(&input);
     gd_buf_release(&reference);
     return ok;
+}
+
+static bool references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                       struct gd_error *err)
+{
+    const struct likeness *likeness = grader->state;
+    return gd_grader_text_references(&likeness->input, path, "input", seen, context, err) &&
+           gd_grader_text_references(&likeness->reference, path, "reference", seen, context, err);
 }
 
 static void release(struct gd_grader *grader)
@@ -46,4 +54,5 @@ static void release(struct gd_grader *grader)
 }
 
 const struct gd_grader_type gd_grader_type_text_similarity = {
-    .name = "text_similarity", .fields = fields, .parse = parse, .grade = grade, .release = release};
+    .name = "text_similarity", .fields = fields, .parse = parse, .grade = grade, .release = release,
+    .references = references};
