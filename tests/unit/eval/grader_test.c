@@ -206,7 +206,7 @@ static void mistakes_are_named(void **state)
         {"{}", GD_MISSING, "grader.type", ""},
         {"{\"type\":\"string_chek\"}", GD_INVALID, "grader.type", "did you mean 'string_check'"},
         {"{\"type\":\"python\",\"source\":\"\"}", GD_UNSUPPORTED, "grader.type",
-         "'python' are not supported here; supported are multi, string_check, text_similarity"},
+         "'python' are not supported here; supported are label_model, multi, score_model, string_check"},
         {"{\"type\":\"score_model\"}", GD_MISSING, "grader.name", "name"},
         {"{\"type\":\"label_model\",\"name\":\"l\"}", GD_MISSING, "grader.model", "model"},
         {"{\"type\":\"string_check\",\"refrence\":\"\"}", GD_UNKNOWN_FIELD, "grader.refrence", "reference"},
