@@ -122,6 +122,15 @@ static int32_t trained_tokens(const struct gd_chat_encoding *side, int32_t lengt
     return trained;
 }
 
+/* What both sides begin with, less one token: the last one in common is in both, since each goes on from it in its own way. */
+static int32_t shared_tokens(const struct gd_chat_encoding *sides, const int32_t *length)
+{
+    int32_t most = length[0] < length[1] ? length[0] : length[1], same = 0;
+    while (same < most && sides[0].tokens.ids[same] == sides[1].tokens.ids[same] && sides[0].weights[same] == sides[1].weights[same])
+        same++;
+    return same > 0 ? same - 1 : 0;
+}
+
 static void append_side(struct gd_dataset *data, const struct gd_chat_encoding *side, int32_t length)
 {
     memcpy(data->tokens + data->token_count, side->tokens.ids, (size_t)length * sizeof *data->tokens);
@@ -155,6 +164,7 @@ static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_e
     if (!reserve_tokens(loader->owned, (size_t)row.length, err) || !reserve_row(loader->owned, err))
         return false;
     row.chosen = side_count == 2 ? length[0] : 0;
+    row.shared = side_count == 2 && !loader->options->whole_sides ? shared_tokens(sides, length) : 0;
     for (int s = 0; s < side_count; s++)
         append_side(data, &sides[s], length[s]);
     data->rows[data->row_count++] = row;

@@ -24,6 +24,7 @@ struct gd_dataset_options {
     int context;                 /* longest segment in tokens: a row, or each side of a pair */
     enum gd_overlong overlong;
     bool pairs;                  /* rows must have two answers; else one. A row of the other kind is an error */
+    bool whole_sides;            /* nothing is shared by the sides of a pair: to compare with */
     /* Called now and then with rows done (of the file's rows when known, else 0); false stops. May be NULL. */
     bool (*progress)(void *context, int64_t rows_done, int64_t rows_total);
     void *progress_context;
@@ -35,7 +36,13 @@ struct gd_dataset_row {
     int32_t length;              /* of a pair: both sides, the chosen one first, each with the prompt */
     int32_t trained;             /* tokens with weight != 0 as targets */
     int32_t chosen;              /* of a pair: tokens of the chosen side; 0: no pair */
+    int32_t shared;              /* of a pair: first tokens that both sides have in common and a batch holds once */
 };
+/* Rows of a batch that it takes. */
+static inline int32_t gd_dataset_row_space(const struct gd_dataset_row *row)
+{
+    return row->length - row->shared;
+}
 
 struct gd_dataset {
     int32_t *tokens;
@@ -62,8 +69,9 @@ struct gd_batch {
     int capacity, used;          /* tokens */
     int segment_count;           /* rows in it; with pairs twice as many: chosen, rejected, chosen, ... */
     int32_t *ids;                /* [capacity] */
-    int32_t *positions;          /* [capacity], restarting at 0 in each segment */
+    int32_t *positions;          /* [capacity], restarting at 0 in each segment without prefix */
     int32_t *cu_seqlens;         /* [segment_max + 1], tail repeats `used` */
+    int32_t *prefix;             /* [2 * segment_max]: rows [begin, end) that a segment continues; 0, 0: it has no prefix */
     int32_t *labels;             /* [capacity]: the next token of the same segment, -100 where none or weight 0 */
     float *weights;              /* [capacity]: weight of labels[t] */
     int64_t *row_index;          /* [rows in it]: rows of the dataset */
@@ -73,6 +81,9 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max);
 void gd_batch_release(struct gd_batch *batch);
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
                    int capacity);
+
+/* Labelled tokens of a segment, those of its prefix with them. */
+int gd_batch_labelled(const struct gd_batch *batch, int segment);
 
 /* The order of rows in an epoch: Fisher-Yates with Philox(seed, SHUFFLE, epoch). order: [row_count]. */
 void gd_epoch_order(int64_t *order, int64_t row_count, uint64_t seed, int epoch);

@@ -45,7 +45,7 @@ static int pack_leaf(const struct gd_dataset *dataset, const int64_t *rows, int 
     int bins = 0, first_open = 0, most = GD_BATCH_SEGMENTS_MAX / (dataset->pairs ? 2 : 1);
     memset(sizes, 0, (size_t)count * sizeof *sizes);
     for (int i = 0; i < count; i++) {
-        int length = dataset->rows[rows[i]].length;
+        int length = gd_dataset_row_space(&dataset->rows[rows[i]]);
         while (first_open < bins && (used[first_open] >= token_budget || sizes[first_open] == most))
             first_open++; /* full ones stay full */
         int target = first_open;
@@ -99,6 +99,7 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->labels = gd_alloc_array(tokens, sizeof(int32_t));
     batch->weights = gd_alloc_array(tokens, sizeof(float));
     batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
+    batch->prefix = gd_alloc_array(2 * (size_t)segment_max, sizeof(int32_t));
     batch->row_index = gd_alloc_array((size_t)segment_max, sizeof(int64_t));
 }
 
@@ -109,17 +110,22 @@ void gd_batch_release(struct gd_batch *batch)
     gd_free(batch->labels);
     gd_free(batch->weights);
     gd_free(batch->cu_seqlens);
+    gd_free(batch->prefix);
     gd_free(batch->row_index);
     memset(batch, 0, sizeof(*batch));
 }
 
-static void append_segment(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t offset, int32_t length)
+/* The first `shared` tokens are already in the batch: the last segment begins with them. */
+static void append_segment(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t offset, int32_t length, int32_t shared)
 {
     const int32_t *tokens = dataset->tokens + offset;
     const float *weights = dataset->weights + offset;
     int at = batch->used;
-    assert(at + length <= batch->capacity && batch->segment_count < batch->segment_max);
-    for (int i = 0; i < length; i++, at++) {
+    assert(at + length - shared <= batch->capacity && batch->segment_count < batch->segment_max);
+    int32_t *prefix = batch->prefix + 2 * batch->segment_count;
+    prefix[0] = shared > 0 ? batch->cu_seqlens[batch->segment_count - 1] : 0;
+    prefix[1] = prefix[0] + shared;
+    for (int i = shared; i < length; i++, at++) {
         bool trained = i + 1 < length && weights[i + 1] != 0;
         batch->ids[at] = tokens[i];
         batch->positions[at] = i;
@@ -141,15 +147,27 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         const struct gd_dataset_row *row = &dataset->rows[row_index[r]];
         batch->row_index[r] = row_index[r];
         if (row->chosen > 0)
-            append_segment(batch, dataset, row->offset, row->chosen);
-        append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen);
+            append_segment(batch, dataset, row->offset, row->chosen, 0);
+        append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen, row->shared);
     }
-    for (int s = batch->segment_count; s < batch->segment_max; s++)
+    for (int s = batch->segment_count; s < batch->segment_max; s++) {
         batch->cu_seqlens[s + 1] = batch->used;
+        batch->prefix[2 * s] = batch->prefix[2 * s + 1] = 0;
+    }
     for (int at = batch->used; at < capacity; at++) {
         batch->ids[at] = 0;
         batch->positions[at] = 0;
         batch->labels[at] = -100;
         batch->weights[at] = 0;
     }
+}
+
+int gd_batch_labelled(const struct gd_batch *batch, int segment)
+{
+    int count = 0;
+    for (int t = batch->prefix[2 * segment]; t < batch->prefix[2 * segment + 1]; t++)
+        count += batch->labels[t] >= 0;
+    for (int t = batch->cu_seqlens[segment]; t < batch->cu_seqlens[segment + 1]; t++)
+        count += batch->labels[t] >= 0;
+    return count;
 }

@@ -83,8 +83,8 @@ static struct gd_value *attention(const struct builder *b, int layer, struct gd_
         y = gd_attention_cached(b->graph, q, k, v, b->inputs->cache, layer, config->heads, config->kv_heads,
                                 config->head_dim, scale, window);
     else
-        y = gd_attention(b->graph, q, k, v, b->inputs->cu_seqlens, config->heads, config->kv_heads, config->head_dim,
-                         scale, window);
+        y = gd_attention(b->graph, q, k, v, b->inputs->cu_seqlens, b->inputs->prefix, config->heads, config->kv_heads,
+                         config->head_dim, scale, window);
     return linear(b, layer, GD_LINEAR_O, y);
 }
 

@@ -79,6 +79,7 @@ struct gd_model_inputs {
     struct gd_value *ids, *positions;     /* i32 [T] */
     struct gd_value *inv_freq;            /* f32 [rotary_dim/2]; bind model->config.inv_freq */
     struct gd_value *cu_seqlens;          /* i32 [S+1]: training and scoring; NULL when cache is set */
+    struct gd_value *prefix;              /* i32 [2S]: rows that each segment continues (gd_attention), or NULL; the caller adds it */
     struct gd_value *cache;               /* handle of gd_kv_batch: inference; NULL when cu_seqlens is set */
 };
 void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,

@@ -33,6 +33,7 @@ enum gd_case_fill {
     GD_FILL_IDS,      /* uniform integers in [0, fill_limit) */
     GD_FILL_POSITIONS,/* 0,1,2,... */
     GD_FILL_OFFSETS,  /* cu_seqlens: splits [0, fill_limit] into shape[0]-1 segments of uneven length */
+    GD_FILL_PREFIXES, /* [2S] beside such offsets with the same fill_limit: part of an earlier segment for two of three segments */
     GD_FILL_LABELS,   /* ids with every third entry -100 */
     GD_FILL_FREQS,    /* rope inverse frequencies for theta 10000 */
     GD_FILL_KEY,      /* random key words */

@@ -52,13 +52,15 @@ struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct
 struct gd_value *gd_rope(struct gd_graph *g, struct gd_value *x, struct gd_value *positions, struct gd_value *inv_freq,
                          int head_dim, double attention_factor, int sign);
 
-/* Block-diagonal causal attention over packed segments. q: act [T, h*dh], k, v: act [T, g*dh],
+/* Causal attention over packed segments. q: act [T, h*dh], k, v: act [T, g*dh],
  * cu_seqlens: i32 [S+1] (entries after the last segment repeat T_used; rows >= T_used give 0).
- * window 0: all earlier keys; w: keys i-w+1..i. Softmax in f32, online.
+ * prefix: i32 [2S], or NULL: rows of the batch, before the segment, that it continues: its rows see them too, and the window
+ * counts as if they stood right before it (attention_blocks.h). window 0: all earlier keys; w: keys i-w+1..i. Softmax in
+ * f32, online.
  * Output 0: act [T, h*dh]; output 1: log-sum-exp f32 [T, h] (kept for the backward pass). */
 struct gd_value *gd_attention(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
-                              struct gd_value *cu_seqlens, int heads, int kv_heads, int head_dim, double scale,
-                              int window);
+                              struct gd_value *cu_seqlens, struct gd_value *prefix, int heads, int kv_heads, int head_dim,
+                              double scale, int window);
 
 /* The same for inference: first stores this batch's k and v rows in the cache pages, then lets every query row see
  * its sequence's past and its own earlier rows. cache: handle of struct gd_kv_batch (kv.h). */
@@ -91,10 +93,13 @@ struct gd_value *gd_token_logprob(struct gd_graph *g, struct gd_value *h, struct
 struct gd_value *gd_token_logprob_grad(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
                                        struct gd_value *dlogprob, double logit_scale, double softcap);
 
-/* y[s] = sum_t weights[t] x[t] over each segment; x, weights: f32 [T], cu_seqlens: i32 [S+1] -> f32 [S]. */
-struct gd_value *gd_segment_sum(struct gd_graph *g, struct gd_value *x, struct gd_value *weights, struct gd_value *cu_seqlens);
-/* y[t] = weights[t] v[s], v: f32 [S] -> f32 [T]: the backward of segment_sum. */
-struct gd_value *gd_segment_spread(struct gd_graph *g, struct gd_value *v, struct gd_value *weights, struct gd_value *cu_seqlens);
+/* y[s] = sum_t weights[t] x[t] over each segment and its prefix (as of attention; or NULL); x, weights: f32 [T],
+ * cu_seqlens: i32 [S+1] -> f32 [S]. */
+struct gd_value *gd_segment_sum(struct gd_graph *g, struct gd_value *x, struct gd_value *weights, struct gd_value *cu_seqlens,
+                                struct gd_value *prefix);
+/* y[t] = weights[t] times the sum of v over the segments that row t belongs to, v: f32 [S] -> f32 [T]: the backward of segment_sum. */
+struct gd_value *gd_segment_spread(struct gd_graph *g, struct gd_value *v, struct gd_value *weights, struct gd_value *cu_seqlens,
+                                   struct gd_value *prefix);
 
 /* A loss of one number a segment: x f32 [S] -> loss f32 [1], gradient with respect to x as output 1, f32 [S].
  * `loss`: handle of a struct gd_segment_loss. */

@@ -56,8 +56,10 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     inputs->labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
     inputs->weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
     inputs->cu_seqlens = pass->inputs.cu_seqlens;
-    if (passes->objective->pairs)
+    if (passes->objective->pairs) {
         inputs->segment_loss = gd_graph_handle(g, "segment_loss");
+        inputs->prefix = pass->inputs.prefix = gd_graph_input(g, "prefix", GD_I32, 1, (int64_t[]){2 * GD_BATCH_SEGMENTS_MAX});
+    }
     if (pass->kind != REFERENCE)
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
     struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, pass->kind == REFERENCE ? &bare : &pass->graft.sites);
@@ -177,6 +179,8 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
     gd_plan_bind(pass->plan, pass->inputs.ids, batch->ids);
     gd_plan_bind(pass->plan, pass->inputs.positions, batch->positions);
     gd_plan_bind(pass->plan, pass->inputs.cu_seqlens, batch->cu_seqlens);
+    if (pass->inputs.prefix != NULL)
+        gd_plan_bind(pass->plan, pass->inputs.prefix, batch->prefix);
     gd_plan_bind(pass->plan, pass->objective_inputs.labels, batch->labels);
     gd_plan_bind(pass->plan, pass->objective_inputs.weights, batch->weights);
     if (pass->objective_inputs.segment_loss != NULL)
@@ -196,8 +200,7 @@ static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, double
     *pairs = (struct gd_preference_batch){.preference = passes->preference, .pairs = batch->segment_count / 2, .scale = scale};
     passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
     for (int s = 0; s < batch->segment_count; s++)
-        for (int t = batch->cu_seqlens[s]; t < batch->cu_seqlens[s + 1]; t++)
-            pairs->tokens[s] += batch->labels[t] >= 0;
+        pairs->tokens[s] = gd_batch_labelled(batch, s);
     if (!has_reference(passes))
         return true;
     struct gd_pass *pass = pass_get(passes, batch->capacity, REFERENCE, err);
@@ -205,6 +208,14 @@ static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, double
         return false;
     memcpy(pairs->reference, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
     return true;
+}
+
+static void count_labelled(const struct gd_batch *batch, const int32_t *argmax, int begin, int end, struct gd_pass_result *result)
+{
+    for (int t = begin; t < end; t++) {
+        result->labelled += batch->labels[t] >= 0;
+        result->correct += batch->labels[t] >= 0 && argmax[t] == batch->labels[t];
+    }
 }
 
 bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale, int32_t *dropout_key,
@@ -231,11 +242,9 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     if (pass->penalty != NULL)
         result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
     const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
-    for (int t = 0; t < batch->used; t++) {
-        if (batch->labels[t] < 0)
-            continue;
-        result->labelled++;
-        result->correct += argmax[t] == batch->labels[t];
+    for (int s = 0; s < batch->segment_count; s++) {
+        count_labelled(batch, argmax, batch->prefix[2 * s], batch->prefix[2 * s + 1], result);
+        count_labelled(batch, argmax, batch->cu_seqlens[s], batch->cu_seqlens[s + 1], result);
     }
     return true;
 }

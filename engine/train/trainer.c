@@ -158,8 +158,8 @@ static int longest_row(const struct gd_dataset *data)
 {
     int longest = 0;
     for (int64_t i = 0; i < data->row_count; i++)
-        if (data->rows[i].length > longest)
-            longest = data->rows[i].length;
+        if (gd_dataset_row_space(&data->rows[i]) > longest)
+            longest = gd_dataset_row_space(&data->rows[i]);
     return longest;
 }
 
@@ -175,7 +175,7 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
 
     int64_t step_tokens = 0;
     for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
-        step_tokens += trainer->train->rows[i].length;
+        step_tokens += gd_dataset_row_space(&trainer->train->rows[i]);
     int longest = longest_row(trainer->train), longest_valid = trainer->valid ? longest_row(trainer->valid) : 0;
     int largest = step_tokens < spec->tokens_per_batch ? (int)step_tokens : spec->tokens_per_batch;
     largest = longest > largest ? longest : largest;
@@ -418,10 +418,12 @@ static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_
             int begin = trainer->micro_begin[micro];
             int end = micro + 1 < micro_count ? trainer->micro_begin[micro + 1] : row_count;
             const int64_t *rows = trainer->packed_rows + begin;
-            int tokens = 0;
-            for (int i = begin; i < end; i++)
+            int tokens = 0, space = 0;
+            for (int i = begin; i < end; i++) {
                 tokens += trainer->train->rows[trainer->packed_rows[i]].length;
-            gd_batch_fill(&trainer->batch, trainer->train, rows, end - begin, gd_token_bucket(tokens));
+                space += gd_dataset_row_space(&trainer->train->rows[trainer->packed_rows[i]]);
+            }
+            gd_batch_fill(&trainer->batch, trainer->train, rows, end - begin, gd_token_bucket(space));
             int32_t key[4] = {(int32_t)(uint32_t)trainer->spec->seed, (int32_t)(uint32_t)((uint64_t)trainer->spec->seed >> 32),
                               (int32_t)step, leaf << 12 | part};
             struct gd_pass_result pass;
@@ -495,9 +497,9 @@ static bool evaluate(struct gd_trainer *trainer, struct step_result *result, str
     for (int64_t next = 0; next < data->row_count;) {
         int count = 0, tokens = 0;
         while (next < data->row_count && count < most &&
-               (count == 0 || tokens + data->rows[next].length <= trainer->spec->tokens_per_batch)) {
+               (count == 0 || tokens + gd_dataset_row_space(&data->rows[next]) <= trainer->spec->tokens_per_batch)) {
             weight_sum += row_weight(data, next);
-            tokens += data->rows[next].length;
+            tokens += gd_dataset_row_space(&data->rows[next]);
             rows[count++] = next++;
         }
         struct gd_pass_result pass;

@@ -1,6 +1,6 @@
 /*
- * Block-diagonal causal attention over packed segments, for training and scoring:
- *     o[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],  j in i's segment, i - window < j <= i,
+ * Causal attention over packed segments, each with the prefix that it continues (attention_blocks.h), for training and scoring:
+ *     o[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],  j in the prefix of i's segment or in the segment, i - window < j <= i,
  * online over blocks of keys (attention_forward.h), one task for each block of rows and head.
  */
 #include "engine/tensor/ops.h"
@@ -33,7 +33,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
     const struct gd_value *q = call->in[0];
     if (!gd_attention_check(graph, "attention", q, call->in[1], call->in[2], &call->params) ||
-        !gd_attention_check_offsets(graph, "attention", call->in[3]))
+        !gd_attention_check_offsets(graph, "attention", call->in[3], call->in[4]))
         return false;
     call->out[0]->dtype = q->dtype;
     call->out[0]->rank = 2;
@@ -52,11 +52,23 @@ static size_t scratch_bytes(const struct gd_call *call)
            (size_t)omp_get_max_threads() * gd_attention_scratch_bytes(call->params.i[2]);
 }
 
+/* The keys [key, end), in blocks. */
+static void absorb(const struct job *job, struct gd_attention_lanes *task, int head, int32_t key, int32_t end)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    int64_t kv_row = (int64_t)n->kv_heads * n->head_dim;
+    for (; key < end; key += GD_TILE) {
+        int32_t count = end - key < GD_TILE ? end - key : GD_TILE;
+        size_t at = ((size_t)key * (size_t)kv_row + (size_t)(head / n->group) * (size_t)n->head_dim) * (n->bf16 ? 2 : 4);
+        job->isa->absorb(task, (const char *)job->k + at, (const char *)job->v + at, n->bf16, kv_row, key, count);
+    }
+}
+
 static void run_task(const struct job *job, const struct gd_attention_block *block, int head, void *scratch)
 {
     const struct gd_attention_sizes *n = &job->n;
     size_t item = n->bf16 ? 2 : 4;
-    int64_t q_row = (int64_t)n->heads * n->head_dim, kv_row = (int64_t)n->kv_heads * n->head_dim;
+    int64_t q_row = (int64_t)n->heads * n->head_dim;
     struct gd_attention_lanes task;
     gd_attention_lanes_init(&task, n->head_dim, n->bf16, n->scale, scratch);
     task.count = block->end - block->begin;
@@ -65,16 +77,19 @@ static void run_task(const struct job *job, const struct gd_attention_block *blo
         task.q_row[i] = (const char *)job->q + (size_t)at * item;
         task.out_row[i] = (char *)job->out + (size_t)at * item;
         task.lse[i] = job->lse + row * n->heads + head;
-        task.first[i] = gd_attention_first_key((int32_t)row, block->segment_begin, n->window);
-        task.end[i] = (int32_t)row + 1;
+        task.first[i] = gd_attention_first_prefix_key(block, (int32_t)row, n->window);
+        task.end[i] = block->prefix_end;
     }
     job->isa->begin(&task);
-    int32_t key = task.first[0] - (task.first[0] - block->segment_begin) % GD_TILE;
-    for (; key < block->end; key += GD_TILE) {
-        int32_t count = block->end - key < GD_TILE ? block->end - key : GD_TILE;
-        size_t at = ((size_t)key * (size_t)kv_row + (size_t)(head / n->group) * (size_t)n->head_dim) * item;
-        job->isa->absorb(&task, (const char *)job->k + at, (const char *)job->v + at, n->bf16, kv_row, key, count);
+    int32_t key = task.first[0] - (task.first[0] - block->prefix_begin) % GD_TILE;
+    absorb(job, &task, head, key, block->prefix_end);
+    for (int i = 0; i < GD_TILE; i++) { /* lanes beyond the last row repeat it */
+        int32_t row = block->begin + (i < task.count ? i : task.count - 1);
+        task.first[i] = gd_attention_first_key(row, block->segment_begin, n->window);
+        task.end[i] = row + 1;
     }
+    key = task.first[0] - (task.first[0] - block->segment_begin) % GD_TILE;
+    absorb(job, &task, head, key, block->end);
     job->isa->finish(&task);
 }
 
@@ -93,7 +108,7 @@ static void run_all(const struct job *job)
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    const int32_t *cu = args->in[3].data;
+    const int32_t *cu = args->in[3].data, *prefix = args->in[4].data;
     int64_t rows = args->in[0].shape[0], segments = args->in[3].shape[0] - 1;
     struct job job = {
         .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, segments),
@@ -105,13 +120,14 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     job.isa = lanes == 16 ? &gd_attention_forward_16 : lanes == 8 ? &gd_attention_forward_8 : &gd_attention_forward_4;
 
     struct gd_attention_block *blocks = args->scratch;
-    if (!gd_attention_split(blocks, &job.block_count, cu, segments, rows, err))
+    if (!gd_attention_split(blocks, &job.block_count, cu, prefix, segments, rows, err))
         return false;
     /* Longest tasks first: equal shares for all threads although causal blocks differ in length. */
     int64_t most = gd_attention_blocks_max(rows, segments);
     int32_t *order = (int32_t *)(blocks + most), *cost = order + most, *bins = cost + most;
     for (int b = 0; b < job.block_count; b++)
-        cost[b] = (blocks[b].begin - gd_attention_first_key(blocks[b].begin, blocks[b].segment_begin, job.n.window)) / GD_TILE;
+        cost[b] = (blocks[b].begin - gd_attention_first_key(blocks[b].begin, blocks[b].segment_begin, job.n.window) +
+                   blocks[b].prefix_end - gd_attention_first_prefix_key(&blocks[b], blocks[b].begin, job.n.window)) / GD_TILE;
     gd_order_by_cost(order, cost, job.block_count, bins, (int)(rows / GD_TILE));
     job.blocks = blocks;
     job.order = order;
@@ -130,7 +146,8 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
     extern const struct gd_op gd_op_attention_grad;
     if (out_grad[1] != NULL)
         return gd_graph_fail(graph, "attention: its log-sum-exp is not differentiable") != NULL;
-    struct gd_value *in[] = {call->in[0], call->in[1], call->in[2], call->out[0], call->out[1], out_grad[0], call->in[3]};
+    struct gd_value *in[] = {call->in[0], call->in[1], call->in[2], call->out[0], call->out[1], out_grad[0], call->in[3],
+                             call->in[4]};
     struct gd_value *dq = gd_graph_call(graph, &gd_op_attention_grad, in, GD_COUNT(in), &call->params);
     for (int i = 0; i < 3; i++)
         in_grad[i] = call->in[i]->needs_gradient ? gd_value_output(dq, i) : NULL;
@@ -148,7 +165,7 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
         for (int64_t h = 0; h < n.heads; h++) {
             double sum = 0, *o = out[0] + i * q_row + h * n.head_dim;
             for (int64_t j = 0; j <= i; j++) {
-                if (!gd_attention_visible(in[3], segments, n.window, i, j))
+                if (!gd_attention_visible(in[3], op_case->in[4].rank > 0 ? in[4] : NULL, segments, n.window, i, j))
                     continue;
                 double s = 0;
                 for (int64_t d = 0; d < n.head_dim; d++)
@@ -173,6 +190,10 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
 #define CASE(text, t, h, g, dh, win, segments, used, wanted)                                                           \
     {.name = text, .in_count = 4, .in = {QKV(t, h, g, dh, wanted), OFFSETS(segments, used)},                           \
      .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 2e-5, .tolerance_bf16 = 2e-2}
+#define PREFIX_CASE(text, t, h, g, dh, win, segments, used, wanted)                                                    \
+    {.name = text, .in_count = 5, .in = {QKV(t, h, g, dh, wanted), OFFSETS(segments, used),                            \
+     {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}},           \
+     .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 2e-5, .tolerance_bf16 = 2e-2}
 
 static const struct gd_op_case cases[] = {
     CASE("one row", 1, 1, 1, 1, 0, 1, 1, true),
@@ -185,17 +206,23 @@ static const struct gd_op_case cases[] = {
     CASE("many short segments", 100, 2, 1, 12, 0, 17, 97, false),
     CASE("as in SmolLM2", 330, 9, 3, 64, 0, 3, 320, false),
     CASE("wide heads", 70, 2, 1, 256, 0, 1, 70, false),
+    PREFIX_CASE("short prefixes", 17, 2, 1, 6, 0, 3, 15, true),
+    PREFIX_CASE("short prefixes, window 4", 21, 2, 2, 5, 4, 4, 21, true),
+    PREFIX_CASE("prefixes of several blocks, two segments on one", 600, 3, 1, 16, 0, 6, 590, false),
+    PREFIX_CASE("window across a prefix", 500, 2, 1, 20, 90, 5, 490, false),
+    PREFIX_CASE("many segments with prefixes", 160, 2, 1, 12, 0, 17, 157, false),
 };
 
 const struct gd_op gd_op_attention = {
-    .name = "attention", .in_min = 4, .in_max = 4, .out_count = 2, .shape = shape, .scratch_bytes = scratch_bytes,
+    .name = "attention", .in_min = 4, .in_max = 5, .out_count = 2, .shape = shape, .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu, .gradient = gradient, .inplace = -1, .reference = reference, .cases = cases,
     .case_count = GD_COUNT(cases),
 };
 
 struct gd_value *gd_attention(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
-                              struct gd_value *cu_seqlens, int heads, int kv_heads, int head_dim, double scale, int window)
+                              struct gd_value *cu_seqlens, struct gd_value *prefix, int heads, int kv_heads, int head_dim,
+                              double scale, int window)
 {
     struct gd_op_params params = {.i = {heads, kv_heads, head_dim, window}, .f = {scale}};
-    return gd_graph_call(g, &gd_op_attention, (struct gd_value *[]){q, k, v, cu_seqlens}, 4, &params);
+    return gd_graph_call(g, &gd_op_attention, (struct gd_value *[]){q, k, v, cu_seqlens, prefix}, 5, &params);
 }

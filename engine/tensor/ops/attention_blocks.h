@@ -4,11 +4,14 @@
  * Why      The forward and the backward pass split the work alike.
  * Memory   Blocks of the op's scratch.
  * Threads  none
- * Errors   GD_INTERNAL for offsets that do not rise or leave the batch.
+ * Errors   GD_INTERNAL for offsets that do not rise or leave the batch, prefixes that are not before their segment.
  * Limits   none
  * Life     one run
  *
  * Parameters of both ops: i[0] heads, i[1] kv heads, i[2] head size, i[3] window; f[0] scale.
+ *
+ * A segment may continue a prefix: rows [prefix[2s], prefix[2s + 1]) of the batch, before the segment's own. Its rows see
+ * the prefix and themselves, as if the prefix stood right before them; the window counts so too. Equal ends: no prefix.
  */
 #ifndef GD_TENSOR_OPS_ATTENTION_BLOCKS_H
 #define GD_TENSOR_OPS_ATTENTION_BLOCKS_H
@@ -19,6 +22,7 @@
 struct gd_attention_block {
     int32_t begin, end;                   /* rows of the batch */
     int32_t segment_begin, segment_end;
+    int32_t prefix_begin, prefix_end;     /* of the segment */
 };
 
 struct gd_attention_sizes {
@@ -51,17 +55,22 @@ static inline size_t gd_attention_blocks_bytes(int64_t rows, int64_t segments)
     return (size_t)gd_round_up((int64_t)(count * (sizeof(struct gd_attention_block) + 3 * sizeof(int32_t)) + 64), 64);
 }
 
-static inline bool gd_attention_split(struct gd_attention_block *blocks, int *count, const int32_t *cu, int64_t segments,
-                                      int64_t rows, struct gd_error *err)
+/* prefix: [2 segments] or NULL. */
+static inline bool gd_attention_split(struct gd_attention_block *blocks, int *count, const int32_t *cu, const int32_t *prefix,
+                                      int64_t segments, int64_t rows, struct gd_error *err)
 {
     *count = 0;
     for (int64_t s = 0; s < segments; s++) {
         if (cu[s] < 0 || cu[s + 1] < cu[s] || cu[s + 1] > rows)
             return gd_fail(err, GD_INTERNAL, "cu_seqlens[%" PRId64 "] = %d and [%" PRId64 "] = %d: offsets must rise and "
                            "stay within %" PRId64 " rows", s, cu[s], s + 1, cu[s + 1], rows);
+        int32_t first = prefix != NULL ? prefix[2 * s] : 0, last = prefix != NULL ? prefix[2 * s + 1] : 0;
+        if (first < 0 || last < first || last > cu[s])
+            return gd_fail(err, GD_INTERNAL, "segment %" PRId64 " begins at row %d and has the rows %d to %d as its prefix: they "
+                           "must lie before it", s, cu[s], first, last);
         for (int32_t begin = cu[s]; begin < cu[s + 1]; begin += GD_TILE) {
             int32_t end = begin + GD_TILE < cu[s + 1] ? begin + GD_TILE : cu[s + 1];
-            blocks[(*count)++] = (struct gd_attention_block){begin, end, cu[s], cu[s + 1]};
+            blocks[(*count)++] = (struct gd_attention_block){begin, end, cu[s], cu[s + 1], first, last};
         }
     }
     if (segments > 0 && cu[0] != 0)
@@ -69,10 +78,19 @@ static inline bool gd_attention_split(struct gd_attention_block *blocks, int *co
     return true;
 }
 
-/* First key (batch row) that row `row` sees. */
+/* First key (batch row) of its own segment that row `row` sees. */
 static inline int32_t gd_attention_first_key(int32_t row, int32_t segment_begin, int32_t window)
 {
     return window > 0 && row - window + 1 > segment_begin ? row - window + 1 : segment_begin;
+}
+
+/* First key of its segment's prefix that row `row` sees; prefix_end: none. */
+static inline int32_t gd_attention_first_prefix_key(const struct gd_attention_block *block, int32_t row, int32_t window)
+{
+    int64_t from = (int64_t)block->prefix_end + row - block->segment_begin - window + 1;
+    if (window == 0 || from < block->prefix_begin)
+        return block->prefix_begin;
+    return from < block->prefix_end ? (int32_t)from : block->prefix_end;
 }
 
 /* Checks q, k, v, cu_seqlens and the parameters; `what` names the op. */
@@ -98,19 +116,32 @@ static inline bool gd_attention_check(struct gd_graph *graph, const char *what, 
     return true;
 }
 
-static inline bool gd_attention_check_offsets(struct gd_graph *graph, const char *what, const struct gd_value *cu)
+/* prefix: or NULL */
+static inline bool gd_attention_check_offsets(struct gd_graph *graph, const char *what, const struct gd_value *cu,
+                                              const struct gd_value *prefix)
 {
     if (cu->dtype != GD_I32 || cu->rank != 1 || cu->shape[0] < 2)
         return gd_graph_fail(graph, "%s: cu_seqlens '%s' must be i32 [S+1]", what, cu->name) != NULL;
+    if (prefix != NULL && (prefix->dtype != GD_I32 || prefix->rank != 1 || prefix->shape[0] != 2 * (cu->shape[0] - 1)))
+        return gd_graph_fail(graph, "%s: prefix '%s' must be i32 [2S], two for each segment of '%s'", what, prefix->name,
+                             cu->name) != NULL;
     return true;
 }
 
-/* The naive formula in double for the shared op test: probability of every (row, head, key), given lse or not. */
-static inline bool gd_attention_visible(const double *cu, int64_t segments, int64_t window, int64_t row, int64_t key)
+/* For the shared op test, in its own words: whether `row` sees `key`. prefix: or NULL. */
+static inline bool gd_attention_visible(const double *cu, const double *prefix, int64_t segments, int64_t window, int64_t row,
+                                        int64_t key)
 {
-    for (int64_t s = 0; s < segments; s++)
-        if (row >= (int64_t)cu[s] && row < (int64_t)cu[s + 1])
-            return key >= (int64_t)cu[s] && key <= row && (window == 0 || key > row - window);
+    for (int64_t s = 0; s < segments; s++) {
+        int64_t begin = (int64_t)cu[s], distance = row - key;
+        if (row < begin || row >= (int64_t)cu[s + 1])
+            continue;
+        if (prefix != NULL && key >= (int64_t)prefix[2 * s] && key < (int64_t)prefix[2 * s + 1])
+            distance = row - begin + (int64_t)prefix[2 * s + 1] - key;
+        else if (key < begin || key > row)
+            return false;
+        return window == 0 || distance < window;
+    }
     return false;
 }
 

@@ -1,9 +1,11 @@
 /*
- * The backward pass of attention (formulas in attention_backward.h): q, k, v, out, lse, d_out, cu_seqlens -> dq, dk, dv.
+ * The backward pass of attention (formulas in attention_backward.h): q, k, v, out, lse, d_out, cu_seqlens, prefix or none
+ * -> dq, dk, dv.
  *
  * Pairs (block of keys b, block of queries b + s) are visited step by step, s = 0, 1, ...: within a step no two tasks
  * touch the same dq, dk or dv, so all tasks of a step run at once, each product is made once, and every sum has one
- * order whatever the number of threads.
+ * order whatever the number of threads. A segment and its prefix follow in steps of their own: with n blocks on the longer
+ * side, block i of the prefix meets block (i + s) mod n of the segment; segments of one prefix take turns.
  */
 #include "engine/tensor/ops.h"
 #include "engine/tensor/ops/attention_blocks.h"
@@ -46,6 +48,12 @@ struct sums {
     int64_t row, head;           /* strides in floats */
 };
 
+/* A segment's blocks of queries and the blocks of keys that its prefix lies in. */
+struct crossing {
+    int32_t keys, key_count, rows, row_count;   /* first block and number of blocks */
+    int32_t step, steps;
+};
+
 struct job {
     struct gd_attention_sizes n;
     const struct gd_attention_backward *isa;
@@ -56,6 +64,8 @@ struct job {
     const struct gd_attention_block *blocks;
     const int32_t *order, *reach; /* blocks by falling reach: how many blocks of queries see a block of keys */
     int block_count, step_count;
+    const struct crossing *crossing;
+    int crossing_count, crossing_steps;
     char *task_scratch;
 };
 
@@ -64,9 +74,9 @@ static bool direct_sums(const struct gd_attention_sizes *n)
     return !n->bf16 && n->head_dim % 16 == 0;
 }
 
-/* The op's scratch: blocks, row dots, f32 sums unless direct, then one part a thread. */
+/* The op's scratch: blocks, crossings, row dots, f32 sums unless direct, then one part a thread. */
 struct layout {
-    size_t dot, dq, dk, dv, task, task_bytes, total;
+    size_t crossing, dot, dq, dk, dv, task, task_bytes, total;
 };
 
 static struct layout scratch_layout(const struct gd_attention_sizes *n)
@@ -74,7 +84,8 @@ static struct layout scratch_layout(const struct gd_attention_sizes *n)
     struct layout at;
     size_t rows = (size_t)n->rows, padded = (size_t)gd_round_up(n->head_dim, 16);
     size_t sums = direct_sums(n) ? 0 : rows * padded * sizeof(float);
-    at.dot = gd_attention_blocks_bytes(n->rows, n->segments);
+    at.crossing = gd_attention_blocks_bytes(n->rows, n->segments);
+    at.dot = at.crossing + (size_t)gd_round_up(n->segments * (int64_t)sizeof(struct crossing), 64);
     at.dq = at.dot + (size_t)gd_round_up((int64_t)(rows * (size_t)n->heads * sizeof(float)), 64);
     at.dk = at.dq + sums * (size_t)n->heads;
     at.dv = at.dk + sums * (size_t)n->kv_heads;
@@ -88,7 +99,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
     const struct gd_value *q = call->in[0], *out = call->in[3], *lse = call->in[4], *d_out = call->in[5];
     if (!gd_attention_check(graph, "attention_grad", q, call->in[1], call->in[2], &call->params) ||
-        !gd_attention_check_offsets(graph, "attention_grad", call->in[6]))
+        !gd_attention_check_offsets(graph, "attention_grad", call->in[6], call->in[7]))
         return false;
     bool same = out->dtype == q->dtype && d_out->dtype == q->dtype && out->rank == 2 && d_out->rank == 2 &&
                 lse->dtype == GD_F32 && lse->rank == 2 && lse->shape[0] == q->shape[0] && lse->shape[1] == call->params.i[0];
@@ -129,23 +140,36 @@ static void pair_init(struct gd_attention_pair *pair, const struct gd_attention_
     pair->ds = at + GD_TILE * GD_TILE;
 }
 
-/* All query heads of one kv head, for one block of keys and the block of queries `step` further on. */
-static void run_pair(const struct job *job, int block, int step, int kv_head, void *scratch)
+/* Which keys of the block each row sees: those of the rows' own segment, or with `crosses` those of its prefix. False: none. */
+static bool see_keys(struct gd_attention_pair *pair, const struct gd_attention_block *keys, const struct gd_attention_block *rows,
+                     bool crosses, int32_t window)
+{
+    pair->key_count = keys->end - keys->begin;
+    pair->row_count = rows->end - rows->begin;
+    for (int i = 0; i < pair->row_count; i++) {
+        int32_t row = rows->begin + i, first, end;
+        first = crosses ? gd_attention_first_prefix_key(rows, row, window) : gd_attention_first_key(row, rows->segment_begin, window);
+        end = (crosses ? rows->prefix_end : row + 1) - keys->begin;
+        first -= keys->begin;
+        pair->first[i] = first < 0 ? 0 : first < pair->key_count ? first : pair->key_count;
+        pair->end[i] = end < pair->key_count ? end : pair->key_count;
+    }
+    return pair->first[0] < pair->end[pair->row_count - 1];
+}
+
+/* All query heads of one kv head, for one block of keys and one of queries. first: nothing is in their sums yet. */
+static void run_pair(const struct job *job, const struct gd_attention_block *keys, const struct gd_attention_block *rows,
+                     bool crosses, bool first, int kv_head, void *scratch)
 {
     const struct gd_attention_sizes *n = &job->n;
-    const struct gd_attention_block *keys = &job->blocks[block], *rows = &job->blocks[block + step];
     size_t item = n->bf16 ? 2 : 4;
     int64_t q_row = (int64_t)n->heads * n->head_dim, kv_row = (int64_t)n->kv_heads * n->head_dim;
     struct gd_attention_pair pair;
     pair_init(&pair, n, scratch);
+    if (!see_keys(&pair, keys, rows, crosses, n->window) && !first)
+        return;
     size_t kv_at = (size_t)(keys->begin * kv_row + (int64_t)kv_head * n->head_dim) * item;
     job->isa->load_keys(&pair, (const char *)job->k + kv_at, (const char *)job->v + kv_at, kv_row, keys->end - keys->begin);
-    pair.row_count = rows->end - rows->begin;
-    for (int i = 0; i < pair.row_count; i++) {
-        int32_t row = rows->begin + i, first = gd_attention_first_key(row, rows->segment_begin, n->window) - keys->begin;
-        pair.first[i] = first < 0 ? 0 : first < pair.key_count ? first : pair.key_count;
-        pair.end[i] = row + 1 - keys->begin < pair.key_count ? row + 1 - keys->begin : pair.key_count;
-    }
     for (int h = kv_head * n->group; h < (kv_head + 1) * n->group; h++) {
         for (int i = 0; i < pair.row_count; i++) {
             pair.row_lse[i] = job->lse[(int64_t)(rows->begin + i) * n->heads + h];
@@ -153,10 +177,23 @@ static void run_pair(const struct job *job, int block, int step, int kv_head, vo
         }
         size_t q_at = (size_t)(rows->begin * q_row + (int64_t)h * n->head_dim) * item;
         job->isa->pair(&pair, (const char *)job->q + q_at, (const char *)job->d_out + q_at, q_row,
-                       job->dq.data + rows->begin * job->dq.row + h * job->dq.head, job->dq.row, step > 0,
+                       job->dq.data + rows->begin * job->dq.row + h * job->dq.head, job->dq.row, !first,
                        job->dk.data + keys->begin * job->dk.row + kv_head * job->dk.head,
                        job->dv.data + keys->begin * job->dv.row + kv_head * job->dv.head, job->dk.row,
-                       step > 0 || h > kv_head * n->group);
+                       !first || h > kv_head * n->group);
+    }
+}
+
+/* One step of one crossing; threads that are done go on. */
+static void cross(const struct job *job, const struct crossing *c, int32_t step, void *scratch)
+{
+    int kv_heads = job->n.kv_heads;
+    int32_t most = c->key_count > c->row_count ? c->key_count : c->row_count;
+#pragma omp for schedule(static, 1) nowait
+    for (int t = 0; t < c->key_count * kv_heads; t++) {
+        int32_t key = t / kv_heads, row = (key + step - c->step) % most;
+        if (row < c->row_count)
+            run_pair(job, &job->blocks[c->keys + key], &job->blocks[c->rows + row], true, false, t % kv_heads, scratch);
     }
 }
 
@@ -177,8 +214,16 @@ static void run_all(const struct job *job, size_t task_bytes, int64_t used)
             while (active > 0 && job->reach[job->order[active - 1]] <= step)
                 active--;
 #pragma omp for schedule(static, 1)
-            for (int t = 0; t < active * n->kv_heads; t++)
-                run_pair(job, job->order[t / n->kv_heads], step, t % n->kv_heads, scratch);
+            for (int t = 0; t < active * n->kv_heads; t++) {
+                const struct gd_attention_block *keys = &job->blocks[job->order[t / n->kv_heads]];
+                run_pair(job, keys, keys + step, false, step == 0, t % n->kv_heads, scratch);
+            }
+        }
+        for (int32_t step = 0; step < job->crossing_steps; step++) {
+            for (int c = 0; c < job->crossing_count; c++)
+                if (step >= job->crossing[c].step && step < job->crossing[c].step + job->crossing[c].steps)
+                    cross(job, &job->crossing[c], step, scratch);
+#pragma omp barrier
         }
     }
 }
@@ -190,6 +235,34 @@ static int32_t block_reach(const struct gd_attention_block *keys, int32_t window
     if (window > 0 && (int64_t)keys->end - 1 + window - 1 < last)
         last = (int64_t)keys->end - 1 + window - 1;
     return (int32_t)((last - keys->begin) / GD_TILE) + 1;
+}
+
+/* The crossings of all segments that have a prefix; those that share a block of keys follow each other. */
+static void find_crossings(struct job *job, struct crossing *crossing)
+{
+    const struct gd_attention_block *blocks = job->blocks;
+    for (int b = 0, end; b < job->block_count; b = end) {
+        const struct gd_attention_block *block = &blocks[b];
+        for (end = b + 1; end < job->block_count && blocks[end].segment_begin == block->segment_begin;)
+            end++;
+        if (block->prefix_begin == block->prefix_end)
+            continue;
+        struct crossing c = {.rows = b, .row_count = end - b};
+        while (blocks[c.keys].end <= block->prefix_begin)
+            c.keys++;
+        while (blocks[c.keys + c.key_count].begin < block->prefix_end)
+            c.key_count++;
+        c.steps = c.key_count > c.row_count ? c.key_count : c.row_count;
+        for (int i = 0; i < job->crossing_count; i++) {
+            const struct crossing *other = &crossing[i];
+            if (other->keys < c.keys + c.key_count && c.keys < other->keys + other->key_count && other->step + other->steps > c.step)
+                c.step = other->step + other->steps;
+        }
+        if (c.step + c.steps > job->crossing_steps)
+            job->crossing_steps = c.step + c.steps;
+        crossing[job->crossing_count++] = c;
+    }
+    job->crossing = crossing;
 }
 
 /* f32 sums to the output, and zeros in its padding rows. */
@@ -219,7 +292,7 @@ static struct sums make_sums(const struct gd_attention_sizes *n, void *out, void
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    const int32_t *cu = args->in[6].data;
+    const int32_t *cu = args->in[6].data, *prefix = args->in[7].data;
     int64_t rows = args->in[0].shape[0], segments = args->in[6].shape[0] - 1;
     struct job job = {
         .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, segments),
@@ -237,7 +310,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     job.isa = lanes == 16 ? &gd_attention_backward_16 : lanes == 8 ? &gd_attention_backward_8 : &gd_attention_backward_4;
 
     struct gd_attention_block *blocks = (struct gd_attention_block *)scratch;
-    if (!gd_attention_split(blocks, &job.block_count, cu, segments, rows, err))
+    if (!gd_attention_split(blocks, &job.block_count, cu, prefix, segments, rows, err))
         return false;
     int64_t most = gd_attention_blocks_max(rows, segments);
     int32_t *order = (int32_t *)(blocks + most), *reach = order + most, *bins = reach + most;
@@ -249,6 +322,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     job.blocks = blocks;
     job.order = order;
     job.reach = reach;
+    find_crossings(&job, (struct crossing *)(scratch + at.crossing));
 
     run_all(&job, at.task_bytes, cu[segments]);
     finish(&job, &job.dq, args->out[0].data, job.n.heads, cu[segments]);
@@ -278,7 +352,7 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             int64_t at = i * q_row + h * n.head_dim;
             double row_dot = dot(in[3] + at, in[5] + at, n.head_dim);
             for (int64_t j = 0; j <= i; j++) {
-                if (!gd_attention_visible(in[6], segments, n.window, i, j))
+                if (!gd_attention_visible(in[6], op_case->in[7].rank > 0 ? in[7] : NULL, segments, n.window, i, j))
                     continue;
                 int64_t kv = j * kv_row + h / n.group * n.head_dim;
                 double p = exp(n.scale * dot(in[0] + at, in[1] + kv, n.head_dim) - in[4][i * n.heads + h]);
@@ -299,6 +373,13 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             {.dtype = GD_F32, .rank = 2, .shape = {t, h}, .fill = GD_FILL_POSITIVE}, ROWS(t, (h) * (dh)),              \
             {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}},     \
      .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
+#define PREFIX_CASE(text, t, h, g, dh, win, segments, used)                                                            \
+    {.name = text, .in_count = 8,                                                                                      \
+     .in = {ROWS(t, (h) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (h) * (dh)),                        \
+            {.dtype = GD_F32, .rank = 2, .shape = {t, h}, .fill = GD_FILL_POSITIVE}, ROWS(t, (h) * (dh)),              \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used},      \
+            {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}},    \
+     .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
 
 static const struct gd_op_case cases[] = {
     CASE("one row", 1, 1, 1, 1, 0, 1, 1),
@@ -311,9 +392,14 @@ static const struct gd_op_case cases[] = {
     CASE("many short segments", 100, 2, 1, 12, 0, 17, 97),
     CASE("as in SmolLM2", 330, 9, 3, 64, 0, 3, 320),
     CASE("wide heads", 70, 2, 1, 256, 0, 1, 70),
+    PREFIX_CASE("short prefixes", 17, 2, 1, 6, 0, 3, 15),
+    PREFIX_CASE("short prefixes, window 4", 21, 2, 2, 5, 4, 4, 21),
+    PREFIX_CASE("prefixes of several blocks, two segments on one", 600, 3, 1, 16, 0, 6, 590),
+    PREFIX_CASE("window across a prefix", 500, 2, 1, 20, 90, 5, 490),
+    PREFIX_CASE("many segments with prefixes", 160, 2, 1, 12, 0, 17, 157),
 };
 
 const struct gd_op gd_op_attention_grad = {
-    .name = "attention_grad", .in_min = 7, .in_max = 7, .out_count = 3, .shape = shape, .scratch_bytes = scratch_bytes,
+    .name = "attention_grad", .in_min = 7, .in_max = 8, .out_count = 3, .shape = shape, .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu, .inplace = -1, .reference = reference, .cases = cases, .case_count = GD_COUNT(cases),
 };

@@ -1,6 +1,8 @@
-/* y[t] = weights[t] v[s] for the rows t of segment s, 0 for rows of none: the backward pass of segment_sum and the
- * other way round. v f32 [S], weights f32 [T], cu_seqlens i32 [S+1] -> f32 [T]. */
+/* y[t] = weights[t] times the sum of v over the segments that row t is of, itself or through their prefix; 0 for rows of
+ * none: the backward pass of segment_sum and the other way round. v f32 [S], weights f32 [T], cu_seqlens i32 [S+1], prefix
+ * i32 [2S] or none -> f32 [T]. */
 #include "engine/tensor/ops/elementwise.h"
+#include "engine/tensor/ops/segment_prefix.h"
 #include <inttypes.h>
 
 static bool shape(struct gd_graph *graph, struct gd_call *call)
@@ -10,6 +12,8 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         cu->rank != 1 || cu->shape[0] != v->shape[0] + 1)
         return gd_graph_fail(graph, "segment_spread: '%s' must be f32 [S], '%s' f32 [T], '%s' i32 [S+1]", v->name, weights->name,
                              cu->name) != NULL;
+    if (!gd_segment_prefix_shape(graph, call))
+        return false;
     gd_shape_like(call->out[0], weights, GD_F32);
     return true;
 }
@@ -17,7 +21,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
     const float *v = args->in[0].data, *weights = args->in[1].data;
-    const int32_t *cu = args->in[2].data;
+    const int32_t *cu = args->in[2].data, *prefix = args->in[3].data;
     int64_t rows = args->out[0].shape[0];
     float *y = args->out[0].data;
     memset(y, 0, (size_t)rows * sizeof(*y));
@@ -27,6 +31,10 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
                            cu[s + 1], rows);
         for (int64_t t = cu[s]; t < cu[s + 1]; t++)
             y[t] = weights[t] * v[s];
+        if (prefix != NULL && !gd_segment_prefix_check("segment_spread", prefix, s, cu[s], err))
+            return false;
+        for (int64_t t = prefix != NULL ? prefix[2 * s] : 0; prefix != NULL && t < prefix[2 * s + 1]; t++)
+            y[t] += weights[t] * v[s];
     }
     return true;
 }
@@ -37,7 +45,7 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
     if (call->in[1]->needs_gradient)
         return gd_graph_fail(graph, "segment_spread: '%s' needs a gradient, but the op is differentiable in its first input only",
                              call->in[1]->name) != NULL;
-    in_grad[0] = gd_segment_sum(graph, out_grad[0], call->in[1], call->in[2]);
+    in_grad[0] = gd_segment_sum(graph, out_grad[0], call->in[1], call->in[2], call->in[3]);
     return true;
 }
 
@@ -48,6 +56,9 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
     for (int64_t s = 0; s < op_case->in[0].shape[0]; s++)
         for (int64_t t = (int64_t)in[2][s]; t < (int64_t)in[2][s + 1]; t++)
             out[0][t] = in[1][t] * in[0][s];
+    for (int64_t s = 0; op_case->in[3].rank > 0 && s < op_case->in[0].shape[0]; s++)
+        for (int64_t t = (int64_t)in[3][2 * s]; t < (int64_t)in[3][2 * s + 1]; t++)
+            out[0][t] += in[1][t] * in[0][s];
 }
 
 #define CASE(text, t, segments, used) \
@@ -56,15 +67,23 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
             {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}}, \
      .tolerance = 1e-5}
+#define PREFIX_CASE(text, t, segments, used) \
+    {.name = text, .in_count = 4, \
+     .in = {{.dtype = GD_F32, .rank = 1, .shape = {segments}, .gradient = true}, \
+            {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}, \
+            {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}}, \
+     .tolerance = 1e-5}
 static const struct gd_op_case cases[] = {
     CASE("one row", 1, 1, 1),
     CASE("uneven segments, padding behind them", 67, 5, 61),
     CASE("empty segments", 9, 7, 4),
+    PREFIX_CASE("segments that continue prefixes", 67, 6, 61),
 };
 
 const struct gd_op gd_op_segment_spread = {
     .name = "segment_spread",
-    .in_min = 3, .in_max = 3, .out_count = 1,
+    .in_min = 3, .in_max = 4, .out_count = 1,
     .shape = shape,
     .run_cpu = run_cpu,
     .gradient = gradient,
@@ -73,7 +92,8 @@ const struct gd_op gd_op_segment_spread = {
     .cases = cases, .case_count = GD_COUNT(cases),
 };
 
-struct gd_value *gd_segment_spread(struct gd_graph *g, struct gd_value *v, struct gd_value *weights, struct gd_value *cu_seqlens)
+struct gd_value *gd_segment_spread(struct gd_graph *g, struct gd_value *v, struct gd_value *weights, struct gd_value *cu_seqlens,
+                                   struct gd_value *prefix)
 {
-    return gd_graph_call(g, &gd_op_segment_spread, (struct gd_value *[]){v, weights, cu_seqlens}, 3, NULL);
+    return gd_graph_call(g, &gd_op_segment_spread, (struct gd_value *[]){v, weights, cu_seqlens, prefix}, 4, NULL);
 }

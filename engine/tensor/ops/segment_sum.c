@@ -1,8 +1,10 @@
 /*
- * y[s] = sum over the rows t of segment s of weights[t] x[t]: x, weights f32 [T], cu_seqlens i32 [S+1] -> f32 [S], an
- * empty segment gives 0. Summed in double in the order of t. dx[t] = weights[t] dy[s] (segment_spread).
+ * y[s] = sum over the rows t of segment s, and of the prefix that it continues, of weights[t] x[t]: x, weights f32 [T],
+ * cu_seqlens i32 [S+1], prefix i32 [2S] or none (attention_blocks.h) -> f32 [S], an empty segment gives 0. Summed in double
+ * in the order of t. dx[t] = weights[t] dy[s] (segment_spread).
  */
 #include "engine/tensor/ops/elementwise.h"
+#include "engine/tensor/ops/segment_prefix.h"
 #include <inttypes.h>
 
 static bool shape(struct gd_graph *graph, struct gd_call *call)
@@ -12,6 +14,8 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         cu->dtype != GD_I32 || cu->rank != 1 || cu->shape[0] < 2)
         return gd_graph_fail(graph, "segment_sum: '%s' and '%s' must be f32 [T], '%s' i32 [S+1]", x->name, weights->name,
                              cu->name) != NULL;
+    if (!gd_segment_prefix_shape(graph, call))
+        return false;
     call->out[0]->dtype = GD_F32;
     call->out[0]->rank = 1;
     call->out[0]->shape[0] = cu->shape[0] - 1;
@@ -21,7 +25,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
     const float *x = args->in[0].data, *weights = args->in[1].data;
-    const int32_t *cu = args->in[2].data;
+    const int32_t *cu = args->in[2].data, *prefix = args->in[3].data;
     int64_t rows = args->in[0].shape[0];
     float *y = args->out[0].data;
     for (int64_t s = 0; s < args->out[0].shape[0]; s++) {
@@ -29,6 +33,10 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
             return gd_fail(err, GD_INTERNAL, "segment_sum: segment %" PRId64 " is rows %d to %d of %" PRId64, s, cu[s], cu[s + 1],
                            rows);
         double sum = 0;
+        if (prefix != NULL && !gd_segment_prefix_check("segment_sum", prefix, s, cu[s], err))
+            return false;
+        for (int64_t t = prefix != NULL ? prefix[2 * s] : 0; prefix != NULL && t < prefix[2 * s + 1]; t++)
+            sum += (double)weights[t] * (double)x[t];
         for (int64_t t = cu[s]; t < cu[s + 1]; t++)
             sum += (double)weights[t] * (double)x[t];
         y[s] = (float)sum;
@@ -42,7 +50,7 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
     if (call->in[1]->needs_gradient)
         return gd_graph_fail(graph, "segment_sum: '%s' needs a gradient, but the op is differentiable in its first input only",
                              call->in[1]->name) != NULL;
-    in_grad[0] = gd_segment_spread(graph, out_grad[0], call->in[1], call->in[2]);
+    in_grad[0] = gd_segment_spread(graph, out_grad[0], call->in[1], call->in[2], call->in[3]);
     return true;
 }
 
@@ -52,6 +60,9 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
         out[0][s] = 0;
         for (int64_t t = (int64_t)in[2][s]; t < (int64_t)in[2][s + 1]; t++)
             out[0][s] += in[1][t] * in[0][t];
+        for (int64_t t = 0; op_case->in[3].rank > 0 && t < op_case->in[0].shape[0]; t++)
+            if (t >= (int64_t)in[3][2 * s] && t < (int64_t)in[3][2 * s + 1])
+                out[0][s] += in[1][t] * in[0][t];
     }
 }
 
@@ -61,15 +72,23 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
             {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}}, \
      .tolerance = 1e-5}
+#define PREFIX_CASE(text, t, segments, used) \
+    {.name = text, .in_count = 4, \
+     .in = {{.dtype = GD_F32, .rank = 1, .shape = {t}, .gradient = true}, \
+            {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}, \
+            {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}}, \
+     .tolerance = 1e-5}
 static const struct gd_op_case cases[] = {
     CASE("one row", 1, 1, 1),
     CASE("uneven segments, padding behind them", 67, 5, 61),
     CASE("empty segments", 9, 7, 4),
+    PREFIX_CASE("segments that continue prefixes", 67, 6, 61),
 };
 
 const struct gd_op gd_op_segment_sum = {
     .name = "segment_sum",
-    .in_min = 3, .in_max = 3, .out_count = 1,
+    .in_min = 3, .in_max = 4, .out_count = 1,
     .shape = shape,
     .run_cpu = run_cpu,
     .gradient = gradient,
@@ -78,7 +97,8 @@ const struct gd_op gd_op_segment_sum = {
     .cases = cases, .case_count = GD_COUNT(cases),
 };
 
-struct gd_value *gd_segment_sum(struct gd_graph *g, struct gd_value *x, struct gd_value *weights, struct gd_value *cu_seqlens)
+struct gd_value *gd_segment_sum(struct gd_graph *g, struct gd_value *x, struct gd_value *weights, struct gd_value *cu_seqlens,
+                                struct gd_value *prefix)
 {
-    return gd_graph_call(g, &gd_op_segment_sum, (struct gd_value *[]){x, weights, cu_seqlens}, 3, NULL);
+    return gd_graph_call(g, &gd_op_segment_sum, (struct gd_value *[]){x, weights, cu_seqlens, prefix}, 4, NULL);
 }

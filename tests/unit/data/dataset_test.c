@@ -168,7 +168,7 @@ static void a_pair_is_one_row_of_two_segments(void **state)
 {
     struct gd_error err = {0};
     struct gd_dataset *data = open_text(*state, TWO("good", "bad one") TWO("x", "y"),
-                                        (struct gd_dataset_options){.context = 40, .pairs = true}, &err);
+                                        (struct gd_dataset_options){.context = 40, .pairs = true, .whole_sides = true}, &err);
     assert_non_null(data);
     assert_true(data->pairs && data->row_count == 2);
     const struct gd_dataset_row *row = &data->rows[0];
@@ -183,6 +183,34 @@ static void a_pair_is_one_row_of_two_segments(void **state)
     assert_int_equal(batch.positions[batch.cu_seqlens[3]], 0);
     assert_int_equal(batch.labels[batch.cu_seqlens[3] - 1], -100);
     assert_int_equal(batch.ids[batch.cu_seqlens[3]], data->tokens[row->offset + row->chosen]);
+    gd_batch_release(&batch);
+    gd_dataset_destroy(data);
+}
+
+static void what_both_sides_begin_with_is_in_a_batch_once(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_dataset *data = open_text(*state, TWO("same one", "same two") TWO("x", "y"),
+                                        (struct gd_dataset_options){.context = 40, .pairs = true}, &err);
+    assert_non_null(data);
+    const struct gd_dataset_row *row = &data->rows[0];
+    const int32_t *chosen = data->tokens + row->offset, *rejected = chosen + row->chosen;
+    assert_true(row->shared > data->rows[1].shared && data->rows[1].shared > 0);
+    assert_memory_equal(chosen, rejected, (size_t)(row->shared + 1) * sizeof *chosen);
+    assert_int_not_equal(chosen[row->shared + 1], rejected[row->shared + 1]);
+    struct gd_batch batch;
+    gd_batch_init(&batch, 128, 8);
+    gd_batch_fill(&batch, data, (int64_t[]){1, 0}, 2, 128);
+    assert_int_equal(batch.used, data->token_count - data->rows[0].shared - data->rows[1].shared);
+    int begin = batch.cu_seqlens[3], first = batch.cu_seqlens[2];
+    assert_int_equal(batch.prefix[4], 0);
+    assert_int_equal(batch.prefix[5], 0);
+    assert_int_equal(batch.prefix[6], first);
+    assert_int_equal(batch.prefix[7], first + row->shared);
+    assert_int_equal(batch.positions[begin], row->shared);
+    assert_int_equal(batch.ids[begin], rejected[row->shared]);
+    assert_int_equal(batch.labels[begin], rejected[row->shared + 1]);
+    assert_int_equal(gd_batch_labelled(&batch, 2) + gd_batch_labelled(&batch, 3), row->trained);
     gd_batch_release(&batch);
     gd_dataset_destroy(data);
 }
@@ -248,6 +276,7 @@ int main(void)
         cmocka_unit_test(rows_without_a_trained_token_are_left_out_and_counted),
         cmocka_unit_test(a_bad_row_stops_with_its_line),
         cmocka_unit_test(a_pair_is_one_row_of_two_segments),
+        cmocka_unit_test(what_both_sides_begin_with_is_in_a_batch_once),
         cmocka_unit_test(rows_of_the_other_kind_are_refused_by_line_and_field),
         cmocka_unit_test(progress_can_stop_the_reading),
         cmocka_unit_test(many_rows_grow_the_arrays_without_moving_content),

@@ -25,10 +25,20 @@ int64_t case_count(const struct gd_case_input *input)
 }
 
 /* Segments of lengths that grow by about one unit each, so that none is like its neighbour. */
-static double offset_at(const struct gd_case_input *input, int64_t i)
+static double offset_at(const struct gd_case_input *input, int64_t segments, int64_t i)
 {
-    int64_t segments = input->shape[0] - 1;
     return i == segments ? (double)input->fill_limit : floor((double)input->fill_limit * (double)(i * (i + 1)) / (double)(segments * (segments + 1)));
+}
+
+/* Segments 3n + 1 and 3n + 2 continue what segment 3n has between its second row, if it is long, and its last but one. */
+static double prefix_at(const struct gd_case_input *input, int64_t i)
+{
+    int64_t segments = input->shape[0] / 2, parent = i / 2 - i / 2 % 3;
+    double begin = offset_at(input, segments, parent), end = offset_at(input, segments, parent + 1);
+    if (parent == i / 2)
+        return 0;
+    begin += end - begin > 4;
+    return i % 2 == 0 || end - 1 < begin ? begin : end - 1;
 }
 
 static double fill_at(const struct gd_case_input *input, uint64_t key, int64_t i)
@@ -43,7 +53,9 @@ static double fill_at(const struct gd_case_input *input, uint64_t key, int64_t i
     case GD_FILL_POSITIONS:
         return (double)i;
     case GD_FILL_OFFSETS:
-        return offset_at(input, i);
+        return offset_at(input, input->shape[0] - 1, i);
+    case GD_FILL_PREFIXES:
+        return prefix_at(input, i);
     case GD_FILL_LABELS:
         return i % 3 == 2 ? -100.0 : floor(test_uniform(key, (uint64_t)i) * (double)input->fill_limit);
     case GD_FILL_FREQS:
