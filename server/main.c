@@ -23,6 +23,7 @@ static const char help[] =
     "  run        one job in the foreground\n"
     "  inspect    what a model holds; how a training row looks to it\n"
     "  generate   one completion on the terminal\n"
+    "  export     an adapter folded into its base, or as a GGUF file\n"
     "  version    version and build\n"
     "  help       this text; 'graftd COMMAND --help' for each\n";
 
@@ -131,7 +132,7 @@ static void start_quietly(char **argv)
 int main(int argc, char **argv)
 {
     const char *command = argc > 1 ? argv[1] : "";
-    if (strcmp(command, "run") == 0 || strcmp(command, "generate") == 0)
+    if (strcmp(command, "run") == 0 || strcmp(command, "generate") == 0 || strcmp(command, "export") == 0)
         start_quietly(argv);
     if (strcmp(command, "serve") == 0)
         return serve(argc - 1, argv + 1);
@@ -143,6 +144,8 @@ int main(int argc, char **argv)
         return gd_command_inspect(argc - 1, argv + 1);
     if (strcmp(command, "generate") == 0)
         return gd_command_generate(argc - 1, argv + 1);
+    if (strcmp(command, "export") == 0)
+        return gd_command_export(argc - 1, argv + 1);
     if (strcmp(command, "version") == 0 || strcmp(command, "--version") == 0)
         return version();
     if (strcmp(command, "help") == 0 || strcmp(command, "--help") == 0 || strcmp(command, "-h") == 0) {
@@ -150,8 +153,8 @@ int main(int argc, char **argv)
         return 0;
     }
     if (command[0] == '\0')
-        fprintf(stderr, "graftd: give a command: serve, run, inspect, generate, version (see 'graftd --help')\n");
+        fprintf(stderr, "graftd: give a command: serve, run, inspect, generate, export, version (see 'graftd --help')\n");
     else
-        fprintf(stderr, "graftd: '%s' is not a command: serve, run, inspect, generate, version (see 'graftd --help')\n", command);
+        fprintf(stderr, "graftd: '%s' is not a command: serve, run, inspect, generate, export, version (see 'graftd --help')\n", command);
     return 2;
 }

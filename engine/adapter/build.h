@@ -29,6 +29,9 @@ struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const 
 struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_graph *g, const struct gd_graft_param *param,
                                int64_t rows);
 
+/* What serving needs (wear, depth, digest), once the graft owns its filled block. */
+void gd_graft_ready(struct gd_graft *graft);
+
 /* U(-bound, bound), the same for a seed, a stream and a place. */
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream);
 

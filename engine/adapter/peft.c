@@ -423,6 +423,12 @@ static void make_digest(struct gd_graft *graft)
     cJSON_Delete(config);
 }
 
+void gd_graft_ready(struct gd_graft *graft)
+{
+    make_wear(graft);
+    make_digest(graft);
+}
+
 bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
 {
     assert(*out == NULL);
@@ -444,8 +450,7 @@ bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const ch
          check_promised(json, &config, err) && gd_graft_create(&graft, model, &config, err) &&
          read_weights(graft, file, err);
     if (ok) {
-        make_wear(graft);
-        make_digest(graft);
+        gd_graft_ready(graft);
         *out = graft;
     } else {
         gd_graft_destroy(graft);

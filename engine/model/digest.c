@@ -55,7 +55,7 @@ void gd_model_make_digest(struct gd_model *model)
     gd_buf_init(&text, 0);
     add_config(&text, &model->config);
     for (int i = 0; i < files->tensor_count; i++)
-        if (files->tensors[i].used)
+        if (files->tensors[i].weight != NULL)
             add_tensor(&text, &files->tensors[i]);
     gd_hash_sha256(text.data, text.length, model->digest);
     gd_buf_release(&text);

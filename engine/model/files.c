@@ -23,7 +23,7 @@ static void add_tensor(struct gd_files *files, const char *name, const char *fil
     if ((files->tensor_count & (files->tensor_count - 1)) == 0) /* full at every power of two */
         files->tensors = gd_realloc_array(files->tensors, files->tensor_count > 0 ? 2 * (size_t)files->tensor_count : 1,
                                           sizeof files->tensors[0]);
-    files->tensors[files->tensor_count++] = (struct gd_file_tensor){name, file, dtype_name, tensor, false};
+    files->tensors[files->tensor_count++] = (struct gd_file_tensor){.name = name, .file = file, .dtype_name = dtype_name, .tensor = tensor};
 }
 
 static bool sort_tensors(struct gd_files *files, struct gd_error *err)

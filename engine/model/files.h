@@ -24,7 +24,8 @@ struct gd_file_tensor {
     const char *file;        /* name of the file */
     const char *dtype_name;
     struct gd_tensor tensor; /* rank -1: a dtype that is not computed with */
-    bool used;
+    struct gd_weight *weight; /* made from it; NULL: ignored (and, until the account is closed, not used yet) */
+    const int32_t *rows;     /* row i of the weight is row rows[i] of the file; NULL: in order */
 };
 
 struct gd_files {
@@ -51,6 +52,10 @@ void gd_files_close(struct gd_files *files);
 
 /* Makes the model's weights from its files, strictly. family: of a GGUF file; NULL for safetensors. */
 GD_MUST_CHECK bool gd_files_fill(struct gd_model *model, const struct gd_family *family, struct gd_error *err);
+
+/* The row of a file for interleaved rope for each row in half-split order: W_file = [heads, dh/2, 2], W = [heads, 2, dh/2].
+ * gd_free it. */
+int32_t *gd_rope_rows(int heads, int head_dim);
 
 /* The sites of a filled model (site.c). */
 void gd_model_make_sites(struct gd_model *model);

@@ -114,7 +114,8 @@ static bool fill_one(const struct filler *f, struct gd_weight **out, const char 
     *out = NULL;
     if (!gd_weight_create(out, name, &tensor, rank == 2 ? rows : NULL, 0, f->err))
         return false;
-    entry->used = true;
+    entry->weight = *out;
+    entry->rows = rows;
     model->weights[model->weight_count++] = *out;
     model->parameter_count += gd_tensor_count(&tensor);
     return true;
@@ -188,7 +189,7 @@ static bool check_all_used(const struct filler *f)
     int count = 0;
     for (int i = 0; i < f->files->tensor_count; i++) {
         const struct gd_file_tensor *entry = &f->files->tensors[i];
-        if (entry->used || ignored(f, entry->name))
+        if (entry->weight != NULL || ignored(f, entry->name))
             continue;
         first = first != NULL ? first : entry;
         count++;
@@ -201,8 +202,7 @@ static bool check_all_used(const struct filler *f)
                    f->model->config.layers, count > 1 ? ", and it is not the only one" : "");
 }
 
-/* The file's row for each row in half-split order: W_file = [heads, dh/2, 2], W = [heads, 2, dh/2]. */
-static int32_t *make_rows(int heads, int head_dim)
+int32_t *gd_rope_rows(int heads, int head_dim)
 {
     int32_t *rows = gd_alloc_array((size_t)heads * (size_t)head_dim, sizeof rows[0]);
     int half = head_dim / 2;
@@ -218,8 +218,8 @@ bool gd_files_fill(struct gd_model *model, const struct gd_family *family, struc
     struct filler filler = {model, model->files, family != NULL, err};
     const struct gd_model_config *config = &model->config;
     if (family != NULL && family->gguf_permuted) {
-        filler.files->query_rows = make_rows(config->heads, config->head_dim);
-        filler.files->key_rows = make_rows(config->kv_heads, config->head_dim);
+        filler.files->query_rows = gd_rope_rows(config->heads, config->head_dim);
+        filler.files->key_rows = gd_rope_rows(config->kv_heads, config->head_dim);
     }
     model->layer = gd_alloc_array((size_t)config->layers, sizeof model->layer[0]);
     model->weights =

@@ -31,7 +31,13 @@ struct gd_safetensors_entry {
     const char *name;
     struct gd_tensor tensor;
 };
-/* Writes and fsyncs `path` (inside a gd_dir_tx folder). metadata: string-to-string object or NULL. Tensors are written in
+/* The bytes of entry `index`, valid until the next call: a model need not be in memory to be written. */
+typedef bool (*gd_tensor_provider)(void *context, int index, const void **bytes, struct gd_error *err);
+/* Writes and fsyncs `path`; the entries' own data are not read. */
+GD_MUST_CHECK bool gd_safetensors_stream(const char *path, const struct gd_safetensors_entry *entries, int count,
+                                         const cJSON *metadata, gd_tensor_provider provide, void *context,
+                                         struct gd_error *err);
+/* The same with the entries' data (inside a gd_dir_tx folder). metadata: string-to-string object or NULL. Tensors are written in
  * the given order; the header is padded to 8 bytes. */
 GD_MUST_CHECK bool gd_safetensors_write(const char *path, const struct gd_safetensors_entry *entries, int count,
                                         const cJSON *metadata, struct gd_error *err);

@@ -64,7 +64,7 @@ static bool write_header(struct gd_buf *header, const struct gd_safetensors_entr
 }
 
 static bool write_file(const char *path, const struct gd_buf *header, const struct gd_safetensors_entry *entries,
-                       int count, struct gd_error *err)
+                       int count, gd_tensor_provider provide, void *context, struct gd_error *err)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
@@ -76,7 +76,9 @@ static bool write_file(const char *path, const struct gd_buf *header, const stru
         gd_write_all(fd, length, sizeof length, path, err) && gd_write_all(fd, header->data, header->length, path, err);
     for (int i = 0; ok && i < count; i++) {
         const struct gd_tensor *tensor = &entries[i].tensor;
-        ok = gd_write_all(fd, tensor->data, gd_dtype_bytes(tensor->dtype, gd_tensor_count(tensor)), path, err);
+        const void *bytes = NULL;
+        ok = provide(context, i, &bytes, err) &&
+             gd_write_all(fd, bytes, gd_dtype_bytes(tensor->dtype, gd_tensor_count(tensor)), path, err);
     }
     if (ok && fsync(fd) != 0)
         ok = gd_fail_errno(err, errno, "fsync %s", path);
@@ -85,13 +87,25 @@ static bool write_file(const char *path, const struct gd_buf *header, const stru
     return ok;
 }
 
-bool gd_safetensors_write(const char *path, const struct gd_safetensors_entry *entries, int count,
-                          const cJSON *metadata, struct gd_error *err)
+bool gd_safetensors_stream(const char *path, const struct gd_safetensors_entry *entries, int count,
+                           const cJSON *metadata, gd_tensor_provider provide, void *context, struct gd_error *err)
 {
     struct gd_buf header;
     gd_buf_init(&header, 100000000);
     bool ok = check_names(entries, count, err) && write_header(&header, entries, count, metadata, err) &&
-              write_file(path, &header, entries, count, err);
+              write_file(path, &header, entries, count, provide, context, err);
     gd_buf_release(&header);
     return ok;
+}
+
+static bool own_data(void *context, int index, const void **bytes, struct gd_error *err)
+{
+    *bytes = ((const struct gd_safetensors_entry *)context)[index].tensor.data;
+    return true;
+}
+
+bool gd_safetensors_write(const char *path, const struct gd_safetensors_entry *entries, int count,
+                          const cJSON *metadata, struct gd_error *err)
+{
+    return gd_safetensors_stream(path, entries, count, metadata, own_data, (void *)(uintptr_t)entries, err);
 }

@@ -1,0 +1,119 @@
+/*
+ * export.c - folding a graft into its base. What rows do at a linear site (wear.h) is one matrix and one bias:
+ *
+ *   W' = (diag(out_scale) W + scale diag(b_scale) B diag(mid) A) diag(in_scale)     b' = out_scale * b + out_add
+ */
+#include "engine/adapter/export.h"
+
+#include "engine/base/alloc.h"
+#include "engine/model/files.h"
+#include "engine/model/parts.h"
+#include "engine/model/rewrite.h"
+
+static const struct gd_wear_part *part_at(const struct gd_graft *graft, int slot)
+{
+    return graft->site_param[slot] >= 0 ? &graft->wear[slot] : NULL;
+}
+
+bool gd_graft_mergeable(const struct gd_graft *graft, struct gd_error *err)
+{
+    return true;
+}
+
+/* The slot of a weight, or of the linear site that a bias belongs to (*bias). -1: no site's. */
+static int slot_of_weight(const struct gd_graft *graft, const struct gd_weight *weight, bool *bias)
+{
+    const struct gd_site *linear;
+    int linear_count = gd_model_linear_sites(graft->model, &linear), slots = gd_slot_count(graft->model);
+    *bias = false;
+    for (int slot = 0; slot < slots; slot++)
+        if (gd_slot_site(graft->model, slot)->weight == weight)
+            return slot;
+    *bias = true;
+    for (int i = 0; i < linear_count; i++)
+        if (*gd_part_bias(&graft->model->layer[linear[i].layer], &gd_linear_parts[i % GD_LINEAR_COUNT]) == weight)
+            return i;
+    return -1;
+}
+
+static bool changes(void *context, const struct gd_weight *weight)
+{
+    const struct gd_graft *graft = context;
+    bool bias;
+    int slot = slot_of_weight(graft, weight, &bias);
+    const struct gd_wear_part *part = slot >= 0 ? part_at(graft, slot) : NULL;
+    if (part == NULL)
+        return false;
+    return bias ? part->out_scale != NULL || part->out_add != NULL
+                : part->in_scale != NULL || part->out_scale != NULL || part->rank > 0 || part->norm != NULL;
+}
+
+static void add_product(const struct gd_wear_part *part, const struct gd_site *site, float *w, double *row)
+{
+    for (int o = 0; o < site->out; o++) {
+        memset(row, 0, (size_t)site->in * sizeof(double));
+        for (int k = 0; k < part->rank; k++) {
+            const float *a = part->a + k * part->a_row;
+            double b = (double)part->b[(int64_t)o * part->rank + k] * (double)(part->mid != NULL ? part->mid[k] : 1.0f);
+            for (int i = 0; i < site->in; i++)
+                row[i] += b * (double)a[i];
+        }
+        double scale = (double)part->scale * (double)(part->b_scale != NULL ? part->b_scale[o] : 1.0f);
+        for (int i = 0; i < site->in; i++)
+            w[(int64_t)o * site->in + i] = (float)((double)w[(int64_t)o * site->in + i] + scale * row[i]);
+    }
+}
+
+static void merge_linear(const struct gd_wear_part *part, const struct gd_site *site, float *w)
+{
+    for (int o = 0; o < site->out && part->out_scale != NULL; o++)
+        for (int i = 0; i < site->in; i++)
+            w[(int64_t)o * site->in + i] *= part->out_scale[o];
+    if (part->rank > 0) {
+        double *row = gd_alloc_array((size_t)site->in, sizeof(double));
+        add_product(part, site, w, row);
+        gd_free(row);
+    }
+    for (int o = 0; o < site->out && part->in_scale != NULL; o++)
+        for (int i = 0; i < site->in; i++)
+            w[(int64_t)o * site->in + i] *= part->in_scale[i];
+}
+
+static void merge_bias(const struct gd_wear_part *part, const struct gd_site *site, float *values)
+{
+    for (int o = 0; o < site->out; o++) {
+        values[o] = part->out_scale != NULL ? values[o] * part->out_scale[o] : values[o];
+        values[o] += part->out_add != NULL ? part->out_add[o] : 0.0f;
+    }
+}
+
+static bool change(void *context, const struct gd_weight *weight, float *values, struct gd_error *err)
+{
+    const struct gd_graft *graft = context;
+    bool bias;
+    int slot = slot_of_weight(graft, weight, &bias);
+    const struct gd_site *site = gd_slot_site(graft->model, slot);
+    const struct gd_wear_part *part = part_at(graft, slot);
+    if (bias)
+        merge_bias(part, site, values);
+    else if (site->kind == GD_SITE_NORM)
+        memcpy(values, part->norm, (size_t)site->out * sizeof(float));
+    else
+        merge_linear(part, site, values);
+    return true;
+}
+
+static bool new_bias(void *context, const struct gd_site *site, float *values)
+{
+    const struct gd_wear_part *part = part_at(context, site->index);
+    if (part == NULL || part->out_add == NULL)
+        return false;
+    memcpy(values, part->out_add, (size_t)site->out * sizeof(float));
+    return true;
+}
+
+bool gd_graft_merge(const struct gd_graft *graft, enum gd_dtype dtype, const char *path, struct gd_error *err)
+{
+    struct gd_rewrite rewrite = {.context = (void *)(uintptr_t)graft, .changes = changes, .change = change, .bias = new_bias};
+    return gd_graft_mergeable(graft, err) && gd_model_rewrite(graft->model, &rewrite, dtype, path, err);
+}

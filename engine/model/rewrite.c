@@ -1,0 +1,289 @@
+#include "engine/model/rewrite.h"
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/model/files.h"
+#include "engine/model/gguf_write.h"
+#include "engine/model/parts.h"
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#define COPY_BYTES_MAX (256u << 20)
+
+/* A tensor to write: one of the files' (source), or a bias that they have not (site). */
+struct piece {
+    const struct gd_file_tensor *source;
+    const struct gd_site *site;
+    bool changed;
+};
+
+struct rewriter {
+    const struct gd_model *model;
+    const struct gd_files *files;
+    const struct gd_rewrite *rewrite;
+    enum gd_dtype dtype;
+    bool gguf;
+    bool bias[GD_LINEAR_COUNT]; /* parts that get one */
+    struct gd_safetensors_entry *entries;
+    struct piece *pieces;
+    int count;
+    float *values, *ordered;    /* the tensor at hand */
+    void *bytes;
+};
+
+static enum gd_dtype dtype_of(const struct rewriter *r, const struct gd_file_tensor *source, bool changed)
+{
+    const struct gd_tensor *tensor = &source->tensor;
+    if (r->gguf && tensor->rank == 1)
+        return tensor->dtype; /* programs that read GGUF want their vectors in f32 */
+    if (r->dtype != GD_DTYPE_COUNT)
+        return r->dtype;
+    return changed && gd_dtype_block(tensor->dtype) > 1 ? GD_BF16 : tensor->dtype;
+}
+
+static void add_piece(struct rewriter *r, const char *name, struct piece piece, struct gd_tensor tensor)
+{
+    r->pieces[r->count] = piece;
+    r->entries[r->count++] = (struct gd_safetensors_entry){name, tensor};
+}
+
+static void add_sources(struct rewriter *r)
+{
+    for (int i = 0; i < r->files->tensor_count; i++) {
+        const struct gd_file_tensor *source = &r->files->tensors[i];
+        if (source->tensor.rank < 1 || (source->weight == NULL && !r->gguf))
+            continue; /* it holds nothing of the model: the reader's account says so */
+        bool changed = source->weight != NULL && r->rewrite->changes(r->rewrite->context, source->weight);
+        struct gd_tensor tensor = source->tensor;
+        tensor.dtype = dtype_of(r, source, changed);
+        add_piece(r, source->name, (struct piece){.source = source, .changed = changed}, tensor);
+    }
+}
+
+/* ---- biases that the base has not ---- */
+
+/* A family's files have them for groups of modules: q, k, v and o (each on its own in GGUF), and gate, up, down. */
+static bool choose_biases(struct rewriter *r, struct gd_error *err)
+{
+    const struct gd_family *family = NULL;
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(r->model, &sites);
+    float *unused = gd_alloc_array((size_t)r->model->config.ffn_width + (size_t)r->model->config.width +
+                                   (size_t)r->model->config.heads * (size_t)r->model->config.head_dim, sizeof(float));
+    bool ok = gd_family_find(&family, r->model->config.architecture, err);
+    for (int i = 0; ok && r->rewrite->bias != NULL && i < site_count; i++) {
+        int part = i % GD_LINEAR_COUNT;
+        if (gd_part_has_bias(&r->model->config, &gd_linear_parts[part]) || !r->rewrite->bias(r->rewrite->context, &sites[i], unused))
+            continue;
+        if (!family->bias_options)
+            ok = gd_fail(err, GD_UNSUPPORTED, "%s would need a bias, and %s models have none there", sites[i].name,
+                         r->model->config.architecture);
+        else if (part >= GD_LINEAR_GATE)
+            r->bias[GD_LINEAR_GATE] = r->bias[GD_LINEAR_UP] = r->bias[GD_LINEAR_DOWN] = true;
+        else if (!r->gguf || part == GD_LINEAR_O)
+            r->bias[GD_LINEAR_O] = true;
+        if (part < GD_LINEAR_O || (part == GD_LINEAR_O && !r->gguf))
+            r->bias[GD_LINEAR_Q] = r->bias[GD_LINEAR_K] = r->bias[GD_LINEAR_V] = true;
+    }
+    gd_free(unused);
+    return ok;
+}
+
+static void add_biases(struct rewriter *r, struct gd_arena *names)
+{
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(r->model, &sites);
+    for (int i = 0; i < site_count; i++) {
+        int part = i % GD_LINEAR_COUNT;
+        if (!r->bias[part] || gd_part_has_bias(&r->model->config, &gd_linear_parts[part]))
+            continue;
+        const char *name = r->gguf ? gd_arena_format(names, "blk.%d.%s.bias", sites[i].layer, gd_linear_parts[part].gguf)
+                                   : gd_arena_format(names, "%s.bias", sites[i].name);
+        enum gd_dtype dtype = r->gguf ? GD_F32 : r->dtype != GD_DTYPE_COUNT ? r->dtype : gd_weight_source(sites[i].weight)->dtype;
+        add_piece(r, name, (struct piece){.site = &sites[i], .changed = true},
+                  (struct gd_tensor){.dtype = dtype, .rank = 1, .shape = {sites[i].out}});
+    }
+}
+
+/* ---- tensors ---- */
+
+static const int32_t *bias_rows(const struct rewriter *r, const struct gd_site *site)
+{
+    enum gd_row_kind kind = gd_linear_parts[site->index % GD_LINEAR_COUNT].rows;
+    return kind == GD_ROWS_QUERY ? r->files->query_rows : kind == GD_ROWS_KEY ? r->files->key_rows : NULL;
+}
+
+static bool provide(void *context, int index, const void **bytes, struct gd_error *err)
+{
+    struct rewriter *r = context;
+    const struct piece *piece = &r->pieces[index];
+    const struct gd_tensor *tensor = &r->entries[index].tensor;
+    int64_t count = gd_tensor_count(tensor), rows = tensor->rank > 0 ? tensor->shape[0] : 1, width = count / rows;
+    if (!piece->changed && tensor->dtype == piece->source->tensor.dtype) {
+        *bytes = piece->source->tensor.data;
+        return true;
+    }
+    const int32_t *order = piece->source != NULL ? piece->source->rows : bias_rows(r, piece->site);
+    if (piece->site != NULL) {
+        memset(r->values, 0, (size_t)count * sizeof(float));
+        (void)r->rewrite->bias(r->rewrite->context, piece->site, r->values);
+    } else if (piece->source->weight == NULL) {
+        gd_convert_to_f32(r->values, piece->source->tensor.data, piece->source->tensor.dtype, count);
+        order = NULL;
+    } else {
+        gd_weight_to_f32(piece->source->weight, r->values);
+        if (piece->changed && !r->rewrite->change(r->rewrite->context, piece->source->weight, r->values, err))
+            return false;
+    }
+    float *values = r->values;
+    if (order != NULL) {
+        values = r->ordered;
+        for (int64_t i = 0; i < rows; i++)
+            memcpy(values + order[i] * width, r->values + i * width, (size_t)width * sizeof(float));
+    }
+    gd_convert_from_f32(r->bytes, tensor->dtype, values, count);
+    *bytes = r->bytes;
+    return true;
+}
+
+static bool reserve(struct rewriter *r, struct gd_error *err)
+{
+    int64_t largest = 1;
+    for (int i = 0; i < r->count; i++)
+        if (gd_tensor_count(&r->entries[i].tensor) > largest)
+            largest = gd_tensor_count(&r->entries[i].tensor);
+    void *memory = NULL;
+    if (!gd_large_alloc(&memory, (size_t)largest * 3 * sizeof(float), "a tensor to be rewritten", err))
+        return false;
+    r->values = memory;
+    r->ordered = r->values + largest;
+    r->bytes = r->ordered + largest;
+    return true;
+}
+
+static void unreserve(struct rewriter *r)
+{
+    if (r->values != NULL)
+        gd_large_free(r->values, (size_t)((char *)r->bytes - (char *)r->values) / 2 * 3);
+}
+
+/* ---- the two formats ---- */
+
+static const char *dtype_in_config(enum gd_dtype dtype)
+{
+    return dtype == GD_F32 ? "float32" : dtype == GD_BF16 ? "bfloat16" : "float16";
+}
+
+static bool write_config(const struct rewriter *r, const char *folder, struct gd_error *err)
+{
+    char *from = gd_format("%s/config.json", r->model->path), *to = gd_format("%s/config.json", folder);
+    cJSON *json = gd_json_parse_file(from, COPY_BYTES_MAX, err);
+    bool ok = json != NULL;
+    if (ok) {
+        const char *const flags[] = {r->bias[GD_LINEAR_O] ? "attention_bias" : NULL, r->bias[GD_LINEAR_GATE] ? "mlp_bias" : NULL};
+        for (size_t i = 0; i < GD_COUNT(flags); i++)
+            if (flags[i] != NULL) {
+                cJSON_DeleteItemFromObjectCaseSensitive(json, flags[i]);
+                cJSON_AddBoolToObject(json, flags[i], true);
+            }
+        const char *const names[] = {"torch_dtype", "dtype"};
+        for (size_t i = 0; i < GD_COUNT(names) && r->dtype != GD_DTYPE_COUNT; i++)
+            if (cJSON_GetObjectItemCaseSensitive(json, names[i]) != NULL)
+                cJSON_ReplaceItemInObjectCaseSensitive(json, names[i], cJSON_CreateString(dtype_in_config(r->dtype)));
+        char *text = gd_json_print(json);
+        ok = gd_file_write_durable(to, text, strlen(text), err);
+        gd_free(text);
+    }
+    cJSON_Delete(json);
+    gd_free(from);
+    gd_free(to);
+    return ok;
+}
+
+static bool copy_file(const char *from_folder, const char *to_folder, const char *name, struct gd_error *err)
+{
+    char *from = gd_format("%s/%s", from_folder, name), *to = gd_format("%s/%s", to_folder, name), *data = NULL;
+    size_t length = 0;
+    bool ok = access(from, F_OK) != 0 ||
+              (gd_file_read(from, COPY_BYTES_MAX, &data, &length, err) && gd_file_write_durable(to, data, length, err));
+    gd_free(data);
+    gd_free(from);
+    gd_free(to);
+    return ok;
+}
+
+static bool write_folder(struct rewriter *r, const char *path, struct gd_error *err)
+{
+    static const char *const beside[] = {"generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                                         "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+                                         "vocab.json", "merges.txt", "tokenizer.model"};
+    struct gd_dir_tx *tx = NULL;
+    if (!gd_dir_tx_begin(&tx, path, err))
+        return false;
+    const char *folder = gd_dir_tx_path(tx);
+    cJSON *metadata = cJSON_CreateObject();
+    cJSON_AddStringToObject(metadata, "format", "pt");
+    char *weights = gd_format("%s/model.safetensors", folder);
+    bool ok = write_config(r, folder, err);
+    for (size_t i = 0; ok && i < GD_COUNT(beside); i++)
+        ok = copy_file(r->model->path, folder, beside[i], err);
+    ok = ok && gd_safetensors_stream(weights, r->entries, r->count, metadata, provide, r, err);
+    gd_free(weights);
+    cJSON_Delete(metadata);
+    if (ok)
+        return gd_dir_tx_commit(tx, err);
+    gd_dir_tx_abort(tx);
+    return false;
+}
+
+/* link, not rename: a file that came to be there meanwhile stays. */
+static bool publish(const char *from, const char *path, struct gd_error *err)
+{
+    bool ok = link(from, path) == 0 || (errno == EEXIST ? gd_fail_param(err, GD_CONFLICT, "--out", "%s exists already", path)
+                                                        : gd_fail_errno(err, errno, "link %s", path));
+    char *folder = gd_strdup(path), *slash = strrchr(folder, '/');
+    if (slash != NULL)
+        slash[slash == folder] = '\0';
+    ok = ok && gd_fsync_dir(slash != NULL ? folder : ".", err);
+    gd_free(folder);
+    return ok;
+}
+
+static bool write_gguf(struct rewriter *r, const char *path, struct gd_error *err)
+{
+    char random[9];
+    gd_random_id(random, 8);
+    char *temporary = gd_format("%s.tmp-%s", path, random);
+    struct gd_gguf_writer writer;
+    gd_gguf_writer_init(&writer);
+    gd_gguf_put_all(&writer, r->files->gguf, "general.file_type"); /* it names one type for all, which may be wrong now */
+    bool ok = gd_gguf_write(&writer, temporary, r->entries, r->count, provide, r, err) && publish(temporary, path, err);
+    (void)unlink(temporary);
+    gd_gguf_writer_release(&writer);
+    gd_free(temporary);
+    return ok;
+}
+
+bool gd_model_rewrite(const struct gd_model *model, const struct gd_rewrite *rewrite, enum gd_dtype dtype, const char *path,
+                      struct gd_error *err)
+{
+    struct rewriter r = {.model = model, .files = gd_model_files(model), .rewrite = rewrite, .dtype = dtype};
+    struct gd_arena names = {0};
+    r.gguf = r.files->gguf != NULL;
+    if (access(path, F_OK) == 0)
+        return gd_fail_param(err, GD_CONFLICT, "--out", "%s exists already", path);
+    size_t most = (size_t)r.files->tensor_count + (size_t)model->config.layers * GD_LINEAR_COUNT;
+    r.entries = gd_alloc_array(most, sizeof(*r.entries));
+    r.pieces = gd_alloc_array(most, sizeof(*r.pieces));
+    bool ok = choose_biases(&r, err);
+    if (ok) {
+        add_sources(&r);
+        add_biases(&r, &names);
+        ok = reserve(&r, err) && (r.gguf ? write_gguf(&r, path, err) : write_folder(&r, path, err));
+    }
+    unreserve(&r);
+    gd_arena_release(&names);
+    gd_free(r.entries);
+    gd_free(r.pieces);
+    return ok;
+}
