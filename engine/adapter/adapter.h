@@ -193,7 +193,7 @@ void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *g
  * merged into graftd.json. */
 GD_MUST_CHECK bool gd_graft_save(const struct gd_graft *graft, const float *block, const char *folder,
                                  const cJSON *extra, struct gd_error *err);
-/* Strict account: every tensor used, every target filled. Digests in graftd.json that differ from the model's are an
+/* A PEFT folder, or a GGUF LoRA file (export.h). Strict account: every tensor used, every target filled. Digests in graftd.json that differ from the model's are an
  * error naming both (absent graftd.json, as PEFT writes: accepted). */
 GD_MUST_CHECK bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder,
                                  struct gd_error *err);

@@ -1,7 +1,8 @@
 /*
  * export.c - folding a graft into its base. What rows do at a linear site (wear.h) is one matrix and one bias:
  *
- *   W' = (diag(out_scale) W + scale diag(b_scale) B diag(mid) A) diag(in_scale)     b' = out_scale * b + out_add
+ *   W' = (diag(out_scale) W + scale diag(b_scale) B diag(mid) A + delta) in_rotate diag(in_scale)
+ *   b' = out_scale * b + out_add
  */
 #include "engine/adapter/export.h"
 
@@ -17,6 +18,13 @@ static const struct gd_wear_part *part_at(const struct gd_graft *graft, int slot
 
 bool gd_graft_mergeable(const struct gd_graft *graft, struct gd_error *err)
 {
+    int slots = gd_slot_count(graft->model);
+    for (int slot = 0; slot < slots; slot++) {
+        const struct gd_site *site = gd_slot_site(graft->model, slot);
+        if (graft->site_param[slot] >= 0 && site->kind != GD_SITE_LINEAR && site->kind != GD_SITE_NORM)
+            return gd_fail_param(err, GD_UNSUPPORTED, "--format", "%s: what a %s adapter does there is not a change of a weight "
+                                 "or a bias, so that it cannot be merged; serve it as an adapter", site->name, graft->method->name);
+    }
     return true;
 }
 
@@ -45,7 +53,8 @@ static bool changes(void *context, const struct gd_weight *weight)
     if (part == NULL)
         return false;
     return bias ? part->out_scale != NULL || part->out_add != NULL
-                : part->in_scale != NULL || part->out_scale != NULL || part->rank > 0 || part->norm != NULL;
+                : part->in_scale != NULL || part->in_rotate != NULL || part->out_scale != NULL || part->rank > 0 ||
+                      part->delta != NULL || part->norm != NULL;
 }
 
 static void add_product(const struct gd_wear_part *part, const struct gd_site *site, float *w, double *row)
@@ -64,16 +73,34 @@ static void add_product(const struct gd_wear_part *part, const struct gd_site *s
     }
 }
 
+/* Each row of w times the block-diagonal rotation. */
+static void rotate(const struct gd_wear_part *part, const struct gd_site *site, float *w, double *row)
+{
+    int size = part->rotate_block;
+    for (int o = 0; o < site->out; o++) {
+        float *of = w + (int64_t)o * site->in;
+        memset(row, 0, (size_t)site->in * sizeof(double));
+        for (int i = 0; i < site->in; i++)
+            for (int j = 0; j < size; j++)
+                row[i / size * size + j] += (double)of[i] * (double)part->in_rotate[(int64_t)i * size + j];
+        for (int i = 0; i < site->in; i++)
+            of[i] = (float)row[i];
+    }
+}
+
 static void merge_linear(const struct gd_wear_part *part, const struct gd_site *site, float *w)
 {
     for (int o = 0; o < site->out && part->out_scale != NULL; o++)
         for (int i = 0; i < site->in; i++)
             w[(int64_t)o * site->in + i] *= part->out_scale[o];
-    if (part->rank > 0) {
-        double *row = gd_alloc_array((size_t)site->in, sizeof(double));
+    double *row = gd_alloc_array((size_t)site->in, sizeof(double));
+    if (part->rank > 0)
         add_product(part, site, w, row);
-        gd_free(row);
-    }
+    for (int64_t i = 0; i < (int64_t)site->out * site->in && part->delta != NULL; i++)
+        w[i] += part->delta[i];
+    if (part->in_rotate != NULL)
+        rotate(part, site, w, row);
+    gd_free(row);
     for (int o = 0; o < site->out && part->in_scale != NULL; o++)
         for (int i = 0; i < site->in; i++)
             w[(int64_t)o * site->in + i] *= part->in_scale[i];

@@ -1,5 +1,6 @@
 /* peft.c - grafts on disk, in Hugging Face PEFT's format, with a strict account of tensors. */
 #include "engine/adapter/build.h"
+#include "engine/adapter/export.h"
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
@@ -429,9 +430,17 @@ void gd_graft_ready(struct gd_graft *graft)
     make_digest(graft);
 }
 
+static bool is_file(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+}
+
 bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
 {
     assert(*out == NULL);
+    if (is_file(folder))
+        return gd_graft_read_gguf(out, model, folder, err);
     struct gd_adapter_config config = {0};
     struct gd_safetensors *file = NULL;
     struct gd_graft *graft = NULL;

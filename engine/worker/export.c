@@ -71,11 +71,6 @@ static bool base_of(const struct options *options, char **base, struct gd_error 
     return ok;
 }
 
-static bool load(struct gd_graft **out, const struct gd_model *model, const char *path, struct gd_error *err)
-{
-    return is_file(path) ? gd_graft_read_gguf(out, model, path, err) : gd_graft_load(out, model, path, err);
-}
-
 /* How far logits may move: what rounding weights to the dtype (GD_DTYPE_COUNT: the base's) does to them, with room. */
 static double tolerance(enum gd_dtype dtype, const struct gd_model *base)
 {
@@ -111,7 +106,7 @@ static bool export(const struct options *options, struct gd_error *err)
     bool ok = dtype_of(options->dtype, merged ? GD_DTYPE_COUNT : GD_F32, &dtype, err) &&
               gd_device_init("cpu", (int)options->threads, err) && base_of(options, &base, err) &&
               gd_usage_model(base, options->models, &id, &path, err) && gd_model_open(&model, id, path, err) &&
-              load(&graft, model, options->adapter, err);
+              gd_graft_load(&graft, model, options->adapter, err);
     ok = ok && (merged ? gd_graft_merge(graft, dtype, options->out, err) : gd_graft_write_gguf(graft, dtype, options->out, err));
     if (ok) {
         struct gd_worn meant = {model, graft};

@@ -19,7 +19,7 @@ static const char help[] =
     "  --chat TEXT        a user message, rendered by the model's chat template\n"
     "  --system TEXT      a system message before it\n"
     "  --prompt TEXT      plain text to continue\n"
-    "  --adapter DIR      wear this adapter (PEFT folder)\n"
+    "  --adapter DIR      wear this adapter (a PEFT folder or a GGUF LoRA)\n"
     "  --models DIR       look ids up here\n"
     "  --max-tokens N     default 256\n"
     "  --temperature T    default 0 (greedy)\n"

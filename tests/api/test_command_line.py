@@ -28,7 +28,7 @@ def job(tmp_path):
     [], ["fly"], ["serve"], ["serve", "--data-dir", "x"], ["serve", "--what"], ["serve", "--listen", "nowhere", "--data-dir", "x",
     "--models", "y"], ["run"], ["run", "a.json"], ["run", "a.json", "--models"], ["inspect"], ["inspect", "a", "b"],
     ["generate", "m"], ["generate", "m", "--chat", "a", "--prompt", "b"], ["generate", "m", "--chat", "a", "--temperature", "hot"],
-    ["run", "a.json", "--models", "m", "--out", "o", "--threads", "0"], ["worker"],
+    ["run", "a.json", "--models", "m", "--out", "o", "--threads", "0"], ["worker"], ["export"], ["export", "a"], ["export", "a", "--out", "b", "--format", "zip"],
     ["serve", "--data-dir", "x", "--models", "y", "--listen", "0.0.0.0:8900"],
 ])
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments):
@@ -37,7 +37,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments):
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("graftd")
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["run"], ["inspect"], ["generate"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["run"], ["inspect"], ["generate"], ["export"]])
 def test_help_everywhere(command):
     done = graftd(*command, "--help")
     assert done.returncode == 0 and done.stdout.startswith("Usage: graftd") and done.stderr == ""
@@ -115,3 +115,23 @@ def test_two_daemons_do_not_share_a_data_folder(own_daemon, models):
     second = graftd("serve", "--data-dir", daemon.data_dir, "--models", models, "--listen", "127.0.0.1:0")
     assert second.returncode == 1 and str(daemon.data_dir) in second.stderr
     daemon.stop()
+
+
+def test_an_adapter_is_exported_and_read_back(models, tmp_path):
+    adapter = FIXTURES / "adapters" / "peft-lora"
+    base = ["--base", FIXTURES / "models" / "tiny-llama"]
+    merged, gguf = tmp_path / "merged", tmp_path / "adapter.gguf"
+    for arguments in ([adapter, "--out", merged], [adapter, "--out", gguf, "--format", "gguf-lora"]):
+        done = graftd("export", *arguments, *base)
+        assert done.returncode == 0, done.stderr
+        assert "relative difference of logits" in done.stdout
+    told = [graftd("generate", model, "--prompt", "one two", "--max-tokens", "12", *rest).stdout
+            for model, rest in ((base[1], ["--adapter", adapter]), (base[1], ["--adapter", gguf]), (merged, []))]
+    assert told[0] == told[1] == told[2] != graftd("generate", base[1], "--prompt", "one two", "--max-tokens", "12").stdout
+
+    again = graftd("export", adapter, "--out", merged, *base)
+    assert again.returncode == 1 and "exists already" in again.stderr
+    ia3 = graftd("export", FIXTURES / "adapters" / "peft-ia3", "--out", tmp_path / "x.gguf", "--format", "gguf-lora", *base)
+    assert ia3.returncode == 1 and "ia3" in ia3.stderr and not (tmp_path / "x.gguf").exists()
+    odd = graftd("export", adapter, "--out", tmp_path / "y", "--dtype", "q4", *base)
+    assert odd.returncode == 1 and "f32, bf16 and f16" in odd.stderr

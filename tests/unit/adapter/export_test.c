@@ -173,6 +173,32 @@ static void scales_and_sums_of_outputs_become_biases(void **state)
     }
 }
 
+static void deltas_and_rotations_are_folded_in(void **state)
+{
+    struct gd_model *base = open_base("tiny-llama");
+    struct gd_graft *graft = random_lora(base);
+    const struct gd_site *site = gd_slot_site(base, 6);
+    struct gd_wear_part *part = &graft->wear[6];
+    int size = 4;
+    float *delta = gd_alloc_array((size_t)site->out * (size_t)site->in, sizeof(float));
+    float *turn = gd_alloc_array((size_t)site->in * (size_t)size, sizeof(float));
+    float *by = gd_alloc_array((size_t)site->in, sizeof(float));
+    gd_fill_uniform(delta, (int64_t)site->out * site->in, 0.1f, 3, 0);
+    gd_fill_uniform(turn, (int64_t)site->in * size, 0.9f, 3, 1);
+    gd_fill_uniform(by, site->in, 1.5f, 3, 2);
+    part->delta = delta;
+    part->in_rotate = turn;
+    part->rotate_block = size;
+    part->in_scale = by;
+    graft->depth = GD_WEAR_INPUTS;
+    assert_true(merge(graft, GD_F32, "turned") < 1e-5);
+    gd_graft_destroy(graft);
+    gd_model_destroy(base);
+    gd_free(delta);
+    gd_free(turn);
+    gd_free(by);
+}
+
 static void a_family_without_such_a_bias_is_refused(void **state)
 {
     struct gd_error err = {0};
@@ -295,6 +321,7 @@ int main(void)
         cmocka_unit_test(a_merged_folder_has_the_grafts_logits),
         cmocka_unit_test(a_merged_gguf_file_has_the_grafts_logits),
         cmocka_unit_test(scales_and_sums_of_outputs_become_biases),
+        cmocka_unit_test(deltas_and_rotations_are_folded_in),
         cmocka_unit_test(a_family_without_such_a_bias_is_refused),
         cmocka_unit_test(what_stands_at_the_place_is_left_alone),
         cmocka_unit_test(gguf_adapters_are_read_back_as_loras),
