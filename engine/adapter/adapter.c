@@ -28,22 +28,30 @@ static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_co
 
 int gd_slot_count(const struct gd_model *model)
 {
-    const struct gd_site *linear, *norm;
-    return gd_model_linear_sites(model, &linear) + gd_model_norm_sites(model, &norm);
+    const struct gd_site *linear, *norm, *block;
+    return gd_model_linear_sites(model, &linear) + gd_model_norm_sites(model, &norm) + gd_model_block_sites(model, &block);
 }
 
 int gd_slot_of(const struct gd_model *model, const struct gd_site *site)
 {
-    const struct gd_site *linear;
-    return site->kind == GD_SITE_NORM ? gd_model_linear_sites(model, &linear) + site->index : site->index;
+    const struct gd_site *linear, *norm;
+    int slot = site->index;
+    if (site->kind != GD_SITE_LINEAR)
+        slot += gd_model_linear_sites(model, &linear);
+    if (site->kind == GD_SITE_BLOCK)
+        slot += gd_model_norm_sites(model, &norm);
+    return slot;
 }
 
 const struct gd_site *gd_slot_site(const struct gd_model *model, int slot)
 {
-    const struct gd_site *linear, *norm;
-    int linear_count = gd_model_linear_sites(model, &linear);
-    gd_model_norm_sites(model, &norm);
-    return slot < linear_count ? &linear[slot] : &norm[slot - linear_count];
+    const struct gd_site *linear, *norm, *block;
+    int linear_count = gd_model_linear_sites(model, &linear), norm_count = gd_model_norm_sites(model, &norm);
+    gd_model_block_sites(model, &block);
+    if (slot < linear_count)
+        return &linear[slot];
+    slot -= linear_count;
+    return slot < norm_count ? &norm[slot] : &block[slot - norm_count];
 }
 
 const struct gd_adapter_method *gd_adapter_find(const char *name)
@@ -124,6 +132,17 @@ static struct gd_value *training_norm(void *context, struct gd_graph *g, const s
     return graft->method->norm(training, g, site, x, w, eps, training->params + first);
 }
 
+static struct gd_value *training_block(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,
+                                       struct gd_value *output)
+{
+    struct gd_graft_training *training = context;
+    const struct gd_graft *graft = training->graft;
+    int first = graft->site_param[gd_slot_of(graft->model, site)];
+    if (first < 0)
+        return output;
+    return graft->method->block(training, g, site, input, output, training->params + first);
+}
+
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
                              bool training_pass)
 {
@@ -143,6 +162,7 @@ void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph
     training->sites.context = training;
     training->sites.linear = training_linear;
     training->sites.norm = training_norm;
+    training->sites.block = training_block;
 }
 
 void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block)
@@ -175,6 +195,13 @@ static struct gd_value *serving_norm(void *context, struct gd_graph *g, const st
     return gd_rms_norm_worn(g, x, w, eps, serving->wear, gd_slot_of(serving->model, site));
 }
 
+static struct gd_value *serving_block(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,
+                                      struct gd_value *output)
+{
+    struct gd_graft_serving *serving = context;
+    return gd_wear(g, output, input, serving->wear, gd_slot_of(serving->model, site));
+}
+
 void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model,
                             enum gd_wear_depth depth)
 {
@@ -185,4 +212,5 @@ void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *g
     serving->sites.context = serving;
     serving->sites.linear = serving_linear;
     serving->sites.norm = depth >= GD_WEAR_NORMS ? serving_norm : NULL;
+    serving->sites.block = depth >= GD_WEAR_BLOCKS ? serving_block : NULL;
 }

@@ -110,7 +110,8 @@ struct gd_graft {
     char digest[65];             /* of everything that changes what the graft computes */
 };
 
-/* The sites that grafts touch have one number, the slot: linear sites first (slot = index), then norms. */
+/* The sites that grafts touch have one number, the slot: linear sites first (slot = index), then norms, then
+ * blocks. */
 int gd_slot_count(const struct gd_model *model);
 int gd_slot_of(const struct gd_model *model, const struct gd_site *site);
 const struct gd_site *gd_slot_site(const struct gd_model *model, int slot);
@@ -139,6 +140,8 @@ struct gd_adapter_method {
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params);
     struct gd_value *(*norm)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                              struct gd_value *x, struct gd_value *w, double eps, struct gd_value *const *params);
+    struct gd_value *(*block)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                              struct gd_value *input, struct gd_value *output, struct gd_value *const *params);
     /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL: none. */
     struct gd_value *(*penalty)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *const *params);
     /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). May set graft->derived. */

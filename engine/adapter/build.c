@@ -4,6 +4,7 @@
 #include "engine/base/philox.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -26,7 +27,9 @@ bool gd_modules_match(const struct gd_modules *modules, const struct gd_site *si
 
 static int sites_of(const struct gd_graft *graft, enum gd_site_kind kind, const struct gd_site **sites)
 {
-    return kind == GD_SITE_NORM ? gd_model_norm_sites(graft->model, sites) : gd_model_linear_sites(graft->model, sites);
+    return kind == GD_SITE_NORM    ? gd_model_norm_sites(graft->model, sites)
+           : kind == GD_SITE_BLOCK ? gd_model_block_sites(graft->model, sites)
+                                   : gd_model_linear_sites(graft->model, sites);
 }
 
 static const char *leaf_of(const char *name)
@@ -51,8 +54,8 @@ static bool fail_unmatched(enum gd_site_kind kind, const char *option, const cha
     }
     snprintf(param, sizeof(param), "adapter.%s", option);
     return gd_fail_param(err, GD_INVALID, param, "target module '%s' matches nothing in this model; its %s are: %s%s", target,
-                         kind == GD_SITE_NORM ? "norms" : "linear modules", names,
-                         kind == GD_SITE_NORM ? "" : " (or \"all-linear\")");
+                         kind == GD_SITE_NORM ? "norms" : kind == GD_SITE_BLOCK ? "blocks" : "linear modules", names,
+                         kind == GD_SITE_LINEAR ? " (or \"all-linear\")" : "");
 }
 
 int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, struct gd_error *err)
@@ -117,5 +120,14 @@ void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint
         struct gd_philox word = gd_philox4(seed, key, (uint64_t)(i / 4));
         for (int64_t j = 0; j < 4 && i + j < count; j++)
             out[i + j] = bound * (2.0f * gd_uniform_from_bits(word.v[j]) - 1.0f);
+    }
+}
+
+void gd_fill_normal(float *out, int64_t count, float deviation, uint64_t seed, uint32_t stream)
+{
+    uint64_t key = gd_philox_stream(GD_RANDOM_INIT, stream, 0);
+    for (int64_t i = 0; i < count; i++) {
+        struct gd_philox word = gd_philox4(seed, key, (uint64_t)i);
+        out[i] = deviation * gd_normal_from_bits(word.v[0], word.v[1]);
     }
 }

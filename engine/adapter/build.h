@@ -16,7 +16,7 @@
 /* A name matches a site's module that it equals or that ends in "." + name; "all-linear" matches every linear one. */
 bool gd_modules_match(const struct gd_modules *modules, const struct gd_site *site);
 
-/* Sets site_param to 0 where a site of the kind (LINEAR, NORM) is among the option's modules, and returns how many are; 0: a name matches
+/* Sets site_param to 0 where a site of the kind (LINEAR, NORM, BLOCK) is among the option's modules, and returns how many are; 0: a name matches
  * nothing, an error that lists what exists. */
 GD_MUST_CHECK int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, struct gd_error *err);
 
@@ -34,5 +34,9 @@ void gd_graft_ready(struct gd_graft *graft);
 
 /* U(-bound, bound), the same for a seed, a stream and a place. */
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream);
+void gd_fill_normal(float *out, int64_t count, float deviation, uint64_t seed, uint32_t stream); /* N(0, deviation^2) */
+
+/* An option that create works out from others, as files and listings then show it. */
+void gd_adapter_set_value(struct gd_adapter_config *config, const char *option, double value);
 
 #endif

@@ -1,5 +1,5 @@
 /* config.c - a graft's options: read by the method's table, echoed, and listed for whoever asks. */
-#include "engine/adapter/adapter.h"
+#include "engine/adapter/build.h"
 
 #include "engine/base/alloc.h"
 
@@ -39,6 +39,11 @@ static int option_index(const struct gd_adapter_config *config, const char *name
 double gd_adapter_value(const struct gd_adapter_config *config, const char *option)
 {
     return config->values[option_index(config, option)];
+}
+
+void gd_adapter_set_value(struct gd_adapter_config *config, const char *option, double value)
+{
+    config->values[option_index(config, option)] = value;
 }
 
 const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *config, const char *option)
@@ -305,6 +310,8 @@ cJSON *gd_adapter_registry_json(void)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("linear"));
         if (method->norm != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("norm"));
+        if (method->block != NULL)
+            cJSON_AddItemToArray(hooks, cJSON_CreateString("block"));
         if (method->penalty != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("penalty"));
         parameters = cJSON_AddArrayToObject(json, "parameters");

@@ -400,9 +400,10 @@ static void make_wear(struct gd_graft *graft)
             continue;
         graft->method->wear(graft, gd_slot_site(graft->model, i), &graft->params[first], &graft->wear[i]);
         const struct gd_wear_part *part = &graft->wear[i];
-        enum gd_wear_depth depth = part->norm != NULL                                  ? GD_WEAR_NORMS
-                                   : part->in_scale != NULL || part->in_rotate != NULL ? GD_WEAR_INPUTS
-                                                                                       : GD_WEAR_OUTPUTS;
+        enum gd_wear_depth depth = gd_slot_site(graft->model, i)->kind == GD_SITE_BLOCK ? GD_WEAR_BLOCKS
+                                   : part->norm != NULL                                  ? GD_WEAR_NORMS
+                                   : part->in_scale != NULL || part->in_rotate != NULL   ? GD_WEAR_INPUTS
+                                                                                         : GD_WEAR_OUTPUTS;
         graft->depth = depth > graft->depth ? depth : graft->depth;
     }
 }

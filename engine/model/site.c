@@ -22,6 +22,12 @@ int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sit
     return model->config.layers * GD_NORM_COUNT + 1;
 }
 
+int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites)
+{
+    *sites = gd_model_files(model)->block_sites;
+    return model->config.layers * 2;
+}
+
 static const char *layer_name(struct gd_files *files, int layer, const char *part)
 {
     return gd_arena_format(&files->arena, "model.layers.%d.%s", layer, part);
@@ -55,9 +61,9 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
     files->kv_sites[layer] =
         (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL};
     files->block_sites[2 * layer] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), 0, 0, NULL};
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), config->width, config->width, NULL};
     files->block_sites[2 * layer + 1] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), 0, 0, NULL};
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), config->width, config->width, NULL};
 }
 
 void gd_model_make_sites(struct gd_model *model)

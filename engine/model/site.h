@@ -27,7 +27,7 @@ struct gd_site {
     int layer;                  /* -1 outside layers */
     int index;                  /* dense number of the site in the model: gd_model_linear_sites order for LINEAR */
     const char *name;           /* Hugging Face module path: "model.layers.3.self_attn.q_proj" */
-    int in, out;                /* LINEAR: features; NORM: its width, twice */
+    int in, out;                /* LINEAR: features; NORM, BLOCK: its width, twice */
     struct gd_weight *weight;   /* LINEAR, NORM; else NULL */
 };
 
@@ -59,5 +59,7 @@ struct gd_model;
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites);
 /* The norms: each layer's, then the last. */
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites);
+/* Each layer's attention and MLP. */
+int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites);
 
 #endif

@@ -14,6 +14,7 @@
 #ifndef GD_TENSOR_OPS_H
 #define GD_TENSOR_OPS_H
 
+#include "engine/tensor/activation.h"
 #include "engine/tensor/graph.h"
 
 /* table: weight [V, d]; ids: i32 [T] -> act [T, d]. Not differentiable in a frozen table. */
@@ -32,7 +33,8 @@ struct gd_value *gd_matmul(struct gd_graph *g, struct gd_value *a, bool transpos
 struct gd_value *gd_add(struct gd_graph *g, struct gd_value *a, struct gd_value *b);       /* same shape */
 struct gd_value *gd_mul(struct gd_graph *g, struct gd_value *a, struct gd_value *b);       /* same shape */
 struct gd_value *gd_scale(struct gd_graph *g, struct gd_value *a, double factor);
-struct gd_value *gd_mul_scalar(struct gd_graph *g, struct gd_value *a, struct gd_value *s);  /* a * s[0]; s: f32 [1]; differentiable in a */
+struct gd_value *gd_mul_scalar(struct gd_graph *g, struct gd_value *a, struct gd_value *s);  /* a * s[0]; s: f32 [1] */
+struct gd_value *gd_dot(struct gd_graph *g, struct gd_value *a, struct gd_value *b);       /* same shape -> f32 [1] */
 struct gd_value *gd_add_row(struct gd_graph *g, struct gd_value *x, struct gd_value *b);   /* x [T,n] + b [n] (weight/param) */
 struct gd_value *gd_mul_row(struct gd_graph *g, struct gd_value *x, struct gd_value *b);   /* x [T,n] * b f32 [n] (not a weight) */
 struct gd_value *gd_sum_rows(struct gd_graph *g, struct gd_value *x);                      /* [T,n] -> f32 [n], fixed order */
@@ -69,6 +71,8 @@ struct gd_value *gd_attention_cached(struct gd_graph *g, struct gd_value *q, str
                                      double scale, int window);
 
 struct gd_value *gd_swiglu(struct gd_graph *g, struct gd_value *gate, struct gd_value *up); /* silu(gate) * up */
+
+struct gd_value *gd_activation(struct gd_graph *g, struct gd_value *x, enum gd_activation kind); /* by element */
 
 /* x * mask / (1-p), mask from Philox (key i32 [4] = seed lo, seed hi, step, leaf) at counter (site, element). p = 0: x. */
 struct gd_value *gd_dropout(struct gd_graph *g, struct gd_value *x, struct gd_value *key, double p, int site);

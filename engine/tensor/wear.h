@@ -12,12 +12,18 @@
  *     x' = in_rotate (in_scale * x)
  *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x'))) + delta x'
  *
- * where in_rotate is block-diagonal, * between vectors is by element and what is absent (NULL) leaves its step out. At a norm, `norm` stands in for
- * the base's weight.
+ * where in_rotate is block-diagonal, * between vectors is by element and what is absent (NULL) leaves its step out. At a
+ * norm, `norm` stands in for the base's weight. At a block, base(x') is what the block made, x what entered it or (`serial`)
+ * what it made, and
+ *
+ *     y  = out_scale * base(x') + out_add + skip x + scale * b_scale * (B (mid * f(A x + mid_add)))
+ *
+ * with f the activation, which is "linear" in parts that can be merged.
  */
 #ifndef GD_TENSOR_WEAR_H
 #define GD_TENSOR_WEAR_H
 
+#include "engine/tensor/activation.h"
 #include "engine/tensor/tensor.h"
 
 #define GD_WEAR_RANK_MAX 512
@@ -37,6 +43,10 @@ struct gd_wear_part {            /* one graft at one site */
     const float *b_scale;        /* [out] */
     const float *delta;          /* [out, in] */
     const float *norm;           /* [width] */
+    bool serial;                 /* at a block */
+    enum gd_activation activation;
+    const float *mid_add;        /* [rank] */
+    float skip;
 };
 
 /* How much of a graph the wearing of a batch needs; each includes those before it. */
@@ -45,6 +55,7 @@ enum gd_wear_depth {
     GD_WEAR_OUTPUTS,             /* what follows the base's product */
     GD_WEAR_INPUTS,              /* in_scale and in_rotate too */
     GD_WEAR_NORMS,               /* norms too */
+    GD_WEAR_BLOCKS,              /* blocks too */
     GD_WEAR_DEPTHS,
 };
 

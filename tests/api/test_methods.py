@@ -12,6 +12,9 @@ SETTINGS = {
     "lora": ({"r": 8, "loraplus_lr_ratio": 4}, 5e-3),
     "ia3": ({"target_modules": "all-linear"}, 0.1),
     "ln_tuning": ({}, 0.05),
+    "houlsby": ({"reduction_factor": 4, "learned_scaling": True}, 0.01),
+    "pfeiffer": ({"bottleneck_size": 8, "non_linearity": "gelu"}, 0.01),
+    "parallel": ({"residual": False, "adapter_dropout": 0.05}, 0.01),
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
 }
 HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
@@ -99,6 +102,9 @@ def test_all_answer_together_as_they_do_alone(daemon, trained):
     ({"type": "vera", "lora_alpha": 4}, "adapter.lora_alpha", "not of 'vera'"),
     ({"type": "vera", "d_inital": 0.1}, "adapter.d_inital", "d_initial"),
     ({"type": "vera", "r": 0}, "adapter.r", "1"),
+    ({"type": "houlsby", "non_linearity": "relo"}, "adapter.non_linearity", "relu"),
+    ({"type": "pfeifer"}, "adapter.type", "pfeiffer"),
+    ({"type": "parallel", "bottleneck_size": 513}, "adapter.bottleneck_size", "512"),
     ({"loraplus_lr_ratio": 0}, "adapter.loraplus_lr_ratio", "0.001"),
 ])
 def test_bad_parameters_are_named(daemon, adapter, param, part):

@@ -1,4 +1,4 @@
-/* y = a * s[0], s an f32 value of one element; da = dy * s[0]. Not differentiable in s. */
+/* y = a * s[0], s an f32 value of one element; da = dy * s[0], ds = sum dy a. */
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/scaling.h"
 
@@ -19,10 +19,10 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
                      struct gd_value **in_grad)
 {
+    if (call->in[0]->needs_gradient)
+        in_grad[0] = gd_mul_scalar(graph, out_grad[0], call->in[1]);
     if (call->in[1]->needs_gradient)
-        return gd_graph_fail(graph, "mul_scalar: '%s' needs a gradient, but the op is differentiable in its first input only",
-                             call->in[1]->name) != NULL;
-    in_grad[0] = gd_mul_scalar(graph, out_grad[0], call->in[1]);
+        in_grad[1] = gd_dot(graph, out_grad[0], call->in[0]);
     return true;
 }
 
@@ -34,7 +34,7 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
 }
 
 #define INPUT(t, n) {.dtype = GD_F32, .rank = 2, .shape = {t, n}, .gradient = true}
-#define SCALAR {.dtype = GD_F32, .rank = 1, .shape = {1}}
+#define SCALAR {.dtype = GD_F32, .rank = 1, .shape = {1}, .gradient = true}
 static const struct gd_op_case cases[] = {
     {.name = "one element", .in_count = 2, .in = {INPUT(1, 1), SCALAR}, .tolerance = 1e-6},
     {.name = "odd sizes", .in_count = 2, .in = {INPUT(5, 33), SCALAR}, .tolerance = 1e-6},

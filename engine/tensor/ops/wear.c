@@ -3,6 +3,7 @@
  * wears says at i[0], the site (wear.h). Rows are sorted by graft; rows of the bare base, and padding rows, pass. f32
  * inside. Its test is in tests/unit/infer.
  */
+#include "engine/tensor/ops/activation_math.h"
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/lanes.h"
 #include "engine/tensor/wear.h"
@@ -68,7 +69,9 @@ struct job {
 static const struct gd_wear_part *find_part(const struct job *job, int group)
 {
     const struct gd_wear_part *sites = job->wear->sites[group], *part = sites != NULL ? &sites[job->site] : NULL;
-    return part != NULL && (part->rank > 0 || part->delta != NULL || part->out_scale != NULL || part->out_add != NULL) ? part : NULL;
+    bool acts = part != NULL && (part->rank > 0 || part->delta != NULL || part->out_scale != NULL || part->out_add != NULL ||
+                                 part->skip != 0);
+    return acts ? part : NULL;
 }
 
 static void shrink_rows(const struct job *job, int64_t begin, int64_t end, float *row)
@@ -80,19 +83,20 @@ static void shrink_rows(const struct job *job, int64_t begin, int64_t end, float
         const struct gd_wear_part *part = find_part(job, group);
         if (part == NULL || part->rank == 0)
             continue;
-        gd_row_to_f32(row, (const char *)job->x + (size_t)(t * job->in) * (job->bf16 ? 2 : 4), job->bf16 ? GD_BF16 : GD_F32,
-                      job->in);
+        const char *source = part->serial ? job->y : job->x;
+        gd_row_to_f32(row, source + (size_t)(t * job->in) * (job->bf16 ? 2 : 4), job->bf16 ? GD_BF16 : GD_F32, job->in);
         job->isa->shrink(job->s + t * RANK_MAX, part, row, job->in);
     }
 }
 
-static void change_rows(void *y, bool bf16, int64_t y_row, const struct gd_wear_part *part, int rows, int64_t begin,
-                        int64_t end)
+static void change_rows(void *y, const void *x, bool bf16, int64_t y_row, const struct gd_wear_part *part, int rows,
+                        int64_t begin, int64_t end)
 {
     for (int i = 0; i < rows; i++)
         for (int64_t o = begin; o < end; o++) {
             float value = gd_load(y, bf16, i * y_row + o);
             value = part->out_scale != NULL ? value * part->out_scale[o] : value;
+            value = part->skip != 0 ? value + part->skip * gd_load(x, bf16, i * y_row + o) : value;
             gd_store(y, bf16, i * y_row + o, part->out_add != NULL ? value + part->out_add[o] : value);
         }
 }
@@ -124,8 +128,9 @@ static void run_all(const struct job *job, int64_t rows, int64_t work)
             if (part == NULL || end == begin)
                 continue;
             char *y = (char *)job->y + (size_t)(begin * job->out) * (job->bf16 ? 2 : 4);
-            if (part->out_scale != NULL || part->out_add != NULL)
-                change_rows(y, job->bf16, job->out, part, end - begin, c.begin, c.end);
+            if (part->out_scale != NULL || part->out_add != NULL || part->skip != 0)
+                change_rows(y, (const char *)job->x + (size_t)(begin * job->in) * (job->bf16 ? 2 : 4), job->bf16, job->out, part,
+                            end - begin, c.begin, c.end);
             if (part->rank > 0)
                 job->isa->expand(y, job->bf16, job->out, job->s + begin * RANK_MAX, RANK_MAX, part, end - begin, c.begin,
                                  c.end, row + gd_round_up(job->in, 16));
@@ -146,6 +151,8 @@ static bool check_wear(const struct job *job, int64_t rows, int64_t *work, struc
         const struct gd_wear_part *part = find_part(job, group);
         if (part != NULL && part->rank > RANK_MAX)
             return gd_fail(err, GD_INTERNAL, "wear: rank %d, at most %d", part->rank, RANK_MAX);
+        if (part != NULL && (part->serial || part->skip != 0) && job->in != job->out)
+            return gd_fail(err, GD_INTERNAL, "wear: rows of %" PRId64 " become rows of %" PRId64 " at a block", job->in, job->out);
         *work += part != NULL ? (end - begin) * (job->out * (part->delta != NULL ? job->in : 1) + part->rank * (job->in + job->out)) : 0;
     }
     return true;

@@ -9,7 +9,7 @@
  * Limits   none
  * Life     gd_wear_kernels_LANES is the instance's table.
  *
- *     shrink  s[i][r] = mid[r] * sum_k a[r][k] x[i][k]   16 partial sums by k mod 16, then a fixed tree
+ *     shrink  s[i][r] = mid[r] * f(sum_k a[r][k] x[i][k] + mid_add[r])   16 partial sums by k mod 16, then a fixed tree
  *     expand  y[i][o] += scale * b_scale[o] * sum_r b[o][r] s[i][r]   one chain over r
  *     dense   y[i][o] += sum_k delta[o][k] x[i][k]                   as shrink
  */
@@ -56,6 +56,10 @@ LANES_FN void ISA(shrink)(float *s, const struct gd_wear_part *part, const float
         ISA(dots)(8, s + r, a + r * a_row, a_row, x, in);
     for (; r < rank; r++)
         ISA(dots)(1, s + r, a + r * a_row, a_row, x, in);
+    for (r = 0; part->mid_add != NULL && r < rank; r++)
+        s[r] += part->mid_add[r];
+    for (r = 0; part->activation != GD_ACTIVATION_LINEAR && r < rank; r++)
+        s[r] = gd_activate(part->activation, s[r]);
     for (r = 0; part->mid != NULL && r < rank; r++)
         s[r] *= part->mid[r];
 }

@@ -84,10 +84,20 @@ static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int co
     return copy;
 }
 
+/* The reference is PEFT where it has the method, else PyTorch. */
+static char *fixture_of(const char *method)
+{
+    char *folder = gd_format("%s/adapters/peft-%s", fixtures, method);
+    if (access(folder, F_OK) == 0)
+        return folder;
+    gd_free(folder);
+    return gd_format("%s/adapters/torch-%s", fixtures, method);
+}
+
 static void check_pefts_folder(const char *method)
 {
     struct gd_error err = {0};
-    char *folder = gd_format("%s/adapters/peft-%s", fixtures, method);
+    char *folder = fixture_of(method);
     struct gd_graft *graft = NULL;
     struct gd_safetensors *file = NULL;
     struct gd_tensor ids, expected, base;
@@ -175,6 +185,9 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"ia3\", \"target_modules\": \"all-linear\", \"feedforward_modules\": [\"down_proj\", \"layers.0.self_attn.q_proj\"]}",
         "{\"type\": \"ln_tuning\", \"target_modules\": [\"input_layernorm\", \"layers.1.post_attention_layernorm\", \"norm\"]}",
         "{\"type\": \"vera\", \"r\": 5, \"vera_dropout\": 0.1}",
+        "{\"type\": \"houlsby\", \"reduction_factor\": 7, \"learned_scaling\": true, \"target_modules\": [\"mlp\", \"layers.0.self_attn\"]}",
+        "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
+        "{\"type\": \"parallel\", \"reduction_factor\": 8, \"use_bias\": false, \"scaling\": 2.5, \"target_modules\": [\"self_attn\"]}",
     };
     assert_int_equal(GD_COUNT(configs), gd_adapter_count);
     for (size_t i = 0; i < GD_COUNT(configs); i++) {
@@ -217,6 +230,12 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
     check_count("{\"type\": \"ln_tuning\"}", (2 * config->layers + 1) * config->width);
     check_count("{\"type\": \"ia3\"}", config->layers * (2 * kv + config->ffn_width));
+    int64_t d = config->width, m = d / 4, module = 2 * d * m + m + d;
+    check_count("{\"type\": \"houlsby\", \"reduction_factor\": 4}", config->layers * 2 * module);
+    check_count("{\"type\": \"pfeiffer\", \"reduction_factor\": 4}", config->layers * module);
+    check_count("{\"type\": \"parallel\", \"bottleneck_size\": 3}", config->layers * (2 * d * 3 + 3 + d));
+    check_count("{\"type\": \"parallel\", \"bottleneck_size\": 3, \"use_bias\": false, \"learned_scaling\": true}",
+                config->layers * (2 * d * 3 + 1));
 }
 
 static void the_start_is_the_base(void **state)
@@ -242,6 +261,46 @@ static void the_start_is_the_base(void **state)
     }
     gd_free(expected);
     gd_graft_destroy(base);
+}
+
+/* Largest change of a logit when a bottleneck at its start, whose output is zero, is put on. */
+static double effect_at_start(const char *json)
+{
+    int32_t ids[20];
+    for (int i = 0; i < 20; i++)
+        ids[i] = (i * 31 + 5) % model->config.vocab;
+    struct gd_graft *graft = make_graft(json), *base = make_graft("{\"type\": \"ln_tuning\"}");
+    struct gd_graft *both[] = {graft, base};
+    float *logits[2];
+    double worst = 0;
+    for (int i = 0; i < 2; i++) {
+        both[i]->block = gd_alloc_array((size_t)gd_graft_floats(both[i]), sizeof(float));
+        gd_graft_init(both[i], both[i]->block, 7);
+        logits[i] = logits_of(both[i], ids, 20);
+    }
+    assert_true(graft->block[0] != 0 && graft->block[1] != graft->block[0]); /* else only the last bias would ever learn */
+    for (int i = 0; i < 20 * model->config.vocab; i++)
+        worst = fmax(worst, fabs((double)logits[0][i] - (double)logits[1][i]));
+    for (int i = 0; i < 2; i++) {
+        gd_free(logits[i]);
+        gd_graft_destroy(both[i]);
+    }
+    return worst;
+}
+
+static void the_residual_of_a_bottleneck_is_what_the_request_says(void **state)
+{
+    static const char *const blocks[] = {"self_attn", "mlp"};
+    for (int i = 0; i < 2; i++)
+        for (int parallel = 0; parallel < 2; parallel++)
+            for (int residual = 0; residual < 2; residual++) {
+                char *json = gd_format("{\"type\": \"%s\", \"residual\": %s, \"target_modules\": [\"%s\"]}",
+                                       parallel ? "parallel" : "houlsby", residual ? "true" : "false", blocks[i]);
+                double effect = effect_at_start(json);
+                if (parallel == residual ? effect < 0.05 : effect != 0)
+                    fail_msg("%s moves logits by %g", json, effect);
+                gd_free(json);
+            }
 }
 
 static void refuse(const char *json, const char *param, const char *part)
@@ -275,6 +334,10 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"ia3\", \"feedforward_modules\": [\"mlp\"]}", "adapter.feedforward_modules", "matches nothing");
     refuse("{\"type\": \"ln_tuning\", \"target_modules\": \"all-linear\"}", "adapter.target_modules",
            "its norms are: input_layernorm, post_attention_layernorm, norm");
+    refuse("{\"type\": \"houlsby\", \"reduction_factor\": 1000}", "adapter.reduction_factor", "bottleneck of 0");
+    refuse("{\"type\": \"pfeiffer\", \"bottleneck_size\": 300}", "adapter.bottleneck_size", "wide");
+    refuse("{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu_nw\"}", "adapter.non_linearity", "gelu_new");
+    refuse("{\"type\": \"parallel\", \"target_modules\": [\"q_proj\"]}", "adapter.target_modules", "its blocks are: self_attn, mlp");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"target_modules\": [5]}", "adapter.target_modules", "strings");
@@ -347,6 +410,7 @@ int main(void)
         cmocka_unit_test(what_is_saved_is_read_back_exactly),
         cmocka_unit_test(parameter_counts_follow_the_formulas),
         cmocka_unit_test(the_start_is_the_base),
+        cmocka_unit_test(the_residual_of_a_bottleneck_is_what_the_request_says),
         cmocka_unit_test(bad_options_are_named),
         cmocka_unit_test(a_changed_file_is_never_served),
         cmocka_unit_test(leftovers_and_foreign_bases_are_errors),

@@ -562,7 +562,7 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
 
 static void methods_share_a_batch_but_no_pages(void **state)
 {
-    enum { GRAFTS = 6, REQUESTS = 2 * GRAFTS };
+    enum { GRAFTS = 9, REQUESTS = 2 * GRAFTS };
     struct gd_model *model = open_model("tiny-llama");
     struct gd_graft *grafts[GRAFTS] = {
         NULL,
@@ -571,6 +571,9 @@ static void methods_share_a_batch_but_no_pages(void **state)
         make_graft(model, 3, "{\"type\": \"ia3\"}", 0.3f),
         make_graft(model, 4, "{\"type\": \"vera\", \"r\": 24}", 1.0f),
         make_graft(model, 5, "{\"type\": \"ln_tuning\"}", 0.2f),
+        make_graft(model, 6, "{\"type\": \"houlsby\", \"reduction_factor\": 8, \"learned_scaling\": true}", 0.2f),
+        make_graft(model, 7, "{\"type\": \"pfeiffer\", \"bottleneck_size\": 9, \"residual\": false, \"non_linearity\": \"gelu_new\"}", 0.2f),
+        make_graft(model, 8, "{\"type\": \"parallel\", \"residual\": true, \"non_linearity\": \"tanh\"}", 0.1f),
     };
     struct gd_infer *infer = make_infer(model, PAGES_BYTES);
     int32_t prompt[70];

@@ -424,6 +424,60 @@ static void inputs_are_scaled_and_rotated_by_the_graft_of_their_row(void **state
     gd_free(scale);
 }
 
+/* One block's rows: serial without residual, parallel with it, the base's; each alone gives the same bits. */
+static void blocks_take_their_input_or_their_output_through_a_function(void **state)
+{
+    enum { ROWS = 6, WIDTH = 37, RANK = 5 };
+    static const float zeros[WIDTH];
+    struct gd_wear_part parts[2][2] = {0};
+    for (int g = 0; g < 2; g++)
+        parts[g][1] = (struct gd_wear_part){
+            .rank = RANK, .scale = 1.5f, .a_row = WIDTH, .a = filled(GD_F32, RANK * WIDTH, 21 + 10 * (uint64_t)g),
+            .b = filled(GD_F32, WIDTH * RANK, 22 + 10 * (uint64_t)g), .mid_add = filled(GD_F32, RANK, 23 + 10 * (uint64_t)g),
+            .out_add = filled(GD_F32, WIDTH, 24 + 10 * (uint64_t)g), .serial = g == 0, .skip = g == 0 ? 0 : 0.5f,
+            .out_scale = g == 0 ? zeros : NULL, .activation = g == 0 ? GD_ACTIVATION_GELU : GD_ACTIVATION_TANH};
+    const struct gd_wear_part *sites[3] = {parts[0], NULL, parts[1]};
+    int32_t row_begin[4] = {0, 2, 3, 5}, one[2] = {0, 1}; /* the last row is padding */
+    struct gd_wear wear = {3, row_begin, sites};
+    struct wear_case c = {.in = WIDTH, .out = WIDTH};
+    float *x = filled(GD_F32, ROWS * WIDTH, 1), *y = filled(GD_F32, ROWS * WIDTH, 2);
+    struct bench bench, single;
+    const float *result = run_wear(&bench, &c, &wear, ROWS, x, y);
+    for (int row = 0; row < ROWS; row++) {
+        int group = row < 2 ? 0 : row < 3 ? 1 : row < 5 ? 2 : 1;
+        const struct gd_wear_part *part = sites[group] != NULL ? &sites[group][1] : NULL;
+        const float *in = part != NULL && part->serial ? y + row * WIDTH : x + row * WIDTH;
+        for (int o = 0; o < WIDTH; o++) {
+            double expected = (double)y[row * WIDTH + o];
+            if (part != NULL) {
+                expected = expected * (part->out_scale != NULL ? 0 : 1) + (double)part->out_add[o] +
+                           (double)part->skip * (double)x[row * WIDTH + o];
+                for (int r = 0; r < RANK; r++) {
+                    double h = (double)part->mid_add[r];
+                    for (int k = 0; k < WIDTH; k++)
+                        h += (double)part->a[r * WIDTH + k] * (double)in[k];
+                    h = group == 0 ? 0.5 * h * (1 + erf(h / sqrt(2))) : tanh(h);
+                    expected += 1.5 * (double)part->b[o * RANK + r] * h;
+                }
+            }
+            if (!(fabs((double)result[row * WIDTH + o] - expected) <= 1e-4 * (1 + fabs(expected))))
+                fail_msg("row %d [%d]: %g, expected %g", row, o, (double)result[row * WIDTH + o], expected);
+        }
+        struct gd_wear alone = {1, one, &sites[group]};
+        assert_memory_equal(run_wear(&single, &c, &alone, 1, x + row * WIDTH, y + row * WIDTH), result + row * WIDTH,
+                            WIDTH * sizeof(float));
+        bench_release(&single, 0);
+    }
+    bench_release(&bench, 0);
+    for (int g = 0; g < 2; g++) {
+        const float *owned[] = {parts[g][1].a, parts[g][1].b, parts[g][1].mid_add, parts[g][1].out_add};
+        for (size_t i = 0; i < GD_COUNT(owned); i++)
+            gd_free((void *)(uintptr_t)owned[i]);
+    }
+    gd_free(x);
+    gd_free(y);
+}
+
 static void a_rank_beyond_the_limit_is_an_error(void **state)
 {
     struct gd_wear_part parts[2] = {{0}, {.rank = 513, .scale = 1}};
@@ -456,6 +510,7 @@ int main(void)
         cmocka_unit_test(cached_attention_works_in_bf16_and_with_bf16_pages),
         cmocka_unit_test(each_row_wears_its_own_graft_whatever_is_beside_it),
         cmocka_unit_test(inputs_are_scaled_and_rotated_by_the_graft_of_their_row),
+        cmocka_unit_test(blocks_take_their_input_or_their_output_through_a_function),
         cmocka_unit_test(a_rank_beyond_the_limit_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

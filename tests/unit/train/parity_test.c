@@ -28,6 +28,9 @@ static const struct kind {
     {"ln_tuning", "{\"type\": \"ln_tuning\"}"},
     {"ia3", "{\"type\": \"ia3\"}"},
     {"vera", "{\"type\": \"vera\", \"r\": 8}"},
+    {"houlsby", "{\"type\": \"houlsby\", \"bottleneck_size\": 5, \"learned_scaling\": true}"},
+    {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
+    {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
 };
 
 struct setting {
