@@ -13,6 +13,7 @@
 #include <assert.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -175,6 +176,7 @@ int gd_app_run(const struct gd_config *config)
     server->app.started_at = gd_time_unix();
     snprintf(server->app.organization_id, sizeof server->app.organization_id, "%s", ORGANIZATION_ID);
     signal(SIGPIPE, SIG_IGN);
+    (void)setenv("UV_THREADPOOL_SIZE", "16", 0); /* graders sleep in some while files need others */
     bool ok = uv_loop_init(&server->loop) == 0 || gd_fail(&err, GD_INTERNAL, "cannot create the event loop");
     if (ok) {
         ok = start(server, &err);

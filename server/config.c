@@ -6,6 +6,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/json.h"
+#include "engine/eval/sandbox.h"
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -31,6 +32,9 @@ static const struct setting settings[] = {
     {"engine.cache_bytes", BYTES, AT(cache_bytes), 1 << 20, INT64_C(1) << 46},
     {"engine.device", TEXT, AT(device), 0, 0},
     {"engine.threads", INT, AT(threads), 0, 4096},
+    {"graders.python", TEXT, AT(python), 0, 0},
+    {"graders.python_memory_bytes", BYTES, AT(python_memory_bytes), INT64_C(64) << 20, INT64_C(1) << 46},
+    {"graders.python_seconds", INT, AT(python_seconds), 1, 3600},
     {"jobs.keep_checkpoints", INT, AT(keep_checkpoints), 1, 10000},
     {"server.allowed_hosts", TEXT, AT(allowed_hosts), 0, 0},
     {"server.api_key_file", TEXT, AT(api_key_file), 0, 0},
@@ -65,13 +69,16 @@ void gd_config_init(struct gd_config *config)
         .request_timeout_seconds = 30,
         .cache_bytes = default_cache_bytes(),
         .keep_checkpoints = 3,
+        .python = gd_strdup(GD_SANDBOX_INTERPRETER),
+        .python_seconds = GD_SANDBOX_SECONDS,
+        .python_memory_bytes = GD_SANDBOX_MEMORY_BYTES,
     };
 }
 
 void gd_config_release(struct gd_config *config)
 {
     char *strings[] = {config->data_dir,     config->models_dir,   config->listen_host,  config->device,
-                       config->api_key_file, config->cors_origins, config->allowed_hosts};
+                       config->api_key_file, config->cors_origins, config->allowed_hosts, config->python};
     for (size_t i = 0; i < GD_COUNT(strings); i++)
         gd_free(strings[i]);
     *config = (struct gd_config){0};
@@ -309,6 +316,9 @@ static bool is_origin(const char *text, size_t length)
 
 bool gd_config_check(const struct gd_config *config, struct gd_error *err)
 {
+    if (config->python[0] != '/' && strcmp(config->python, "off") != 0)
+        return gd_fail_param(err, GD_INVALID, "graders.python",
+                             "graders.python: \"%.64s\" is neither an absolute path nor \"off\"", config->python);
     if (config->data_dir == NULL)
         return gd_fail_param(err, GD_MISSING, "server.data_dir", "no data folder; give --data-dir DIR");
     if (config->models_dir == NULL)
@@ -333,4 +343,11 @@ bool gd_config_check(const struct gd_config *config, struct gd_error *err)
         entry += length;
     }
     return true;
+}
+
+void gd_config_apply_sandbox(const struct gd_config *config)
+{
+    gd_sandbox_configure(&(struct gd_sandbox_settings){.interpreter = strcmp(config->python, "off") == 0 ? NULL : config->python,
+                                                       .seconds = config->python_seconds,
+                                                       .memory_bytes = config->python_memory_bytes});
 }

@@ -9,7 +9,8 @@
  * Life     gd_config_init -> load_file / set ... -> gd_config_check -> gd_config_release.
  *
  * File (inih): [server] data_dir, models, listen, api_key_file, cors_origins, upload_max_bytes, connection_limit,
- * request_timeout_seconds, allowed_hosts, insecure_http; [engine] device, threads, cache_bytes; [jobs] keep_checkpoints.
+ * request_timeout_seconds, allowed_hosts, insecure_http; [engine] device, threads, cache_bytes; [graders] python,
+ * python_seconds, python_memory_bytes; [jobs] keep_checkpoints.
  */
 #ifndef GD_SERVER_CONFIG_H
 #define GD_SERVER_CONFIG_H
@@ -32,6 +33,9 @@ struct gd_config {
     int request_timeout_seconds;     /* 30: idle or half-open clients */
     uint64_t cache_bytes;            /* KV cache bound of a worker: an eighth of the memory */
     int keep_checkpoints;            /* 3 */
+    char *python;                    /* interpreter of python graders, or "off" */
+    int python_seconds;              /* a grade may take */
+    uint64_t python_memory_bytes;    /* of address space, a grade may take */
 };
 
 void gd_config_init(struct gd_config *config);
@@ -41,6 +45,8 @@ GD_MUST_CHECK bool gd_config_set(struct gd_config *config, const char *key, cons
                                  struct gd_error *err);
 GD_MUST_CHECK bool gd_config_load_file(struct gd_config *config, const char *path, struct gd_error *err);
 GD_MUST_CHECK bool gd_config_load_environment(struct gd_config *config, struct gd_error *err); /* GRAFTD_SERVER_LISTEN ... */
+/* Tells engine/eval/sandbox.h what the operator decided about Python. */
+void gd_config_apply_sandbox(const struct gd_config *config);
 GD_MUST_CHECK bool gd_config_check(const struct gd_config *config, struct gd_error *err);
 
 #endif

@@ -1,5 +1,6 @@
 /* main.c - the one binary: tells the subcommands apart, and reads the command line of `serve`. */
 #include "engine/base/log.h"
+#include "engine/eval/sandbox.h"
 #include "engine/tensor/device.h"
 #include "engine/worker/command.h"
 #include "engine/worker/usage.h"
@@ -99,6 +100,7 @@ static int serve(int argc, char **argv)
     int code = read_serve_options(argc, argv, &config);
     if (code < 0) {
         gd_log_init("server");
+        gd_config_apply_sandbox(&config);
         code = gd_app_run(&config);
     }
     gd_config_release(&config);
@@ -136,6 +138,8 @@ int main(int argc, char **argv)
         start_quietly(argv);
     if (strcmp(command, "serve") == 0)
         return serve(argc - 1, argv + 1);
+    if (strcmp(command, "sandbox") == 0)
+        return gd_sandbox_main(argc, argv);
     if (strcmp(command, "worker") == 0)
         return gd_command_worker(argc - 1, argv + 1);
     if (strcmp(command, "run") == 0)

@@ -1,7 +1,8 @@
 /*
  * routes_graders.c - /v1/fine_tuning/alpha/graders: is a grader well formed, and what does a sample earn by it?
  *
- * Comparing long texts takes up to a second, so grading is work for a thread of libuv's pool. The grader and the
+ * Comparing long texts takes up to a second, and Python as long as the operator allows, so both are work for a thread of
+ * libuv's pool; GRADINGS_MAX of them, because files wait for the same threads. The grader and the
  * request's JSON are only read there.
  */
 #include "engine/base/alloc.h"
@@ -10,6 +11,9 @@
 #include "server/handlers.h"
 
 #define SAMPLE_BYTES_MAX GD_BODY_MEMORY_BYTES
+#define GRADINGS_MAX 8
+
+static int gradings; /* loop thread only */
 
 struct grading {
     struct gd_request *request;
@@ -18,8 +22,43 @@ struct grading {
     const cJSON *item; /* or NULL */
     struct gd_grade grade;
     double seconds;
+    struct gd_error err; /* of a check */
     uv_work_t work;
 };
+
+static bool may_start(struct gd_error *err)
+{
+    return gradings < GRADINGS_MAX || gd_fail(err, GD_BUSY, "%d graders run at the moment: try again", gradings);
+}
+
+static void start_work(struct gd_app *app, struct grading *grading, uv_work_cb run, uv_after_work_cb after)
+{
+    gradings++;
+    grading->work.data = grading;
+    uv_queue_work(app->loop, &grading->work, run, after);
+}
+
+static void check_work(uv_work_t *work)
+{
+    struct grading *grading = work->data;
+    (void)!gd_grader_check(grading->grader, "grader", &grading->err); /* what it says is in err */
+}
+
+static void check_after(uv_work_t *work, int status)
+{
+    struct grading *grading = work->data;
+    gradings--;
+    if (grading->err.code != GD_OK) {
+        gd_http_fail(grading->request, &grading->err);
+    } else {
+        cJSON *answer = cJSON_CreateObject();
+        cJSON_AddItemToObject(answer, "grader",
+                              cJSON_Duplicate(gd_json_find(gd_request_json(grading->request), "grader"), true));
+        gd_http_reply(grading->request, 200, answer);
+    }
+    gd_grader_destroy(grading->grader);
+    gd_free(grading);
+}
 
 void gd_handle_grader_validate(struct gd_app *app, struct gd_request *request)
 {
@@ -27,14 +66,15 @@ void gd_handle_grader_validate(struct gd_app *app, struct gd_request *request)
     const cJSON *body = gd_request_json(request), *json = gd_json_find(body, "grader");
     struct gd_error err = {0};
     struct gd_grader *grader = gd_json_only_known(body, "", known, &err) ? gd_grader_parse(json, "grader", &err) : NULL;
-    if (grader == NULL) {
+    if (grader == NULL || !may_start(&err)) {
+        gd_grader_destroy(grader);
         gd_http_fail(request, &err);
         return;
     }
-    cJSON *answer = cJSON_CreateObject();
-    cJSON_AddItemToObject(answer, "grader", cJSON_Duplicate(json, true));
-    gd_http_reply(request, 200, answer);
-    gd_grader_destroy(grader);
+    struct grading *grading = gd_alloc(sizeof *grading);
+    grading->request = request;
+    grading->grader = grader;
+    start_work(app, grading, check_work, check_after);
 }
 
 /* ---- run ---- */
@@ -42,13 +82,18 @@ void gd_handle_grader_validate(struct gd_app *app, struct gd_request *request)
 /* All of OpenAI's flags; `message` is ours. */
 static cJSON *errors_json(const struct gd_grade *grade)
 {
-    static const char *const details[] = {"python_grader_server_error_type", "python_grader_runtime_error_details",
-                                          "model_grader_server_error_details"};
+    static const struct {
+        const char *name;
+        enum gd_grade_flag of;
+    } details[] = {{"python_grader_server_error_type", GD_GRADE_PYTHON_SERVER},
+                   {"python_grader_runtime_error_details", GD_GRADE_PYTHON_RUNTIME},
+                   {"model_grader_server_error_details", GD_GRADE_MODEL_SERVER}};
     cJSON *json = cJSON_CreateObject();
     for (int flag = 0; flag < GD_GRADE_FLAG_COUNT; flag++)
         cJSON_AddBoolToObject(json, gd_grade_flag_wire((enum gd_grade_flag)flag), grade->flags[flag]);
     for (size_t i = 0; i < GD_COUNT(details); i++)
-        cJSON_AddNullToObject(json, details[i]);
+        cJSON_AddItemToObject(json, details[i].name, grade->flags[details[i].of] ? cJSON_CreateString(grade->error.message)
+                                                                                  : cJSON_CreateNull());
     if (grade->error.code != GD_OK)
         cJSON_AddStringToObject(json, "message", grade->error.message);
     else
@@ -96,6 +141,7 @@ static void run_work(uv_work_t *work)
 static void run_after(uv_work_t *work, int status)
 {
     struct grading *grading = work->data;
+    gradings--;
     gd_http_reply(grading->request, 200, answer_json(grading));
     gd_grade_release(&grading->grade);
     gd_grader_destroy(grading->grader);
@@ -111,7 +157,7 @@ void gd_handle_grader_run(struct gd_app *app, struct gd_request *request)
     struct gd_grader *grader = gd_json_only_known(body, "", known, &err)
                                    ? gd_grader_parse(gd_json_find(body, "grader"), "grader", &err)
                                    : NULL;
-    if (grader == NULL ||
+    if (grader == NULL || !may_start(&err) ||
         !gd_json_get_string(body, "", "model_sample", true, 0, SAMPLE_BYTES_MAX, &model_sample, &err) ||
         !gd_json_get_object(body, "", "item", false, &item, &err)) {
         gd_grader_destroy(grader);
@@ -123,6 +169,5 @@ void gd_handle_grader_run(struct gd_app *app, struct gd_request *request)
     grading->grader = grader;
     grading->model_sample = model_sample;
     grading->item = item;
-    grading->work.data = grading;
-    uv_queue_work(app->loop, &grading->work, run_work, run_after);
+    start_work(app, grading, run_work, run_after);
 }

@@ -3,6 +3,7 @@
 
 #include "engine/base/alloc.h"
 #include "engine/base/log.h"
+#include "engine/eval/sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -198,11 +199,15 @@ static char **worker_environment(void)
 static int spawn(struct gd_worker_process *process, int worker_fd)
 {
     const struct gd_worker_process_options *options = &process->options;
-    char threads[16], cache_bytes[24];
+    const struct gd_sandbox_settings *python = gd_sandbox_settings();
+    char threads[16], cache_bytes[24], seconds[16], memory[24];
     snprintf(threads, sizeof threads, "%d", options->threads);
     snprintf(cache_bytes, sizeof cache_bytes, "%llu", (unsigned long long)options->cache_bytes);
+    snprintf(seconds, sizeof seconds, "%d", python->seconds);
+    snprintf(memory, sizeof memory, "%llu", (unsigned long long)python->memory_bytes);
     char *args[] = {"graftd", "worker", "--fd", "3", "--device", (char *)options->device, "--threads", threads,
-                    "--cache-bytes", cache_bytes, NULL};
+                    "--cache-bytes", cache_bytes, "--python-seconds", seconds, "--python-memory", memory,
+                    python->interpreter != NULL ? "--python" : NULL, (char *)python->interpreter, NULL};
     uv_stdio_container_t stdio[4] = {
         {.flags = UV_IGNORE},
         {.flags = UV_INHERIT_FD, .data.fd = STDERR_FILENO},

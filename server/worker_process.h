@@ -29,7 +29,7 @@ struct gd_worker_process_options {
     void (*gone)(void *context, const char *why);     /* "signal 9 (Killed)", "exit code 0", ... */
 };
 
-/* Runs /proc/self/exe worker --fd 3 --device D --threads N --cache-bytes B in a process group of its own, standard
+/* Runs /proc/self/exe worker --fd 3 --device D --threads N --cache-bytes B, and what gd_sandbox_settings says, in a process group of its own, standard
  * output joined to standard error, OMP_WAIT_POLICY=passive unless the environment says otherwise. */
 GD_MUST_CHECK bool gd_worker_process_start(struct gd_worker_process **out,
                                            const struct gd_worker_process_options *options, struct gd_error *err);

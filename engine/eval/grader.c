@@ -17,9 +17,6 @@ const struct gd_grader_type *const gd_grader_types[] = {GD_GRADER_LIST};
 #undef GD_GRADER
 const int gd_grader_type_count = (int)GD_COUNT(gd_grader_types);
 
-/* OpenAI's other types: known, so that the answer is not "did you mean". */
-static const char *const elsewhere[] = {"python"};
-
 #define FLAG_WIRE(name, wire) wire,
 static const char *const flag_wires[GD_GRADE_FLAG_COUNT] = {GD_GRADE_FLAG_LIST(FLAG_WIRE)};
 
@@ -65,18 +62,6 @@ static const struct gd_grader_type *find_type(const cJSON *json, const char *pat
         names[i] = gd_grader_types[i]->name;
     if (!gd_json_get_string(json, path, "type", true, 0, NAME_BYTES_MAX, &type, err))
         return NULL;
-    for (size_t i = 0; i < GD_COUNT(elsewhere); i++)
-        if (strcmp(type, elsewhere[i]) == 0) {
-            struct gd_buf list;
-            gd_buf_init(&list, 1024);
-            char *param = gd_format("%s.type", path);
-            gd_fail_param(err, GD_UNSUPPORTED, param,
-                          "%s: graders of type '%s' are not supported here; supported are %s", param, type,
-                          list_names(&list, names, gd_grader_type_count));
-            gd_free(param);
-            gd_buf_release(&list);
-            return NULL;
-        }
     int index = 0;
     return gd_grader_choice(json, path, "type", names, gd_grader_type_count, &index, err) ? gd_grader_types[index]
                                                                                           : NULL;
@@ -187,6 +172,11 @@ void gd_grader_run_asked(const struct gd_grader *grader, const cJSON *item, cons
 void gd_grader_run(const struct gd_grader *grader, const cJSON *item, const cJSON *sample, struct gd_grade *grade)
 {
     gd_grader_run_asked(grader, item, sample, NULL, grade);
+}
+
+bool gd_grader_check(const struct gd_grader *grader, const char *path, struct gd_error *err)
+{
+    return grader->type->check == NULL || grader->type->check(grader, path, err);
 }
 
 bool gd_grader_references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,

@@ -13,7 +13,7 @@
  *          gd_grader_destroy.
  *
  * To add a type: 1 write eval/NAME.c with `const struct gd_grader_type gd_grader_type_NAME` (grader_type.h) 2 add its name
- * to grader_names in meson.build and take it out of elsewhere[] in grader.c 3 its schema in api-spec/openapi.yaml.
+ * to grader_names in meson.build 3 its schema in api-spec/openapi.yaml.
  */
 #ifndef GD_EVAL_GRADER_H
 #define GD_EVAL_GRADER_H
@@ -63,6 +63,8 @@ struct gd_grade {
 /* `path` is the name of the object in the request ("grader"). NULL on error. */
 struct gd_grader *gd_grader_parse(const cJSON *json, const char *path, struct gd_error *err) GD_MUST_CHECK;
 void gd_grader_destroy(struct gd_grader *grader);
+/* What parse leaves out because it takes a process: whether Python compiles. Blocks: not for an event loop. */
+GD_MUST_CHECK bool gd_grader_check(const struct gd_grader *grader, const char *path, struct gd_error *err);
 const char *gd_grader_name(const struct gd_grader *grader);
 const char *gd_grader_type_name(const struct gd_grader *grader);
 

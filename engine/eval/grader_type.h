@@ -35,6 +35,8 @@ struct gd_grader_type {
     bool (*parse)(struct gd_grader *grader, const cJSON *json, const char *path, struct gd_error *err);
     bool (*grade)(const struct gd_grader *grader, const struct gd_grade_input *input, struct gd_grade *grade);
     void (*release)(struct gd_grader *grader);
+    /* What is too slow for parse; may block. NULL: nothing. */
+    bool (*check)(const struct gd_grader *grader, const char *path, struct gd_error *err);
     /* Each reference of its texts; false stops. NULL: it has no texts. */
     bool (*references)(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
                        struct gd_error *err);

@@ -139,6 +139,19 @@ static bool references(const struct gd_grader *grader, const char *path, gd_refe
     return true;
 }
 
+static bool check(const struct gd_grader *grader, const char *path, struct gd_error *err)
+{
+    const struct multi *multi = grader->state;
+    for (int i = 0; i < multi->member_count; i++) {
+        char *at = gd_format("%s%s", path, multi->members[i].path);
+        bool ok = gd_grader_check(multi->members[i].grader, at, err);
+        gd_free(at);
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
 /* Its members' asks, one member after the other. */
 static int ask_count(const struct gd_grader *grader)
 {
@@ -185,5 +198,6 @@ static void release(struct gd_grader *grader)
 }
 
 const struct gd_grader_type gd_grader_type_multi = {
-    .name = "multi", .fields = fields, .parse = parse, .grade = grade, .release = release, .references = references,
+    .name = "multi", .fields = fields, .parse = parse, .grade = grade, .release = release, .check = check,
+    .references = references,
     .ask_count = ask_count, .ask_model = ask_model, .fill_ask = fill_ask};

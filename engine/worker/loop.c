@@ -4,6 +4,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/log.h"
+#include "engine/eval/sandbox.h"
 #include "engine/tensor/device.h"
 #include "engine/worker/command.h"
 
@@ -164,14 +165,19 @@ struct options {
     int fd, threads;
     const char *device;
     size_t cache_bytes;
+    struct gd_sandbox_settings python;
 };
 
 static bool parse_options(int argc, char **argv, struct options *options)
 {
     static const struct option known[] = {{"fd", required_argument, NULL, 'f'}, {"device", required_argument, NULL, 'd'},
                                           {"threads", required_argument, NULL, 't'},
-                                          {"cache-bytes", required_argument, NULL, 'c'}, {NULL, 0, NULL, 0}};
-    *options = (struct options){.fd = -1, .device = "auto", .cache_bytes = 512u << 20};
+                                          {"cache-bytes", required_argument, NULL, 'c'},
+                                          {"python", required_argument, NULL, 'p'},
+                                          {"python-seconds", required_argument, NULL, 's'},
+                                          {"python-memory", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
+    *options = (struct options){.fd = -1, .device = "auto", .cache_bytes = 512u << 20,
+                                 .python = {.seconds = GD_SANDBOX_SECONDS, .memory_bytes = GD_SANDBOX_MEMORY_BYTES}};
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (option) {
@@ -186,6 +192,15 @@ static bool parse_options(int argc, char **argv, struct options *options)
             break;
         case 'c':
             options->cache_bytes = strtoull(optarg, NULL, 10);
+            break;
+        case 'p':
+            options->python.interpreter = optarg;
+            break;
+        case 's':
+            options->python.seconds = atoi(optarg);
+            break;
+        case 'm':
+            options->python.memory_bytes = strtoull(optarg, NULL, 10);
             break;
         default:
             return false;
@@ -207,6 +222,7 @@ int gd_command_worker(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGINT, SIG_IGN); /* a terminal's ^C goes to the server, which sends `shutdown` */
     gd_log_init("worker");
+    gd_sandbox_configure(&options.python);
     if (!gd_device_init(options.device, options.threads, &err)) {
         gd_log_error("worker", "error=%s", err.message);
         return 1;

@@ -165,12 +165,8 @@ def test_without_an_item_its_fields_are_missing(daemon):
         ("eq", "grader", "invalid_value", "grader object"),
         ({"type": "string_check"}, "grader.name", "missing_required_parameter", "name"),
         ({"type": "strng_check"}, "grader.type", "invalid_value", "did you mean 'string_check'"),
-        (
-            {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"},
-            "grader.type",
-            "unsupported_value",
-            "string_check",
-        ),
+        ({"type": "python", "name": "p"}, "grader.source", "missing_required_parameter", "source"),
+        ({"type": "python", "name": "p", "source": "x", "image": "y"}, "grader.image", "unknown_parameter", "image"),
         (
             {"type": "score_model", "name": "p", "model": "m", "input": []},
             "grader.input",
@@ -214,6 +210,61 @@ def test_bad_graders_are_refused_by_name(daemon, grader, param, code, said):
 def test_bad_requests_are_refused_by_name(daemon, body, param):
     answer = daemon.post(RUN, body)
     assert answer.status == 400 and answer.json["error"]["param"] == param
+
+
+def python(source, **more):
+    return {"type": "python", "name": "code", "source": source, **more}
+
+
+GRADE = "def grade(sample, item):\n    return "
+
+
+def test_python_grades_alone_and_in_a_formula(daemon):
+    code = GRADE + "len(sample['output_text']) / len(item['answer'])"
+    assert run(daemon, python(code, image_tag="2025-05-08"), "Par")["reward"] == pytest.approx(0.6)
+    answer = run(daemon, multi({"exact": check(), "code": python(code)}, "exact - code"), "Par")
+    assert answer["sub_rewards"] == {"exact": 0, "code": 0.6} and answer["reward"] == -0.6
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("1 / 0", "line 2: ZeroDivisionError"),
+        ("__import__('socket').create_connection(('127.0.0.1', 80))", "PermissionError"),
+        ("__import__('os').fork()", "PermissionError"),
+        ("open('/etc/passwd').read()", "Error"),
+        ("'text'", "not a number"),
+    ],
+)
+def test_python_errors_are_the_items(daemon, body, said):
+    answer = run(daemon, multi({"exact": check(), "code": python(GRADE + body)}, "exact + code"))
+    errors = answer["metadata"]["errors"]
+    assert answer["reward"] == 0 and answer["sub_rewards"] == {"exact": 1, "code": None}
+    assert errors["python_grader_runtime_error"] and said in errors["python_grader_runtime_error_details"]
+
+
+def test_python_is_compiled_by_validate_and_not_run(daemon):
+    assert daemon.post(VALIDATE, {"grader": python("while True: pass\n" + GRADE + "1")}).status == 200
+    for grader, param in (
+        (python("def grade(:"), "grader.source"),
+        (multi({"a": python("x = 1")}, "a"), "grader.graders.a.source"),
+    ):
+        answer = daemon.post(VALIDATE, {"grader": grader})
+        assert answer.status == 400 and answer.json["error"]["param"] == param, answer.body
+
+
+def test_the_operator_turns_python_off(own_daemon):
+    daemon = own_daemon(environment={"GRAFTD_GRADERS_PYTHON": "off"}).start()
+    for path, more in ((VALIDATE, {}), (RUN, {"model_sample": ""})):
+        answer = daemon.post(path, {"grader": python(GRADE + "1"), **more})
+        assert answer.status == 400 and answer.json["error"]["code"] == "unsupported_value"
+        assert "graders.python" in answer.json["error"]["message"]
+
+
+def test_the_operator_bounds_pythons_time(own_daemon):
+    daemon = own_daemon(environment={"GRAFTD_GRADERS_PYTHON_SECONDS": "1"}).start()
+    answer = run(daemon, python("import time\n" + GRADE + "time.sleep(60)"))
+    assert "longer than 1 seconds" in answer["metadata"]["errors"]["python_grader_runtime_error_details"]
 
 
 def test_validate_gives_the_grader_back(daemon):
