@@ -91,6 +91,8 @@ void gd_graft_destroy(struct gd_graft *graft)
     gd_free(graft->site_param);
     gd_free(graft->block);
     gd_free(graft->wear);
+    for (int i = 0; i < graft->derived_count; i++)
+        gd_free(graft->derived[i]);
     gd_free(graft->derived);
     gd_free(graft);
 }

@@ -106,7 +106,8 @@ struct gd_graft {
     /* For serving, made by gd_graft_load. */
     struct gd_wear_part *wear;   /* [slot] */
     enum gd_wear_depth depth;
-    float *derived;              /* what the parts need beside the block; or NULL */
+    float **derived;             /* what the parts need beside the block (gd_graft_derive) */
+    int derived_count;
     char digest[65];             /* of everything that changes what the graft computes */
 };
 
@@ -132,6 +133,8 @@ struct gd_adapter_method {
     const char *anchor;          /* end of the name of the tensor that every touched module has */
     const char *peft_fields;     /* JSON: further members of adapter_config.json, as constant as the method */
     const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
+    /* What adapter_config.json must hold beside options and refused members; NULL: nothing. */
+    bool (*check_file)(const cJSON *json, struct gd_error *err);
     /* Fills params, site_param, scale, dropout. Targets that match nothing: an error listing what exists. */
     bool (*create)(struct gd_graft *graft, struct gd_error *err);
     void (*init)(const struct gd_graft *graft, float *block, uint64_t seed);
@@ -144,7 +147,7 @@ struct gd_adapter_method {
                               struct gd_value *input, struct gd_value *output, struct gd_value *const *params);
     /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL: none. */
     struct gd_value *(*penalty)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *const *params);
-    /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). May set graft->derived. */
+    /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). */
     void (*wear)(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                  struct gd_wear_part *part);
 };

@@ -145,23 +145,13 @@ struct gd_value *gd_bottleneck_parallel(struct gd_graft_training *training, stru
 
 /* ---- serving ---- */
 
-/* derived: a row of zeros, then a row of scaled biases for each slot from the first block on. */
-static float *derived_row(struct gd_graft *graft, const struct gd_site *site)
-{
-    const struct gd_site *sites;
-    int width = graft->model->config.width, site_count = gd_model_block_sites(graft->model, &sites);
-    if (graft->derived == NULL)
-        graft->derived = gd_alloc_array((size_t)(site_count + 1) * (size_t)width, sizeof(float));
-    return graft->derived + (size_t)(site->index + 1) * (size_t)width;
-}
-
 static void fill_part(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                       struct gd_wear_part *part)
 {
     struct places at = places_of(graft);
     const float *block = graft->block;
     float scale = at.scale >= 0 ? block[params[at.scale].offset] : (float)gd_adapter_value(&graft->config, "scaling");
-    float *row = derived_row(graft, site);
+    float *row = at.up_bias >= 0 ? gd_graft_derive(graft, site->out) : NULL;
     part->rank = (int)params[at.down].shape[0];
     part->scale = scale;
     part->a = block + params[at.down].offset;
@@ -182,7 +172,7 @@ void gd_bottleneck_wear_serial(struct gd_graft *graft, const struct gd_site *sit
     fill_part(graft, site, params, part);
     part->serial = true;
     if (!has_residual(graft))
-        part->out_scale = graft->derived;
+        part->out_scale = gd_graft_derive(graft, site->out); /* zeros */
 }
 
 void gd_bottleneck_wear_parallel(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,

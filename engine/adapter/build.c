@@ -113,6 +113,14 @@ struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_gra
     return view->value;
 }
 
+float *gd_graft_derive(struct gd_graft *graft, int64_t count)
+{
+    int have = graft->derived_count++;
+    graft->derived = gd_realloc_array(graft->derived, (size_t)graft->derived_count, sizeof(float *));
+    graft->derived[have] = gd_alloc_array((size_t)count, sizeof(float));
+    return graft->derived[have];
+}
+
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream)
 {
     uint64_t key = gd_philox_stream(GD_RANDOM_INIT, stream, 0);

@@ -29,6 +29,9 @@ struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const 
 struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_graph *g, const struct gd_graft_param *param,
                                int64_t rows);
 
+/* Memory for what a part needs beside the block; lives as long as the graft. */
+float *gd_graft_derive(struct gd_graft *graft, int64_t count);
+
 /* What serving needs (wear, depth, digest), once the graft owns its filled block. */
 void gd_graft_ready(struct gd_graft *graft);
 

@@ -1,13 +1,16 @@
 /*
  * lora.c - LoRA (Hu et al. 2021): y = W x + s B A dropout(x), s = lora_alpha / r, or lora_alpha / sqrt(r) with
  * rsLoRA (Kalajdzievski 2023). A is kaiming-uniform(sqrt 5), that is U(-1/sqrt(in), 1/sqrt(in)); B is zero, so the start
- * is the base. LoRA+ (Hayou et al. 2024): B learns loraplus_lr_ratio times as fast as A. r (in + out) numbers a module.
+ * is the base; "gaussian" draws A from N(0, 1/r^2) as PEFT does. LoRA+ (Hayou et al. 2024): B learns loraplus_lr_ratio
+ * times as fast as A. r (in + out) numbers a module, and out more with DoRA (lora_dora.c).
  */
-#include "engine/adapter/build.h"
+#include "engine/adapter/lora.h"
 #include "engine/tensor/ops.h"
 
 #include <math.h>
 #include <string.h>
+
+static const char *const inits[] = {[GD_LORA_TRUE] = "true", [GD_LORA_GAUSSIAN] = "gaussian", NULL};
 
 static const struct gd_adapter_option options[] = {
     {.name = "r", .type = GD_OPTION_INT, .min = 1, .max = GD_WEAR_RANK_MAX, .fallback = 16, .peft_fallback = 8,
@@ -17,6 +20,10 @@ static const struct gd_adapter_option options[] = {
     {.name = "lora_dropout", .type = GD_OPTION_NUMBER, .use = GD_OPTION_TRAINS, .max = 0.95,
      .help = "Part of the inputs of the update that training zeroes."},
     {.name = "use_rslora", .type = GD_OPTION_BOOL, .help = "Scale by lora_alpha / sqrt(r) instead (rsLoRA)."},
+    {.name = "use_dora", .type = GD_OPTION_BOOL,
+     .help = "Learn the lengths of the rows of the changed weight apart from their directions (DoRA)."},
+    {.name = "init_lora_weights", .type = GD_OPTION_CHOICE, .use = GD_OPTION_TRAINS, .choices = inits,
+     .help = "Start of A: true is uniform within 1/sqrt(in), \"gaussian\" normal with deviation 1/r; B starts at zero."},
     {.name = "loraplus_lr_ratio", .type = GD_OPTION_NUMBER, .use = GD_OPTION_OURS, .min = 1e-3, .max = 1e3, .fallback = 1,
      .help = "B learns at this multiple of A's rate (LoRA+; about 16)."},
     {.name = "target_modules", .type = GD_OPTION_MODULES, .min = 1, .modules = "all-linear",
@@ -41,6 +48,8 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
         graft->site_param[i] = graft->param_count;
         gd_graft_add(graft, true, sites[i].name, "lora_A.weight", r, sites[i].in);
         gd_graft_add(graft, true, sites[i].name, "lora_B.weight", sites[i].out, r)->rate = ratio;
+        if (gd_adapter_value(&graft->config, "use_dora") != 0)
+            gd_lora_dora_add(graft, &sites[i], ratio);
     }
     graft->scale = gd_adapter_value(&graft->config, "use_rslora") != 0 ? alpha / sqrt((double)r) : alpha / (double)r;
     graft->dropout = gd_adapter_value(&graft->config, "lora_dropout");
@@ -49,16 +58,30 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
 
 static void init(const struct gd_graft *graft, float *block, uint64_t seed)
 {
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(graft->model, &sites);
+    bool gaussian = gd_adapter_value(&graft->config, "init_lora_weights") == GD_LORA_GAUSSIAN;
+    uint32_t stream = 0;
     memset(block, 0, (size_t)graft->parameter_count * sizeof(float));
-    for (int p = 0; p < graft->param_count; p += 2) {
-        const struct gd_graft_param *a = &graft->params[p];
-        gd_fill_uniform(block + a->offset, a->shape[0] * a->shape[1], 1.0f / sqrtf((float)a->shape[1]), seed, (uint32_t)(p / 2));
+    for (int i = 0; i < site_count; i++) {
+        if (graft->site_param[i] < 0)
+            continue;
+        const struct gd_graft_param *a = &graft->params[graft->site_param[i]];
+        int64_t count = a->shape[0] * a->shape[1];
+        if (gaussian)
+            gd_fill_normal(block + a->offset, count, 1.0f / (float)a->shape[0], seed, stream++);
+        else
+            gd_fill_uniform(block + a->offset, count, 1.0f / sqrtf((float)a->shape[1]), seed, stream++);
     }
+    if (gd_adapter_value(&graft->config, "use_dora") != 0)
+        gd_lora_dora_init(graft, block);
 }
 
 static struct gd_value *linear(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params)
 {
+    if (gd_adapter_value(&training->graft->config, "use_dora") != 0)
+        return gd_lora_dora_linear(training, g, site, x, w, bias, params);
     struct gd_value *y = gd_site_linear_base(g, x, w, bias);
     if (training->dropout_key != NULL)
         x = gd_dropout(g, x, training->dropout_key, training->graft->dropout, site->index);
@@ -74,11 +97,27 @@ static void wear(struct gd_graft *graft, const struct gd_site *site, const struc
     part->a = graft->block + params[0].offset;
     part->a_row = site->in;
     part->b = graft->block + params[1].offset;
+    if (gd_adapter_value(&graft->config, "use_dora") != 0)
+        gd_lora_dora_wear(graft, site, params, part);
 }
 
-/* Initialisations (loftq, eva, corda, ...) leave plain LoRA behind; these do not. */
+/* These starts change the base under the adapter, so that the file alone is not enough. */
+static bool check_file(const cJSON *json, struct gd_error *err)
+{
+    static const char *const residual[] = {"pissa", "olora", "corda", "loftq", "lora_ga"};
+    const cJSON *init = gd_json_find(json, "init_lora_weights");
+    for (size_t i = 0; cJSON_IsString(init) && i < GD_COUNT(residual); i++)
+        if (strncmp(init->valuestring, residual[i], strlen(residual[i])) == 0)
+            return gd_fail_param(err, GD_UNSUPPORTED, "init_lora_weights",
+                                 "adapter_config.json: init_lora_weights is '%.32s', and such an adapter fits only the base that its "
+                                 "start left behind: convert it with PEFT's save_pretrained(..., "
+                                 "path_initial_model_for_weight_conversion=...)",
+                                 init->valuestring);
+    return true;
+}
+
 static const char *const refused[] = {
-    "use_dora", "use_qalora", "use_bdlora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
+    "use_qalora", "use_bdlora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
     "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
     "arrow_config", "kasa_config", "monteclora_config", "velora_config", NULL};
 
@@ -90,10 +129,11 @@ const struct gd_adapter_method gd_adapter_lora = {
     .options = options,
     .option_count = GD_COUNT(options),
     .anchor = "lora_A.weight",
-    .peft_fields = "{\"use_dora\": false, \"bias\": \"none\", \"fan_in_fan_out\": false, \"init_lora_weights\": true, "
+    .peft_fields = "{\"bias\": \"none\", \"fan_in_fan_out\": false, "
                    "\"modules_to_save\": null, \"layers_to_transform\": null, \"layers_pattern\": null, "
                    "\"rank_pattern\": {}, \"alpha_pattern\": {}}",
     .refused = refused,
+    .check_file = check_file,
     .create = create,
     .init = init,
     .linear = linear,

@@ -288,6 +288,8 @@ static bool read_config(struct gd_adapter_config *config, const cJSON *json, str
     for (const char *const *key = config->method->refused; *key != NULL; key++)
         if (!refuse_option(json, *key, err))
             return false;
+    if (config->method->check_file != NULL && !config->method->check_file(json, err))
+        return false;
     for (int i = 0; i < config->method->option_count; i++)
         if (!read_option(config, i, json, err))
             return false;

@@ -5,7 +5,6 @@
  * A and B are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as kaiming-uniform(sqrt 5), and travel with the file.
  */
 #include "engine/adapter/build.h"
-#include "engine/base/alloc.h"
 #include "engine/tensor/ops.h"
 
 #include <math.h>
@@ -80,15 +79,15 @@ static void wear(struct gd_graft *graft, const struct gd_site *site, const struc
 {
     const struct gd_graft_param *shared = &graft->params[graft->param_count];
     int64_t r = shared[0].shape[0], in = shared[0].shape[1];
-    if (graft->derived == NULL) { /* A as it stands in the file */
-        graft->derived = gd_alloc_array((size_t)(r * in), sizeof(float));
+    if (graft->derived_count == 0) { /* A as it stands in the file */
+        float *a = gd_graft_derive(graft, r * in);
         for (int64_t i = 0; i < in; i++)
             for (int64_t j = 0; j < r; j++)
-                graft->derived[j * in + i] = graft->block[shared[0].offset + i * r + j];
+                a[j * in + i] = graft->block[shared[0].offset + i * r + j];
     }
     part->rank = (int)r;
     part->scale = 1.0f;
-    part->a = graft->derived;
+    part->a = graft->derived[0];
     part->a_row = in;
     part->mid = graft->block + params[0].offset;
     part->b = graft->block + shared[1].offset;

@@ -46,7 +46,8 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
                                                       layer_name(files, layer, part->name),
                                                       gd_extent_size(config, part->in),
                                                       gd_extent_size(config, part->out),
-                                                      *gd_part_weight(weights, part)};
+                                                      *gd_part_weight(weights, part),
+                                                      *gd_part_bias(weights, part)};
     }
     for (int i = 0; i < GD_NORM_COUNT; i++) {
         int index = layer * GD_NORM_COUNT + i;
@@ -56,14 +57,15 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
                                                     layer_name(files, layer, gd_norm_parts[i].name),
                                                     config->width,
                                                     config->width,
-                                                    *gd_part_weight(weights, &gd_norm_parts[i])};
+                                                    *gd_part_weight(weights, &gd_norm_parts[i]),
+                                                    NULL};
     }
     files->kv_sites[layer] =
-        (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL};
+        (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL, NULL};
     files->block_sites[2 * layer] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), config->width, config->width, NULL};
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), config->width, config->width, NULL, NULL};
     files->block_sites[2 * layer + 1] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), config->width, config->width, NULL};
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), config->width, config->width, NULL, NULL};
 }
 
 void gd_model_make_sites(struct gd_model *model)
@@ -78,7 +80,7 @@ void gd_model_make_sites(struct gd_model *model)
         make_layer(model, files, layer);
     int last = model->config.layers * GD_NORM_COUNT;
     files->norm_sites[last] = (struct gd_site){GD_SITE_NORM, -1, last, "model.norm", model->config.width,
-                                               model->config.width, model->final_norm};
-    files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL};
-    files->hidden_site = (struct gd_site){GD_SITE_HIDDEN, -1, 0, "model", 0, 0, NULL};
+                                               model->config.width, model->final_norm, NULL};
+    files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL, NULL};
+    files->hidden_site = (struct gd_site){GD_SITE_HIDDEN, -1, 0, "model", 0, 0, NULL, NULL};
 }

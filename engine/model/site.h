@@ -29,6 +29,7 @@ struct gd_site {
     const char *name;           /* Hugging Face module path: "model.layers.3.self_attn.q_proj" */
     int in, out;                /* LINEAR: features; NORM, BLOCK: its width, twice */
     struct gd_weight *weight;   /* LINEAR, NORM; else NULL */
+    struct gd_weight *bias;     /* LINEAR; or NULL */
 };
 
 /* A NULL member leaves its sites alone. Each gets what the bare model would have computed from, and returns what is

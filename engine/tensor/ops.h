@@ -42,6 +42,11 @@ struct gd_value *gd_spread_rows(struct gd_graph *g, struct gd_value *v, int64_t 
 struct gd_value *gd_cast(struct gd_graph *g, struct gd_value *x, enum gd_dtype dtype);
 struct gd_value *gd_detach(struct gd_graph *g, struct gd_value *x);                        /* stop-gradient */
 
+/* m[o] / ||w[o] + scale b[o] a||, 0 for a row of zeros; w: weight [out, in], b: f32 [out, r], a: f32 [r, in], m: f32 [out] ->
+ * f32 [out]. Differentiable in m; the norm counts as a constant. */
+struct gd_value *gd_row_norm_ratio(struct gd_graph *g, struct gd_value *w, struct gd_value *b, struct gd_value *a, double scale,
+                                   struct gd_value *m);
+
 /* x: act [T, n], w: weight/param [n] -> x / sqrt(mean(x^2) + eps) * w, statistics in f32 (Zhang & Sennrich 2019).
  * Output 1: 1/rms per row, f32 [T]. */
 struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps);

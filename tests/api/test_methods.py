@@ -7,9 +7,11 @@ import pytest
 from daemon import chat_rows, job_body
 from test_contract import DOCUMENT, check, schema_of
 
-# What a method needs to learn the tiny task; a method that the listing has and this table lacks fails the test.
+# What a method, or a variant of one ("type"), needs to learn the tiny task; a method that the listing has and this table
+# lacks fails the test.
 SETTINGS = {
     "lora": ({"r": 8, "loraplus_lr_ratio": 4}, 5e-3),
+    "dora": ({"type": "lora", "r": 8, "use_dora": True, "init_lora_weights": "gaussian", "lora_dropout": 0.05}, 5e-3),
     "ia3": ({"target_modules": "all-linear"}, 0.1),
     "ln_tuning": ({}, 0.05),
     "houlsby": ({"reduction_factor": 4, "learned_scaling": True}, 0.01),
@@ -18,6 +20,10 @@ SETTINGS = {
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
 }
 HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
+
+
+def kind(name):
+    return SETTINGS[name][0].get("type", name)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +35,11 @@ def methods(daemon):
 def trained(daemon, methods):
     """Method -> its finished job."""
     file_id = daemon.upload(chat_rows(60)).json["id"]
-    assert set(methods) == set(SETTINGS)
+    assert set(methods) == {kind(name) for name in SETTINGS}
     jobs = {}
     for method, (options, rate) in SETTINGS.items():
         made = daemon.post("/v1/fine_tuning/jobs", job_body(
-            file_id, adapter={"type": method, **options}, hyper={**HYPER, "learning_rate": rate}))
+            file_id, adapter={"type": kind(method), **options}, hyper={**HYPER, "learning_rate": rate}))
         assert made.status == 200, made.json
         jobs[method] = made.json["id"]
     return {method: daemon.wait_job(job_id) for method, job_id in jobs.items()}
@@ -74,13 +80,13 @@ def test_the_listing_fits_its_schema_and_the_request_schema(daemon, methods):
 def test_its_loss_falls_and_its_options_are_echoed(daemon, trained, method):
     job = trained[method]
     assert job["status"] == "succeeded", job["error"]
-    assert job["adapter"]["type"] == method
+    assert job["adapter"]["type"] == kind(method)
     for name, value in SETTINGS[method][0].items():
         assert job["adapter"][name] == value
     loss = {entry["name"]: entry for entry in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json["series"]}["train_loss"]["last"]
     assert sum(loss[-5:]) < 0.7 * sum(loss[:5]), (method, loss)
     folder = daemon.data_dir / "jobs" / job["id"] / "adapter"
-    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == method.upper()
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == kind(method).upper()
 
 
 def test_all_answer_together_as_they_do_alone(daemon, trained):
@@ -106,6 +112,7 @@ def test_all_answer_together_as_they_do_alone(daemon, trained):
     ({"type": "pfeifer"}, "adapter.type", "pfeiffer"),
     ({"type": "parallel", "bottleneck_size": 513}, "adapter.bottleneck_size", "512"),
     ({"loraplus_lr_ratio": 0}, "adapter.loraplus_lr_ratio", "0.001"),
+    ({"init_lora_weights": "gausian"}, "adapter.init_lora_weights", "gaussian"),
 ])
 def test_bad_parameters_are_named(daemon, adapter, param, part):
     file_id = daemon.upload(chat_rows(12)).json["id"]

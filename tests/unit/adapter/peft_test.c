@@ -123,6 +123,9 @@ static void check_pefts_folder(const char *method)
 
 static void adapters_written_by_peft_give_pefts_logits(void **state)
 {
+    static const char *const variants[] = {"dora"};
+    for (size_t i = 0; i < GD_COUNT(variants); i++)
+        check_pefts_folder(variants[i]);
     for (int i = 0; i < gd_adapter_count; i++)
         check_pefts_folder(gd_adapter_table[i]->name);
 }
@@ -156,7 +159,7 @@ static char *save(struct gd_graft *graft, const char *name)
 }
 
 /* For make_adapter.py FOLDER: what PEFT must compute with this adapter. */
-static void keep_for_peft(const char *parent, const struct gd_graft *graft)
+static void keep_for_peft(const char *parent, const char *name, const struct gd_graft *graft)
 {
     struct gd_error err = {0};
     int32_t ids[24];
@@ -167,7 +170,7 @@ static void keep_for_peft(const char *parent, const struct gd_graft *graft)
         {"ids", {.dtype = GD_I32, .rank = 1, .shape = {24}, .data = ids}},
         {"logits", {.dtype = GD_F32, .rank = 2, .shape = {24, model->config.vocab}, .data = logits}}};
     struct gd_dir_tx *tx = NULL;
-    char *keep = gd_format("%s/%s", parent, graft->method->name);
+    char *keep = gd_format("%s/%s", parent, name);
     must(gd_dir_tx_begin(&tx, keep, &err), &err);
     must(gd_graft_save(graft, graft->block, gd_dir_tx_path(tx), NULL, &err), &err);
     char *path = gd_format("%s/logits.safetensors", gd_dir_tx_path(tx));
@@ -182,6 +185,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
 {
     static const char *const configs[] = {
         "{\"r\": 3, \"lora_alpha\": 5, \"use_rslora\": true}",
+        "{\"r\": 4, \"use_dora\": true, \"init_lora_weights\": \"gaussian\", \"target_modules\": [\"k_proj\", \"up_proj\"]}",
         "{\"type\": \"ia3\", \"target_modules\": \"all-linear\", \"feedforward_modules\": [\"down_proj\", \"layers.0.self_attn.q_proj\"]}",
         "{\"type\": \"ln_tuning\", \"target_modules\": [\"input_layernorm\", \"layers.1.post_attention_layernorm\", \"norm\"]}",
         "{\"type\": \"vera\", \"r\": 5, \"vera_dropout\": 0.1}",
@@ -189,23 +193,30 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
         "{\"type\": \"parallel\", \"reduction_factor\": 8, \"use_bias\": false, \"scaling\": 2.5, \"target_modules\": [\"self_attn\"]}",
     };
-    assert_int_equal(GD_COUNT(configs), gd_adapter_count);
+    int seen[64] = {0};
     for (size_t i = 0; i < GD_COUNT(configs); i++) {
         struct gd_error err = {0};
         struct gd_graft *graft = make_graft(configs[i]), *loaded = NULL;
-        char *folder = save(graft, graft->method->name);
+        char name[16];
+        snprintf(name, sizeof(name), "config-%zu", i);
+        char *folder = save(graft, name);
         must(gd_graft_load(&loaded, model, folder, &err), &err);
         assert_int_equal(loaded->parameter_count, graft->parameter_count);
         assert_int_equal(loaded->frozen_count, graft->frozen_count);
         assert_memory_equal(loaded->block, graft->block, (size_t)gd_graft_floats(graft) * sizeof(float));
         assert_true(loaded->method == graft->method && loaded->scale == graft->scale);
+        for (int m = 0; m < gd_adapter_count; m++)
+            seen[m] += gd_adapter_table[m] == graft->method;
         assert_int_equal(strlen(loaded->digest), 64);
         if (getenv("GD_ADAPTER_OUT") != NULL)
-            keep_for_peft(getenv("GD_ADAPTER_OUT"), graft);
+            keep_for_peft(getenv("GD_ADAPTER_OUT"), name, graft);
         gd_graft_destroy(loaded);
         gd_graft_destroy(graft);
         gd_free(folder);
     }
+    for (int m = 0; m < gd_adapter_count; m++)
+        if (seen[m] == 0)
+            fail_msg("no configuration of %s is tried", gd_adapter_table[m]->name);
 }
 
 static void check_count(const char *json, int64_t expected)
@@ -219,14 +230,16 @@ static void parameter_counts_follow_the_formulas(void **state)
 {
     const struct gd_site *sites;
     int count = gd_model_linear_sites(model, &sites);
-    int64_t lora = 0, vera = 0;
+    int64_t lora = 0, vera = 0, out = 0;
     for (int i = 0; i < count; i++) {
         lora += 6 * (int64_t)(sites[i].in + sites[i].out);
         vera += 11 + sites[i].out;
+        out += sites[i].out;
     }
     const struct gd_model_config *config = &model->config;
     int64_t kv = (int64_t)config->kv_heads * config->head_dim;
     check_count("{\"r\": 6}", lora);
+    check_count("{\"r\": 6, \"use_dora\": true}", lora + out);
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
     check_count("{\"type\": \"ln_tuning\"}", (2 * config->layers + 1) * config->width);
     check_count("{\"type\": \"ia3\"}", config->layers * (2 * kv + config->ffn_width));
@@ -236,6 +249,20 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count("{\"type\": \"parallel\", \"bottleneck_size\": 3}", config->layers * (2 * d * 3 + 3 + d));
     check_count("{\"type\": \"parallel\", \"bottleneck_size\": 3, \"use_bias\": false, \"learned_scaling\": true}",
                 config->layers * (2 * d * 3 + 1));
+}
+
+/* Logits of 20 ids at the start of a graft. */
+static void check_start(const char *json, const int32_t *ids, const float *expected, double tolerance)
+{
+    struct gd_graft *graft = make_graft(json);
+    graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
+    gd_graft_init(graft, graft->block, 7);
+    float *logits = logits_of(graft, ids, 20);
+    for (int64_t i = 0; i < 20 * (int64_t)model->config.vocab; i++)
+        if (!(fabs((double)logits[i] - (double)expected[i]) <= tolerance))
+            fail_msg("%s: logit %lld is %.9g, of the base %.9g", json, (long long)i, (double)logits[i], (double)expected[i]);
+    gd_free(logits);
+    gd_graft_destroy(graft);
 }
 
 static void the_start_is_the_base(void **state)
@@ -250,15 +277,11 @@ static void the_start_is_the_base(void **state)
     float *expected = logits_of(base, ids, 20);
     for (int i = 0; i < gd_adapter_count; i++) {
         char *json = gd_format("{\"type\": \"%s\"%s}", gd_adapter_table[i]->name, strcmp(gd_adapter_table[i]->name, "lora") == 0 ? ", \"r\": 2" : "");
-        struct gd_graft *graft = make_graft(json);
-        graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
-        gd_graft_init(graft, graft->block, 7);
-        float *logits = logits_of(graft, ids, 20);
-        assert_memory_equal(logits, expected, sizeof(float) * 20 * (size_t)model->config.vocab);
-        gd_free(logits);
-        gd_graft_destroy(graft);
+        check_start(json, ids, expected, 0);
         gd_free(json);
     }
+    check_start("{\"r\": 2, \"init_lora_weights\": \"gaussian\"}", ids, expected, 0);
+    check_start("{\"r\": 2, \"use_dora\": true}", ids, expected, 0);
     gd_free(expected);
     gd_graft_destroy(base);
 }
@@ -338,6 +361,9 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"pfeiffer\", \"bottleneck_size\": 300}", "adapter.bottleneck_size", "wide");
     refuse("{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu_nw\"}", "adapter.non_linearity", "gelu_new");
     refuse("{\"type\": \"parallel\", \"target_modules\": [\"q_proj\"]}", "adapter.target_modules", "its blocks are: self_attn, mlp");
+    refuse("{\"init_lora_weights\": \"gausian\"}", "adapter.init_lora_weights", "did you mean 'gaussian'?");
+    refuse("{\"init_lora_weights\": false}", "adapter.init_lora_weights", "there are 'true', 'gaussian'");
+    refuse("{\"init_lora_weights\": 5}", "adapter.init_lora_weights", "must be a string or true");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"target_modules\": [5]}", "adapter.target_modules", "strings");
@@ -389,7 +415,11 @@ static void leftovers_and_foreign_bases_are_errors(void **state)
     damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 3, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\"]}");
     load_must_fail(folder, "shape");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"use_dora\": true, \"target_modules\": [\"q_proj\"]}");
-    load_must_fail(folder, "use_dora");
+    load_must_fail(folder, "lora_magnitude_vector");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"use_qalora\": true, \"target_modules\": [\"q_proj\"]}");
+    load_must_fail(folder, "use_qalora");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"init_lora_weights\": \"pissa\", \"target_modules\": [\"q_proj\"]}");
+    load_must_fail(folder, "path_initial_model_for_weight_conversion");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"XLORA\"}");
     load_must_fail(folder, "XLORA");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"VERA\"}");

@@ -560,21 +560,30 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
     return served;
 }
 
-static void methods_share_a_batch_but_no_pages(void **state)
+/* One of each kind of method, and how far from its start. */
+static const struct {
+    const char *options;
+    float distance;
+} worn[] = {
+    {NULL, 0},
+    {"{\"type\": \"lora\", \"r\": 4}", 0.1f},
+    {"{\"type\": \"lora\", \"r\": 7}", 0.1f},
+    {"{\"type\": \"lora\", \"r\": 5, \"use_dora\": true}", 0.1f},
+    {"{\"type\": \"ia3\"}", 0.3f},
+    {"{\"type\": \"vera\", \"r\": 24}", 1.0f},
+    {"{\"type\": \"ln_tuning\"}", 0.2f},
+    {"{\"type\": \"houlsby\", \"reduction_factor\": 8, \"learned_scaling\": true}", 0.2f},
+    {"{\"type\": \"pfeiffer\", \"bottleneck_size\": 9, \"residual\": false, \"non_linearity\": \"gelu_new\"}", 0.2f},
+    {"{\"type\": \"parallel\", \"residual\": true, \"non_linearity\": \"tanh\"}", 0.1f},
+};
+
+static void check_company(const char *model_name)
 {
-    enum { GRAFTS = 9, REQUESTS = 2 * GRAFTS };
-    struct gd_model *model = open_model("tiny-llama");
-    struct gd_graft *grafts[GRAFTS] = {
-        NULL,
-        make_graft(model, 1, "{\"type\": \"lora\", \"r\": 4}", 0.1f),
-        make_graft(model, 2, "{\"type\": \"lora\", \"r\": 7}", 0.1f),
-        make_graft(model, 3, "{\"type\": \"ia3\"}", 0.3f),
-        make_graft(model, 4, "{\"type\": \"vera\", \"r\": 24}", 1.0f),
-        make_graft(model, 5, "{\"type\": \"ln_tuning\"}", 0.2f),
-        make_graft(model, 6, "{\"type\": \"houlsby\", \"reduction_factor\": 8, \"learned_scaling\": true}", 0.2f),
-        make_graft(model, 7, "{\"type\": \"pfeiffer\", \"bottleneck_size\": 9, \"residual\": false, \"non_linearity\": \"gelu_new\"}", 0.2f),
-        make_graft(model, 8, "{\"type\": \"parallel\", \"residual\": true, \"non_linearity\": \"tanh\"}", 0.1f),
-    };
+    enum { GRAFTS = GD_COUNT(worn), REQUESTS = 2 * GRAFTS };
+    struct gd_model *model = open_model(model_name);
+    struct gd_graft *grafts[GRAFTS] = {NULL};
+    for (int i = 1; i < GRAFTS; i++)
+        grafts[i] = make_graft(model, (uint64_t)i, worn[i].options, worn[i].distance);
     struct gd_infer *infer = make_infer(model, PAGES_BYTES);
     int32_t prompt[70];
     struct heard *heard[REQUESTS];
@@ -606,6 +615,12 @@ static void methods_share_a_batch_but_no_pages(void **state)
     for (int i = 0; i < GRAFTS; i++)
         gd_graft_destroy(grafts[i]);
     gd_model_destroy(model);
+}
+
+static void methods_share_a_batch_but_no_pages(void **state)
+{
+    check_company("tiny-llama");
+    check_company("tiny-qwen2"); /* whose projections have biases */
 }
 
 static void bad_requests_are_refused_with_the_field(void **state)

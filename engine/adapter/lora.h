@@ -1,0 +1,28 @@
+/*
+ * lora.h - the parts of LoRA that have files of their own.
+ *
+ * Why      lora.c holds the options and what all variants share.
+ * Memory   The graft's.
+ * Threads  engine thread
+ * Errors   through the graph
+ * Limits   none
+ * Life     the graft's
+ */
+#ifndef GD_ADAPTER_LORA_H
+#define GD_ADAPTER_LORA_H
+
+#include "engine/adapter/build.h"
+
+enum { GD_LORA_TRUE, GD_LORA_GAUSSIAN }; /* init_lora_weights */
+
+/* A module's parameters: A, B, and with DoRA the magnitudes. */
+void gd_lora_dora_add(struct gd_graft *graft, const struct gd_site *site, double rate);
+void gd_lora_dora_init(const struct gd_graft *graft, float *block);
+struct gd_value *gd_lora_dora_linear(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                                     struct gd_value *x, struct gd_value *w, struct gd_value *bias,
+                                     struct gd_value *const *params);
+/* After the product has been put into the part. */
+void gd_lora_dora_wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
+                       struct gd_wear_part *part);
+
+#endif
