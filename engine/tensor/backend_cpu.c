@@ -8,7 +8,13 @@
 /* Rows that are converted at a time on the way into a bf16 layout: 16 MiB of f32 at 65536 columns. */
 #define BLOCK_ROWS 64
 
+/* A quantised weight is unpacked in tiles of about so many elements: 8 MiB of bf16. */
+#define TILE_ELEMENTS ((int64_t)4 << 20)
+
 struct gd_layout {
+    const struct gd_weight *unpacked; /* quantised: products read its blocks */
+    bool back;
+    enum gd_dtype compute;
     float *vector;                  /* GD_WEIGHT_VECTOR */
     size_t vector_bytes;
     struct gd_gemm_packed *packed;  /* GD_WEIGHT_LINEAR, GD_WEIGHT_LINEAR_BACK */
@@ -39,7 +45,7 @@ static size_t layout_bytes(const struct gd_weight *weight, enum gd_weight_use us
 {
     if (use == GD_WEIGHT_VECTOR)
         return (size_t)elements(weight) * sizeof(float);
-    if (use == GD_WEIGHT_ROWS || gd_weight_rank(weight) != 2)
+    if (use == GD_WEIGHT_ROWS || gd_weight_rank(weight) != 2 || gd_weight_quantised(weight))
         return 0;
     int64_t out = gd_weight_dim(weight, 0), in = gd_weight_dim(weight, 1);
     return use == GD_WEIGHT_LINEAR ? gd_gemm_packed_bytes(in, out, compute) : gd_gemm_packed_bytes(out, in, compute);
@@ -113,6 +119,11 @@ static bool layout_create(struct gd_layout **out, const struct gd_weight *weight
         layout->vector = memory;
         if (ok)
             gd_weight_to_f32(weight, layout->vector);
+    } else if (gd_weight_quantised(weight)) {
+        layout->unpacked = weight;
+        layout->back = use == GD_WEIGHT_LINEAR_BACK;
+        layout->compute = compute;
+        ok = true;
     } else {
         ok = pack(layout, weight, use == GD_WEIGHT_LINEAR, compute, err);
     }
@@ -129,10 +140,80 @@ static const void *layout_data(const struct gd_layout *layout)
     return layout->vector;
 }
 
+/* ---- quantised weights ---- */
+
+/* One tile and a row for each thread, kept for the process as the library's scratch is. */
+static struct {
+    void *memory;
+    size_t size_bytes;
+} unpacking;
+
+static bool reserve_tile(size_t size_bytes, struct gd_error *err)
+{
+    if (size_bytes <= unpacking.size_bytes)
+        return true;
+    gd_large_free(unpacking.memory, unpacking.size_bytes);
+    unpacking.memory = NULL;
+    unpacking.size_bytes = 0;
+    if (!gd_large_alloc(&unpacking.memory, size_bytes, "a tile of a quantised weight", err))
+        return false;
+    unpacking.size_bytes = size_bytes;
+    return true;
+}
+
+/* Rows [r0, r1), columns [c0, c1) of the weight as a matrix in `compute`. */
+static void unpack(const struct gd_layout *layout, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *tile, float *rows)
+{
+    int64_t width = c1 - c0;
+    size_t row_bytes = gd_dtype_bytes(layout->compute, width);
+    GD_PARALLEL((r1 - r0) * width)
+    {
+        struct gd_range range = gd_thread_range(r1 - r0, 1);
+        float *row = rows + omp_get_thread_num() * width;
+        for (int64_t i = range.begin; i < range.end; i++) {
+            char *to = (char *)tile + (size_t)i * row_bytes;
+            if (layout->compute == GD_F32) {
+                gd_weight_row_part_f32(layout->unpacked, r0 + i, c0, c1, (float *)to);
+                continue;
+            }
+            gd_weight_row_part_f32(layout->unpacked, r0 + i, c0, c1, row);
+            gd_row_from_f32(to, GD_BF16, row, width);
+        }
+    }
+}
+
+/* Tiles run along the result's columns, so that each sum is made at once: rows of W forward, columns of it backward. */
+static bool multiply_unpacked(const struct gd_layout *layout, const void *x, void *y, enum gd_dtype y_dtype, int64_t rows,
+                              bool accumulate, struct gd_error *err)
+{
+    int64_t out = gd_weight_dim(layout->unpacked, 0), in = gd_weight_dim(layout->unpacked, 1);
+    int64_t columns = layout->back ? in : out, sum = layout->back ? out : in;
+    int64_t block = layout->back ? gd_dtype_block(gd_weight_source(layout->unpacked)->dtype) : 1;
+    int64_t step = TILE_ELEMENTS / sum / block * block;
+    step = step < block ? block : step;
+    step = step > columns ? columns : step;
+    size_t tile_bytes = (gd_dtype_bytes(layout->compute, step * sum) + 63) / 64 * 64;
+    int64_t row_floats = layout->back ? step : in;
+    if (!reserve_tile(tile_bytes + (size_t)(row_floats * omp_get_max_threads()) * sizeof(float), err))
+        return false;
+    for (int64_t begin = 0; begin < columns; begin += step) {
+        int64_t end = begin + step < columns ? begin + step : columns;
+        unpack(layout, layout->back ? 0 : begin, layout->back ? out : end, layout->back ? begin : 0, layout->back ? end : in,
+               unpacking.memory, (float *)(void *)((char *)unpacking.memory + tile_bytes));
+        struct gd_gemm gemm = {.m = rows, .n = end - begin, .k = sum, .transpose_b = !layout->back, .in = layout->compute,
+                               .out = y_dtype, .accumulate = accumulate, .alpha = 1.0f, .ldc = columns};
+        if (!gd_gemm_run(&gemm, x, unpacking.memory, (char *)y + gd_dtype_bytes(y_dtype, begin), err))
+            return false;
+    }
+    return true;
+}
+
 static bool multiply(const struct gd_layout *layout, const void *x, enum gd_dtype x_dtype, void *y, enum gd_dtype y_dtype,
                      int64_t rows, bool accumulate, struct gd_error *err)
 {
     (void)x_dtype; /* the layout was chosen by it */
+    if (layout->unpacked != NULL)
+        return multiply_unpacked(layout, x, y, y_dtype, rows, accumulate, err);
     return gd_gemm_run_packed(layout->packed, x, y, y_dtype, rows, accumulate, err);
 }
 

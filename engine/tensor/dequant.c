@@ -4,6 +4,7 @@
  */
 #include "engine/tensor/dequant.h"
 #include <assert.h>
+#include <math.h>
 
 static float half_at(const uint8_t *bytes)
 {
@@ -133,11 +134,51 @@ static void block_q6_k(float *out, const uint8_t *in)
     }
 }
 
+/* Quantiles of N(0,1), scaled to [-1, 1], with an exact zero. */
+static const float nf4[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+                              -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+                              0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
+                              0.7229568362236023f, 1.0f};
+
+static void block_nf4(float *out, const uint8_t *in)
+{
+    float absmax;
+    memcpy(&absmax, in, 4);
+    for (int j = 0; j < 32; j++) {
+        out[2 * j] = absmax * nf4[in[4 + j] >> 4];
+        out[2 * j + 1] = absmax * nf4[in[4 + j] & 15];
+    }
+}
+
+static uint8_t nf4_code(float x)
+{
+    uint8_t code = 0;
+    while (code < 15 && x > 0.5f * (nf4[code] + nf4[code + 1]))
+        code++;
+    return code;
+}
+
+void gd_quantise_nf4(void *out, const float *in, int64_t blocks)
+{
+    for (int64_t i = 0; i < blocks; i++) {
+        const float *x = in + 64 * i;
+        uint8_t *to = (uint8_t *)out + 36 * i;
+        float absmax = 0;
+        for (int j = 0; j < 64; j++)
+            absmax = fabsf(x[j]) > absmax ? fabsf(x[j]) : absmax;
+        memcpy(to, &absmax, 4);
+        float by = absmax > 0 ? 1.0f / absmax : 0.0f;
+        for (int j = 0; j < 32; j++)
+            to[4 + j] = (uint8_t)(nf4_code(x[2 * j] * by) << 4 | nf4_code(x[2 * j + 1] * by));
+    }
+}
+
 void gd_dequantise(float *out, const void *in, enum gd_dtype dtype, int64_t blocks)
 {
     static void (*const decoders[GD_DTYPE_COUNT])(float *, const uint8_t *) = {
         [GD_Q4_0] = block_q4_0, [GD_Q4_1] = block_q4_1, [GD_Q5_0] = block_q5_0, [GD_Q5_1] = block_q5_1,
         [GD_Q8_0] = block_q8_0, [GD_Q4_K] = block_q4_k, [GD_Q5_K] = block_q5_k, [GD_Q6_K] = block_q6_k,
+        [GD_NF4] = block_nf4,
     };
     assert(decoders[dtype] != NULL);
     int64_t width = gd_dtype_block(dtype);

@@ -1,5 +1,5 @@
 /*
- * dequant.h - blocks of GGUF's quantised formats to f32.
+ * dequant.h - blocks of quantised formats to f32, and f32 to NF4.
  *
  * Why      A frozen base may stay quantised in its file; every other layout is made from these values.
  * Memory   none
@@ -12,6 +12,10 @@
 #define GD_TENSOR_DEQUANT_H
 
 #include "engine/tensor/tensor.h"
+
+/* NF4 (Dettmers et al. 2023, QLoRA, appendix E): 64 elements are f32 absmax, then 32 bytes of two codes each, the first one in
+ * the high nibble; x = absmax * quantile[code]. Each element becomes the nearest of the sixteen. out: blocks * 36 bytes. */
+void gd_quantise_nf4(void *out, const float *in, int64_t blocks);
 
 /* out[blocks * gd_dtype_block(dtype)]; `in` needs no alignment. */
 void gd_dequantise(float *out, const void *in, enum gd_dtype dtype, int64_t blocks);

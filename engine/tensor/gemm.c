@@ -64,10 +64,12 @@ static dnnl_data_type_t dnnl_dtype(enum gd_dtype dtype)
     return dtype == GD_BF16 ? dnnl_bf16 : dnnl_f32;
 }
 
-static bool matrix_desc(dnnl_memory_desc_t *desc, int64_t rows, int64_t columns, bool transposed, enum gd_dtype dtype,
-                        struct gd_error *err)
+/* `stride`: elements from row to row as stored; 0: rows touch. */
+static bool matrix_desc(dnnl_memory_desc_t *desc, int64_t rows, int64_t columns, bool transposed, int64_t stride,
+                        enum gd_dtype dtype, struct gd_error *err)
 {
-    dnnl_dims_t sizes = {rows, columns}, strides = {transposed ? 1 : columns, transposed ? rows : 1};
+    int64_t apart = stride != 0 ? stride : transposed ? rows : columns;
+    dnnl_dims_t sizes = {rows, columns}, strides = {transposed ? 1 : apart, transposed ? apart : 1};
     return check(dnnl_memory_desc_init_by_strides(desc, 2, sizes, dnnl_dtype(dtype), strides), "describe a matrix", err);
 }
 
@@ -86,8 +88,8 @@ static bool describe(dnnl_primitive_desc_t *out, const struct gd_gemm *gemm, con
     dnnl_matmul_desc_t matmul;
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t sum = NULL;
-    bool ok = matrix_desc(&a, gemm->m, gemm->k, gemm->transpose_a, gemm->in, err) &&
-              matrix_desc(&c, gemm->m, gemm->n, false, gemm->out, err) &&
+    bool ok = matrix_desc(&a, gemm->m, gemm->k, gemm->transpose_a, gemm->lda, gemm->in, err) &&
+              matrix_desc(&c, gemm->m, gemm->n, false, gemm->ldc, gemm->out, err) &&
               check(dnnl_matmul_desc_init(&matmul, &a, b, NULL, &c), "describe a product", err) &&
               check(dnnl_primitive_attr_create(&attributes), "make attributes", err) &&
               check(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user), "set attributes", err);
@@ -124,7 +126,7 @@ static bool same_key(const struct key *x, const struct key *y)
     const struct gd_gemm *a = &x->gemm, *b = &y->gemm;
     return a->m == b->m && a->n == b->n && a->k == b->k && a->transpose_a == b->transpose_a &&
            a->transpose_b == b->transpose_b && a->in == b->in && a->out == b->out && a->accumulate == b->accumulate &&
-           memcmp(&a->alpha, &b->alpha, sizeof(a->alpha)) == 0 && x->packed == y->packed;
+           memcmp(&a->alpha, &b->alpha, sizeof(a->alpha)) == 0 && a->lda == b->lda && a->ldc == b->ldc && x->packed == y->packed;
 }
 
 static struct primitive *find_primitive(const struct key *key)
@@ -225,7 +227,7 @@ bool gd_gemm_run(const struct gd_gemm *gemm, const void *a, const void *b, void 
 {
     struct key key = {.gemm = *gemm};
     dnnl_memory_desc_t desc;
-    return start(err) && matrix_desc(&desc, gemm->k, gemm->n, gemm->transpose_b, gemm->in, err) &&
+    return start(err) && matrix_desc(&desc, gemm->k, gemm->n, gemm->transpose_b, 0, gemm->in, err) &&
            execute(&key, &desc, NULL, a, b, c, err);
 }
 
@@ -256,7 +258,7 @@ static bool reorder(struct gd_gemm_packed *packed, const void *b, bool transpose
     dnnl_memory_t from = NULL;
     dnnl_primitive_desc_t desc = NULL;
     dnnl_primitive_t primitive = NULL;
-    bool ok = matrix_desc(&from_desc, packed->k, packed->n, transposed, packed->dtype, err) &&
+    bool ok = matrix_desc(&from_desc, packed->k, packed->n, transposed, 0, packed->dtype, err) &&
               check(dnnl_memory_create(&from, &from_desc, library.engine, (void *)b), "make a view", err) &&
               check(dnnl_reorder_primitive_desc_create(&desc, &from_desc, library.engine, &packed->desc, library.engine,
                                                        NULL), "choose a reorder", err) &&

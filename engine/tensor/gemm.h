@@ -21,6 +21,7 @@ struct gd_gemm {
     enum gd_dtype in, out;      /* BF16 in may give F32 or BF16 out; F32 gives F32 */
     bool accumulate;            /* c += instead of c = */
     float alpha;
+    int64_t lda, ldc;           /* elements from row to row of a and c; 0: rows touch */
 };
 GD_MUST_CHECK bool gd_gemm_run(const struct gd_gemm *gemm, const void *a, const void *b, void *c, struct gd_error *err);
 

@@ -32,7 +32,8 @@
     X(Q8_0,   "Q8_0",  32,  34)   \
     X(Q4_K,   "Q4_K",  256, 144)  \
     X(Q5_K,   "Q5_K",  256, 176)  \
-    X(Q6_K,   "Q6_K",  256, 210)
+    X(Q6_K,   "Q6_K",  256, 210)  \
+    X(NF4,    "NF4",   64,  36)   /* not GGUF's: made in memory (dequant.h) */
 
 #define GD_DTYPE_ENUM(name, wire, block, bytes) GD_##name,
 enum gd_dtype { GD_DTYPE_LIST(GD_DTYPE_ENUM) GD_DTYPE_COUNT };

@@ -1,6 +1,7 @@
 #include "engine/tensor/weight.h"
 #include "engine/base/alloc.h"
 #include "engine/tensor/backend.h"
+#include "engine/tensor/dequant.h"
 #include "engine/tensor/kernel.h"
 #include "engine/tensor/weight_rows.h"
 #include <assert.h>
@@ -17,6 +18,9 @@ struct gd_weight {
     struct gd_tensor source;
     const int32_t *row_order;
     float add;
+    void *quantised;                           /* the source's data, where the weight was quantised here */
+    size_t quantised_bytes;
+    bool unpacked_each_time;
     struct slot slots[GD_WEIGHT_USE_COUNT][2]; /* [use][compute is BF16] */
 };
 
@@ -55,8 +59,48 @@ void gd_weight_destroy(struct gd_weight *weight)
         for (int wide = 0; wide < 2; wide++)
             if (weight->slots[use][wide].layout != NULL)
                 gd_backend()->layout_destroy(weight->slots[use][wide].layout);
+    if (weight->quantised != NULL)
+        gd_large_free(weight->quantised, weight->quantised_bytes);
     gd_free(weight->name);
     gd_free(weight);
+}
+
+bool gd_weight_quantise(struct gd_weight *weight, enum gd_dtype dtype, struct gd_error *err)
+{
+    struct gd_tensor *source = &weight->source;
+    int64_t width = source->shape[source->rank - 1], block = gd_dtype_block(dtype);
+    assert(dtype == GD_NF4 || dtype == source->dtype);
+    if (source->rank != 2 || width % block != 0)
+        return gd_fail(err, GD_UNSUPPORTED, "weight '%s': rows of %" PRId64 " are not whole %s blocks of %" PRId64, weight->name,
+                       width, gd_dtype_name(dtype), block);
+    weight->unpacked_each_time = true;
+    if (dtype == source->dtype)
+        return true;
+    void *memory = NULL;
+    size_t row_bytes = gd_dtype_bytes(dtype, width), bytes = row_bytes * (size_t)source->shape[0];
+    if (!gd_large_alloc(&memory, bytes, "a quantised weight", err))
+        return false;
+    GD_PARALLEL(source->shape[0] * width)
+    {
+        struct gd_range range = gd_thread_range(source->shape[0], 1);
+        float *row = gd_alloc_array((size_t)width, sizeof(float));
+        for (int64_t i = range.begin; i < range.end; i++) {
+            gd_weight_row_f32(weight, i, row);
+            gd_quantise_nf4((char *)memory + (size_t)i * row_bytes, row, width / block);
+        }
+        gd_free(row);
+    }
+    source->dtype = dtype;
+    source->data = weight->quantised = memory;
+    weight->quantised_bytes = bytes;
+    weight->row_order = NULL;
+    weight->add = 0;
+    return true;
+}
+
+bool gd_weight_quantised(const struct gd_weight *weight)
+{
+    return weight->unpacked_each_time;
 }
 
 const char *gd_weight_name(const struct gd_weight *weight)
@@ -114,7 +158,7 @@ size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use
 
 size_t gd_weight_prepared_bytes(const struct gd_weight *weight)
 {
-    size_t bytes = 0;
+    size_t bytes = weight->quantised_bytes;
     for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++)
         for (int wide = 0; wide < 2; wide++)
             if (weight->slots[use][wide].layout != NULL)
@@ -155,15 +199,20 @@ static int64_t row_elements(const struct gd_weight *weight)
     return weight->source.shape[weight->source.rank - 1];
 }
 
-void gd_weight_row_f32(const struct gd_weight *weight, int64_t row, float *out)
+void gd_weight_row_part_f32(const struct gd_weight *weight, int64_t row, int64_t begin, int64_t end, float *out)
 {
-    int64_t width = row_elements(weight);
+    enum gd_dtype dtype = weight->source.dtype;
     assert(row >= 0 && row < (weight->source.rank == 2 ? weight->source.shape[0] : 1));
     int64_t from = weight->row_order != NULL ? weight->row_order[row] : row;
-    const char *data = weight->source.data;
-    gd_convert_to_f32(out, data + (size_t)from * gd_dtype_bytes(weight->source.dtype, width), weight->source.dtype, width);
-    for (int64_t i = 0; weight->add != 0.0f && i < width; i++)
+    const char *data = (const char *)weight->source.data + (size_t)from * gd_dtype_bytes(dtype, row_elements(weight));
+    gd_convert_to_f32(out, data + gd_dtype_bytes(dtype, begin), dtype, end - begin);
+    for (int64_t i = 0; weight->add != 0.0f && i < end - begin; i++)
         out[i] += weight->add;
+}
+
+void gd_weight_row_f32(const struct gd_weight *weight, int64_t row, float *out)
+{
+    gd_weight_row_part_f32(weight, row, 0, row_elements(weight), out);
 }
 
 void gd_weight_rows_f32(const struct gd_weight *weight, int64_t begin, int64_t end, float *out)

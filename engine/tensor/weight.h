@@ -32,6 +32,12 @@ GD_MUST_CHECK bool gd_weight_create(struct gd_weight **out, const char *name, co
                                     const int32_t *row_order, float add, struct gd_error *err);
 void gd_weight_destroy(struct gd_weight *weight);
 
+/* Matrix products unpack the weight from its blocks each time from now on, instead of keeping copies laid out. dtype: the
+ * source's own, or NF4 (then the weight keeps a quantised copy, and is that copy for everybody). Before any prepare.
+ * GD_UNSUPPORTED where rows are not whole blocks. */
+GD_MUST_CHECK bool gd_weight_quantise(struct gd_weight *weight, enum gd_dtype dtype, struct gd_error *err);
+bool gd_weight_quantised(const struct gd_weight *weight);
+
 const char *gd_weight_name(const struct gd_weight *weight);
 const struct gd_tensor *gd_weight_source(const struct gd_weight *weight);
 int gd_weight_rank(const struct gd_weight *weight);

@@ -6,6 +6,7 @@
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
+#include "engine/tensor/dequant.h"
 #include "engine/tensor/tensor.h"
 #include <inttypes.h>
 #include <math.h>
@@ -120,6 +121,38 @@ static void quantised_blocks_have_the_values_that_the_gguf_package_gives_them(vo
     gd_free(path);
 }
 
+static void normals_become_the_nf4_blocks_that_bitsandbytes_makes(void **state)
+{
+    struct gd_error err = {0};
+    char *paths[] = {gd_format("%s/nf4.txt", getenv("GD_FIXTURES")), gd_format("%s/quant.txt", getenv("GD_FIXTURES"))};
+    char *texts[2] = {NULL};
+    size_t length = 0;
+    float inputs[192];
+    uint8_t blocks[3 * 36], expected[3 * 36];
+    for (int i = 0; i < 2; i++)
+        if (!gd_file_read(paths[i], 1 << 20, &texts[i], &length, &err))
+            fail_msg("%s", err.message);
+    texts[0][strcspn(texts[0], "\n")] = '\0';
+    assert_int_equal(unhex((uint8_t *)inputs, texts[0]), sizeof(inputs));
+    char *line = strstr(texts[1], "\nNF4 3 ");
+    assert_non_null(line);
+    line += strlen("\nNF4 3 ");
+    line[strcspn(line, " ")] = '\0';
+    assert_int_equal(unhex(expected, line), sizeof(expected));
+    gd_quantise_nf4(blocks, inputs, 3);
+    assert_memory_equal(blocks, expected, sizeof(blocks));
+
+    memset(inputs, 0, sizeof(inputs));
+    gd_quantise_nf4(blocks, inputs, 3);
+    gd_convert_to_f32(inputs, blocks, GD_NF4, 192);
+    for (int i = 0; i < 192; i++)
+        assert_float_equal(inputs[i], 0, 0);
+    for (int i = 0; i < 2; i++) {
+        gd_free(texts[i]);
+        gd_free(paths[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -128,6 +161,7 @@ int main(void)
         cmocka_unit_test(bf16_rounds_to_nearest_even_and_keeps_nan),
         cmocka_unit_test(sizes_of_blocks_follow_the_table),
         cmocka_unit_test(quantised_blocks_have_the_values_that_the_gguf_package_gives_them),
+        cmocka_unit_test(normals_become_the_nf4_blocks_that_bitsandbytes_makes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -229,6 +229,78 @@ static void quantised_sources_are_multiplied_as_their_values(void **state)
     gd_weight_destroy(weight);
 }
 
+/* A weight of normals in `dtype`: Q8_0 blocks as a file has them, or f32 that is quantised to NF4. */
+static struct gd_weight *quantised_weight(enum gd_dtype dtype, int out, int in, void *bytes)
+{
+    struct gd_error err = {0};
+    struct gd_weight *weight = NULL;
+    for (int i = 0; i < out * in / 32 && dtype == GD_Q8_0; i++) {
+        uint8_t *block = (uint8_t *)bytes + 34 * i;
+        uint16_t scale = gd_f32_to_f16(0.01f);
+        memcpy(block, &scale, 2);
+        for (int j = 0; j < 32; j++)
+            block[2 + j] = (uint8_t)(int8_t)(100.0 * test_normal(5, (uint64_t)(32 * i + j)) / 3.0);
+    }
+    for (int i = 0; i < out * in && dtype == GD_NF4; i++)
+        ((float *)bytes)[i] = (float)test_normal(6, (uint64_t)i);
+    struct gd_tensor source = {.dtype = dtype == GD_NF4 ? GD_F32 : dtype, .rank = 2, .shape = {out, in}, .data = bytes};
+    assert_true(gd_weight_create(&weight, "q", &source, NULL, 0.0f, &err));
+    return weight;
+}
+
+static void quantised_weights_that_stay_so_multiply_alike(void **state)
+{
+    static const struct {
+        enum gd_dtype dtype;
+        int out, in, rows;
+    } cases[] = {{GD_Q8_0, 70, 96, 3}, {GD_NF4, 70, 128, 5}, {GD_NF4, 3000, 2048, 2}, {GD_Q8_0, 1, 32, 1}};
+    for (size_t c = 0; c < GD_COUNT(cases); c++) {
+        int out = cases[c].out, in = cases[c].in, rows = cases[c].rows, most = out > in ? out : in;
+        struct gd_error err = {0};
+        void *bytes = gd_alloc_array((size_t)out * (size_t)in, sizeof(float));
+        struct gd_weight *weight = quantised_weight(cases[c].dtype, out, in, bytes), *plain = NULL;
+        assert_true(gd_weight_quantise(weight, cases[c].dtype, &err));
+        float *values = gd_alloc_array((size_t)out * (size_t)in, sizeof(float));
+        gd_weight_to_f32(weight, values);
+        struct gd_tensor source = {.dtype = GD_F32, .rank = 2, .shape = {out, in}, .data = values};
+        assert_true(gd_weight_create(&plain, "p", &source, NULL, 0.0f, &err));
+        float *x = gd_alloc_array((size_t)rows * (size_t)most, 4), *y[2];
+        for (int i = 0; i < rows * most; i++)
+            x[i] = (float)test_normal(7, (uint64_t)i);
+        for (int w = 0; w < 2; w++)
+            y[w] = gd_alloc_array((size_t)rows * (size_t)most, 4);
+        for (int back = 0; back < 2; back++)
+            for (int accumulate = 0; accumulate < 2; accumulate++) {
+                struct gd_weight *of[] = {weight, plain};
+                enum gd_weight_use use = back ? GD_WEIGHT_LINEAR_BACK : GD_WEIGHT_LINEAR;
+                for (int w = 0; w < 2; w++) {
+                    assert_true(gd_weight_prepare(of[w], use, GD_F32, &err));
+                    if (!gd_weight_multiply(of[w], back, x, GD_F32, y[w], GD_F32, rows, accumulate, &err))
+                        fail_msg("%s", err.message);
+                }
+                for (int i = 0; i < rows * (back ? in : out); i++)
+                    assert_float_equal(y[0][i], y[1][i], 2e-3);
+            }
+        assert_int_equal(gd_weight_prepare_cost(weight, GD_WEIGHT_LINEAR, GD_BF16), 0);
+        for (int w = 0; w < 2; w++)
+            gd_free(y[w]);
+        gd_weight_destroy(weight);
+        gd_weight_destroy(plain);
+        gd_free(values);
+        gd_free(bytes);
+        gd_free(x);
+    }
+}
+
+static void rows_that_are_not_whole_blocks_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct gd_error err = {0};
+    assert_false(gd_weight_quantise(f->weight, GD_NF4, &err));
+    assert_int_equal(err.code, GD_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "NF4 blocks of 64"));
+}
+
 int main(void)
 {
     struct gd_error err = {0};
@@ -243,6 +315,8 @@ int main(void)
         cmocka_unit_test(a_row_order_that_leaves_the_source_is_refused),
         cmocka_unit_test(sources_in_the_compute_dtype_are_multiplied_at_any_alignment),
         cmocka_unit_test(quantised_sources_are_multiplied_as_their_values),
+        cmocka_unit_test(quantised_weights_that_stay_so_multiply_alike),
+        cmocka_unit_test_setup_teardown(rows_that_are_not_whole_blocks_are_refused, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
