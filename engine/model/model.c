@@ -50,6 +50,31 @@ bool gd_model_open(struct gd_model **out, const char *id, const char *path, stru
     return true;
 }
 
+const char *const gd_quantization_names[GD_QUANTIZATION_COUNT] = {"none", "file", "nf4"};
+
+bool gd_model_quantise(struct gd_model *model, enum gd_quantization quantization, int *plain, struct gd_error *err)
+{
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(model, &sites);
+    *plain = 0;
+    model->quantization = quantization;
+    for (int i = 0; i < site_count && quantization != GD_QUANTIZATION_NONE; i++) {
+        enum gd_dtype dtype = quantization == GD_QUANTIZATION_NF4 ? GD_NF4 : gd_weight_source(sites[i].weight)->dtype;
+        if (gd_dtype_block(dtype) == 1 || sites[i].in % gd_dtype_block(dtype) != 0)
+            (*plain)++;
+        else if (!gd_weight_quantise(sites[i].weight, dtype, err))
+            return false;
+    }
+    if (*plain < site_count || quantization == GD_QUANTIZATION_NONE)
+        return true;
+    if (quantization == GD_QUANTIZATION_FILE)
+        return gd_fail_param(err, GD_UNSUPPORTED, "quantization", "quantization is 'file', but the weights of '%s' are not quantised "
+                             "(%s): use 'nf4', or a GGUF file with quantised weights", model->id,
+                             gd_dtype_name(gd_weight_source(sites[0].weight)->dtype));
+    return gd_fail_param(err, GD_UNSUPPORTED, "quantization", "quantization is 'nf4', but no row of the weights of '%s' is a whole "
+                         "number of blocks of %d: use 'none'", model->id, (int)gd_dtype_block(GD_NF4));
+}
+
 void gd_model_destroy(struct gd_model *model)
 {
     if (model == NULL)

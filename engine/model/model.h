@@ -36,6 +36,15 @@ struct gd_model_config {
     int eos_count;
 };
 
+/* How the linear modules' weights are kept in memory. The head, the embedding and vectors are kept as ever. */
+enum gd_quantization {
+    GD_QUANTIZATION_NONE,       /* laid out in the compute dtype, once for each direction */
+    GD_QUANTIZATION_FILE,       /* in the blocks of their file, unpacked in each product */
+    GD_QUANTIZATION_NF4,        /* 4-bit NormalFloat in blocks of 64 (QLoRA, Dettmers et al. 2023), unpacked in each product */
+    GD_QUANTIZATION_COUNT
+};
+extern const char *const gd_quantization_names[GD_QUANTIZATION_COUNT]; /* "none", "file", "nf4" */
+
 struct gd_model_layer {
     struct gd_weight *input_norm, *post_norm;
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
@@ -45,6 +54,7 @@ struct gd_model_layer {
 struct gd_model {
     char *id, *path;
     char format[16];                      /* "safetensors" or "gguf" */
+    enum gd_quantization quantization;
     struct gd_model_config config;
     struct gd_weight *embed, *final_norm, *head; /* head == embed when tied */
     struct gd_model_layer *layer;         /* [config.layers] */
@@ -63,6 +73,10 @@ struct gd_model {
  * tensor is an error that names it. */
 GD_MUST_CHECK bool gd_model_open(struct gd_model **out, const char *id, const char *path, struct gd_error *err);
 void gd_model_destroy(struct gd_model *model);
+
+/* Right after opening. *plain: weights that stay as they were because they are not quantised (FILE) or their rows are not
+ * whole blocks (NF4); all of them: GD_UNSUPPORTED with param "quantization". */
+GD_MUST_CHECK bool gd_model_quantise(struct gd_model *model, enum gd_quantization quantization, int *plain, struct gd_error *err);
 
 /* Lists the models of a folder: every subfolder with config.json and every NAME.gguf, sorted. Broken entries are
  * listed too (opening says why). Ids are printable and without '/'; a file NAME.gguf beside a folder NAME keeps its

@@ -202,7 +202,7 @@ static bool suffix_ok(const char *suffix)
 static bool parse_top(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
 {
     static const char *const known[] = {"model", "training_file", "validation_file", "suffix", "seed", "metadata",
-                                        "integrations", "hyperparameters", "method", "adapter", "data", "precision", NULL};
+                                        "integrations", "hyperparameters", "method", "adapter", "data", "precision", "quantization", NULL};
     const char *model = NULL, *training = NULL, *validation = NULL, *suffix = NULL;
     if (!gd_json_only_known(body, "", known, err) ||
         !gd_json_get_string(body, "", "model", true, 1, 512, &model, err) ||
@@ -217,6 +217,10 @@ static bool parse_top(struct gd_job_spec *spec, const cJSON *body, struct gd_err
     if (!get_choice(body, "", "precision", precision_names, 3, &precision, err))
         return false;
     strcpy(spec->precision, precision_names[precision]);
+    int quantization = 0;
+    if (!get_choice(body, "", "quantization", gd_quantization_names, GD_QUANTIZATION_COUNT, &quantization, err))
+        return false;
+    spec->quantization = (enum gd_quantization)quantization;
     spec->model = gd_strdup(model);
     spec->training_file = gd_strdup(training);
     spec->validation_file = gd_strdup(validation);
@@ -341,6 +345,7 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     if (spec->seed >= 0)
         cJSON_AddNumberToObject(json, "seed", (double)spec->seed);
     cJSON_AddStringToObject(json, "precision", spec->precision);
+    cJSON_AddStringToObject(json, "quantization", gd_quantization_names[spec->quantization]);
     cJSON_AddItemToObject(json, "adapter", gd_adapter_config_json(&spec->adapter));
     cJSON *data = cJSON_AddObjectToObject(json, "data");
     cJSON_AddStringToObject(data, "overlong", overlong_names[spec->overlong]);

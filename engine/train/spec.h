@@ -46,6 +46,7 @@ struct gd_job_spec {
     enum gd_overlong overlong;       /* data.overlong: "error" | "truncate" | "drop" */
     int max_length;                  /* data.max_length: tokens; auto = the model's context */
     char precision[8];               /* "auto" | "f32" | "bf16" */
+    enum gd_quantization quantization; /* of the frozen base in memory: "none" | "file" | "nf4" (QLoRA) */
 };
 
 /* Parses POST /v1/fine_tuning/jobs (the whole body; members that only the server uses, as metadata and integrations,

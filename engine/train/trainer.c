@@ -190,6 +190,18 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     return true;
 }
 
+/* What the job's "quantization" came to. */
+static void report_quantisation(struct gd_trainer *trainer)
+{
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(trainer->model, &sites), quantised = 0;
+    for (int i = 0; i < site_count; i++)
+        quantised += gd_weight_quantised(sites[i].weight);
+    if (trainer->spec->quantization != GD_QUANTIZATION_NONE)
+        say(trainer, "info", "The base stays quantised in memory (%s): %d of %d matrices", gd_quantization_names[trainer->spec->quantization],
+            quantised, site_count);
+}
+
 static void report_damaged(void *context, int64_t step, const char *why)
 {
     say(context, "warn", "checkpoint of step %lld is damaged and was passed over: %s", (long long)step, why);
@@ -625,6 +637,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
 
 bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err)
 {
+    report_quantisation(trainer);
     if (trainer->resumed_from > 0)
         say(trainer, "info", "Continuing from the checkpoint of step %lld", (long long)trainer->resumed_from);
     if (trainer->observer.started != NULL)

@@ -147,7 +147,7 @@ static bool run(struct gd_worker *worker, const cJSON *message, struct job *job,
     if (!gd_job_spec_parse(&spec, body, err))
         return false;
     model_id = spec.model;
-    bool ok = gd_residents_model(&worker->residents, model_id, model_path, &resident, err);
+    bool ok = gd_residents_model(&worker->residents, model_id, model_path, spec.quantization, &resident, err);
     if (ok) {
         const struct gd_model *model = resident->model;
         struct gd_trainer_options options = {.job_id = worker->job_id, .folder = folder, .training_path = training,

@@ -232,7 +232,7 @@ static bool find_model(struct gd_worker *worker, const cJSON *message, struct gd
     if (!gd_json_get_string(message, "", "model_path", true, 1, 4095, &path, err) ||
         !gd_json_get_string(message, "", "model_id", false, 1, 511, &id, err))
         return false;
-    return gd_residents_model(&worker->residents, id ? id : path, path, resident, err);
+    return gd_residents_model(&worker->residents, id ? id : path, path, GD_QUANTIZATION_NONE, resident, err);
 }
 
 static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_error *err)

@@ -57,21 +57,26 @@ static bool make_room(struct gd_residents *residents, struct gd_error *err)
     return true;
 }
 
-bool gd_residents_model(struct gd_residents *residents, const char *id, const char *path, struct gd_resident **out,
-                        struct gd_error *err)
+bool gd_residents_model(struct gd_residents *residents, const char *id, const char *path,
+                        enum gd_quantization quantization, struct gd_resident **out, struct gd_error *err)
 {
     for (int i = 0; i < residents->count; i++) {
-        if (strcmp(residents->entry[i].model->path, path) == 0) {
+        if (strcmp(residents->entry[i].model->path, path) == 0 && residents->entry[i].model->quantization == quantization) {
             *out = &residents->entry[i];
             (*out)->used = ++residents->clock;
             return true;
         }
     }
     struct gd_model *model = NULL;
+    int plain = 0;
     if (!make_room(residents, err) || !gd_model_open(&model, id, path, err))
         return false;
-    gd_log_info("model", "model_id=%s state=open architecture=%s parameters=%lld", model->id, model->config.architecture,
-                (long long)model->parameter_count);
+    if (!gd_model_quantise(model, quantization, &plain, err)) {
+        gd_model_destroy(model);
+        return false;
+    }
+    gd_log_info("model", "model_id=%s state=open architecture=%s parameters=%lld quantization=%s plain_weights=%d", model->id,
+                model->config.architecture, (long long)model->parameter_count, gd_quantization_names[quantization], plain);
     *out = &residents->entry[residents->count++];
     **out = (struct gd_resident){.model = model, .used = ++residents->clock};
     return true;

@@ -40,9 +40,9 @@ struct gd_residents {
 
 void gd_residents_init(struct gd_residents *residents, size_t cache_bytes);
 void gd_residents_release(struct gd_residents *residents);
-/* Opens or finds the base. The pointer is good until the next call that opens another base; a holder pins it. */
+/* Opens or finds the base, kept in memory so: each quantization is a base of its own. The pointer is good until the next call that opens another base; a holder pins it. */
 GD_MUST_CHECK bool gd_residents_model(struct gd_residents *residents, const char *id, const char *path,
-                                      struct gd_resident **out, struct gd_error *err);
+                                      enum gd_quantization quantization, struct gd_resident **out, struct gd_error *err);
 GD_MUST_CHECK bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err);
 GD_MUST_CHECK bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resident, const char *folder,
                                       struct gd_graft **out, struct gd_error *err);

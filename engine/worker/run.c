@@ -185,6 +185,7 @@ static bool run_job(const struct options *options, struct gd_error *err)
     struct gd_job_spec spec = {0};
     struct gd_model *model = NULL;
     struct gd_trainer *trainer = NULL;
+    int plain = 0;
     char *id = NULL, *path = NULL;
     struct progress progress = {.terminal = isatty(STDOUT_FILENO) && getenv("NO_COLOR") == NULL};
     cJSON *body = gd_json_parse_file(options->job, 16u << 20, err);
@@ -192,7 +193,7 @@ static bool run_job(const struct options *options, struct gd_error *err)
     bool ok = parsed && refuse_old_run(options->out, options->resume, err) &&
               gd_device_init(options->device, (int)options->threads, err) &&
               gd_usage_model(spec.model, options->models, &id, &path, err) && gd_mkdirs(options->out, err) &&
-              gd_model_open(&model, id, path, err);
+              gd_model_open(&model, id, path, err) && gd_model_quantise(model, spec.quantization, &plain, err);
     if (ok && options->metrics != NULL) {
         progress.metrics = fopen(options->metrics, options->resume ? "a" : "w");
         ok = progress.metrics != NULL || gd_fail_errno(err, errno, "open %s", options->metrics);

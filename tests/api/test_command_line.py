@@ -135,3 +135,26 @@ def test_an_adapter_is_exported_and_read_back(models, tmp_path):
     assert ia3.returncode == 1 and "ia3" in ia3.stderr and not (tmp_path / "x.gguf").exists()
     odd = graftd("export", adapter, "--out", tmp_path / "y", "--dtype", "q4", *base)
     assert odd.returncode == 1 and "f32, bf16 and f16" in odd.stderr
+
+
+def run_losses(job, out, **changes):
+    """The losses of a few steps of `job` with other members."""
+    path = out.with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(job.read_text()), **changes}))
+    done = graftd("run", path, "--models", FIXTURES / "models", "--out", out, "--metrics", out.with_suffix(".metrics"))
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line)["train_loss"] for line in out.with_suffix(".metrics").read_text().splitlines()], done.stdout
+
+
+def test_a_quantised_base_is_tuned_in_its_blocks(job, tmp_path):
+    gguf = {"model": "tiny-llama-q8_0", "precision": "f32"}
+    plain, _ = run_losses(job, tmp_path / "plain", **gguf)
+    kept, told = run_losses(job, tmp_path / "kept", **gguf, quantization="file")
+    assert "quantised in memory (file)" in told
+    assert all(abs(a - b) < 1e-3 for a, b in zip(plain, kept)) and kept[-1] < kept[0]
+    nf4, told = run_losses(job, tmp_path / "nf4", model="tiny-llama", precision="f32", quantization="nf4")
+    assert "quantised in memory (nf4): " in told and nf4[-1] < nf4[0]
+    path = tmp_path / "refused.json"
+    path.write_text(json.dumps({**json.loads(job.read_text()), "quantization": "file"}))
+    done = graftd("run", path, "--models", FIXTURES / "models", "--out", tmp_path / "refused")
+    assert done.returncode == 1 and "quantization is 'file'" in done.stderr and "'nf4'" in done.stderr

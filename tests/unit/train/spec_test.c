@@ -59,6 +59,7 @@ static void bad_fields_are_named(void **state)
     refuse("{" BASE ", \"hyperparameters\": {\"n_epochs\": 0}}", "hyperparameters.n_epochs");
     refuse("{" BASE ", \"hyperparameters\": {\"weight_decay\": 0}}", "hyperparameters.weight_decay");
     refuse("{" BASE ", \"precision\": \"fp8\"}", "precision");
+    refuse("{" BASE ", \"quantization\": \"int4\"}", "quantization");
     refuse("{" BASE ", \"data\": {\"max_length\": 4}}", "data.max_length");
     static const char *const members[][2] = {
         {"n_epochs", "51"}, {"n_epochs", "\"many\""}, {"batch_size", "257"}, {"learning_rate_multiplier", "0"},
