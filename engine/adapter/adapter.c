@@ -1,6 +1,7 @@
 #include "engine/adapter/adapter.h"
 
 #include "adapter_list.h"
+#include "engine/adapter/build.h"
 #include "engine/base/alloc.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
@@ -20,6 +21,7 @@ static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_co
 {
     *to = *from;
     for (int i = 0; i < GD_ADAPTER_OPTIONS_MAX; i++) {
+        to->texts[i] = gd_strdup(from->texts[i]);
         to->modules[i].names = gd_alloc_array((size_t)from->modules[i].count, sizeof(char *));
         for (int j = 0; j < from->modules[i].count; j++)
             to->modules[i].names[j] = gd_strdup(from->modules[i].names[j]);
@@ -29,13 +31,16 @@ static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_co
 int gd_slot_count(const struct gd_model *model)
 {
     const struct gd_site *linear, *norm, *block;
-    return gd_model_linear_sites(model, &linear) + gd_model_norm_sites(model, &norm) + gd_model_block_sites(model, &block);
+    return gd_model_linear_sites(model, &linear) + gd_model_norm_sites(model, &norm) + gd_model_block_sites(model, &block) +
+           1;
 }
 
 int gd_slot_of(const struct gd_model *model, const struct gd_site *site)
 {
     const struct gd_site *linear, *norm;
     int slot = site->index;
+    if (site->kind == GD_SITE_EMBED)
+        return gd_slot_count(model) - 1;
     if (site->kind != GD_SITE_LINEAR)
         slot += gd_model_linear_sites(model, &linear);
     if (site->kind == GD_SITE_BLOCK)
@@ -48,6 +53,8 @@ const struct gd_site *gd_slot_site(const struct gd_model *model, int slot)
     const struct gd_site *linear, *norm, *block;
     int linear_count = gd_model_linear_sites(model, &linear), norm_count = gd_model_norm_sites(model, &norm);
     gd_model_block_sites(model, &block);
+    if (slot == gd_slot_count(model) - 1)
+        return gd_model_embed_site(model);
     if (slot < linear_count)
         return &linear[slot];
     slot -= linear_count;
@@ -94,6 +101,9 @@ void gd_graft_destroy(struct gd_graft *graft)
     for (int i = 0; i < graft->derived_count; i++)
         gd_free(graft->derived[i]);
     gd_free(graft->derived);
+    gd_graft_drop_prefix(graft);
+    gd_free((void *)(uintptr_t)graft->virtual_rows.ids);
+    gd_free((void *)(uintptr_t)graft->virtual_rows.weights);
     gd_free(graft);
 }
 
@@ -145,6 +155,18 @@ static struct gd_value *training_block(void *context, struct gd_graph *g, const 
     return graft->method->block(training, g, site, input, output, training->params + first);
 }
 
+static struct gd_value *training_embed(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows)
+{
+    struct gd_graft_training *training = context;
+    return training->graft->method->embed(training, g, rows, training->params);
+}
+
+static void training_kv(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value **k, struct gd_value **v)
+{
+    struct gd_graft_training *training = context;
+    training->graft->method->kv(training, g, site->layer, k, v, training->params);
+}
+
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
                              bool training_pass)
 {
@@ -165,6 +187,8 @@ void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph
     training->sites.linear = training_linear;
     training->sites.norm = training_norm;
     training->sites.block = training_block;
+    training->sites.embed = graft->method->embed != NULL ? training_embed : NULL;
+    training->sites.kv = graft->method->kv != NULL ? training_kv : NULL;
 }
 
 void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block)
@@ -204,6 +228,12 @@ static struct gd_value *serving_block(void *context, struct gd_graph *g, const s
     return gd_wear(g, output, input, serving->wear, gd_slot_of(serving->model, site));
 }
 
+static struct gd_value *serving_embed(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows)
+{
+    struct gd_graft_serving *serving = context;
+    return gd_wear_rows(g, rows, serving->wear, gd_slot_of(serving->model, site));
+}
+
 void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model,
                             enum gd_wear_depth depth)
 {
@@ -215,4 +245,5 @@ void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *g
     serving->sites.linear = serving_linear;
     serving->sites.norm = depth >= GD_WEAR_NORMS ? serving_norm : NULL;
     serving->sites.block = depth >= GD_WEAR_BLOCKS ? serving_block : NULL;
+    serving->sites.embed = depth >= GD_WEAR_ROWS ? serving_embed : NULL;
 }

@@ -18,16 +18,19 @@
 
 #include "engine/base/json.h"
 #include "engine/model/model.h"
+#include "engine/model/virtual_rows.h"
 #include "engine/tensor/wear.h"
 
 #define GD_TARGETS_MAX 4096
 #define GD_ADAPTER_OPTIONS_MAX 12
+#define GD_ADAPTER_TEXT_MAX 65536
 
 enum gd_adapter_option_type {
     GD_OPTION_INT,
     GD_OPTION_NUMBER,
     GD_OPTION_BOOL,
     GD_OPTION_CHOICE,            /* one of a closed list of names, by its position; "true" and "false" are JSON's own */
+    GD_OPTION_TEXT,              /* text, or null, which is the default */
     GD_OPTION_MODULES,           /* module names, dotted suffixes, or, for linear modules, "all-linear" */
 };
 
@@ -60,6 +63,7 @@ struct gd_adapter_config {
     const struct gd_adapter_method *method;
     double values[GD_ADAPTER_OPTIONS_MAX];
     struct gd_modules modules[GD_ADAPTER_OPTIONS_MAX];
+    char *texts[GD_ADAPTER_OPTIONS_MAX];
 };
 void gd_adapter_config_release(struct gd_adapter_config *config);
 
@@ -71,8 +75,10 @@ cJSON *gd_adapter_config_json(const struct gd_adapter_config *config);
 /* The option must be one of the method's. */
 double gd_adapter_value(const struct gd_adapter_config *config, const char *option);
 const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *config, const char *option);
+const char *gd_adapter_text(const struct gd_adapter_config *config, const char *option); /* or NULL */
 
-/* An option's value as JSON has it, in requests and in PEFT's files; not for MODULES. */
+/* An option's value as JSON has it, in requests and in PEFT's files; not for MODULES and TEXT. */
+cJSON *gd_adapter_text_json(const char *text);
 cJSON *gd_adapter_value_json(const struct gd_adapter_option *option, double value);
 /* Member `option->name` of `json`, a CHOICE; *value stays where it is absent. */
 GD_MUST_CHECK bool gd_adapter_choice(const struct gd_adapter_option *option, const cJSON *json, const char *param_prefix,
@@ -102,17 +108,19 @@ struct gd_graft {
     double scale;                /* of a low-rank product */
     double dropout;              /* of the input of a site's own part */
     int *site_param;             /* [slot] -> index of its first param, -1 where untouched */
+    struct gd_virtual_rows virtual_rows;
     float *block;                /* parameters: loaded grafts own theirs; else NULL (the trainer holds them) */
     /* For serving, made by gd_graft_load. */
     struct gd_wear_part *wear;   /* [slot] */
     enum gd_wear_depth depth;
     float **derived;             /* what the parts need beside the block (gd_graft_derive) */
     int derived_count;
+    float *prefix;               /* keys and values of the virtual rows, [layer][key, value][row][width of keys]; or NULL */
     char digest[65];             /* of everything that changes what the graft computes */
 };
 
-/* The sites that grafts touch have one number, the slot: linear sites first (slot = index), then norms, then
- * blocks. */
+/* The sites that grafts touch have one number, the slot: linear sites first (slot = index), then norms, then blocks, then
+ * the embedded tokens. */
 int gd_slot_count(const struct gd_model *model);
 int gd_slot_of(const struct gd_model *model, const struct gd_site *site);
 const struct gd_site *gd_slot_site(const struct gd_model *model, int slot);
@@ -130,7 +138,7 @@ struct gd_adapter_method {
     const char *help;
     const struct gd_adapter_option *options;
     int option_count;
-    const char *anchor;          /* end of the name of the tensor that every touched module has */
+    const char *anchor;          /* end of the name of the tensor that every touched module has; NULL: it touches none */
     const char *peft_fields;     /* JSON: further members of adapter_config.json, as constant as the method */
     const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
     /* What adapter_config.json must hold beside options and refused members; NULL: nothing. */
@@ -147,6 +155,17 @@ struct gd_adapter_method {
                               struct gd_value *input, struct gd_value *output, struct gd_value *const *params);
     /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL: none. */
     struct gd_value *(*penalty)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *const *params);
+    /* Embedded tokens, act [T, width]; virtual rows are among them already, as virtual_rows says; params: all of them. */
+    struct gd_value *(*embed)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *x,
+                              struct gd_value *const *params);
+    /* Keys (after rope) and values of a layer, act [T, width of keys] each; params: all of them. */
+    void (*kv)(struct gd_graft_training *training, struct gd_graph *g, int layer, struct gd_value **k, struct gd_value **v,
+               struct gd_value *const *params);
+    /* Keys and values of the virtual rows of a loaded graft, as graft->prefix has them. NULL: the model makes them of the
+     * embeddings that are the first parameter. */
+    void (*prefix)(const struct gd_graft *graft, float *prefix);
+    /* Further members of adapter_config.json. NULL: none. */
+    void (*describe)(const struct gd_graft *graft, cJSON *json);
     /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). */
     void (*wear)(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                  struct gd_wear_part *part);
@@ -176,6 +195,7 @@ struct gd_graft_training {
         struct gd_value *value;
     } views[GD_GRAFT_VIEWS_MAX];
     int view_count;
+    struct gd_value *index[GD_ROW_INDICES]; /* i32 [T] inputs, NULL where the graph needs none */
 };
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
                              bool training_pass);
@@ -203,5 +223,7 @@ GD_MUST_CHECK bool gd_graft_save(const struct gd_graft *graft, const float *bloc
  * error naming both (absent graftd.json, as PEFT writes: accepted). */
 GD_MUST_CHECK bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder,
                                  struct gd_error *err);
+/* Makes a loaded graft's prefix where it has virtual rows: what is served needs it. */
+GD_MUST_CHECK bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error *err);
 
 #endif

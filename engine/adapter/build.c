@@ -96,6 +96,13 @@ struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const 
     return param;
 }
 
+struct gd_graft_param *gd_graft_add_named(struct gd_graft *graft, const char *name, int64_t rows, int64_t columns)
+{
+    struct gd_graft_param *param = gd_graft_add(graft, true, NULL, name, rows, columns);
+    snprintf(param->name, sizeof(param->name), "%s", name);
+    return param;
+}
+
 struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_graph *g, const struct gd_graft_param *param,
                                int64_t rows)
 {

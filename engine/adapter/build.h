@@ -25,6 +25,31 @@ GD_MUST_CHECK int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind
 struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const char *module, const char *suffix,
                                     int64_t rows, int64_t columns);
 
+/* A trained parameter [rows, columns] of exactly this name. */
+struct gd_graft_param *gd_graft_add_named(struct gd_graft *graft, const char *name, int64_t rows, int64_t columns);
+
+/* For methods with virtual rows: as many as option num_virtual_tokens says, if they leave room in the model's context. */
+GD_MUST_CHECK bool gd_graft_begin_virtual(struct gd_graft *graft, struct gd_error *err);
+/* The members of adapter_config.json that PEFT wants of every prompt method. */
+void gd_graft_describe_virtual(const struct gd_graft *graft, int token_dim, int heads, cJSON *json);
+/* The option's text must be given where it is `wanted` (`why`), and only there, and have no more tokens than virtual rows. */
+GD_MUST_CHECK bool gd_graft_check_start(const struct gd_graft *graft, const char *option, bool wanted, const char *why,
+                                        struct gd_error *err);
+/* Embeddings [count, width] of tokens drawn from the vocabulary, or of a text's, repeated where they are fewer. */
+void gd_fill_vocabulary(const struct gd_model *model, float *out, int count, uint64_t seed);
+void gd_fill_text(const struct gd_model *model, float *out, int count, const char *text);
+
+void gd_graft_drop_prefix(struct gd_graft *graft);
+
+/* i32 [T]: one value per graph, bound by passes. */
+struct gd_value *gd_graft_index(struct gd_graft_training *training, struct gd_graph *g, enum gd_row_index which, int64_t rows);
+/* x with rows added to its virtual rows; rows: f32 [virtual rows, width of x]. */
+struct gd_value *gd_graft_add_virtual(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *x,
+                                      struct gd_value *rows);
+/* x with its virtual rows replaced. */
+struct gd_value *gd_graft_put_virtual(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *x,
+                                      struct gd_value *rows);
+
 /* The first `rows` rows of a frozen parameter (as the block holds it), one value per graph. */
 struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_graph *g, const struct gd_graft_param *param,
                                int64_t rows);

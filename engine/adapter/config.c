@@ -22,6 +22,7 @@ void gd_adapter_config_release(struct gd_adapter_config *config)
         for (int j = 0; j < config->modules[i].count; j++)
             gd_free(config->modules[i].names[j]);
         gd_free(config->modules[i].names);
+        gd_free(config->texts[i]);
     }
     memset(config, 0, sizeof(*config));
 }
@@ -49,6 +50,11 @@ void gd_adapter_set_value(struct gd_adapter_config *config, const char *option, 
 const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *config, const char *option)
 {
     return &config->modules[option_index(config, option)];
+}
+
+const char *gd_adapter_text(const struct gd_adapter_config *config, const char *option)
+{
+    return config->texts[option_index(config, option)];
 }
 
 /* ---- reading ---- */
@@ -174,6 +180,15 @@ static bool check_fields(const struct gd_adapter_method *method, const cJSON *js
     return gd_json_only_known(json, "adapter", known, err);
 }
 
+static bool parse_text(struct gd_adapter_config *config, int index, const cJSON *json, struct gd_error *err)
+{
+    const char *text = NULL;
+    if (!gd_json_get_string(json, "adapter", config->method->options[index].name, false, 1, GD_ADAPTER_TEXT_MAX, &text, err))
+        return false;
+    config->texts[index] = gd_strdup(text);
+    return true;
+}
+
 static bool parse_option(struct gd_adapter_config *config, int index, const cJSON *json, struct gd_error *err)
 {
     const struct gd_adapter_option *option = &config->method->options[index];
@@ -181,6 +196,8 @@ static bool parse_option(struct gd_adapter_config *config, int index, const cJSO
     *value = option->fallback * (option->times != NULL ? gd_adapter_value(config, option->times) : 1.0);
     if (option->type == GD_OPTION_MODULES)
         return parse_modules(&config->modules[index], option, gd_json_find(json, option->name), err);
+    if (option->type == GD_OPTION_TEXT)
+        return parse_text(config, index, json, err);
     if (option->type == GD_OPTION_NUMBER)
         return gd_json_get_number(json, "adapter", option->name, false, option->min, option->max, value, err);
     if (option->type == GD_OPTION_CHOICE)
@@ -244,6 +261,11 @@ cJSON *gd_adapter_value_json(const struct gd_adapter_option *option, double valu
     return option->type == GD_OPTION_BOOL ? cJSON_CreateBool(value != 0) : cJSON_CreateNumber(value);
 }
 
+cJSON *gd_adapter_text_json(const char *text)
+{
+    return text != NULL ? cJSON_CreateString(text) : cJSON_CreateNull();
+}
+
 cJSON *gd_adapter_config_json(const struct gd_adapter_config *config)
 {
     cJSON *json = cJSON_CreateObject();
@@ -251,14 +273,15 @@ cJSON *gd_adapter_config_json(const struct gd_adapter_config *config)
     for (int i = 0; i < config->method->option_count; i++) {
         const struct gd_adapter_option *option = &config->method->options[i];
         cJSON_AddItemToObject(json, option->name, option->type == GD_OPTION_MODULES ? modules_json(&config->modules[i])
-                                                                                  : gd_adapter_value_json(option, config->values[i]));
+                                                  : option->type == GD_OPTION_TEXT  ? gd_adapter_text_json(config->texts[i])
+                                                                                    : gd_adapter_value_json(option, config->values[i]));
     }
     return json;
 }
 
 static cJSON *option_json(const struct gd_adapter_option *option)
 {
-    static const char *const types[] = {"integer", "number", "boolean", "choice", "modules"};
+    static const char *const types[] = {"integer", "number", "boolean", "choice", "text", "modules"};
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "name", option->name);
     cJSON_AddStringToObject(json, "type", types[option->type]);
@@ -282,6 +305,8 @@ static cJSON *option_json(const struct gd_adapter_option *option)
         for (int i = 0; i < fallback.count; i++)
             gd_free(fallback.names[i]);
         gd_free(fallback.names);
+    } else if (option->type == GD_OPTION_TEXT) {
+        cJSON_AddNullToObject(json, "default");
     } else if (option->times != NULL) {
         char rule[64];
         snprintf(rule, sizeof(rule), "%g * %s", option->fallback, option->times);
@@ -312,6 +337,10 @@ cJSON *gd_adapter_registry_json(void)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("norm"));
         if (method->block != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("block"));
+        if (method->embed != NULL)
+            cJSON_AddItemToArray(hooks, cJSON_CreateString("embed"));
+        if (method->kv != NULL)
+            cJSON_AddItemToArray(hooks, cJSON_CreateString("kv"));
         if (method->penalty != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("penalty"));
         parameters = cJSON_AddArrayToObject(json, "parameters");

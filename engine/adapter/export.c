@@ -19,6 +19,10 @@ static const struct gd_wear_part *part_at(const struct gd_graft *graft, int slot
 bool gd_graft_mergeable(const struct gd_graft *graft, struct gd_error *err)
 {
     int slots = gd_slot_count(graft->model);
+    if (graft->virtual_rows.count > 0)
+        return gd_fail_param(err, GD_UNSUPPORTED, "--format", "a %s adapter puts %d virtual tokens before every sequence, which no "
+                             "weight of the base can do, so that it cannot be merged; serve it as an adapter", graft->method->name,
+                             graft->virtual_rows.count);
     for (int slot = 0; slot < slots; slot++) {
         const struct gd_site *site = gd_slot_site(graft->model, slot);
         if (graft->site_param[slot] >= 0 && site->kind != GD_SITE_LINEAR && site->kind != GD_SITE_NORM)

@@ -76,6 +76,8 @@ static cJSON *adapter_config(const struct gd_graft *graft)
             continue;
         if (option->type == GD_OPTION_MODULES)
             cJSON_AddItemToObject(json, option->name, module_list(graft, &graft->config.modules[i], whole));
+        else if (option->type == GD_OPTION_TEXT)
+            cJSON_AddItemToObject(json, option->name, gd_adapter_text_json(graft->config.texts[i]));
         else
             cJSON_AddItemToObject(json, option->name, gd_adapter_value_json(option, graft->config.values[i]));
     }
@@ -84,6 +86,8 @@ static cJSON *adapter_config(const struct gd_graft *graft)
     while ((field = cJSON_DetachItemFromArray(fields, 0)) != NULL)
         cJSON_AddItemToObject(json, field->string, field);
     cJSON_Delete(fields);
+    if (graft->method->describe != NULL)
+        graft->method->describe(graft, json);
     return json;
 }
 
@@ -250,6 +254,15 @@ static bool read_modules(struct gd_modules *modules, const cJSON *json, const ch
     return true;
 }
 
+static bool read_text(char **text, const cJSON *json, const char *key, struct gd_error *err)
+{
+    const char *value = NULL;
+    if (!gd_json_get_string(json, "", key, false, 0, GD_ADAPTER_TEXT_MAX, &value, err))
+        return false;
+    *text = gd_strdup(value);
+    return true;
+}
+
 static bool read_option(struct gd_adapter_config *config, int index, const cJSON *json, struct gd_error *err)
 {
     const struct gd_adapter_option *option = &config->method->options[index];
@@ -262,6 +275,8 @@ static bool read_option(struct gd_adapter_config *config, int index, const cJSON
     switch (option->type) {
     case GD_OPTION_MODULES:
         return read_modules(&config->modules[index], json, option->name, err);
+    case GD_OPTION_TEXT:
+        return read_text(&config->texts[index], json, option->name, err);
     case GD_OPTION_NUMBER:
         return gd_json_get_number(json, "", option->name, false, option->min, option->max, value, err);
     case GD_OPTION_CHOICE:
@@ -306,6 +321,8 @@ static bool read_targets(struct gd_adapter_config *config, const struct gd_safet
 {
     static const char prefix[] = "base_model.model.";
     const char *anchor = config->method->anchor;
+    if (anchor == NULL)
+        return true;
     struct gd_modules *targets = targets_of(config);
     int count = gd_safetensors_count(file);
     size_t head = sizeof(prefix) - 1, tail = strlen(anchor) + 1;
@@ -325,6 +342,8 @@ static bool read_targets(struct gd_adapter_config *config, const struct gd_safet
 /* Every target that adapter_config.json names must have been filled by some tensor. */
 static bool check_promised(const cJSON *json, struct gd_adapter_config *config, struct gd_error *err)
 {
+    if (config->method->anchor == NULL)
+        return true;
     const struct gd_modules *touched = targets_of(config);
     const cJSON *targets = gd_json_find(json, "target_modules"), *item;
     if (!cJSON_IsArray(targets))
@@ -395,14 +414,15 @@ static void make_wear(struct gd_graft *graft)
 {
     int slots = gd_slot_count(graft->model);
     graft->wear = gd_alloc_array((size_t)slots, sizeof(*graft->wear));
-    graft->depth = GD_WEAR_OUTPUTS;
+    graft->depth = GD_WEAR_NONE;
     for (int i = 0; i < slots; i++) {
         int first = graft->site_param[i];
         if (first < 0)
             continue;
         graft->method->wear(graft, gd_slot_site(graft->model, i), &graft->params[first], &graft->wear[i]);
         const struct gd_wear_part *part = &graft->wear[i];
-        enum gd_wear_depth depth = gd_slot_site(graft->model, i)->kind == GD_SITE_BLOCK ? GD_WEAR_BLOCKS
+        enum gd_wear_depth depth = part->rows != NULL                                    ? GD_WEAR_ROWS
+                                   : gd_slot_site(graft->model, i)->kind == GD_SITE_BLOCK ? GD_WEAR_BLOCKS
                                    : part->norm != NULL                                  ? GD_WEAR_NORMS
                                    : part->in_scale != NULL || part->in_rotate != NULL   ? GD_WEAR_INPUTS
                                                                                          : GD_WEAR_OUTPUTS;

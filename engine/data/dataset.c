@@ -237,12 +237,15 @@ static bool refuse_overlong(const struct loader *loader, struct gd_error *err)
     const struct gd_dataset *data = &loader->owned->dataset;
     struct gd_buf lines;
     int64_t count = loader->overlong_count;
+    char room[64] = "";
+    if (loader->options->virtual_rows > 0)
+        snprintf(room, sizeof room, ", beside %d virtual ones,", loader->options->virtual_rows);
     gd_buf_init(&lines, 0);
     for (int64_t i = 0; i < count && i < GD_DATASET_LINES_NAMED; i++)
         gd_buf_printf(&lines, "%s%lld", i > 0 ? ", " : "", (long long)data->overlong_lines[i]);
     gd_fail_param(err, GD_CONTEXT, "data.overlong",
-                  "%lld row%s longer than %d tokens (the longest has %lld): line %s%s; shorten them, or set data.overlong "
-                  "to \"truncate\" or \"drop\"", (long long)count, count == 1 ? " is" : "s are", loader->options->context,
+                  "%lld row%s longer than %d tokens%s (the longest has %lld): line %s%s; shorten them, or set data.overlong "
+                  "to \"truncate\" or \"drop\"", (long long)count, count == 1 ? " is" : "s are", loader->options->context, room,
                   (long long)data->longest_row_tokens, lines.data, count > GD_DATASET_LINES_NAMED ? ", ..." : "");
     gd_buf_release(&lines);
     return false;

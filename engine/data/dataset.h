@@ -13,6 +13,7 @@
 #define GD_DATA_DATASET_H
 
 #include "engine/data/row.h"
+#include "engine/model/virtual_rows.h"
 #include "engine/text/chat.h"
 
 #define GD_BATCH_SEGMENTS_MAX 256 /* rows in one micro-batch */
@@ -22,6 +23,7 @@ enum gd_overlong { GD_OVERLONG_REFUSE, GD_OVERLONG_TRUNCATE, GD_OVERLONG_DROP };
 
 struct gd_dataset_options {
     int context;                 /* longest segment in tokens: a row, or each side of a pair */
+    int virtual_rows;            /* what a graft takes of the model's context, for the error; the context above is without them */
     enum gd_overlong overlong;
     bool pairs;                  /* rows must have two answers; else one. A row of the other kind is an error */
     bool whole_sides;            /* nothing is shared by the sides of a pair: to compare with */
@@ -38,16 +40,12 @@ struct gd_dataset_row {
     int32_t chosen;              /* of a pair: tokens of the chosen side; 0: no pair */
     int32_t shared;              /* of a pair: first tokens that both sides have in common and a batch holds once */
 };
-/* Rows of a batch that it takes. */
-static inline int32_t gd_dataset_row_space(const struct gd_dataset_row *row)
-{
-    return row->length - row->shared;
-}
 
 struct gd_dataset {
     int32_t *tokens;
     float *weights;              /* weight of each token as a target (its own, not shifted) */
     bool pairs;                  /* every row is two segments */
+    struct gd_virtual_rows virtual_rows; /* what its batches put before each segment; set by whoever trains */
     struct gd_dataset_row *rows;
     int64_t row_count, token_count, trained_token_count;
     int64_t dropped_rows, truncated_rows, truncated_tokens, untrained_rows; /* untrained: kept out, counted */
@@ -64,23 +62,35 @@ void gd_dataset_destroy(struct gd_dataset *dataset);
 GD_MUST_CHECK bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, bool rejected,
                                  struct gd_chat_encoding *encoding, struct gd_error *err);
 
+/* Rows of a batch that row `row` takes: its tokens, those in common once, and virtual rows before what continues no other. */
+static inline int32_t gd_dataset_row_space(const struct gd_dataset *dataset, int64_t row)
+{
+    const struct gd_dataset_row *entry = &dataset->rows[row];
+    int beginnings = entry->chosen > 0 && entry->shared == 0 ? 2 : 1;
+    return entry->length - entry->shared + dataset->virtual_rows.count * beginnings;
+}
+
 /* One packed micro-batch. T = capacity; rows beyond `used` are padding (label -100, weight 0). */
 struct gd_batch {
-    int capacity, used;          /* tokens */
+    int capacity, used;          /* rows: tokens and virtual ones */
     int segment_count;           /* rows in it; with pairs twice as many: chosen, rejected, chosen, ... */
     int32_t *ids;                /* [capacity] */
     int32_t *positions;          /* [capacity], restarting at 0 in each segment without prefix */
     int32_t *cu_seqlens;         /* [segment_max + 1], tail repeats `used` */
     int32_t *prefix;             /* [2 * segment_max]: rows [begin, end) that a segment continues; 0, 0: it has no prefix */
-    int32_t *labels;             /* [capacity]: the next token of the same segment, -100 where none or weight 0 */
+    int32_t *labels;             /* [capacity]: the next token of the same segment, -100 where none or weight 0; a segment's
+                                  * first token is nobody's target */
     float *weights;              /* [capacity]: weight of labels[t] */
     int64_t *row_index;          /* [rows in it]: rows of the dataset */
+    int32_t *index[GD_ROW_INDICES]; /* [capacity] each */
     int segment_max;
 };
 void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max);
 void gd_batch_release(struct gd_batch *batch);
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
                    int capacity);
+/* The same batch as a bare base sees it: without virtual rows. */
+void gd_batch_strip(struct gd_batch *batch, const struct gd_batch *from, int capacity);
 
 /* Labelled tokens of a segment, those of its prefix with them. */
 int gd_batch_labelled(const struct gd_batch *batch, int segment);

@@ -45,7 +45,7 @@ static int pack_leaf(const struct gd_dataset *dataset, const int64_t *rows, int 
     int bins = 0, first_open = 0, most = GD_BATCH_SEGMENTS_MAX / (dataset->pairs ? 2 : 1);
     memset(sizes, 0, (size_t)count * sizeof *sizes);
     for (int i = 0; i < count; i++) {
-        int length = gd_dataset_row_space(&dataset->rows[rows[i]]);
+        int length = gd_dataset_row_space(dataset, rows[i]);
         while (first_open < bins && (used[first_open] >= token_budget || sizes[first_open] == most))
             first_open++; /* full ones stay full */
         int target = first_open;
@@ -101,6 +101,8 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
     batch->prefix = gd_alloc_array(2 * (size_t)segment_max, sizeof(int32_t));
     batch->row_index = gd_alloc_array((size_t)segment_max, sizeof(int64_t));
+    for (int i = 0; i < GD_ROW_INDICES; i++)
+        batch->index[i] = gd_alloc_array(tokens, sizeof(int32_t));
 }
 
 void gd_batch_release(struct gd_batch *batch)
@@ -112,28 +114,79 @@ void gd_batch_release(struct gd_batch *batch)
     gd_free(batch->cu_seqlens);
     gd_free(batch->prefix);
     gd_free(batch->row_index);
+    for (int i = 0; i < GD_ROW_INDICES; i++)
+        gd_free(batch->index[i]);
     memset(batch, 0, sizeof(*batch));
 }
 
-/* The first `shared` tokens are already in the batch: the last segment begins with them. */
+static void append_virtual(struct gd_batch *batch, const struct gd_virtual_rows *rows, bool targets)
+{
+    for (int j = 0; j < rows->count; j++) {
+        int at = batch->used++;
+        bool trained = targets && rows->weights != NULL && j + 1 < rows->count && rows->weights[j + 1] != 0;
+        batch->ids[at] = rows->ids != NULL ? rows->ids[j] : -1;
+        batch->positions[at] = j;
+        batch->labels[at] = trained ? rows->ids[j + 1] : -100;
+        batch->weights[at] = trained ? rows->weights[j + 1] : 0;
+        batch->index[GD_ROW_VIRTUAL][at] = j;
+        batch->index[GD_ROW_TOKEN][at] = batch->index[GD_ROW_TABLE][at] = -1;
+    }
+}
+
+/* Tokens that a table changes: all that it has an entry for, or those of the prompt among them. */
+static int32_t changed_tokens(const struct gd_virtual_rows *rows, const float *weights, int32_t length)
+{
+    int32_t changed = rows->table_rows < length ? rows->table_rows : length;
+    for (int32_t i = 0; rows->prompt_only && i < changed; i++)
+        if (weights[i] != 0)
+            return i;
+    return changed;
+}
+
+/* The first `shared` tokens, and the virtual rows with them, are already in the batch: the last segment begins with them. */
 static void append_segment(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t offset, int32_t length, int32_t shared)
 {
     const int32_t *tokens = dataset->tokens + offset;
     const float *weights = dataset->weights + offset;
-    int at = batch->used;
-    assert(at + length - shared <= batch->capacity && batch->segment_count < batch->segment_max);
+    const struct gd_virtual_rows *rows = &dataset->virtual_rows;
+    int32_t changed = changed_tokens(rows, weights, length);
+    assert(batch->used + (shared > 0 ? -shared : rows->count) + length <= batch->capacity);
+    assert(batch->segment_count < batch->segment_max);
     int32_t *prefix = batch->prefix + 2 * batch->segment_count;
     prefix[0] = shared > 0 ? batch->cu_seqlens[batch->segment_count - 1] : 0;
-    prefix[1] = prefix[0] + shared;
+    prefix[1] = prefix[0] + (shared > 0 ? rows->count + shared : 0);
+    if (shared == 0)
+        append_virtual(batch, rows, !dataset->pairs);
+    int at = batch->used;
     for (int i = shared; i < length; i++, at++) {
         bool trained = i + 1 < length && weights[i + 1] != 0;
         batch->ids[at] = tokens[i];
-        batch->positions[at] = i;
+        batch->positions[at] = rows->count + i;
         batch->labels[at] = trained ? tokens[i + 1] : -100;
         batch->weights[at] = trained ? weights[i + 1] : 0;
+        batch->index[GD_ROW_VIRTUAL][at] = -1;
+        batch->index[GD_ROW_TOKEN][at] = at;
+        batch->index[GD_ROW_TABLE][at] = i < changed ? i : -1;
     }
     batch->used = at;
     batch->cu_seqlens[++batch->segment_count] = at;
+}
+
+/* What follows the last segment: no labels, and no segment. */
+static void fill_rest(struct gd_batch *batch)
+{
+    for (int s = batch->segment_count; s < batch->segment_max; s++) {
+        batch->cu_seqlens[s + 1] = batch->used;
+        batch->prefix[2 * s] = batch->prefix[2 * s + 1] = 0;
+    }
+    for (int at = batch->used; at < batch->capacity; at++) {
+        batch->ids[at] = 0;
+        batch->positions[at] = 0;
+        batch->labels[at] = -100;
+        batch->weights[at] = 0;
+        for (int i = 0; i < GD_ROW_INDICES; i++)
+            batch->index[i][at] = -1;
+    }
 }
 
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
@@ -150,16 +203,44 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
             append_segment(batch, dataset, row->offset, row->chosen, 0);
         append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen, row->shared);
     }
-    for (int s = batch->segment_count; s < batch->segment_max; s++) {
-        batch->cu_seqlens[s + 1] = batch->used;
-        batch->prefix[2 * s] = batch->prefix[2 * s + 1] = 0;
+    fill_rest(batch);
+}
+
+static int virtual_rows_in(const struct gd_batch *batch, int begin, int end)
+{
+    int count = 0;
+    for (int t = begin; t < end; t++)
+        count += batch->index[GD_ROW_VIRTUAL][t] >= 0;
+    return count;
+}
+
+void gd_batch_strip(struct gd_batch *batch, const struct gd_batch *from, int capacity)
+{
+    assert(from->segment_count <= batch->segment_max);
+    batch->capacity = capacity;
+    batch->segment_count = batch->used = 0;
+    batch->cu_seqlens[0] = 0;
+    for (int s = 0; s < from->segment_count; s++) {
+        const int32_t *old = from->prefix + 2 * s;
+        int32_t *prefix = batch->prefix + 2 * s;
+        int lead = virtual_rows_in(from, old[0], old[1]) + virtual_rows_in(from, from->cu_seqlens[s], from->cu_seqlens[s + 1]);
+        prefix[0] = old[1] > old[0] ? batch->cu_seqlens[s - 1] : 0; /* a prefix is how the segment before begins */
+        prefix[1] = old[1] > old[0] ? prefix[0] + old[1] - old[0] - lead : 0;
+        for (int t = from->cu_seqlens[s]; t < from->cu_seqlens[s + 1]; t++) {
+            if (from->index[GD_ROW_VIRTUAL][t] >= 0)
+                continue;
+            int at = batch->used++;
+            assert(at < capacity);
+            batch->ids[at] = from->ids[t];
+            batch->positions[at] = from->positions[t] - lead;
+            batch->labels[at] = from->labels[t];
+            batch->weights[at] = from->weights[t];
+            batch->index[GD_ROW_VIRTUAL][at] = batch->index[GD_ROW_TABLE][at] = -1;
+            batch->index[GD_ROW_TOKEN][at] = at;
+        }
+        batch->cu_seqlens[++batch->segment_count] = batch->used;
     }
-    for (int at = batch->used; at < capacity; at++) {
-        batch->ids[at] = 0;
-        batch->positions[at] = 0;
-        batch->labels[at] = -100;
-        batch->weights[at] = 0;
-    }
+    fill_rest(batch);
 }
 
 int gd_batch_labelled(const struct gd_batch *batch, int segment)

@@ -25,7 +25,7 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
         .dtype = act, .layer_count = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim,
         .pages = gd_kv_cache_pages(infer->cache), .cu_seqlens = infer->cu_seqlens, .past = infer->past,
     };
-    infer->forward->wear = (struct gd_wear){.row_begin = infer->group_begin, .sites = infer->group_sites};
+    infer->forward->wear = (struct gd_wear){.row_begin = infer->group_begin, .sites = infer->group_sites, .row_index = infer->row_index};
     infer->sampler_count = omp_get_max_threads();
     infer->samplers = gd_alloc_array((size_t)infer->sampler_count, sizeof(*infer->samplers));
     for (int i = 0; i < infer->sampler_count; i++)
@@ -74,7 +74,7 @@ bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const
 {
     if (infer->count - infer->running >= GD_INFER_WAITING_MAX)
         return gd_fail(err, GD_BUSY, "%d requests wait already; try again later", infer->count - infer->running);
-    if (graft != NULL && (graft->wear == NULL || graft->block == NULL))
+    if (graft != NULL && (graft->wear == NULL || graft->block == NULL || (graft->virtual_rows.count > 0 && graft->prefix == NULL)))
         return gd_fail(err, GD_INTERNAL, "the graft was not loaded for serving");
     struct gd_sequence *sequence = NULL;
     if (!gd_sequence_create(&sequence, infer->model, graft, prompt, prompt_count, sampling, sink, err))
@@ -99,14 +99,14 @@ bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const
 
 /* ---- admission ---- */
 
-/* Takes the full pages of the prompt that the cache has; the last token always goes through the model. */
+/* Takes the full pages of virtual rows and prompt that the cache has; the last token always goes through the model. */
 static void share_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
 {
     sequence->key = sequence->root;
-    int full = gd_sequence_scores_prompt(sequence) ? 0 : (sequence->prompt_count - 1) / GD_KV_PAGE_TOKENS;
+    int full = (sequence->lead + (gd_sequence_scores_prompt(sequence) ? 0 : sequence->prompt_count - 1)) / GD_KV_PAGE_TOKENS;
     while (sequence->page_count < full) {
         struct gd_kv_key key;
-        gd_kv_key_next(&key, &sequence->key, sequence->ids + sequence->page_count * GD_KV_PAGE_TOKENS);
+        gd_infer_page_key(sequence, sequence->page_count, &key);
         int32_t page = gd_kv_cache_share(infer->cache, &key);
         if (page < 0)
             break;
@@ -114,7 +114,8 @@ static void share_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
         sequence->key = key;
     }
     sequence->published = sequence->page_count;
-    sequence->past = sequence->page_count * GD_KV_PAGE_TOKENS;
+    int rows = sequence->page_count * GD_KV_PAGE_TOKENS;
+    sequence->past = rows > sequence->lead ? rows - sequence->lead : 0;
 }
 
 static void drop_pages(struct gd_infer *infer, struct gd_sequence *sequence)
@@ -122,6 +123,7 @@ static void drop_pages(struct gd_infer *infer, struct gd_sequence *sequence)
     while (sequence->page_count > 0) /* from the end: what others build on is dropped last and kept longest */
         gd_kv_cache_drop(infer->cache, sequence->pages[--sequence->page_count]);
     sequence->past = sequence->published = 0;
+    sequence->led = false;
 }
 
 /* Another sequence is just computing a page that this one could share. */
@@ -137,7 +139,7 @@ static bool prefix_is_coming(const struct gd_infer *infer, const struct gd_seque
         int same = 0;
         while (same < limit && other->ids[same] == sequence->ids[same])
             same++;
-        if (same / GD_KV_PAGE_TOKENS > sequence->page_count)
+        if (same > 0 && (sequence->lead + same) / GD_KV_PAGE_TOKENS > sequence->page_count)
             return true;
     }
     return false;

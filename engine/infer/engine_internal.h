@@ -58,10 +58,13 @@ struct gd_infer {
     size_t page_table_size;
     int32_t group_begin[GD_INFER_REQUESTS_MAX + 1];
     const struct gd_wear_part *group_sites[GD_INFER_REQUESTS_MAX];
+    int32_t row_index[GD_FORWARD_ROWS];
 };
 
 /* Admits waiting sequences, reports what needs no model. */
 void gd_infer_admit(struct gd_infer *infer);
+/* Of page `page` of the sequence, whose key is that of the page before it. */
+void gd_infer_page_key(const struct gd_sequence *sequence, int page, struct gd_kv_key *key);
 /* Ends a sequence that has not finished yet, gives its pages back. The struct goes with gd_infer_sweep. */
 void gd_infer_end(struct gd_infer *infer, struct gd_sequence *sequence, enum gd_finish finish, const struct gd_error *error);
 /* Gives back the pages of a sequence that has finished. */

@@ -2,6 +2,7 @@
 #include "engine/base/alloc.h"
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 
 /* ---- checks ---- */
 
@@ -32,18 +33,21 @@ static bool check_sampling(const struct gd_sampling *s, int vocab, struct gd_err
     return true;
 }
 
-static bool check_prompt(const struct gd_model *model, const int32_t *prompt, int prompt_count, int max_tokens,
+static bool check_prompt(const struct gd_model *model, int lead, const int32_t *prompt, int prompt_count, int max_tokens,
                          struct gd_error *err)
 {
-    int vocab = model->config.vocab, context = model->config.context;
+    int vocab = model->config.vocab, context = model->config.context - lead;
+    char taken[64] = "";
+    if (lead > 0)
+        snprintf(taken, sizeof taken, " beside the %d virtual tokens of the adapter", lead);
     if (prompt_count < 1)
         return gd_fail_param(err, GD_INVALID, "prompt", "the prompt has no tokens");
     if (max_tokens < 0)
         return gd_fail_param(err, GD_INVALID, "max_tokens", "max_tokens is %d, must not be negative", max_tokens);
     if (prompt_count > context || max_tokens > context - prompt_count)
         return gd_fail_param(err, GD_CONTEXT, "max_tokens",
-                             "%d tokens of prompt and max_tokens %d make %lld; the context of '%s' holds %d", prompt_count,
-                             max_tokens, (long long)prompt_count + max_tokens, model->id, context);
+                             "%d tokens of prompt and max_tokens %d make %lld; the context of '%s' holds %d%s", prompt_count,
+                             max_tokens, (long long)prompt_count + max_tokens, model->id, context, taken);
     for (int i = 0; i < prompt_count; i++)
         if (prompt[i] < 0 || prompt[i] >= vocab)
             return gd_fail_param(err, GD_INVALID, "prompt", "prompt token %d is %d; the vocabulary has %d", i, prompt[i],
@@ -79,13 +83,15 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
                         struct gd_error *err)
 {
     assert(*out == NULL);
-    if (!check_prompt(model, prompt, prompt_count, sampling->max_tokens, err) ||
+    int lead = graft != NULL ? graft->virtual_rows.count : 0;
+    if (!check_prompt(model, lead, prompt, prompt_count, sampling->max_tokens, err) ||
         !check_sampling(sampling, model->config.vocab, err))
         return false;
     struct gd_sequence *sequence = gd_alloc(sizeof(*sequence));
     int capacity = prompt_count + sampling->max_tokens;
     sequence->model = model;
     sequence->graft = graft;
+    sequence->lead = lead;
     sequence->sink = *sink;
     sequence->ids = gd_alloc_array((size_t)capacity, sizeof(*sequence->ids));
     memcpy(sequence->ids, prompt, (size_t)prompt_count * sizeof(*prompt));
@@ -94,7 +100,7 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
     copy_sampling(sequence, sampling);
     /* The last token that is generated never goes through the model. */
     int passed = sampling->max_tokens > 0 ? capacity - 1 : prompt_count;
-    sequence->pages_max = (passed + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+    sequence->pages_max = (lead + passed + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
     sequence->pages = gd_alloc_array((size_t)sequence->pages_max, sizeof(*sequence->pages));
     gd_text_hold_init(&sequence->hold, sampling->stops, sampling->stop_count);
     gd_buf_init(&sequence->text, 0);
@@ -117,6 +123,12 @@ void gd_sequence_destroy(struct gd_sequence *sequence)
     gd_buf_release(&sequence->text);
     gd_buf_release(&sequence->piece);
     gd_free(sequence);
+}
+
+int gd_sequence_shared_rows(const struct gd_sequence *sequence)
+{
+    bool prompt_only = sequence->graft != NULL && sequence->graft->virtual_rows.prompt_only;
+    return sequence->lead + (prompt_only && sequence->past > sequence->prompt_count ? sequence->prompt_count : sequence->past);
 }
 
 int gd_sequence_pending(const struct gd_sequence *sequence)

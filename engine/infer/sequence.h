@@ -27,6 +27,8 @@ struct gd_sequence {
     uint8_t *seen;                    /* per id; NULL without a repetition penalty */
     bool admitted, finished;          /* finished: the sink was told; the engine will free it */
 
+    int lead;                         /* virtual rows of the graft, before the tokens in the pages */
+    bool led;                         /* they are in the pages */
     int past;                         /* tokens whose keys and values are in pages */
     int32_t *pages;
     int page_count, pages_max;        /* taken; reserved in all */
@@ -55,6 +57,10 @@ static inline bool gd_sequence_scores_prompt(const struct gd_sequence *sequence)
 {
     return sequence->sampling.echo && sequence->sampling.logprobs >= 0;
 }
+
+/* Rows of the pages that other sequences may share: a graft that changes only the prompt's tokens makes other keys and values
+ * of the same tokens when they are generated. */
+int gd_sequence_shared_rows(const struct gd_sequence *sequence);
 
 /* Tokens that must go through the model next: 0 when there is nothing to do (the last token needs no pass when nothing is
  * to be generated after it). */

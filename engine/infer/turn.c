@@ -71,6 +71,25 @@ static void take_pages(struct gd_infer *infer, struct gd_sequence *sequence, int
     }
 }
 
+/* Copies the graft's virtual rows into the pages that hold them and are the sequence's own. */
+static void put_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
+{
+    const struct gd_kv_batch *kv = &infer->forward->kv;
+    int shared = sequence->page_count;
+    sequence->led = true;
+    take_pages(infer, sequence, sequence->lead);
+    size_t element = kv->dtype == GD_BF16 ? 2 : 4, dim = (size_t)kv->head_dim, heads = (size_t)kv->kv_heads;
+    for (int row = shared * GD_KV_PAGE_TOKENS; row < sequence->lead; row++)
+        for (size_t part = 0; part < 2 * (size_t)kv->layer_count; part++)
+            for (size_t head = 0; head < heads; head++) {
+                size_t page = (size_t)sequence->pages[row / GD_KV_PAGE_TOKENS];
+                size_t to = (((page * 2 * (size_t)kv->layer_count + part) * heads + head) * GD_KV_PAGE_TOKENS +
+                             (size_t)(row % GD_KV_PAGE_TOKENS)) * dim;
+                size_t from = ((part * (size_t)sequence->lead + (size_t)row) * heads + head) * dim;
+                gd_convert_from_f32((char *)kv->pages + to * element, kv->dtype, sequence->graft->prefix + from, (int64_t)dim);
+            }
+}
+
 static void fill_page_table(struct gd_infer *infer)
 {
     int stride = 1;
@@ -98,6 +117,13 @@ static bool is_wanted(const struct gd_sequence *sequence, int position)
     return gd_sequence_scores_prompt(sequence) && position < sequence->prompt_count - 1;
 }
 
+static int32_t table_index(const struct gd_sequence *sequence, int position)
+{
+    const struct gd_virtual_rows *rows = sequence->graft != NULL ? &sequence->graft->virtual_rows : NULL;
+    bool changed = rows != NULL && position < rows->table_rows && (!rows->prompt_only || position < sequence->prompt_count);
+    return changed ? position : -1;
+}
+
 /* Fills the forward pass's inputs; returns the number of rows. */
 static int fill_batch(struct gd_infer *infer)
 {
@@ -105,13 +131,16 @@ static int fill_batch(struct gd_infer *infer)
     infer->wanted_count = 0;
     for (int s = 0; s < infer->slice_count; s++) {
         struct gd_sequence *sequence = infer->slices[s].sequence;
-        take_pages(infer, sequence, sequence->past + infer->slices[s].count);
+        if (!sequence->led)
+            put_prefix(infer, sequence);
+        take_pages(infer, sequence, sequence->lead + sequence->past + infer->slices[s].count);
         infer->cu_seqlens[s] = rows;
-        infer->past[s] = sequence->past;
+        infer->past[s] = sequence->lead + sequence->past;
         for (int i = 0; i < infer->slices[s].count; i++, rows++) {
             int position = sequence->past + i;
             infer->forward->ids[rows] = sequence->ids[position];
-            infer->forward->positions[rows] = position;
+            infer->forward->positions[rows] = sequence->lead + position;
+            infer->row_index[rows] = table_index(sequence, position);
             if (is_wanted(sequence, position))
                 infer->wanted[infer->wanted_count++] = (struct gd_wanted_row){sequence, rows, position + 1};
         }
@@ -121,15 +150,25 @@ static int fill_batch(struct gd_infer *infer)
     return rows;
 }
 
+void gd_infer_page_key(const struct gd_sequence *sequence, int page, struct gd_kv_key *key)
+{
+    int32_t ids[GD_KV_PAGE_TOKENS];
+    for (int i = 0; i < GD_KV_PAGE_TOKENS; i++) {
+        int row = page * GD_KV_PAGE_TOKENS + i;
+        ids[i] = row < sequence->lead ? -1 - row : sequence->ids[row - sequence->lead]; /* no token has a negative id */
+    }
+    gd_kv_key_next(key, &sequence->key, ids);
+}
+
 /* The rows are in the pages now; full pages may be shared. */
 static void advance(struct gd_infer *infer)
 {
     for (int s = 0; s < infer->slice_count; s++) {
         struct gd_sequence *sequence = infer->slices[s].sequence;
         sequence->past += infer->slices[s].count;
-        for (; (sequence->published + 1) * GD_KV_PAGE_TOKENS <= sequence->past; sequence->published++) {
+        for (; (sequence->published + 1) * GD_KV_PAGE_TOKENS <= gd_sequence_shared_rows(sequence); sequence->published++) {
             struct gd_kv_key key;
-            gd_kv_key_next(&key, &sequence->key, sequence->ids + sequence->published * GD_KV_PAGE_TOKENS);
+            gd_infer_page_key(sequence, sequence->published, &key);
             gd_kv_cache_publish(infer->cache, sequence->pages[sequence->published], &key);
             sequence->key = key;
         }

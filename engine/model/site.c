@@ -28,6 +28,11 @@ int gd_model_block_sites(const struct gd_model *model, const struct gd_site **si
     return model->config.layers * 2;
 }
 
+const struct gd_site *gd_model_embed_site(const struct gd_model *model)
+{
+    return &gd_model_files(model)->embed_site;
+}
+
 static const char *layer_name(struct gd_files *files, int layer, const char *part)
 {
     return gd_arena_format(&files->arena, "model.layers.%d.%s", layer, part);

@@ -62,5 +62,7 @@ int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **s
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites);
 /* Each layer's attention and MLP. */
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites);
+/* The embedded tokens. */
+const struct gd_site *gd_model_embed_site(const struct gd_model *model);
 
 #endif

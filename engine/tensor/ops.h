@@ -17,7 +17,7 @@
 #include "engine/tensor/activation.h"
 #include "engine/tensor/graph.h"
 
-/* table: weight [V, d]; ids: i32 [T] -> act [T, d]. Not differentiable in a frozen table. */
+/* table: weight [V, d]; ids: i32 [T], -1: a row of zeros -> act [T, d]. Not differentiable in a frozen table. */
 struct gd_value *gd_embed(struct gd_graph *g, struct gd_value *table, struct gd_value *ids);
 
 /* x: act [T, in]; w: weight or param [out, in] -> act [T, out]. */
@@ -121,6 +121,8 @@ struct gd_value *gd_segment_loss(struct gd_graph *g, struct gd_value *x, struct 
 /* Serving: what each row's graft does at `site` (wear.h) to x before the base's product, and to y after it.
  * x: act [T, in], y: act [T, out], wear: handle. */
 struct gd_value *gd_wear_input(struct gd_graph *g, struct gd_value *x, struct gd_value *wear, int site);
+/* At the embedded tokens: x act [T, width]. */
+struct gd_value *gd_wear_rows(struct gd_graph *g, struct gd_value *x, struct gd_value *wear, int site);
 struct gd_value *gd_wear(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear, int site);
 
 #endif

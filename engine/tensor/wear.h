@@ -19,6 +19,8 @@
  *     y  = out_scale * base(x') + out_add + skip x + scale * b_scale * (B (mid * f(A x + mid_add)))
  *
  * with f the activation, which is "linear" in parts that can be merged.
+ *
+ * At the embedded tokens, y = x + rows[index of the token in its sequence], if there is such a row.
  */
 #ifndef GD_TENSOR_WEAR_H
 #define GD_TENSOR_WEAR_H
@@ -47,6 +49,8 @@ struct gd_wear_part {            /* one graft at one site */
     enum gd_activation activation;
     const float *mid_add;        /* [rank] */
     float skip;
+    const float *rows;           /* [row_count, width] */
+    int row_count;
 };
 
 /* How much of a graph the wearing of a batch needs; each includes those before it. */
@@ -56,6 +60,7 @@ enum gd_wear_depth {
     GD_WEAR_INPUTS,              /* in_scale and in_rotate too */
     GD_WEAR_NORMS,               /* norms too */
     GD_WEAR_BLOCKS,              /* blocks too */
+    GD_WEAR_ROWS,                /* embedded tokens too */
     GD_WEAR_DEPTHS,
 };
 
@@ -63,6 +68,7 @@ struct gd_wear {
     int group_count;                         /* rows are sorted by graft */
     const int32_t *row_begin;                /* [group_count + 1] */
     const struct gd_wear_part *const *sites; /* sites[group][site]; sites[group] NULL: base rows */
+    const int32_t *row_index;                /* of each row: the token's index in its sequence, or -1 where no part may change it */
 };
 
 #endif

@@ -42,6 +42,7 @@ void gd_passes_release(struct gd_passes *passes)
 {
     for (int i = 0; i < passes->pass_count; i++)
         pass_destroy(passes->pass[i]);
+    gd_batch_release(&passes->bare);
     gd_large_free(passes->arena, passes->arena_bytes);
     memset(passes, 0, sizeof(*passes));
 }
@@ -187,9 +188,28 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
         gd_plan_bind(pass->plan, pass->objective_inputs.segment_loss, &passes->segment_loss);
     if (pass->share != NULL)
         gd_plan_bind(pass->plan, pass->share, &passes->share);
+    for (int i = 0; i < GD_ROW_INDICES; i++)
+        if (pass->graft.index[i] != NULL)
+            gd_plan_bind(pass->plan, pass->graft.index[i], batch->index[i]);
     if (pass->graft.dropout_key != NULL)
         gd_plan_bind(pass->plan, pass->graft.dropout_key, dropout_key);
     return gd_plan_run(pass->plan, options, err);
+}
+
+/* The reference has no virtual rows. */
+static struct gd_batch *stripped(struct gd_passes *passes, const struct gd_batch *batch)
+{
+    struct gd_batch *bare = &passes->bare;
+    int tokens = 0;
+    for (int t = 0; t < batch->used; t++)
+        tokens += batch->index[GD_ROW_VIRTUAL][t] < 0;
+    if (batch->capacity > passes->bare_capacity) {
+        gd_batch_release(bare);
+        gd_batch_init(bare, batch->capacity, GD_BATCH_SEGMENTS_MAX);
+        passes->bare_capacity = batch->capacity;
+    }
+    gd_batch_strip(bare, batch, gd_token_bucket(tokens));
+    return bare;
 }
 
 /* What the loss over pairs needs to know of this batch; the reference's log-probabilities come from a pass of its own. */
@@ -203,8 +223,9 @@ static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, double
         pairs->tokens[s] = gd_batch_labelled(batch, s);
     if (!has_reference(passes))
         return true;
-    struct gd_pass *pass = pass_get(passes, batch->capacity, REFERENCE, err);
-    if (!run_pass(passes, pass, batch, NULL, options, err))
+    struct gd_batch *bare = passes->graft->virtual_rows.count > 0 ? stripped(passes, batch) : batch;
+    struct gd_pass *pass = pass_get(passes, bare->capacity, REFERENCE, err);
+    if (!run_pass(passes, pass, bare, NULL, options, err))
         return false;
     memcpy(pairs->reference, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
     return true;

@@ -30,6 +30,8 @@ struct gd_passes {
     const struct gd_preference *preference; /* with an objective over pairs; else NULL */
     struct gd_preference_batch pairs;       /* of the newest run */
     struct gd_segment_loss segment_loss;
+    struct gd_batch bare;       /* what a reference sees of a batch with virtual rows */
+    int bare_capacity;
     float share;                /* of the step's loss weight that the newest run holds: as much of the graft's penalty it adds */
     enum gd_dtype act;
     float *block;               /* parameters */

@@ -92,14 +92,20 @@ static void name_lines(const int64_t *lines, int64_t count, char *text, size_t s
 static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const char *path, const char *param,
                       struct gd_error *err)
 {
+    int virtual_rows = trainer->graft->virtual_rows.count, room = trainer->model->config.context - virtual_rows;
     struct gd_dataset_options options = {
-        .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : trainer->model->config.context,
+        .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : room,
+        .virtual_rows = virtual_rows,
         .overlong = trainer->spec->overlong,
         .pairs = trainer->spec->preference.loss != NULL,
         .progress = dataset_progress,
         .progress_context = trainer,
     };
-    if (options.context > trainer->model->config.context)
+    if (options.context > room && virtual_rows > 0)
+        return gd_fail_param(err, GD_INVALID, "data.max_length",
+                             "max_length is %d; the model's context is %d, of which the adapter's virtual tokens take %d",
+                             options.context, trainer->model->config.context, virtual_rows);
+    if (options.context > room)
         return gd_fail_param(err, GD_INVALID, "data.max_length", "max_length is %d; the model's context is %d", options.context,
                              trainer->model->config.context);
     if (!gd_dataset_open(out, path, trainer->chat, &options, err)) {
@@ -108,6 +114,7 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
         gd_error_context(err, "%s", param);
         return false;
     }
+    (*out)->virtual_rows = trainer->graft->virtual_rows;
     const struct gd_dataset *data = *out;
     char lines[160];
     if (data->row_count == 0)
@@ -158,8 +165,8 @@ static int longest_row(const struct gd_dataset *data)
 {
     int longest = 0;
     for (int64_t i = 0; i < data->row_count; i++)
-        if (gd_dataset_row_space(&data->rows[i]) > longest)
-            longest = gd_dataset_row_space(&data->rows[i]);
+        if (gd_dataset_row_space(data, i) > longest)
+            longest = gd_dataset_row_space(data, i);
     return longest;
 }
 
@@ -175,7 +182,7 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
 
     int64_t step_tokens = 0;
     for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
-        step_tokens += gd_dataset_row_space(&trainer->train->rows[i]);
+        step_tokens += gd_dataset_row_space(trainer->train, i);
     int longest = longest_row(trainer->train), longest_valid = trainer->valid ? longest_row(trainer->valid) : 0;
     int largest = step_tokens < spec->tokens_per_batch ? (int)step_tokens : spec->tokens_per_batch;
     largest = longest > largest ? longest : largest;
@@ -261,7 +268,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
          !open_data(trainer, &trainer->valid, options->validation_path, "validation_file", err)))
         return false;
     if (!gd_job_spec_resolve(spec, trainer->train->row_count, trainer->train->token_count, trainer->model->config.width,
-                             trainer->model->config.context, err))
+                             trainer->model->config.context - trainer->graft->virtual_rows.count, err))
         return false;
     trainer->steps_per_epoch = (trainer->train->row_count + spec->batch_size - 1) / spec->batch_size;
     trainer->total_steps = spec->max_steps > 0 ? spec->max_steps : trainer->steps_per_epoch * spec->n_epochs;
@@ -354,7 +361,7 @@ cJSON *gd_trainer_memory(const struct gd_trainer *trainer)
 /* ---- one step ---- */
 
 /* A row's part of what the step's loss is divided by: the sum of the loss weights of its targets (its first token is
- * nobody's target); a pair counts as one. */
+ * nobody's target), with as much for each target among the virtual rows as without their weights; a pair counts as one. */
 static double row_weight(const struct gd_dataset *data, int64_t row)
 {
     const struct gd_dataset_row *entry = &data->rows[row];
@@ -363,7 +370,7 @@ static double row_weight(const struct gd_dataset *data, int64_t row)
         return 1;
     for (int32_t i = 1; i < entry->length; i++)
         sum += data->weights[entry->offset + i];
-    return sum;
+    return sum + data->virtual_rows.target_count;
 }
 
 static void describe_rows(const struct gd_dataset *data, const int64_t *rows, int count, char *text, size_t size)
@@ -433,7 +440,7 @@ static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_
             int tokens = 0, space = 0;
             for (int i = begin; i < end; i++) {
                 tokens += trainer->train->rows[trainer->packed_rows[i]].length;
-                space += gd_dataset_row_space(&trainer->train->rows[trainer->packed_rows[i]]);
+                space += gd_dataset_row_space(trainer->train, trainer->packed_rows[i]);
             }
             gd_batch_fill(&trainer->batch, trainer->train, rows, end - begin, gd_token_bucket(space));
             int32_t key[4] = {(int32_t)(uint32_t)trainer->spec->seed, (int32_t)(uint32_t)((uint64_t)trainer->spec->seed >> 32),
@@ -509,9 +516,9 @@ static bool evaluate(struct gd_trainer *trainer, struct step_result *result, str
     for (int64_t next = 0; next < data->row_count;) {
         int count = 0, tokens = 0;
         while (next < data->row_count && count < most &&
-               (count == 0 || tokens + gd_dataset_row_space(&data->rows[next]) <= trainer->spec->tokens_per_batch)) {
+               (count == 0 || tokens + gd_dataset_row_space(data, next) <= trainer->spec->tokens_per_batch)) {
             weight_sum += row_weight(data, next);
-            tokens += gd_dataset_row_space(&data->rows[next]);
+            tokens += gd_dataset_row_space(data, next);
             rows[count++] = next++;
         }
         struct gd_pass_result pass;

@@ -155,7 +155,8 @@ static bool read_bias(const cJSON *json, int vocab, struct gd_sampling *sampling
     return true;
 }
 
-static bool read_sampling(const cJSON *message, const struct gd_model *model, int prompt_count, struct gd_sampling *sampling,
+/* taken: rows of the context that prompt and graft hold. */
+static bool read_sampling(const cJSON *message, const struct gd_model *model, int taken, struct gd_sampling *sampling,
                           struct gd_error *err)
 {
     const cJSON *json = NULL;
@@ -184,7 +185,7 @@ static bool read_sampling(const cJSON *message, const struct gd_model *model, in
     sampling->choice = (int)choice;
     sampling->top_k = (int)top_k;
     sampling->logprobs = (int)logprobs;
-    int room = model->config.context - prompt_count;
+    int room = model->config.context - taken;
     sampling->max_tokens = max_tokens < 0 ? (room > 0 ? room : 0) : (int)max_tokens;
     return true;
 }
@@ -247,7 +248,7 @@ static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_e
               gd_json_get_string(message, "", "adapter_path", false, 1, 4095, &adapter, err) &&
               (adapter == NULL || gd_residents_graft(&worker->residents, resident, adapter, &graft, err)) &&
               read_prompt(message, resident->model, &prompt, err) &&
-              read_sampling(message, resident->model, prompt.count, &sampling, err);
+              read_sampling(message, resident->model, prompt.count + (graft != NULL ? graft->virtual_rows.count : 0), &sampling, err);
     if (ok) {
         struct generation *generation = gd_alloc(sizeof(*generation));
         *generation = (struct generation){.worker = worker, .id = id->valuedouble, .infer = resident->infer,

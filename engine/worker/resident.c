@@ -121,6 +121,10 @@ bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resi
     struct gd_graft *graft = NULL;
     if (!gd_graft_load(&graft, resident->model, folder, err))
         return false;
+    if (!gd_graft_make_prefix(graft, err)) {
+        gd_graft_destroy(graft);
+        return false;
+    }
     resident->grafts[resident->graft_count++] =
         (struct gd_resident_graft){.path = gd_strdup(folder), .graft = graft, .used = ++residents->clock};
     *out = graft;

@@ -18,6 +18,7 @@ SETTINGS = {
     "pfeiffer": ({"bottleneck_size": 8, "non_linearity": "gelu"}, 0.01),
     "parallel": ({"residual": False, "adapter_dropout": 0.05}, 0.01),
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
+    "prompt_tuning": ({"num_virtual_tokens": 12}, 0.1),
 }
 HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
 

@@ -1,4 +1,5 @@
-/* y[t] = table[ids[t]], read row by row from the table's source, whatever its format. The table is frozen. */
+/* y[t] = table[ids[t]], read row by row from the table's source, whatever its format; zeros where ids[t] is -1. The table is
+ * frozen. */
 #include "engine/tensor/device.h"
 #include "engine/tensor/ops/elementwise.h"
 #include <inttypes.h>
@@ -36,7 +37,10 @@ static void copy_rows(const struct gd_kernel_args *args, float *row, int64_t beg
     int64_t width = y->shape[1];
     for (int64_t t = begin; t < end; t++) {
         float *out = y->dtype == GD_F32 ? (float *)y->data + t * width : row;
-        gd_weight_row_f32(args->weight[0], ids[t], out);
+        if (ids[t] < 0)
+            memset(out, 0, (size_t)width * sizeof(float));
+        else
+            gd_weight_row_f32(args->weight[0], ids[t], out);
         if (y->dtype != GD_F32)
             gd_row_from_f32(gd_at(y, t * width), y->dtype, out, width);
     }
@@ -47,7 +51,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1], count = gd_weight_dim(args->weight[0], 0);
     const int32_t *ids = args->in[1].data;
     for (int64_t t = 0; t < rows; t++)
-        if (ids[t] < 0 || ids[t] >= count)
+        if (ids[t] < -1 || ids[t] >= count)
             return gd_fail(err, GD_INVALID, "token id %" PRId32 " in row %" PRId64 ": the vocabulary has %" PRId64 " entries",
                            ids[t], t, count);
     GD_PARALLEL(rows * width)
@@ -62,7 +66,8 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
 {
     int64_t rows = op_case->in[1].shape[0], width = op_case->in[0].shape[1];
     for (int64_t t = 0; t < rows; t++)
-        memcpy(out[0] + t * width, in[0] + (int64_t)in[1][t] * width, (size_t)width * sizeof(double));
+        for (int64_t j = 0; j < width; j++)
+            out[0][t * width + j] = in[1][t] < 0 ? 0 : in[0][(int64_t)in[1][t] * width + j];
 }
 
 #define TABLE(v, d) {.dtype = GD_F32, .rank = 2, .shape = {v, d}, .as_weight = true}

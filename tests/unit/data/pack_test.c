@@ -209,6 +209,84 @@ static void batches_shift_labels_inside_segments_only(void **state)
     free_dataset(data);
 }
 
+static void virtual_rows_lead_every_segment_and_can_be_taken_out(void **state)
+{
+    static const int lengths[] = {4, 6};
+    static const int64_t rows[] = {1, 0};
+    static const int32_t stands_for[] = {7, 8, 9};
+    static const float weights[] = {0, 0, 0.25f};
+    struct gd_dataset *data = dataset_of(lengths, 2);
+    struct gd_batch batch, bare, plain;
+    gd_batch_init(&batch, 64, 8);
+    gd_batch_init(&bare, 64, 8);
+    gd_batch_init(&plain, 64, 8);
+    gd_batch_fill(&plain, data, rows, 2, 16);
+    data->virtual_rows = (struct gd_virtual_rows){.count = 3, .ids = stands_for, .weights = weights, .target_count = 1, .table_rows = 3};
+    assert_int_equal(gd_dataset_row_space(data, 0), 7);
+    gd_batch_fill(&batch, data, rows, 2, 20);
+    assert_int_equal(batch.used, 16);
+    for (int s = 0, at = 0; s < 2; s++) {
+        for (int i = 0; i < 3 + lengths[rows[s]]; i++, at++) {
+            assert_int_equal(batch.positions[at], i);
+            assert_int_equal(batch.index[GD_ROW_VIRTUAL][at], i < 3 ? i : -1);
+            assert_int_equal(batch.index[GD_ROW_TOKEN][at], i < 3 ? -1 : at);
+            assert_int_equal(batch.index[GD_ROW_TABLE][at], i >= 3 && i < 6 ? i - 3 : -1);
+            assert_int_equal(batch.ids[at], i < 3 ? stands_for[i] : 1000 * rows[s] + i - 3);
+            if (i < 3) /* the first token is nobody's target */
+                assert_int_equal(batch.labels[at], i == 1 ? 9 : -100);
+        }
+        assert_int_equal(batch.cu_seqlens[s + 1], at);
+    }
+    assert_true(batch.weights[1] == 0.25f);
+    data->virtual_rows.ids = NULL;
+    data->virtual_rows.weights = NULL;
+    data->virtual_rows.prompt_only = true;
+    gd_batch_fill(&batch, data, rows, 2, 20);
+    assert_int_equal(batch.ids[0], -1);
+    assert_int_equal(batch.labels[1], -100);
+    assert_int_equal(batch.index[GD_ROW_TABLE][3], 0);
+    assert_int_equal(batch.index[GD_ROW_TABLE][4], -1); /* trained: an answer's */
+    gd_batch_strip(&bare, &batch, 16);
+    assert_memory_equal(bare.ids, plain.ids, 16 * sizeof *bare.ids);
+    assert_memory_equal(bare.positions, plain.positions, 16 * sizeof *bare.ids);
+    assert_memory_equal(bare.labels, plain.labels, 16 * sizeof *bare.ids);
+    assert_memory_equal(bare.weights, plain.weights, 16 * sizeof *bare.weights);
+    assert_memory_equal(bare.cu_seqlens, plain.cu_seqlens, 9 * sizeof *bare.cu_seqlens);
+    gd_batch_release(&batch);
+    gd_batch_release(&bare);
+    gd_batch_release(&plain);
+    free_dataset(data);
+}
+
+static void a_pair_shares_its_virtual_rows_and_its_prompt(void **state)
+{
+    static const int lengths[] = {9}; /* chosen 5, rejected 4, 2 in common */
+    static const int64_t rows[] = {0};
+    struct gd_dataset *data = dataset_of(lengths, 1);
+    struct gd_batch batch, bare;
+    data->pairs = true;
+    data->rows[0].chosen = 5;
+    data->rows[0].shared = 2;
+    data->virtual_rows.count = 3;
+    gd_batch_init(&batch, 64, 8);
+    gd_batch_init(&bare, 64, 8);
+    assert_int_equal(gd_dataset_row_space(data, 0), 10);
+    gd_batch_fill(&batch, data, rows, 1, 16);
+    assert_int_equal(batch.used, 10);
+    assert_int_equal(batch.cu_seqlens[1], 8);
+    assert_int_equal(batch.prefix[2], 0);
+    assert_int_equal(batch.prefix[3], 5);
+    assert_int_equal(batch.positions[8], 5);
+    gd_batch_strip(&bare, &batch, 16);
+    assert_int_equal(bare.used, 7);
+    assert_int_equal(bare.prefix[2], 0);
+    assert_int_equal(bare.prefix[3], 2);
+    assert_int_equal(bare.positions[5], 2);
+    gd_batch_release(&batch);
+    gd_batch_release(&bare);
+    free_dataset(data);
+}
+
 static void buckets_round_up_in_steps(void **state)
 {
     static const int pairs[][2] = {{0, 64}, {1, 64}, {64, 64}, {65, 128}, {512, 512}, {513, 640}, {2048, 2048}, {2049, 2304}, {5000, 5120}};
@@ -230,6 +308,8 @@ int main(void)
         cmocka_unit_test(a_micro_batch_never_has_more_rows_than_a_batch_holds),
         cmocka_unit_test(first_fit_goes_back_to_where_there_is_room),
         cmocka_unit_test(batches_shift_labels_inside_segments_only),
+        cmocka_unit_test(virtual_rows_lead_every_segment_and_can_be_taken_out),
+        cmocka_unit_test(a_pair_shares_its_virtual_rows_and_its_prompt),
         cmocka_unit_test(buckets_round_up_in_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -153,10 +153,15 @@ static void check_same(const struct heard *a, const struct heard *b)
 
 /* ---- the whole sequence at once, without a cache ---- */
 
-/* log p(ids[t + 1]) after ids[0..t] and the most likely id there, for all t < count - 1, through the training graph. */
-static void score_whole(struct gd_model *model, const struct gd_graft *graft, const int32_t *ids, int count, double *logp,
-                        int32_t *best)
+/* log p(tokens[t + 1]) after tokens[0..t] and the most likely id there, for all t < token_count - 1, through the training graph.
+ * prompt_count: tokens that a graft may take for the prompt. */
+static void score_whole(struct gd_model *model, const struct gd_graft *graft, const int32_t *tokens, int token_count,
+                        int prompt_count, double *logp, int32_t *best)
 {
+    static const struct gd_virtual_rows none;
+    const struct gd_virtual_rows *virtual_rows = graft != NULL ? &graft->virtual_rows : &none;
+    int lead = virtual_rows->count, count = lead + token_count;
+    int32_t ids[TOKENS_MAX], index[GD_ROW_INDICES][TOKENS_MAX];
     struct gd_error err = {0};
     struct gd_graph *graph = NULL;
     struct gd_plan *plan = NULL;
@@ -164,9 +169,15 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
     struct gd_graft_training training = {0};
     int32_t positions[TOKENS_MAX], labels[TOKENS_MAX], cu[2] = {0, count};
     float weights[TOKENS_MAX];
+    assert_true(count <= TOKENS_MAX);
     for (int t = 0; t < count; t++) {
+        int token = t - lead, limit = virtual_rows->prompt_only ? prompt_count : token_count;
+        ids[t] = token < 0 ? -1 : tokens[token];
+        index[GD_ROW_VIRTUAL][t] = token < 0 ? t : -1;
+        index[GD_ROW_TOKEN][t] = token < 0 ? -1 : t;
+        index[GD_ROW_TABLE][t] = token >= 0 && token < virtual_rows->table_rows && token < limit ? token : -1;
         positions[t] = t;
-        labels[t] = t + 1 < count ? ids[t + 1] : -100;
+        labels[t] = token >= 0 && t + 1 < count ? tokens[token + 1] : -100;
         weights[t] = 1;
     }
     assert_true(gd_graph_create(&graph, gd_device()->compute, &err));
@@ -190,13 +201,16 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
     gd_plan_bind(plan, inputs.cu_seqlens, cu);
     gd_plan_bind(plan, label_value, labels);
     gd_plan_bind(plan, weight_value, weights);
+    for (int i = 0; i < GD_ROW_INDICES; i++)
+        if (training.index[i] != NULL)
+            gd_plan_bind(plan, training.index[i], index[i]);
     if (graft != NULL)
         gd_graft_training_bind(&training, plan, graft->block);
     if (!gd_plan_run(plan, NULL, &err))
         fail_msg("%s", err.message);
-    for (int t = 0; t + 1 < count; t++) {
-        logp[t] = (double)((const float *)gd_plan_data(plan, outputs[0]))[t];
-        best[t] = ((const int32_t *)gd_plan_data(plan, outputs[1]))[t];
+    for (int t = 0; t + 1 < token_count; t++) {
+        logp[t] = (double)((const float *)gd_plan_data(plan, outputs[0]))[lead + t];
+        best[t] = ((const int32_t *)gd_plan_data(plan, outputs[1]))[lead + t];
     }
     gd_plan_destroy(plan);
     gd_graph_destroy(graph);
@@ -212,7 +226,7 @@ static void check_recomputed(struct gd_model *model, const struct gd_graft *graf
     double logp[TOKENS_MAX];
     memcpy(ids, prompt, (size_t)prompt_count * sizeof(*ids));
     memcpy(ids + prompt_count, heard->ids, (size_t)heard->count * sizeof(*ids));
-    score_whole(model, graft, ids, prompt_count + heard->count, logp, best);
+    score_whole(model, graft, ids, prompt_count + heard->count, prompt_count, logp, best);
     for (int i = 0; i < heard->count; i++) {
         int t = prompt_count + i - 1;
         if (!(fabs(heard->logprobs[i] - logp[t]) < 1e-4))
@@ -456,7 +470,7 @@ static void echo_scores_the_prompt_exactly(void **state)
     sampling.logprobs = -1;
     struct heard *text_only = submit(infer, NULL, prompt, 90, &sampling);
     run_all(infer);
-    score_whole(model, NULL, prompt, 90, logp, best);
+    score_whole(model, NULL, prompt, 90, 90, logp, best);
     assert_int_equal(scored->count, 90);
     assert_int_equal(scored->usage.cached_tokens, 0);
     assert_int_equal(scored->usage.completion_tokens, 0);
@@ -550,7 +564,8 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
         struct gd_philox bits = gd_philox4(seed, gd_philox_stream(GD_RANDOM_TEST, 4, 0), (uint64_t)i);
         block[i] += distance * gd_normal_from_bits(bits.v[0], bits.v[1]);
     }
-    if (!gd_graft_save(trained, block, folder, NULL, &err) || !gd_graft_load(&served, model, folder, &err))
+    if (!gd_graft_save(trained, block, folder, NULL, &err) || !gd_graft_load(&served, model, folder, &err) ||
+        !gd_graft_make_prefix(served, &err))
         fail_msg("%s", err.message);
     assert_true(gd_remove_tree(folder, &err));
     cJSON_Delete(json);
@@ -621,6 +636,72 @@ static void methods_share_a_batch_but_no_pages(void **state)
 {
     check_company("tiny-llama");
     check_company("tiny-qwen2"); /* whose projections have biases */
+}
+
+/* Methods with rows before the tokens: fewer than a page, a page, more; beside other methods and the base. */
+static void virtual_rows_lead_and_are_shared(void **state)
+{
+    static const char *const options[] = {
+        "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 3}",
+        "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 32}",
+        "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 70}",
+    };
+    enum { LED = GD_COUNT(options), GRAFTS = LED + 2, REQUESTS = 2 * GRAFTS };
+    struct gd_model *model = open_model("tiny-llama");
+    struct gd_graft *grafts[GRAFTS] = {NULL, make_graft(model, 1, "{\"type\": \"lora\", \"r\": 4}", 0.1f)};
+    for (int i = 0; i < (int)LED; i++)
+        grafts[i + 2] = make_graft(model, (uint64_t)i + 2, options[i], 0.1f);
+    struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+    int32_t prompt[70];
+    struct heard *heard[REQUESTS];
+    make_prompt(prompt, 70, 21, model->config.vocab);
+    for (int i = 0; i < REQUESTS; i++)
+        heard[i] = submit(infer, grafts[i % GRAFTS], prompt, 70 - i / GRAFTS, &greedy);
+    run_all(infer);
+    struct gd_sampling echoing = greedy;
+    echoing.echo = true;
+    for (int i = 0; i < GRAFTS; i++) {
+        int lead = grafts[i] != NULL ? grafts[i]->virtual_rows.count : 0;
+        check_recomputed(model, grafts[i], prompt, 70, heard[i], true);
+        check_recomputed(model, grafts[i], prompt, 69, heard[i + GRAFTS], true);
+        assert_int_equal(heard[i]->usage.prompt_tokens, 70);
+        assert_int_equal(heard[i]->usage.cached_tokens, 0);
+        assert_int_equal(heard[i + GRAFTS]->usage.cached_tokens, (lead + 68) / 32 * 32 - lead);
+        struct gd_infer *lone = make_infer(model, PAGES_BYTES);
+        struct heard *alone = submit(lone, grafts[i], prompt, 70, &greedy);
+        run_all(lone);
+        check_same(alone, heard[i]);
+        struct heard *echoed = submit(lone, grafts[i], prompt, 70, &echoing);
+        run_all(lone);
+        assert_int_equal(echoed->count, 70 + greedy.max_tokens);
+        int32_t best[TOKENS_MAX];
+        double logp[TOKENS_MAX];
+        score_whole(model, grafts[i], echoed->ids, echoed->count, 70, logp, best);
+        for (int t = 0; t < echoed->count; t++) {
+            assert_int_equal(echoed->from_prompt[t], t < 70);
+            assert_true(t == 0 || fabs(echoed->logprobs[t] - logp[t - 1]) < 1e-4);
+        }
+        heard_destroy(echoed);
+        heard_destroy(alone);
+        check_empty(lone);
+        gd_infer_destroy(lone);
+    }
+    for (int i = 0; i < REQUESTS; i++)
+        heard_destroy(heard[i]);
+    check_empty(infer);
+
+    struct gd_error err = {0};
+    struct gd_infer_sink sink = {NULL, hear_token, hear_finish};
+    struct gd_sampling sampling = greedy;
+    uint64_t id;
+    sampling.max_tokens = model->config.context - 72;
+    assert_false(gd_infer_submit(infer, grafts[GRAFTS - 1], prompt, 3, &sampling, &sink, &id, &err));
+    assert_int_equal(err.code, GD_CONTEXT);
+    assert_non_null(strstr(err.message, "70 virtual tokens"));
+    gd_infer_destroy(infer);
+    for (int i = 0; i < GRAFTS; i++)
+        gd_graft_destroy(grafts[i]);
+    gd_model_destroy(model);
 }
 
 static void bad_requests_are_refused_with_the_field(void **state)
@@ -696,6 +777,7 @@ int main(void)
         cmocka_unit_test(echo_scores_the_prompt_exactly),
         cmocka_unit_test(stop_strings_and_end_tokens_end_a_sequence),
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
+        cmocka_unit_test(virtual_rows_lead_and_are_shared),
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
         cmocka_unit_test(destroying_a_busy_engine_finishes_its_requests),
     };

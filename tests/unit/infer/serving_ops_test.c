@@ -496,6 +496,38 @@ static void a_rank_beyond_the_limit_is_an_error(void **state)
     bench_release(&bench, 0);
 }
 
+static void tokens_are_changed_by_their_index_in_the_sequence(void **state)
+{
+    enum { ROWS = 6, WIDTH = 37 };
+    static const enum gd_dtype acts[] = {GD_F32, GD_BF16};
+    static const int32_t index[ROWS] = {0, 1, 1, 2, -1, 0}, row_begin[3] = {0, 2, 5};
+    for (int a = 0; a < 2; a++) {
+        float *table = filled(GD_F32, 2 * WIDTH, 3);
+        struct gd_wear_part parts[2] = {{0}, {.rows = table, .row_count = 2}};
+        const struct gd_wear_part *sites[2] = {NULL, parts};
+        struct gd_wear wear = {2, row_begin, sites, index};
+        void *x = filled(acts[a], ROWS * WIDTH, 8);
+        struct gd_error err = {0};
+        struct bench bench = {0};
+        assert_true(gd_graph_create(&bench.graph, acts[a], &err));
+        bench.in[0] = gd_graph_input(bench.graph, "x", acts[a], 2, (int64_t[]){ROWS, WIDTH});
+        bench.in[1] = gd_graph_handle(bench.graph, "wear");
+        bench.memory[0] = x;
+        bench.memory[1] = &wear;
+        bench.out = gd_wear_rows(bench.graph, bench.in[0], bench.in[1], 1);
+        bench_plan(&bench, 2);
+        const void *result = bench_run(&bench);
+        for (int i = 0; i < ROWS * WIDTH; i++) {
+            bool worn = i / WIDTH == 2; /* the others: base rows, beyond the table, without index, of no group */
+            double expected = element(acts[a], x, i) + (worn ? (double)table[WIDTH + i % WIDTH] : 0);
+            assert_true(fabs(element(acts[a], result, i) - expected) <= (acts[a] == GD_BF16 ? 8e-3 : 1e-6) * (1 + fabs(expected)));
+        }
+        bench_release(&bench, 0);
+        gd_free(x);
+        gd_free(table);
+    }
+}
+
 int main(void)
 {
     struct gd_error err = {0};
@@ -512,6 +544,7 @@ int main(void)
         cmocka_unit_test(inputs_are_scaled_and_rotated_by_the_graft_of_their_row),
         cmocka_unit_test(blocks_take_their_input_or_their_output_through_a_function),
         cmocka_unit_test(a_rank_beyond_the_limit_is_an_error),
+        cmocka_unit_test(tokens_are_changed_by_their_index_in_the_sequence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

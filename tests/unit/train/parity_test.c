@@ -32,6 +32,7 @@ static const struct kind {
     {"houlsby", "{\"type\": \"houlsby\", \"bottleneck_size\": 5, \"learned_scaling\": true}"},
     {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
     {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
+    {"prompt_tuning", "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 5}"},
 };
 
 struct setting {
@@ -77,6 +78,7 @@ static void load_rows(struct setting *s)
     const int32_t *ids = tensor(s, "", "ids").data, *trained = tensor(s, "", "trained").data,
                   *lengths = tensor(s, "", "lengths").data;
     struct gd_dataset *data = &s->data;
+    data->virtual_rows = s->graft->virtual_rows;
     data->row_count = STEPS * ROWS;
     data->rows = gd_alloc_array((size_t)data->row_count, sizeof(*data->rows));
     data->tokens = gd_alloc_array(STEPS * ROWS * LENGTH_MAX, sizeof(int32_t));
@@ -147,7 +149,7 @@ static double run_step(struct setting *s, int step)
     double weight = 0;
     for (int i = 0; i < ROWS; i++) {
         rows[i] = step * ROWS + i;
-        tokens += s->data.rows[rows[i]].length;
+        tokens += gd_dataset_row_space(&s->data, rows[i]);
         for (int t = 1; t < s->data.rows[rows[i]].length; t++)
             weight += s->data.weights[s->data.rows[rows[i]].offset + t];
     }
