@@ -90,6 +90,7 @@ cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
     move_member(out, body, "data");
     move_member(out, body, "precision");
     move_member(out, body, "quantization");
+    move_member(out, body, "evaluation");
     cJSON_Delete(body);
     const cJSON *resolved = gd_json_find(gd_json_find(out, "hyperparameters"), "precision");
     if (resolved != NULL)

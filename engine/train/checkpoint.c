@@ -5,6 +5,7 @@
 #include "engine/model/safetensors.h"
 
 #include <dirent.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,6 +70,9 @@ static bool fill_state(const char *path, const struct gd_graft *graft, const str
     cJSON_AddNumberToObject(json, "trained_tokens", (double)checkpoint->trained_tokens);
     cJSON_AddNumberToObject(json, "tokens", (double)checkpoint->tokens);
     cJSON_AddStringToObject(json, "data_fingerprint", checkpoint->data_fingerprint);
+    cJSON_AddNumberToObject(json, "best_step", (double)checkpoint->best.step);
+    cJSON_AddNumberToObject(json, "best_value", checkpoint->best.value);
+    cJSON_AddNumberToObject(json, "best_since", checkpoint->best.since);
     char *text = gd_json_print(json);
     bool ok = gd_safetensors_write(weights, entries, 2, NULL, err) && gd_file_write_durable(json_path, text, strlen(text), err);
     gd_free(text);
@@ -177,7 +181,8 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
     struct gd_graft *loaded = NULL;
     cJSON *json = NULL;
     const char *fingerprint = NULL;
-    int64_t recorded = 0;
+    int64_t recorded = 0, since = 0;
+    struct gd_best best = {0};
     bool ok = gd_dir_verify(state, err) && gd_dir_verify(adapter, err) && gd_graft_load(&loaded, graft->model, adapter, err);
     if (ok && (loaded->parameter_count != graft->parameter_count || loaded->frozen_count != graft->frozen_count))
         ok = gd_fail(err, GD_BAD_FILE, "it holds %lld parameters; the job has %lld", (long long)loaded->parameter_count,
@@ -190,12 +195,17 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
          gd_json_get_int(json, "", "trained_tokens", true, 0, INT64_MAX >> 11, &checkpoint->trained_tokens, err) &&
          gd_json_get_int(json, "", "tokens", true, 0, INT64_MAX >> 11, &checkpoint->tokens, err) &&
          gd_json_get_string(json, "", "data_fingerprint", true, 32, 32, &fingerprint, err) &&
+         gd_json_get_int(json, "", "best_step", false, 0, step, &best.step, err) &&
+         gd_json_get_number(json, "", "best_value", false, -HUGE_VAL, HUGE_VAL, &best.value, err) &&
+         gd_json_get_int(json, "", "best_since", false, 0, INT32_MAX, &since, err) &&
          read_moment(file, "exp_avg", checkpoint->exp_avg, graft->parameter_count, err) &&
          read_moment(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err);
     if (ok) {
         memcpy(checkpoint->block, loaded->block, (size_t)gd_graft_floats(graft) * sizeof(float));
         memcpy(checkpoint->data_fingerprint, fingerprint, 33);
         checkpoint->step = step;
+        checkpoint->best = best;
+        checkpoint->best.since = (int)since;
         *facts = json;
     } else {
         cJSON_Delete(json);

@@ -16,11 +16,13 @@
 #define GD_TRAIN_CHECKPOINT_H
 
 #include "engine/adapter/adapter.h"
+#include "engine/train/best.h"
 
 struct gd_checkpoint {
     int64_t step;
     int64_t trained_tokens, tokens;
     char data_fingerprint[33];      /* xxh3 of the tokenised training set */
+    struct gd_best best;            /* the best evaluation so far */
     float *block, *exp_avg, *exp_avg_sq; /* [graft->parameter_count] */
 };
 

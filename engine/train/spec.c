@@ -10,6 +10,7 @@
 
 void gd_job_spec_release(struct gd_job_spec *spec)
 {
+    gd_evaluation_release(&spec->evaluation);
     gd_free(spec->model);
     gd_free(spec->training_file);
     gd_free(spec->validation_file);
@@ -202,7 +203,8 @@ static bool suffix_ok(const char *suffix)
 static bool parse_top(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
 {
     static const char *const known[] = {"model", "training_file", "validation_file", "suffix", "seed", "metadata",
-                                        "integrations", "hyperparameters", "method", "adapter", "data", "precision", "quantization", NULL};
+                                        "integrations", "hyperparameters", "method", "adapter", "data", "precision", "quantization",
+                                        "evaluation", NULL};
     const char *model = NULL, *training = NULL, *validation = NULL, *suffix = NULL;
     if (!gd_json_only_known(body, "", known, err) ||
         !gd_json_get_string(body, "", "model", true, 1, 512, &model, err) ||
@@ -234,7 +236,8 @@ bool gd_job_spec_parse(struct gd_job_spec *spec, const cJSON *body, struct gd_er
                                  .schedule = GD_SCHEDULE_LINEAR, .warmup_ratio = 0.03};
     bool ok = cJSON_IsObject(body) || gd_fail(err, GD_INVALID, "the request body must be a JSON object");
     ok = ok && parse_top(spec, body, err) && parse_method(spec, body, err) && parse_data(spec, body, err) &&
-         gd_adapter_config_parse(&spec->adapter, gd_json_find(body, "adapter"), err);
+         gd_adapter_config_parse(&spec->adapter, gd_json_find(body, "adapter"), err) &&
+         gd_evaluation_parse(&spec->evaluation, body, spec->validation_file != NULL, err);
     if (!ok)
         gd_job_spec_release(spec);
     return ok;
@@ -347,6 +350,9 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     cJSON_AddStringToObject(json, "precision", spec->precision);
     cJSON_AddStringToObject(json, "quantization", gd_quantization_names[spec->quantization]);
     cJSON_AddItemToObject(json, "adapter", gd_adapter_config_json(&spec->adapter));
+    cJSON *evaluation = gd_evaluation_json(&spec->evaluation);
+    if (evaluation != NULL)
+        cJSON_AddItemToObject(json, "evaluation", evaluation);
     cJSON *data = cJSON_AddObjectToObject(json, "data");
     cJSON_AddStringToObject(data, "overlong", overlong_names[spec->overlong]);
     add_number_unless_auto(data, "max_length", spec->max_length);

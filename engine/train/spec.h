@@ -14,6 +14,7 @@
 #include "engine/adapter/adapter.h"
 #include "engine/data/dataset.h"
 #include "engine/objective/preference.h"
+#include "engine/train/best.h"
 
 enum gd_schedule { GD_SCHEDULE_CONSTANT, GD_SCHEDULE_LINEAR, GD_SCHEDULE_COSINE };
 
@@ -45,6 +46,7 @@ struct gd_job_spec {
     int checkpoint_interval;         /* steps; auto = min(200 steps, about 5 minutes) resolved to steps at start */
     enum gd_overlong overlong;       /* data.overlong: "error" | "truncate" | "drop" */
     int max_length;                  /* data.max_length: tokens; auto = the model's context */
+    struct gd_evaluation evaluation; /* "evaluation": what is kept and when to stop */
     char precision[8];               /* "auto" | "f32" | "bf16" */
     enum gd_quantization quantization; /* of the frozen base in memory: "none" | "file" | "nf4" (QLoRA) */
 };

@@ -548,33 +548,67 @@ static cJSON *facts(const struct gd_trainer *trainer)
     return json;
 }
 
-static bool write_checkpoint(struct gd_trainer *trainer, const struct gd_metric *metrics, int metric_count,
-                             struct gd_error *err)
+/* The adapter of this step, whole and durable. *folder: gd_free it. */
+static bool begin_checkpoint(struct gd_trainer *trainer, char **folder, struct gd_error *err)
 {
-    if (trainer->checkpointed_step == trainer->state.step)
-        return true;
+    cJSON *json = facts(trainer);
+    bool ok = gd_checkpoint_write_adapter(trainer->folder, trainer->graft, &trainer->state, json, folder, err);
+    cJSON_Delete(json);
+    return ok;
+}
+
+static bool end_checkpoint(struct gd_trainer *trainer, const char *folder, const struct gd_metric *metrics, int metric_count,
+                           struct gd_error *err)
+{
     const struct gd_train_observer *observer = &trainer->observer;
     cJSON *json = facts(trainer);
-    char *adapter = NULL;
-    bool ok = gd_checkpoint_write_adapter(trainer->folder, trainer->graft, &trainer->state, json, &adapter, err) &&
-              (observer->checkpoint == NULL ||
-               observer->checkpoint(observer->context, trainer->state.step, adapter, metrics, metric_count, err)) &&
+    bool ok = (observer->checkpoint == NULL ||
+               observer->checkpoint(observer->context, trainer->state.step, folder, metrics, metric_count, err)) &&
               gd_checkpoint_write_state(trainer->folder, trainer->graft, &trainer->state, json, trainer->keep_checkpoints, err);
     if (ok)
         trainer->checkpointed_step = trainer->state.step;
-    gd_free(adapter);
     cJSON_Delete(json);
+    return ok;
+}
+
+static bool write_checkpoint(struct gd_trainer *trainer, struct gd_error *err)
+{
+    char *folder = NULL;
+    bool ok = trainer->checkpointed_step == trainer->state.step ||
+              (begin_checkpoint(trainer, &folder, err) && end_checkpoint(trainer, folder, NULL, 0, err));
+    gd_free(folder);
+    return ok;
+}
+
+/* The adapter of the best evaluation, from its checkpoint. */
+static bool load_best(struct gd_trainer *trainer, struct gd_graft **out, struct gd_error *err)
+{
+    const struct gd_best *best = &trainer->state.best;
+    char *path = gd_format("%s/checkpoints/step-%lld", trainer->folder, (long long)best->step);
+    bool ok = gd_graft_load(out, trainer->model, path, err);
+    if (ok)
+        say(trainer, "info", "The result is the adapter of step %lld: its %s is %g", (long long)best->step,
+            trainer->spec->evaluation.metric_for_best_model, best->value);
+    gd_free(path);
     return ok;
 }
 
 static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
 {
     char *path = gd_format("%s/adapter", trainer->folder);
+    int64_t step = trainer->state.step;
+    struct gd_graft *best = NULL;
+    bool ok = true;
+    if (trainer->spec->evaluation.load_best_model_at_end && trainer->state.best.step > 0 && trainer->state.best.step != step) {
+        ok = load_best(trainer, &best, err);
+        step = trainer->state.best.step;
+    }
     cJSON *json = facts(trainer);
-    cJSON_AddNumberToObject(json, "step", (double)trainer->state.step);
-    bool ok = gd_adapter_publish(path, trainer->graft, trainer->state.block, json, err);
+    cJSON_AddNumberToObject(json, "step", (double)step);
+    ok = ok && gd_adapter_publish(path, best != NULL ? best : trainer->graft, best != NULL ? best->block : trainer->state.block, json, err);
     if (!ok)
         gd_error_context(err, "final adapter");
+    gd_graft_destroy(best);
     cJSON_Delete(json);
     gd_free(path);
     return ok;
@@ -582,7 +616,7 @@ static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
 
 /* ---- the loop ---- */
 
-#define METRICS_MAX 32
+#define METRICS_MAX 64
 
 enum part { TRAIN, VALID, FULL_VALID };
 
@@ -612,6 +646,20 @@ static int add_row_metrics(struct gd_metric *metrics, enum part part, const stru
     return count;
 }
 
+/* The attached evals, with the checkpoint's adapter. */
+static bool run_evals(struct gd_trainer *trainer, const char *folder, struct gd_metric *metrics, int *count, struct gd_error *err)
+{
+    const struct gd_train_observer *observer = &trainer->observer;
+    const struct gd_evaluation *evaluation = &trainer->spec->evaluation;
+    int before = *count;
+    if (evaluation->evals == NULL || observer->evaluate == NULL)
+        return true;
+    if (!observer->evaluate(observer->context, trainer->state.step, folder, evaluation->evals, metrics, METRICS_MAX, count, err))
+        return false;
+    gd_best_consider(&trainer->state.best, evaluation, trainer->state.step, metrics + before, *count - before);
+    return true;
+}
+
 static bool after_step(struct gd_trainer *trainer, const struct step_result *result, double started, struct gd_error *err)
 {
     int64_t step = trainer->state.step;
@@ -625,21 +673,27 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     metrics[count++] = (struct gd_metric){"learning_rate", result->learning_rate};
     metrics[count++] = (struct gd_metric){"grad_norm", result->grad_norm};
     metrics[count++] = (struct gd_metric){"tokens_per_second", seconds > 0 ? (double)result->tokens / seconds : 0.0};
-    if (trainer->valid != NULL && (last || step % spec->eval_interval == 0)) {
-        struct step_result valid;
-        if (!evaluate(trainer, &valid, err))
-            return false;
-        count += add_row_metrics(metrics + count, VALID, &valid);
-        if (last)
-            count += add_row_metrics(metrics + count, FULL_VALID, &valid);
-    }
+    struct step_result valid;
+    bool evaluated = trainer->valid != NULL && (last || step % spec->eval_interval == 0);
+    if (evaluated && !evaluate(trainer, &valid, err))
+        return false;
+    count += evaluated ? add_row_metrics(metrics + count, VALID, &valid) : 0;
+
+    struct gd_best *best = &trainer->state.best;
+    bool improved = gd_best_consider(best, &spec->evaluation, step, metrics, count);
+    bool keep = last || step % spec->checkpoint_interval == 0 || gd_best_stops(best, &spec->evaluation) ||
+                (improved && spec->evaluation.load_best_model_at_end);
+    char *folder = NULL;
+    bool ok = !keep || (begin_checkpoint(trainer, &folder, err) && run_evals(trainer, folder, metrics, &count, err));
+    if (ok && evaluated && (last || gd_best_stops(best, &spec->evaluation)))
+        count += add_row_metrics(metrics + count, FULL_VALID, &valid);
     assert(count <= METRICS_MAX);
-    if (trainer->observer.step != NULL)
+    if (ok && trainer->observer.step != NULL)
         trainer->observer.step(trainer->observer.context, step, trainer->total_steps, trainer->state.trained_tokens,
                                trainer->state.tokens, seconds, metrics, count);
-    if (last || step % spec->checkpoint_interval == 0)
-        return write_checkpoint(trainer, metrics, count, err);
-    return true;
+    ok = ok && (!keep || end_checkpoint(trainer, folder, metrics, count, err));
+    gd_free(folder);
+    return ok;
 }
 
 bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err)
@@ -650,16 +704,22 @@ bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err)
     if (trainer->observer.started != NULL)
         trainer->observer.started(trainer->observer.context, trainer->total_steps, trainer->train->row_count,
                                   trainer->train->token_count, trainer->spec);
-    while (trainer->state.step < trainer->total_steps) {
+    const struct gd_best *best = &trainer->state.best;
+    const struct gd_evaluation *evaluation = &trainer->spec->evaluation;
+    while (trainer->state.step < trainer->total_steps && !gd_best_stops(best, evaluation)) {
         if (!poll_observer(trainer))
             return gd_fail(err, GD_CANCELLED, "cancelled at step %lld", (long long)trainer->state.step);
         if (trainer->command == GD_TRAIN_PAUSE)
-            return (trainer->state.step == 0 || write_checkpoint(trainer, NULL, 0, err)) &&
+            return (trainer->state.step == 0 || write_checkpoint(trainer, err)) &&
                    gd_fail(err, GD_CANCELLED, "paused at step %lld", (long long)trainer->state.step);
         double started = gd_time_monotonic();
         struct step_result result;
         if (!run_step(trainer, trainer->state.step + 1, &result, err) || !after_step(trainer, &result, started, err))
             return false;
     }
+    if (trainer->state.step < trainer->total_steps)
+        say(trainer, "info", "Stopped at step %lld of %lld: %s was %g at step %lld, and %d evaluations since were no better",
+            (long long)trainer->state.step, (long long)trainer->total_steps, evaluation->metric_for_best_model, best->value,
+            (long long)best->step, best->since);
     return write_result(trainer, err);
 }

@@ -15,11 +15,6 @@
 
 #include "engine/train/spec.h"
 
-struct gd_metric {
-    const char *name;            /* "train_loss", "train_mean_token_accuracy", "valid_loss", "learning_rate", "grad_norm", ... */
-    double value;
-};
-
 enum gd_train_command { GD_TRAIN_GO, GD_TRAIN_PAUSE, GD_TRAIN_CANCEL };
 
 /* What a trainer tells and asks. All calls come from gd_trainer_run, on its thread. */
@@ -34,6 +29,10 @@ struct gd_train_observer {
     void (*started)(void *context, int64_t total_steps, int64_t rows, int64_t tokens, const struct gd_job_spec *spec);
     void (*step)(void *context, int64_t step, int64_t total_steps, int64_t trained_tokens, int64_t tokens, double seconds,
                  const struct gd_metric *metrics, int metric_count);
+    /* Runs the job's attached evals with the adapter at `folder` and appends their scores ("eval/NAME") to `metrics`; names
+     * are good until the next call. Called only when there are evals. */
+    bool (*evaluate)(void *context, int64_t step, const char *folder, const cJSON *evals, struct gd_metric *metrics, int metric_max,
+                     int *metric_count, struct gd_error *err);
     /* The adapter of this step stands at `folder` (durable); metrics as of this step, may be empty. Returns when every step so
      * far and this checkpoint are kept by whoever listens: a resumed run starts after it and does not tell them again. */
     bool (*checkpoint)(void *context, int64_t step, const char *folder, const struct gd_metric *metrics,
@@ -55,7 +54,7 @@ struct gd_trainer;
 GD_MUST_CHECK bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
                                      const struct gd_trainer_options *options,
                                      const struct gd_train_observer *observer, struct gd_error *err);
-/* To the end: the final adapter stands in folder/adapter (PEFT format, committed). */
+/* To the end, or until the evaluation stops getting better: the final adapter (the last step's, or the best one's) stands in folder/adapter (PEFT format, committed). */
 GD_MUST_CHECK bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err);
 void gd_trainer_destroy(struct gd_trainer *trainer);
 

@@ -158,3 +158,24 @@ def test_a_quantised_base_is_tuned_in_its_blocks(job, tmp_path):
     path.write_text(json.dumps({**json.loads(job.read_text()), "quantization": "file"}))
     done = graftd("run", path, "--models", FIXTURES / "models", "--out", tmp_path / "refused")
     assert done.returncode == 1 and "quantization is 'file'" in done.stderr and "'nf4'" in done.stderr
+
+
+def test_training_stops_when_it_gets_worse_and_the_best_is_kept(job, tmp_path):
+    body = json.loads(job.read_text())
+    valid = tmp_path / "valid.jsonl"
+    valid.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(8)))
+    hyper = body["method"]["supervised"]["hyperparameters"]
+    hyper.update({"learning_rate": 0.3, "lr_scheduler_type": "constant", "eval_interval": 2, "checkpoint_interval": 100, "max_steps": 60})
+    body.update({"validation_file": str(valid), "evaluation": {"early_stopping_patience": 3, "load_best_model_at_end": True}})
+    path, out = tmp_path / "stop.json", tmp_path / "out"
+    path.write_text(json.dumps(body))
+    done = graftd("run", path, "--models", FIXTURES / "models", "--out", out, "--metrics", tmp_path / "metrics")
+    assert done.returncode == 0, done.stderr
+    seen = {row["step"]: row["valid_loss"] for row in map(json.loads, (tmp_path / "metrics").read_text().splitlines()) if "valid_loss" in row}
+    best = min(seen, key=seen.get)
+    assert "Stopped at step" in done.stdout and f"the adapter of step {best}:" in done.stdout
+    assert max(seen) < 60 and max(seen) >= best + 6
+    weights = [(out / folder / "adapter_model.safetensors").read_bytes() for folder in ("adapter", f"checkpoints/step-{best}")]
+    assert weights[0] == weights[1]
+    again = graftd("run", path, "--models", FIXTURES / "models", "--out", out, "--resume")
+    assert again.returncode == 0 and "Stopped at step" in again.stdout
