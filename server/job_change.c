@@ -158,6 +158,7 @@ static const struct {
     {"rewards_rejected", "rewards_rejected", false},
     {"reward_margin", "reward_margin", false},
     {"reward_accuracy", "reward_accuracy", false},
+    {"kl", "kl", false},
     {"valid_reward_margin", "valid_reward_margin", false},
     {"valid_reward_accuracy", "valid_reward_accuracy", false},
 };

@@ -6,6 +6,7 @@
 
 #define TOKENS_FIRST 65536
 #define ROWS_FIRST 4096
+#define SIDES_MAX 3
 
 /* The dataset with what its memory measures: large arrays are given back by size. */
 struct owned {
@@ -72,12 +73,14 @@ static bool reserve_row(struct owned *owned, struct gd_error *err)
     return true;
 }
 
-bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, bool rejected, struct gd_chat_encoding *encoding,
+bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, int side, struct gd_chat_encoding *encoding,
                    struct gd_error *err)
 {
+    const cJSON *messages[] = {row->messages, row->rejected_messages, row->gold_messages};
+    const char *texts[] = {row->completion, row->rejected, row->gold};
     if (row->messages != NULL)
-        return gd_chat_encode_training(chat, rejected ? row->rejected_messages : row->messages, row->tools, encoding, err);
-    return gd_chat_encode_pair(chat, row->prompt, rejected ? row->rejected : row->completion, encoding, err);
+        return gd_chat_encode_training(chat, messages[side], row->tools, encoding, err);
+    return gd_chat_encode_pair(chat, row->prompt, texts[side], encoding, err);
 }
 
 /* How many tokens of a segment stay: all, the context's worth, or 0 where the row is left out. */
@@ -138,13 +141,13 @@ static void append_side(struct gd_dataset *data, const struct gd_chat_encoding *
     data->token_count += length;
 }
 
-/* One segment, or the chosen and the rejected one of a pair. */
-static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_encoding *sides, int side_count,
+/* One segment, or those of a pair: chosen, rejected, and the third one. */
+static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_encoding *sides, int side_count, bool desirable,
                      struct gd_error *err)
 {
     struct gd_dataset *data = &loader->owned->dataset;
-    struct gd_dataset_row row = {.line = line, .offset = data->token_count};
-    int32_t length[2] = {0};
+    struct gd_dataset_row row = {.line = line, .offset = data->token_count, .desirable = desirable};
+    int32_t length[SIDES_MAX] = {0};
     bool trained = true;
     if (!count_overlong(loader, line, sides, side_count))
         return true;
@@ -163,8 +166,9 @@ static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_e
     }
     if (!reserve_tokens(loader->owned, (size_t)row.length, err) || !reserve_row(loader->owned, err))
         return false;
-    row.chosen = side_count == 2 ? length[0] : 0;
-    row.shared = side_count == 2 && !loader->options->whole_sides ? shared_tokens(sides, length) : 0;
+    row.chosen = side_count >= 2 ? length[0] : 0;
+    row.gold = length[2];
+    row.shared = side_count >= 2 && !loader->options->whole_sides ? shared_tokens(sides, length) : 0;
     for (int s = 0; s < side_count; s++)
         append_side(data, &sides[s], length[s]);
     data->rows[data->row_count++] = row;
@@ -173,33 +177,55 @@ static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_e
 }
 
 /* The method of the job decides how many answers a row needs. */
-static bool check_kind(const struct gd_row *row, bool pairs, int64_t line, struct gd_error *err)
+static bool check_kind(const struct gd_row *row, const struct gd_dataset_options *options, int64_t line, struct gd_error *err)
 {
-    bool is_pair = gd_row_is_pair(row);
-    const char *field = row->format == GD_ROW_PREFERENCE ? "preferred_output" : is_pair ? "chosen" : "row";
-    if (is_pair == pairs)
+    bool is_pair = gd_row_is_pair(row), is_labelled = row->format == GD_ROW_LABELLED;
+    const char *field = row->format == GD_ROW_PREFERENCE ? "preferred_output" : is_pair ? "chosen" : is_labelled ? "label" : "row";
+    if (options->labelled ? is_labelled || is_pair : is_pair == options->pairs && !is_labelled)
         return true;
-    if (pairs)
+    if (options->labelled)
+        return gd_fail_param(err, GD_BAD_FILE, field,
+                             "line %lld: the row (%s) has no label; losses over labelled answers need prompt, completion and label, "
+                             "or rows with two answers, or use method.type supervised",
+                             (long long)line, gd_row_format_name(row->format));
+    if (options->pairs && is_labelled)
+        return gd_fail_param(err, GD_BAD_FILE, field,
+                             "line %lld: label: this is a labelled row with one answer; this loss compares two: use method.type "
+                             "preference with the loss kto, apo_zero_unpaired or bco, or give rows with two answers", (long long)line);
+    if (options->pairs)
         return gd_fail_param(err, GD_BAD_FILE, field,
                              "line %lld: the row (%s) has one answer; methods dpo and preference need two: give input, "
                              "preferred_output and non_preferred_output, or use method.type supervised",
                              (long long)line, gd_row_format_name(row->format));
     return gd_fail_param(err, GD_BAD_FILE, field,
-                         "line %lld: %s: this is a preference row (%s) with two answers; method supervised trains on one: use "
-                         "method.type dpo or preference", (long long)line, field, gd_row_format_name(row->format));
+                         "line %lld: %s: this is a preference row (%s) %s; method supervised trains on one: use method.type %s",
+                         (long long)line, field, gd_row_format_name(row->format), is_pair ? "with two answers" : "with a judged answer",
+                         is_pair ? "dpo or preference" : "preference with a loss over labelled answers");
+}
+
+/* The sides as one row, or each as a row of its own. */
+static bool keep_sides(struct loader *loader, const struct gd_row *row, int64_t line, const struct gd_chat_encoding *sides, int count,
+                       struct gd_error *err)
+{
+    if (!loader->options->labelled)
+        return keep_row(loader, line, sides, count, false, err);
+    for (int s = 0; s < count; s++)
+        if (!keep_row(loader, line, &sides[s], 1, count == 2 ? s == 0 : row->desirable, err))
+            return false;
+    return true;
 }
 
 static bool encode_and_keep(struct loader *loader, const struct gd_row *row, int64_t line, struct gd_error *err)
 {
-    struct gd_chat_encoding sides[2] = {0};
-    int wanted = loader->options->pairs ? 2 : 1, made = 0;
+    struct gd_chat_encoding sides[SIDES_MAX] = {0};
+    int wanted = loader->options->triples ? 3 : gd_row_is_pair(row) ? 2 : 1, made = 0;
     bool ok = true;
     while (made < wanted && ok) {
-        ok = gd_row_encode(loader->chat, row, made == 1, &sides[made], err);
+        ok = gd_row_encode(loader->chat, row, made, &sides[made], err);
         made += ok;
     }
     if (ok)
-        ok = keep_row(loader, line, sides, made, err);
+        ok = keep_sides(loader, row, line, sides, made, err);
     else
         gd_error_context(err, "line %lld", (long long)line);
     for (int s = 0; s < made; s++)
@@ -207,12 +233,20 @@ static bool encode_and_keep(struct loader *loader, const struct gd_row *row, int
     return ok;
 }
 
+static bool parse_gold(struct gd_row *row, int64_t line, struct gd_error *err)
+{
+    struct gd_error why = {0};
+    return gd_row_parse_gold(row, &why) ||
+           gd_fail_param(err, GD_BAD_FILE, why.param, "line %lld: %s", (long long)line, why.message);
+}
+
 static bool read_row(struct loader *loader, const char *text, size_t length, int64_t line, struct gd_error *err)
 {
     struct gd_row row;
     if (!gd_row_parse(&row, text, length, line, err))
         return false;
-    bool ok = check_kind(&row, loader->options->pairs, line, err) && encode_and_keep(loader, &row, line, err);
+    bool ok = check_kind(&row, loader->options, line, err) && (!loader->options->triples || parse_gold(&row, line, err)) &&
+              encode_and_keep(loader, &row, line, err);
     gd_row_release(&row);
     return ok;
 }
@@ -256,6 +290,8 @@ bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_
 {
     struct owned *owned = gd_alloc(sizeof *owned);
     owned->dataset.pairs = options->pairs;
+    owned->dataset.triples = options->triples;
+    owned->dataset.labelled = options->labelled;
     struct loader loader = {.owned = owned, .chat = chat, .options = options};
     bool ok = gd_lines_each(path, on_line, &loader, err);
     if (ok && loader.overlong_count > 0 && options->overlong == GD_OVERLONG_REFUSE)

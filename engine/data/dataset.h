@@ -26,6 +26,8 @@ struct gd_dataset_options {
     int virtual_rows;            /* what a graft takes of the model's context, for the error; the context above is without them */
     enum gd_overlong overlong;
     bool pairs;                  /* rows must have two answers; else one. A row of the other kind is an error */
+    bool triples;                /* with pairs: and a third one */
+    bool labelled;               /* rows must have one answer and a label; one with two answers is a row each, as TRL does it */
     bool whole_sides;            /* nothing is shared by the sides of a pair: to compare with */
     /* Called now and then with rows done (of the file's rows when known, else 0); false stops. May be NULL. */
     bool (*progress)(void *context, int64_t rows_done, int64_t rows_total);
@@ -35,16 +37,18 @@ struct gd_dataset_options {
 struct gd_dataset_row {
     int64_t line;
     int64_t offset;              /* into tokens / weights */
-    int32_t length;              /* of a pair: both sides, the chosen one first, each with the prompt */
+    int32_t length;              /* of a pair: all sides, the chosen one first, each with the prompt */
     int32_t trained;             /* tokens with weight != 0 as targets */
     int32_t chosen;              /* of a pair: tokens of the chosen side; 0: no pair */
+    int32_t gold;                /* of a row with three answers: tokens of the third side; else 0 */
+    bool desirable;              /* of a labelled row */
     int32_t shared;              /* of a pair: first tokens that both sides have in common and a batch holds once */
 };
 
 struct gd_dataset {
     int32_t *tokens;
     float *weights;              /* weight of each token as a target (its own, not shifted) */
-    bool pairs;                  /* every row is two segments */
+    bool pairs, triples, labelled; /* as the options: every row is two segments, or three, or one */
     struct gd_virtual_rows virtual_rows; /* what its batches put before each segment; set by whoever trains */
     struct gd_dataset_row *rows;
     int64_t row_count, token_count, trained_token_count;
@@ -58,15 +62,15 @@ GD_MUST_CHECK bool gd_dataset_open(struct gd_dataset **out, const char *path, co
                                    const struct gd_dataset_options *options, struct gd_error *err);
 void gd_dataset_destroy(struct gd_dataset *dataset);
 
-/* A row as tokens with loss weights; `rejected` takes the other side of a pair. */
-GD_MUST_CHECK bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, bool rejected,
+/* A row as tokens with loss weights. side: 0, or of a pair 1 for the rejected one, 2 for the third one. */
+GD_MUST_CHECK bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, int side,
                                  struct gd_chat_encoding *encoding, struct gd_error *err);
 
 /* Rows of a batch that row `row` takes: its tokens, those in common once, and virtual rows before what continues no other. */
 static inline int32_t gd_dataset_row_space(const struct gd_dataset *dataset, int64_t row)
 {
     const struct gd_dataset_row *entry = &dataset->rows[row];
-    int beginnings = entry->chosen > 0 && entry->shared == 0 ? 2 : 1;
+    int beginnings = (entry->chosen > 0 && entry->shared == 0 ? 2 : 1) + (entry->gold > 0);
     return entry->length - entry->shared + dataset->virtual_rows.count * beginnings;
 }
 
@@ -83,6 +87,7 @@ struct gd_batch {
     float *weights;              /* [capacity]: weight of labels[t] */
     int64_t *row_index;          /* [rows in it]: rows of the dataset */
     int32_t *index[GD_ROW_INDICES]; /* [capacity] each */
+    bool *desirable;             /* [rows in it]: of labelled rows */
     int segment_max;
 };
 void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max);
@@ -91,6 +96,14 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
                    int capacity);
 /* The same batch as a bare base sees it: without virtual rows. */
 void gd_batch_strip(struct gd_batch *batch, const struct gd_batch *from, int capacity);
+
+/* The prompts of the rows, each with the answer of its partner: what mismatched answers cost (Ethayarajh et al. 2024). One that
+ * is longer than `longest` is cut at it. */
+void gd_batch_fill_mismatched(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index,
+                              const int64_t *partner, int row_count, int longest, int capacity);
+/* Tokens of one of them, before it is cut; of the answer of a row with one. */
+int32_t gd_mismatched_length(const struct gd_dataset *dataset, int64_t row, int64_t partner);
+int32_t gd_answer_length(const struct gd_dataset *dataset, int64_t row);
 
 /* Labelled tokens of a segment, those of its prefix with them. */
 int gd_batch_labelled(const struct gd_batch *batch, int segment);

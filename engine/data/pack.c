@@ -42,7 +42,7 @@ static int pack_leaf(const struct gd_dataset *dataset, const int64_t *rows, int 
 {
     int *bin = gd_alloc_array((size_t)count + 1, sizeof(int)), *begin = gd_alloc_array((size_t)count + 1, sizeof(int));
     int64_t *used = gd_alloc_array((size_t)count + 1, sizeof(int64_t));
-    int bins = 0, first_open = 0, most = GD_BATCH_SEGMENTS_MAX / (dataset->pairs ? 2 : 1);
+    int bins = 0, first_open = 0, most = GD_BATCH_SEGMENTS_MAX / (dataset->triples ? 3 : dataset->pairs ? 2 : 1);
     memset(sizes, 0, (size_t)count * sizeof *sizes);
     for (int i = 0; i < count; i++) {
         int length = gd_dataset_row_space(dataset, rows[i]);
@@ -103,6 +103,7 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->row_index = gd_alloc_array((size_t)segment_max, sizeof(int64_t));
     for (int i = 0; i < GD_ROW_INDICES; i++)
         batch->index[i] = gd_alloc_array(tokens, sizeof(int32_t));
+    batch->desirable = gd_alloc_array((size_t)segment_max, sizeof(bool));
 }
 
 void gd_batch_release(struct gd_batch *batch)
@@ -116,6 +117,7 @@ void gd_batch_release(struct gd_batch *batch)
     gd_free(batch->row_index);
     for (int i = 0; i < GD_ROW_INDICES; i++)
         gd_free(batch->index[i]);
+    gd_free(batch->desirable);
     memset(batch, 0, sizeof(*batch));
 }
 
@@ -144,10 +146,9 @@ static int32_t changed_tokens(const struct gd_virtual_rows *rows, const float *w
 }
 
 /* The first `shared` tokens, and the virtual rows with them, are already in the batch: the last segment begins with them. */
-static void append_segment(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t offset, int32_t length, int32_t shared)
+static void append_tokens(struct gd_batch *batch, const struct gd_dataset *dataset, const int32_t *tokens, const float *weights,
+                          int32_t length, int32_t shared)
 {
-    const int32_t *tokens = dataset->tokens + offset;
-    const float *weights = dataset->weights + offset;
     const struct gd_virtual_rows *rows = &dataset->virtual_rows;
     int32_t changed = changed_tokens(rows, weights, length);
     assert(batch->used + (shared > 0 ? -shared : rows->count) + length <= batch->capacity);
@@ -156,7 +157,7 @@ static void append_segment(struct gd_batch *batch, const struct gd_dataset *data
     prefix[0] = shared > 0 ? batch->cu_seqlens[batch->segment_count - 1] : 0;
     prefix[1] = prefix[0] + (shared > 0 ? rows->count + shared : 0);
     if (shared == 0)
-        append_virtual(batch, rows, !dataset->pairs);
+        append_virtual(batch, rows, !dataset->pairs && !dataset->labelled);
     int at = batch->used;
     for (int i = shared; i < length; i++, at++) {
         bool trained = i + 1 < length && weights[i + 1] != 0;
@@ -170,6 +171,11 @@ static void append_segment(struct gd_batch *batch, const struct gd_dataset *data
     }
     batch->used = at;
     batch->cu_seqlens[++batch->segment_count] = at;
+}
+
+static void append_segment(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t offset, int32_t length, int32_t shared)
+{
+    append_tokens(batch, dataset, dataset->tokens + offset, dataset->weights + offset, length, shared);
 }
 
 /* What follows the last segment: no labels, and no segment. */
@@ -189,19 +195,27 @@ static void fill_rest(struct gd_batch *batch)
     }
 }
 
-void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
-                   int capacity)
+static void begin_batch(struct gd_batch *batch, int row_count, int capacity)
 {
     assert(row_count <= batch->segment_max);
     batch->capacity = capacity;
     batch->segment_count = batch->used = 0;
     batch->cu_seqlens[0] = 0;
+}
+
+void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
+                   int capacity)
+{
+    begin_batch(batch, row_count, capacity);
     for (int r = 0; r < row_count; r++) {
         const struct gd_dataset_row *row = &dataset->rows[row_index[r]];
         batch->row_index[r] = row_index[r];
+        batch->desirable[r] = row->desirable;
         if (row->chosen > 0)
             append_segment(batch, dataset, row->offset, row->chosen, 0);
-        append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen, row->shared);
+        append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen - row->gold, row->shared);
+        if (row->gold > 0)
+            append_segment(batch, dataset, row->offset + row->length - row->gold, row->gold, 0);
     }
     fill_rest(batch);
 }
@@ -216,10 +230,8 @@ static int virtual_rows_in(const struct gd_batch *batch, int begin, int end)
 
 void gd_batch_strip(struct gd_batch *batch, const struct gd_batch *from, int capacity)
 {
+    begin_batch(batch, 0, capacity);
     assert(from->segment_count <= batch->segment_max);
-    batch->capacity = capacity;
-    batch->segment_count = batch->used = 0;
-    batch->cu_seqlens[0] = 0;
     for (int s = 0; s < from->segment_count; s++) {
         const int32_t *old = from->prefix + 2 * s;
         int32_t *prefix = batch->prefix + 2 * s;
@@ -239,6 +251,53 @@ void gd_batch_strip(struct gd_batch *batch, const struct gd_batch *from, int cap
             batch->index[GD_ROW_TOKEN][at] = at;
         }
         batch->cu_seqlens[++batch->segment_count] = batch->used;
+    }
+    fill_rest(batch);
+}
+
+/* Tokens before the answer of a row with one: those before the first that is trained. */
+static int32_t prompt_length(const struct gd_dataset *dataset, int64_t row)
+{
+    const struct gd_dataset_row *entry = &dataset->rows[row];
+    int32_t length = 1; /* nothing predicts the first token */
+    while (length < entry->length && dataset->weights[entry->offset + length] == 0)
+        length++;
+    return length;
+}
+
+int32_t gd_answer_length(const struct gd_dataset *dataset, int64_t row)
+{
+    return dataset->rows[row].length - prompt_length(dataset, row);
+}
+
+int32_t gd_mismatched_length(const struct gd_dataset *dataset, int64_t row, int64_t partner)
+{
+    return prompt_length(dataset, row) + gd_answer_length(dataset, partner);
+}
+
+static void append_mismatched(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t row, int64_t partner, int longest)
+{
+    int32_t own = prompt_length(dataset, row), length = gd_mismatched_length(dataset, row, partner);
+    int64_t from = dataset->rows[row].offset, answer = dataset->rows[partner].offset + prompt_length(dataset, partner);
+    int32_t *tokens = gd_alloc_array((size_t)length, sizeof(int32_t));
+    float *weights = gd_alloc_array((size_t)length, sizeof(float));
+    memcpy(tokens, dataset->tokens + from, (size_t)own * sizeof(*tokens));
+    memcpy(weights, dataset->weights + from, (size_t)own * sizeof(*weights));
+    memcpy(tokens + own, dataset->tokens + answer, (size_t)(length - own) * sizeof(*tokens));
+    memcpy(weights + own, dataset->weights + answer, (size_t)(length - own) * sizeof(*weights));
+    append_tokens(batch, dataset, tokens, weights, length < longest ? length : longest, 0);
+    gd_free(tokens);
+    gd_free(weights);
+}
+
+void gd_batch_fill_mismatched(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index,
+                              const int64_t *partner, int row_count, int longest, int capacity)
+{
+    begin_batch(batch, row_count, capacity);
+    for (int r = 0; r < row_count; r++) {
+        batch->row_index[r] = row_index[r];
+        batch->desirable[r] = false;
+        append_mismatched(batch, dataset, row_index[r], partner[r], longest);
     }
     fill_rest(batch);
 }

@@ -96,6 +96,10 @@ bool gd_row_parse_chat(struct gd_row *row, struct gd_error *err)
 bool gd_row_parse_pair(struct gd_row *row, struct gd_error *err)
 {
     static const char *const known[] = {"prompt", "completion", NULL};
+    if (gd_json_find(row->tree, "label") != NULL) {
+        row->format = GD_ROW_LABELLED;
+        return gd_row_parse_labelled(row, err);
+    }
     if (!gd_json_only_known(row->tree, "", known, err) ||
         !gd_row_text(row->tree, "", "prompt", true, &row->prompt, err) ||
         !gd_row_text(row->tree, "", "completion", true, &row->completion, err))
@@ -151,7 +155,7 @@ static bool find_format(const cJSON *tree, const struct format **out, struct gd_
     return gd_fail_param(err, GD_INVALID, "row",
                          "not a known row: give messages, or prompt and completion, or instruction and output, or "
                          "conversations, or input, preferred_output and non_preferred_output, or prompt, chosen and "
-                         "rejected%s%s%s", nearest != NULL ? " (did you mean '" : "", nearest != NULL ? nearest : "",
+                         "rejected, or prompt, completion and label%s%s%s", nearest != NULL ? " (did you mean '" : "", nearest != NULL ? nearest : "",
                          nearest != NULL ? "'?)" : "");
 }
 

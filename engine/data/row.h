@@ -26,7 +26,8 @@
     X(ALPACA,            "alpaca")            /* {"instruction","input","output"} */  \
     X(SHAREGPT,          "sharegpt")          /* {"conversations":[{"from","value"}]} */  \
     X(PREFERENCE,        "preference")        /* {"input":{..},"preferred_output":[..],"non_preferred_output":[..]} */ \
-    X(CHOSEN_REJECTED,   "chosen_rejected")   /* {"prompt":..,"chosen":..,"rejected":..} */
+    X(CHOSEN_REJECTED,   "chosen_rejected")   /* {"prompt":..,"chosen":..,"rejected":..} */ \
+    X(LABELLED,          "labelled")          /* {"prompt":..,"completion":..,"label":true} */
 
 #define GD_ROW_FORMAT_ENUM(name, wire) GD_ROW_##name,
 enum gd_row_format { GD_ROW_FORMAT_LIST(GD_ROW_FORMAT_ENUM) GD_ROW_FORMAT_COUNT };
@@ -36,7 +37,7 @@ const char *gd_row_format_name(enum gd_row_format format);
 /* An unknown field is an error in chat, prompt_completion and preference rows. The other files carry columns of their own;
  * there only one that looks like a misspelt field is. All formats become one of two shapes: messages or prompt +
  * completion. A row with two answers (preference, chosen_rejected) holds the chosen one there, and the other one in
- * rejected_messages or rejected. */
+ * rejected_messages or rejected; a labelled row says whether its answer is desirable. */
 struct gd_row {
     enum gd_row_format format;
     cJSON *tree;               /* owned */
@@ -45,6 +46,9 @@ struct gd_row {
     const char *prompt, *completion; /* or NULL */
     cJSON *rejected_messages;  /* owned by tree, or NULL */
     const char *rejected;      /* or NULL */
+    cJSON *gold_messages;      /* of gd_row_parse_gold; owned by tree, or NULL */
+    const char *gold;          /* or NULL */
+    bool desirable;            /* of a labelled row */
 };
 
 /* text: one line without its newline. line: 1-based, for errors. purpose is training (an assistant turn is required). */
@@ -55,6 +59,9 @@ static inline bool gd_row_is_pair(const struct gd_row *row)
 {
     return row->rejected_messages != NULL || row->rejected != NULL;
 }
+
+/* The third answer of a row with two, its member `reference`: a text or messages as the other two are. */
+GD_MUST_CHECK bool gd_row_parse_gold(struct gd_row *row, struct gd_error *err);
 
 struct gd_row_problem {
     int64_t line;

@@ -1,4 +1,5 @@
-/* Rows with two answers to one prompt: OpenAI's preference rows and TRL's prompt, chosen, rejected. */
+/* Rows with answers that people prefer or reject: OpenAI's preference rows, TRL's prompt, chosen, rejected, and its prompt,
+ * completion, label. */
 #include "engine/data/row_format.h"
 #include "engine/text/chat.h"
 #include <stdio.h>
@@ -179,4 +180,80 @@ bool gd_row_parse_chosen_rejected(struct gd_row *row, struct gd_error *err)
     }
     return gd_chat_check_tools(row->tools, "tools", err) &&
            parse_lists(row, gd_json_find(row->tree, "prompt"), chosen, rejected, err);
+}
+
+/* ---- a third answer ---- */
+
+static bool fail_gold(const char *what, struct gd_error *err)
+{
+    return gd_fail_param(err, GD_MISSING, "reference", "reference is %s: a loss over three answers needs prompt, chosen, rejected and "
+                         "reference, the last one like the other two", what);
+}
+
+/* The prompt is what chosen and rejected begin with: all of `messages` but the answer's own. */
+static bool parse_gold_messages(struct gd_row *row, const cJSON *gold, struct gd_error *err)
+{
+    const cJSON *prompt = gd_json_find(row->tree, "prompt"), *chosen = gd_json_find(row->tree, "chosen");
+    int answer = cJSON_GetArraySize(chosen), shared = cJSON_GetArraySize(prompt), skip = 0;
+    if (!check_answer(gold, "reference", err))
+        return false;
+    if (!cJSON_IsArray(prompt)) { /* whole conversations */
+        const cJSON *rejected = gd_json_find(row->tree, "rejected");
+        int most = cJSON_GetArraySize(rejected) < answer ? cJSON_GetArraySize(rejected) : answer;
+        for (shared = 0; shared < most - 1 &&
+                         cJSON_Compare(cJSON_GetArrayItem(chosen, shared), cJSON_GetArrayItem(rejected, shared), true);)
+            shared++;
+        for (skip = 0; skip < shared && cJSON_Compare(cJSON_GetArrayItem(chosen, skip), cJSON_GetArrayItem(gold, skip), true);)
+            skip++;
+        if (skip < shared || cJSON_GetArraySize(gold) <= shared)
+            return gd_fail_param(err, GD_INVALID, "reference", "reference does not begin with the messages that chosen and rejected "
+                                 "share; give the prompt as a list of messages, or in all three of them");
+        prompt = chosen;
+    }
+    row->gold_messages = conversation(row, "\x01" "gold", prompt, shared, gold, skip);
+    return true;
+}
+
+bool gd_row_parse_gold(struct gd_row *row, struct gd_error *err)
+{
+    const cJSON *gold = gd_json_find(row->tree, "reference");
+    if (row->format != GD_ROW_CHOSEN_REJECTED || gold == NULL || cJSON_IsNull(gold))
+        return fail_gold("missing", err);
+    if (row->messages != NULL)
+        return cJSON_IsArray(gold) ? parse_gold_messages(row, gold, err) : fail_gold("no list of messages", err);
+    if (!cJSON_IsString(gold))
+        return fail_gold("no text", err);
+    row->gold = gold->valuestring;
+    return row->gold[0] != '\0' ||
+           gd_fail_param(err, GD_INVALID, "reference", "reference is empty: there is nothing to learn from it in this row");
+}
+
+/* ---- one answer with a label ---- */
+
+bool gd_row_parse_labelled(struct gd_row *row, struct gd_error *err)
+{
+    static const char *const known[] = {"prompt", "completion", "label", "tools", NULL};
+    const cJSON *prompt = gd_json_find(row->tree, "prompt"), *answer = gd_json_find(row->tree, "completion");
+    if (!gd_row_no_slips(row->tree, "", known, err) || !gd_json_get_array(row->tree, "", "tools", false, &row->tools, err) ||
+        !gd_json_get_bool(row->tree, "", "label", true, &row->desirable, err))
+        return false;
+    const char *missing = prompt == NULL ? "prompt" : answer == NULL ? "completion" : NULL;
+    if (missing != NULL)
+        return gd_fail_param(err, GD_MISSING, missing, "%s is missing: a labelled row has prompt, completion and label", missing);
+    if (cJSON_IsArray(prompt) != cJSON_IsArray(answer))
+        return gd_fail_param(err, GD_INVALID, "completion", "prompt and completion must both be text or both be lists of messages");
+    if (cJSON_IsArray(answer)) {
+        if (!gd_chat_check_tools(row->tools, "tools", err) || !gd_chat_check_messages(prompt, "prompt", false, err) ||
+            !check_answer(answer, "completion", err))
+            return false;
+        row->messages = conversation(row, "\x01" "answer", prompt, cJSON_GetArraySize(prompt), answer, 0);
+        return gd_chat_check_messages(row->messages, "prompt", true, err);
+    }
+    if (row->tools != NULL)
+        return gd_fail_param(err, GD_INVALID, "tools", "tools belong to rows whose prompt and completion are messages");
+    if (!gd_row_text(row->tree, "", "prompt", true, &row->prompt, err) ||
+        !gd_row_text(row->tree, "", "completion", true, &row->completion, err))
+        return false;
+    return row->completion[0] != '\0' ||
+           gd_fail_param(err, GD_INVALID, "completion", "completion is empty: there is nothing to judge in this row");
 }

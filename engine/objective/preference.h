@@ -1,12 +1,13 @@
 /*
- * preference.h - losses over pairs of answers, in the notation of Saeidi et al. 2024 (arXiv 2404.14723).
+ * preference.h - losses over answers that people prefer or reject, in the notation of Saeidi et al. 2024 (arXiv 2404.14723).
  *
- * Why      Each loss is a scalar function of four log-probabilities and two lengths, and returns two slopes; what turns
- *          slopes into gradients of a model is the same for all (token_logprob, segment_sum, segment_loss).
- * Memory   Plain structures.
+ * Why      Each loss is a scalar function of the log-probabilities of a row's answers, and returns its slopes; what turns
+ *          slopes into gradients of a model is the same for all (token_logprob, segment_loss). A job has a weighted sum
+ *          of losses, with modifiers that change the log-probabilities which they see.
+ * Memory   Plain structures; a batch borrows its arrays.
  * Threads  Any; pure functions. A gd_preference_batch belongs to one run.
  * Errors   GD_MISSING, GD_INVALID, GD_UNKNOWN_FIELD naming the field, with the nearest loss.
- * Limits   GD_PREFERENCE_SEGMENTS segments in a batch
+ * Limits   GD_PREFERENCE_SEGMENTS segments in a batch, GD_PREFERENCE_TERMS_MAX losses in a sum
  * Life     parse -> one batch a micro-batch.
  *
  * To add a loss: one function and one line of the table in preference_losses.c.
@@ -18,31 +19,51 @@
 #include <stdint.h>
 
 #define GD_PREFERENCE_SEGMENTS 256
+#define GD_PREFERENCE_TERMS_MAX 8
 
-/*    name             wire */
+/*    name                wire                  is true or false */
 #define GD_PREFERENCE_PARAMETER_LIST(X) \
-    X(BETA,            "beta")            \
-    X(LABEL_SMOOTHING, "label_smoothing") \
-    X(GAMMA,           "gamma")           \
-    X(LAMBDA,          "lambda")          \
-    X(TAU,             "tau")             \
-    X(NLL_WEIGHT,      "nll_weight")
+    X(BETA,               "beta",               false) \
+    X(LABEL_SMOOTHING,    "label_smoothing",    false) \
+    X(GAMMA,              "gamma",              false) \
+    X(LAMBDA,             "lambda",             false) \
+    X(TAU,                "tau",                false) \
+    X(ALPHA,              "alpha",              false) \
+    X(LENGTH_NORMALIZE,   "length_normalize",   true)  \
+    X(DESIRABLE_WEIGHT,   "desirable_weight",   false) \
+    X(UNDESIRABLE_WEIGHT, "undesirable_weight", false) \
+    X(TPO_ALPHA,          "tpo_alpha",          false) \
+    X(NLL_WEIGHT,         "nll_weight",         false)
 
-#define GD_PREFERENCE_PARAMETER_ENUM(name, wire) GD_PREFERENCE_##name,
+#define GD_PREFERENCE_PARAMETER_ENUM(name, wire, boolean) GD_PREFERENCE_##name,
 enum gd_preference_parameter { GD_PREFERENCE_PARAMETER_LIST(GD_PREFERENCE_PARAMETER_ENUM) GD_PREFERENCE_PARAMETERS };
 #undef GD_PREFERENCE_PARAMETER_ENUM
 const char *gd_preference_parameter_name(enum gd_preference_parameter parameter);
 
+/* What the rows of a loss are: two answers, one answer with a label, or two answers and a third one to imitate. */
+enum gd_answers { GD_ANSWERS_PAIR, GD_ANSWERS_LABELLED, GD_ANSWERS_TRIPLE };
+
 /* Sums over the answer's tokens: a = log p(chosen), b = log p(rejected) under the model, a0, b0 under the reference
- * (0 for losses without one); tokens of each answer. */
+ * (0 for losses without one); tokens of each answer. Of losses that sort the step's pairs: the partner's a0 - b0, and the
+ * log-ratios that this pair's two are compared with. */
 struct gd_pair {
     double chosen, rejected, reference_chosen, reference_rejected;
     double chosen_tokens, rejected_tokens;
+    double partner_margin, partner_of_chosen, partner_of_rejected;
 };
-
 struct gd_pair_loss {
     double loss;
     double chosen, rejected; /* d loss / d a, d loss / d b */
+};
+
+/* One answer with its label; ratio: log p - log p of the reference. */
+struct gd_labelled {
+    double ratio;
+    bool desirable;
+    double kl, shift;        /* of the step: KTO's estimate of the KL divergence, BCO's running mean of ratios */
+};
+struct gd_labelled_loss {
+    double loss, slope;      /* d loss / d log p */
 };
 
 struct gd_preference_range {
@@ -50,14 +71,26 @@ struct gd_preference_range {
     double min, max, fallback;
 };
 
+enum gd_preference_trait {
+    GD_LOSS_REFERENCE = 1,   /* compares with the reference */
+    GD_LOSS_PER_TOKEN = 2,   /* rewards are means over tokens */
+    GD_LOSS_DIVERGENCE = 4,  /* takes f-divergences */
+    GD_LOSS_WEIGHTING = 8,   /* takes use_weighting */
+    GD_LOSS_SORTS = 16,      /* needs the log-probabilities of all pairs of the step first */
+    GD_LOSS_KL = 32,         /* needs the step's estimate of the KL divergence first */
+    GD_LOSS_SHIFT = 64,      /* needs the running mean with the step's rewards in it first */
+};
+
 struct gd_preference_loss {
     const char *name;
-    const char *alias;          /* TRL's name where it differs, or NULL */
+    const char *alias;       /* TRL's name where it differs, or NULL */
     const char *paper;
-    bool reference;             /* compares with the model without its graft */
-    bool per_token;             /* rewards are means over tokens */
-    enum gd_preference_parameter scale; /* what rewards are multiplied by */
-    void (*evaluate)(const double *parameter, const struct gd_pair *pair, struct gd_pair_loss *out);
+    enum gd_answers answers;
+    unsigned traits;
+    enum gd_preference_parameter scale; /* what rewards are multiplied by; GD_PREFERENCE_PARAMETERS: 1 */
+    /* One of the two; none of `sft`, which is the NLL alone. */
+    void (*pair)(const double *parameter, const struct gd_pair *pair, struct gd_pair_loss *out);
+    void (*labelled)(const double *parameter, const struct gd_labelled *row, struct gd_labelled_loss *out);
     struct gd_preference_range range[GD_PREFERENCE_PARAMETERS];
 };
 
@@ -66,36 +99,82 @@ extern const int gd_preference_count;
 const struct gd_preference_loss *gd_preference_find(const char *name); /* by name or alias; or NULL */
 
 /* A loss with its parameters. */
-struct gd_preference {
+struct gd_preference_term {
     const struct gd_preference_loss *loss;
+    double weight;
     double parameter[GD_PREFERENCE_PARAMETERS]; /* 0 where the loss takes none */
 };
+
+/* Log-ratios h as losses see them (Wang et al. 2023), with t = e^h: f'(t). */
+enum gd_divergence { GD_REVERSE_KL, GD_FORWARD_KL, GD_JS_DIVERGENCE, GD_ALPHA_DIVERGENCE };
+
+struct gd_preference {
+    int term_count;          /* 0: no preference at all */
+    struct gd_preference_term term[GD_PREFERENCE_TERMS_MAX];
+    enum gd_divergence divergence;
+    double divergence_alpha; /* of GD_ALPHA_DIVERGENCE */
+    double ld_alpha;         /* weight of the tokens by which an answer is longer than the other one; 1 changes nothing */
+    bool weighting;          /* WPO */
+    bool full_nll;           /* the NLL is that of the prompt as well */
+};
+/* One loss, weight 1, no modifiers. */
 void gd_preference_default(struct gd_preference *preference, const struct gd_preference_loss *loss);
-/* {"loss": NAME, its parameters by name, "hyperparameters": ignored here}. */
+/* {"loss": NAME or list, "weights"/"loss_weights", parameters and modifiers by name, "hyperparameters": ignored here}. */
 GD_MUST_CHECK bool gd_preference_parse(struct gd_preference *preference, const cJSON *object, const char *path,
                                        struct gd_error *err);
 /* The same members, resolved, into `object`. */
 void gd_preference_add_json(const struct gd_preference *preference, cJSON *object);
 
-/* The loss itself plus nll_weight * -a / tokens. */
+enum gd_answers gd_preference_answers(const struct gd_preference *preference);
+int gd_preference_sides(const struct gd_preference *preference); /* segments of a row */
+/* Whether one of the losses has the trait. */
+bool gd_preference_has(const struct gd_preference *preference, enum gd_preference_trait trait);
+/* What the NLL terms weigh: of the chosen answers, of TPO's third ones. */
+double gd_preference_nll_weight(const struct gd_preference *preference);
+double gd_preference_gold_weight(const struct gd_preference *preference);
+
+/* The weighted sum over losses with modifiers, and the NLL as of a step that is this pair alone. */
 void gd_preference_evaluate(const struct gd_preference *preference, const struct gd_pair *pair, struct gd_pair_loss *out);
 
-/* Sums over pairs; the trainer divides them. */
-struct gd_preference_sums {
-    int64_t pairs, preferred;   /* preferred: reward of the chosen answer above the other's; a tie is not */
-    double reward_chosen, reward_rejected, logp_chosen, logp_rejected;
+/* What the losses need to know of the optimiser step that a micro-batch is part of. */
+struct gd_preference_step {
+    double scale;            /* of each row's loss: 1 / rows */
+    double nll_scale, gold_scale; /* 1 / tokens of the NLL terms */
+    double kl, shift;        /* as of struct gd_labelled */
 };
 
-/* One micro-batch: segment 2i is the chosen answer of pair i, 2i + 1 the rejected one. */
+/* Sums over rows; the trainer divides them. A pair counts on both sides. */
+struct gd_preference_sums {
+    int64_t rows, chosen, rejected;
+    int64_t preferred;       /* pairs with the chosen reward above the other's (a tie is not); labelled answers on their side */
+    double reward_chosen, reward_rejected, logp_chosen, logp_rejected;
+    double ratio;            /* log p - log p of the reference, over all answers */
+};
+
+/* One micro-batch. Segment sides * i is the chosen answer of row i, or its only one; the rejected and the third one follow. */
 struct gd_preference_batch {
     const struct gd_preference *preference;
-    int pairs;
-    double scale;               /* of each pair's loss: 1 / pairs of the optimiser step */
-    int32_t tokens[GD_PREFERENCE_SEGMENTS];  /* labelled tokens of each segment */
-    float reference[GD_PREFERENCE_SEGMENTS]; /* log p of each segment under the reference */
-    struct gd_preference_sums sums;          /* out */
+    struct gd_preference_step step;
+    int rows;
+    const int32_t *cu_seqlens;   /* [segments + 1] */
+    const int32_t *prefix;       /* [2 segments]: rows that a segment continues (struct gd_batch); or NULL */
+    const int32_t *labels;       /* [tokens]: -100 where no answer is */
+    const float *weights;        /* [tokens]: of log p in its answer's sum */
+    const float *nll;            /* [tokens]: 1 where the NLL counts it, or NULL */
+    int32_t tokens[GD_PREFERENCE_SEGMENTS];   /* labelled tokens of each segment */
+    float reference[GD_PREFERENCE_SEGMENTS];  /* log p of each segment under the reference */
+    bool desirable[GD_PREFERENCE_SEGMENTS];   /* of labelled rows */
+    float partner[GD_PREFERENCE_SEGMENTS][3]; /* of each pair, with GD_LOSS_SORTS: partner_* of struct gd_pair */
+    struct gd_preference_sums sums;           /* out */
 };
-/* For struct gd_segment_loss: logp of each segment -> the batch's loss and its gradient. */
-double gd_preference_batch_evaluate(void *batch, const float *logp, int64_t segments, float *gradient);
+/* For struct gd_segment_loss: log p of each token, log sum_v p(v)^2 beside it -> the batch's loss and its gradient. */
+double gd_preference_batch_evaluate(void *batch, const float *logp, const float *collision, int64_t tokens, float *gradient);
+/* The same without a loss: log p of each segment. */
+void gd_preference_segment_sums(const struct gd_preference_batch *batch, const float *logp, float *segment);
+/* Partners of the step's pairs: sorted by rank, log-ratios and margins of the model meet those of the reference. logp,
+ * reference: [2 count], chosen and rejected; partner: [count][3]. */
+void gd_preference_match(const float *logp, const float *reference, int count, float (*partner)[3]);
+/* Welford's merge of a running mean and its count with `count` more values. */
+void gd_preference_merge_mean(double *mean, double *total, double more, double count);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * The losses. h_w = a - a0, h_l = b - b0: log-ratios to the reference; s = beta (h_w - h_l); r = beta h: implicit
+ * The losses, row by row. h_w = a - a0, h_l = b - b0: log-ratios to the reference; s = beta (h_w - h_l); r = beta h: implicit
  * rewards; d, A, B: means over tokens. Slopes are of a (chosen) and b (rejected).
  */
 #include "engine/objective/preference.h"
@@ -76,8 +76,12 @@ static void hinge(const double *p, const struct gd_pair *x, struct gd_pair_loss 
 
 static void ipo(const double *p, const struct gd_pair *x, struct gd_pair_loss *out)
 {
-    double away = mean_difference(x) - 1 / (2 * P(BETA));
-    of_means(x, away * away, 2 * away, out);
+    bool mean = P(LENGTH_NORMALIZE) != 0;
+    double away = (mean ? mean_difference(x) : ratio_w(x) - ratio_l(x)) - 1 / (2 * P(BETA));
+    if (mean)
+        of_means(x, away * away, 2 * away, out);
+    else
+        *out = (struct gd_pair_loss){away * away, 2 * away, -2 * away};
 }
 
 static void sigmoid_norm(const double *p, const struct gd_pair *x, struct gd_pair_loss *out)
@@ -134,16 +138,36 @@ static void discopop(const double *p, const struct gd_pair *x, struct gd_pair_lo
     of_margin(p, -rest * log_sigmoid(s) + tail, slope, out);
 }
 
+#define EXPONENT_MAX 80.0 /* e^80 is finite in f32 */
+
+/* AlphaPO (Gupta et al. 2025): r = (1 - e^(-alpha v)) / alpha of a log-probability v, v itself with alpha 0; beyond
+ * EXPONENT_MAX it stays where it is. */
+static double alpha_reward(double alpha, double v, double *slope)
+{
+    *slope = 1;
+    if (alpha == 0)
+        return v;
+    *slope = -alpha * v < EXPONENT_MAX ? exp(-alpha * v) : 0;
+    return -expm1(fmin(-alpha * v, EXPONENT_MAX)) / alpha;
+}
+
+/* Losses of u = beta (r(a) - r(b)) - gamma over log-probabilities v, sums or means over tokens. */
+static void smoothed(const double *p, double w, double l, double per_w, double per_l, struct gd_pair_loss *out)
+{
+    double e = P(LABEL_SMOOTHING), slope_w, slope_l;
+    double u = P(BETA) * (alpha_reward(P(ALPHA), w, &slope_w) - alpha_reward(P(ALPHA), l, &slope_l)) - P(GAMMA);
+    double slope = P(BETA) * (e - sigmoid(-u));
+    *out = (struct gd_pair_loss){-(1 - e) * log_sigmoid(u) - e * log_sigmoid(-u), slope * slope_w * per_w, -slope * slope_l * per_l};
+}
+
 static void cpo(const double *p, const struct gd_pair *x, struct gd_pair_loss *out)
 {
-    double s = margin(p, x);
-    of_margin(p, -log_sigmoid(s), -sigmoid(-s), out);
+    smoothed(p, x->chosen, x->rejected, 1, 1, out);
 }
 
 static void simpo(const double *p, const struct gd_pair *x, struct gd_pair_loss *out)
 {
-    double u = P(BETA) * mean_difference(x) - P(GAMMA);
-    of_means(x, -log_sigmoid(u), -P(BETA) * sigmoid(-u), out);
+    smoothed(p, x->chosen / x->chosen_tokens, x->rejected / x->rejected_tokens, 1 / x->chosen_tokens, 1 / x->rejected_tokens, out);
 }
 
 /* log(1 - e^u), u < 0 (Maechler 2012). */
@@ -160,35 +184,99 @@ static void orpo(const double *p, const struct gd_pair *x, struct gd_pair_loss *
                                  -pull / (expm1(l) * x->rejected_tokens)};
 }
 
+/* Against the margin of the reference that has the same rank among the step's pairs. */
+static void aot(const double *p, const struct gd_pair *x, struct gd_pair_loss *out)
+{
+    double s = P(BETA) * (x->chosen - x->rejected - x->partner_margin), e = P(LABEL_SMOOTHING);
+    of_margin(p, -(1 - e) * log_sigmoid(s) - e * log_sigmoid(-s), e - sigmoid(-s), out);
+}
+
+/* Each log-ratio against the one of the same rank on the other side: every comparison has two owners, half of it each; a
+ * slope is that of the whole comparison. */
+static void aot_unpaired(const double *p, const struct gd_pair *x, struct gd_pair_loss *out)
+{
+    double e = P(LABEL_SMOOTHING), w = P(BETA) * (ratio_w(x) - x->partner_of_chosen);
+    double l = P(BETA) * (x->partner_of_rejected - ratio_l(x));
+    *out = (struct gd_pair_loss){
+        0.5 * (-(1 - e) * (log_sigmoid(w) + log_sigmoid(l)) - e * (log_sigmoid(-w) + log_sigmoid(-l))),
+        P(BETA) * (e - sigmoid(-w)), -P(BETA) * (e - sigmoid(-l))};
+}
+
+/* ---- one answer with a label ---- */
+
+static double label_weight(const double *p, const struct gd_labelled *x)
+{
+    return x->desirable ? P(DESIRABLE_WEIGHT) : P(UNDESIRABLE_WEIGHT);
+}
+
+/* 1 - sig(u) with u towards the label. */
+static void one_minus_sigmoid(const double *p, const struct gd_labelled *x, double away, struct gd_labelled_loss *out)
+{
+    double sign = x->desirable ? 1 : -1, weight = label_weight(p, x), u = sign * P(BETA) * away;
+    *out = (struct gd_labelled_loss){weight * sigmoid(-u), -sign * weight * P(BETA) * sigmoid_slope(u)};
+}
+
+static void kto(const double *p, const struct gd_labelled *x, struct gd_labelled_loss *out)
+{
+    one_minus_sigmoid(p, x, x->ratio - x->kl, out);
+}
+
+static void apo_zero_unpaired(const double *p, const struct gd_labelled *x, struct gd_labelled_loss *out)
+{
+    one_minus_sigmoid(p, x, x->ratio, out);
+}
+
+static void bco(const double *p, const struct gd_labelled *x, struct gd_labelled_loss *out)
+{
+    double sign = x->desirable ? 1 : -1, u = sign * P(BETA) * (x->ratio - x->shift);
+    *out = (struct gd_labelled_loss){-log_sigmoid(u), -sign * P(BETA) * sigmoid(-u)};
+}
+
 #define TAKES(name, min, max, fallback) [GD_PREFERENCE_##name] = {true, min, max, fallback}
 #define BETA(fallback) TAKES(BETA, 1e-6, 1000.0, fallback)
 #define NLL(fallback) TAKES(NLL_WEIGHT, 0.0, 1000.0, fallback)
 #define SMOOTH(min, fallback) TAKES(LABEL_SMOOTHING, min, 0.499, fallback)
+#define ALPHA TAKES(ALPHA, 0.0, 10.0, 0.0)
+#define SIDES TAKES(DESIRABLE_WEIGHT, 0.0, 1000.0, 1.0), TAKES(UNDESIRABLE_WEIGHT, 0.0, 1000.0, 1.0)
+
+#define REFERENCE GD_LOSS_REFERENCE
+#define MARGIN (GD_LOSS_REFERENCE | GD_LOSS_WEIGHTING | GD_LOSS_DIVERGENCE) /* the partition function cancels */
+#define SIDED (GD_LOSS_REFERENCE | GD_LOSS_WEIGHTING)
+
+#define PAIR(name, alias, paper, traits, scale, ...) \
+    {#name, alias, paper, GD_ANSWERS_PAIR, traits, GD_PREFERENCE_##scale, name, NULL, {__VA_ARGS__}}
+#define LABELLED(name, paper, traits, ...) \
+    {#name, NULL, paper, GD_ANSWERS_LABELLED, traits, GD_PREFERENCE_BETA, NULL, name, {__VA_ARGS__}}
+#define TRIPLE(name, alias, paper, traits, function, ...) \
+    {#name, alias, paper, GD_ANSWERS_TRIPLE, traits, GD_PREFERENCE_BETA, function, NULL, {__VA_ARGS__}}
 
 const struct gd_preference_loss gd_preference_table[] = {
-    {"dpo", "sigmoid", "Rafailov et al. 2023; label_smoothing: Mitchell 2023", true, false, GD_PREFERENCE_BETA, dpo,
-     {BETA(0.1), SMOOTH(0.0, 0.0), NLL(0.0)}},
-    {"robust", NULL, "Chowdhury et al. 2024", true, false, GD_PREFERENCE_BETA, robust,
-     {BETA(0.1), SMOOTH(0.0, 0.1), NLL(0.0)}},
-    {"hinge", NULL, "Liu et al. 2023 (RSO), Zhao et al. 2023 (SLiC)", true, false, GD_PREFERENCE_BETA, hinge,
-     {BETA(0.1), NLL(0.0)}},
-    {"ipo", NULL, "Azar et al. 2023, averaged over tokens", true, true, GD_PREFERENCE_BETA, ipo, {BETA(0.1), NLL(0.0)}},
-    {"sigmoid_norm", NULL, "DPO with log-ratios averaged over tokens", true, true, GD_PREFERENCE_BETA, sigmoid_norm,
-     {BETA(0.1), NLL(0.0)}},
-    {"exo", "exo_pair", "Ji et al. 2024", true, false, GD_PREFERENCE_BETA, exo, {BETA(0.1), SMOOTH(1e-9, 1e-3), NLL(0.0)}},
-    {"nca", "nca_pair", "Chen et al. 2024", true, false, GD_PREFERENCE_BETA, nca, {BETA(0.01), NLL(0.0)}},
-    {"bco_pair", NULL, "Jung et al. 2024, pairwise and without shift", true, false, GD_PREFERENCE_BETA, bco_pair,
-     {BETA(0.01), NLL(0.0)}},
-    {"sppo", "sppo_hard", "Wu et al. 2024, hard labels", true, false, GD_PREFERENCE_BETA, sppo, {BETA(0.001), NLL(0.0)}},
-    {"apo_zero", NULL, "D'Oosterlinck et al. 2024", true, false, GD_PREFERENCE_BETA, apo_zero, {BETA(0.1), NLL(0.0)}},
-    {"apo_down", NULL, "D'Oosterlinck et al. 2024", true, false, GD_PREFERENCE_BETA, apo_down, {BETA(0.1), NLL(0.0)}},
-    {"discopop", NULL, "Lu et al. 2024", true, false, GD_PREFERENCE_BETA, discopop,
-     {BETA(0.05), TAKES(TAU, 1e-3, 1.0, 0.05), NLL(0.0)}},
-    {"cpo", NULL, "Xu et al. 2024", false, false, GD_PREFERENCE_BETA, cpo, {BETA(0.1), NLL(1.0)}},
-    {"simpo", NULL, "Meng et al. 2024", false, true, GD_PREFERENCE_BETA, simpo,
-     {BETA(2.0), TAKES(GAMMA, 0.0, 1000.0, 0.5), NLL(0.0)}},
-    {"orpo", NULL, "Hong et al. 2024", false, true, GD_PREFERENCE_LAMBDA, orpo,
-     {TAKES(LAMBDA, 0.0, 1000.0, 0.1), NLL(1.0)}},
+    PAIR(dpo, "sigmoid", "Rafailov et al. 2023; label_smoothing: Mitchell 2023", MARGIN, BETA, BETA(0.1), SMOOTH(0.0, 0.0), NLL(0.0)),
+    PAIR(robust, NULL, "Chowdhury et al. 2024", MARGIN, BETA, BETA(0.1), SMOOTH(0.0, 0.1), NLL(0.0)),
+    PAIR(hinge, NULL, "Liu et al. 2023 (RSO), Zhao et al. 2023 (SLiC)", MARGIN, BETA, BETA(0.1), NLL(0.0)),
+    PAIR(ipo, NULL, "Azar et al. 2023", MARGIN | GD_LOSS_PER_TOKEN, BETA, BETA(0.1), TAKES(LENGTH_NORMALIZE, 0, 1, 1), NLL(0.0)),
+    PAIR(sigmoid_norm, NULL, "DPO with log-ratios averaged over tokens", MARGIN | GD_LOSS_PER_TOKEN, BETA, BETA(0.1), NLL(0.0)),
+    PAIR(exo, "exo_pair", "Ji et al. 2024", MARGIN, BETA, BETA(0.1), SMOOTH(1e-9, 1e-3), NLL(0.0)),
+    PAIR(nca, "nca_pair", "Chen et al. 2024", SIDED, BETA, BETA(0.01), NLL(0.0)),
+    PAIR(bco_pair, NULL, "Jung et al. 2024, pairwise and without shift", SIDED, BETA, BETA(0.01), NLL(0.0)),
+    PAIR(sppo, "sppo_hard", "Wu et al. 2024, hard labels", SIDED, BETA, BETA(0.001), NLL(0.0)),
+    PAIR(apo_zero, NULL, "D'Oosterlinck et al. 2024", SIDED, BETA, BETA(0.1), NLL(0.0)),
+    PAIR(apo_down, NULL, "D'Oosterlinck et al. 2024", SIDED, BETA, BETA(0.1), NLL(0.0)),
+    PAIR(discopop, NULL, "Lu et al. 2024", MARGIN, BETA, BETA(0.05), TAKES(TAU, 1e-3, 1.0, 0.05), NLL(0.0)),
+    PAIR(aot, NULL, "Melnyk et al. 2024, paired", REFERENCE | GD_LOSS_SORTS, BETA, BETA(0.1), SMOOTH(0.0, 0.0), NLL(0.0)),
+    PAIR(aot_unpaired, NULL, "Melnyk et al. 2024, unpaired", REFERENCE | GD_LOSS_SORTS, BETA, BETA(0.1), SMOOTH(0.0, 0.0), NLL(0.0)),
+    PAIR(cpo, NULL, "Xu et al. 2024", GD_LOSS_WEIGHTING, BETA, BETA(0.1), SMOOTH(0.0, 0.0), ALPHA, NLL(1.0)),
+    PAIR(simpo, NULL, "Meng et al. 2024; alpha: Gupta et al. 2025 (AlphaPO)", GD_LOSS_WEIGHTING | GD_LOSS_PER_TOKEN, BETA,
+         BETA(2.0), TAKES(GAMMA, 0.0, 1000.0, 0.5), SMOOTH(0.0, 0.0), ALPHA, NLL(0.0)),
+    PAIR(orpo, NULL, "Hong et al. 2024", GD_LOSS_PER_TOKEN, LAMBDA, TAKES(LAMBDA, 0.0, 1000.0, 0.1), NLL(1.0)),
+    {"sft", NULL, "the chosen answer's likelihood", GD_ANSWERS_PAIR, GD_LOSS_DIVERGENCE, GD_PREFERENCE_PARAMETERS, NULL, NULL, {{0}}},
+    TRIPLE(tpo, NULL, "Saeidi et al. 2024 (Triple Preference Optimization)", 0, cpo, BETA(0.01), SMOOTH(0.0, 0.0),
+           TAKES(TPO_ALPHA, 0.0, 1000.0, 1.0)),
+    TRIPLE(tpo_l, "tpo-l", "Saeidi et al. 2024, averaged over tokens, with a margin", GD_LOSS_PER_TOKEN, simpo, BETA(0.01),
+           TAKES(GAMMA, 0.0, 1000.0, 0.5), SMOOTH(0.0, 0.0), TAKES(TPO_ALPHA, 0.0, 1000.0, 1.0)),
+    LABELLED(kto, "Ethayarajh et al. 2024", REFERENCE | GD_LOSS_KL, BETA(0.1), SIDES),
+    LABELLED(apo_zero_unpaired, "D'Oosterlinck et al. 2024, one answer a row", REFERENCE, BETA(0.1), SIDES),
+    LABELLED(bco, "Jung et al. 2024", REFERENCE | GD_LOSS_SHIFT, BETA(0.1)),
 };
 const int gd_preference_count = (int)GD_COUNT(gd_preference_table);
 
@@ -200,40 +288,4 @@ const struct gd_preference_loss *gd_preference_find(const char *name)
             return loss;
     }
     return NULL;
-}
-
-void gd_preference_evaluate(const struct gd_preference *preference, const struct gd_pair *pair, struct gd_pair_loss *out)
-{
-    double nll = preference->parameter[GD_PREFERENCE_NLL_WEIGHT] / pair->chosen_tokens;
-    preference->loss->evaluate(preference->parameter, pair, out);
-    out->loss -= nll * pair->chosen;
-    out->chosen -= nll;
-}
-
-double gd_preference_batch_evaluate(void *context, const float *logp, int64_t segments, float *gradient)
-{
-    struct gd_preference_batch *batch = context;
-    const struct gd_preference_loss *loss = batch->preference->loss;
-    double sum = 0, scale = batch->preference->parameter[loss->scale];
-    memset(gradient, 0, (size_t)segments * sizeof *gradient);
-    memset(&batch->sums, 0, sizeof batch->sums);
-    for (int i = 0; i < batch->pairs; i++) {
-        const float *own = logp + 2 * i, *reference = batch->reference + 2 * i;
-        struct gd_pair pair = {own[0], own[1], loss->reference ? reference[0] : 0, loss->reference ? reference[1] : 0,
-                               batch->tokens[2 * i], batch->tokens[2 * i + 1]};
-        struct gd_pair_loss result;
-        gd_preference_evaluate(batch->preference, &pair, &result);
-        sum += result.loss;
-        gradient[2 * i] = (float)(batch->scale * result.chosen);
-        gradient[2 * i + 1] = (float)(batch->scale * result.rejected);
-        double chosen = scale * ratio_w(&pair) / (loss->per_token ? pair.chosen_tokens : 1);
-        double rejected = scale * ratio_l(&pair) / (loss->per_token ? pair.rejected_tokens : 1);
-        batch->sums.preferred += chosen > rejected;
-        batch->sums.reward_chosen += chosen;
-        batch->sums.reward_rejected += rejected;
-        batch->sums.logp_chosen += pair.chosen;
-        batch->sums.logp_rejected += pair.rejected;
-    }
-    batch->sums.pairs = batch->pairs;
-    return batch->scale * sum;
 }

@@ -95,7 +95,8 @@ struct gd_value *gd_cross_entropy(struct gd_graph *g, struct gd_value *h, struct
                                   struct gd_value *weights, double logit_scale, double softcap);
 
 /* log p(labels[t]) of each row, for losses whose weights are known only afterwards; inputs as above.
- * Output 0: f32 [T] (0 where no label), differentiable in h by making the logits again. Output 1: argmax, i32 [T]. */
+ * Output 0: f32 [T] (0 where no label), differentiable in h by making the logits again. Output 1: argmax, i32 [T]. Output 2:
+ * log sum_v p(v)^2, f32 [T]. */
 struct gd_value *gd_token_logprob(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
                                   double logit_scale, double softcap);
 /* dlogprob: f32 [T] -> dh: act [T, d]: the backward of token_logprob. */
@@ -110,13 +111,13 @@ struct gd_value *gd_segment_sum(struct gd_graph *g, struct gd_value *x, struct g
 struct gd_value *gd_segment_spread(struct gd_graph *g, struct gd_value *v, struct gd_value *weights, struct gd_value *cu_seqlens,
                                    struct gd_value *prefix);
 
-/* A loss of one number a segment: x f32 [S] -> loss f32 [1], gradient with respect to x as output 1, f32 [S].
- * `loss`: handle of a struct gd_segment_loss. */
+/* A loss of the numbers x: f32 [N] -> loss f32 [1], gradient with respect to x as output 1, f32 [N]. aside: f32 [N] or NULL,
+ * numbers that the loss may look at. `loss`: handle of a struct gd_segment_loss. */
 struct gd_segment_loss {
     void *context;
-    double (*evaluate)(void *context, const float *x, int64_t segments, float *gradient);
+    double (*evaluate)(void *context, const float *x, const float *aside, int64_t count, float *gradient);
 };
-struct gd_value *gd_segment_loss(struct gd_graph *g, struct gd_value *x, struct gd_value *loss);
+struct gd_value *gd_segment_loss(struct gd_graph *g, struct gd_value *x, struct gd_value *aside, struct gd_value *loss);
 
 /* Serving: what each row's graft does at `site` (wear.h) to x before the base's product, and to y after it.
  * x: act [T, in], y: act [T, out], wear: handle. */

@@ -56,6 +56,27 @@ static bool write_adapter(const char *folder, const struct gd_graft *graft, cons
     return ok;
 }
 
+/* A number to its last bit, as hexadecimal text. */
+static void add_exact(cJSON *json, const char *key, double value)
+{
+    char text[64];
+    snprintf(text, sizeof(text), "%a", value);
+    cJSON_AddStringToObject(json, key, text);
+}
+
+static bool get_exact(const cJSON *json, const char *key, double *value, struct gd_error *err)
+{
+    const char *text = NULL;
+    char *end = NULL;
+    *value = 0;
+    if (!gd_json_get_string(json, "", key, false, 1, 63, &text, err))
+        return false;
+    if (text == NULL)
+        return true;
+    *value = strtod(text, &end);
+    return (*end == '\0' && isfinite(*value)) || gd_fail(err, GD_BAD_FILE, "trainer.json: %s is '%s', which is no number", key, text);
+}
+
 static bool fill_state(const char *path, const struct gd_graft *graft, const struct gd_checkpoint *checkpoint,
                        const cJSON *facts, struct gd_error *err)
 {
@@ -73,6 +94,8 @@ static bool fill_state(const char *path, const struct gd_graft *graft, const str
     cJSON_AddNumberToObject(json, "best_step", (double)checkpoint->best.step);
     cJSON_AddNumberToObject(json, "best_value", checkpoint->best.value);
     cJSON_AddNumberToObject(json, "best_since", checkpoint->best.since);
+    add_exact(json, "running_mean", checkpoint->running_mean);
+    add_exact(json, "running_count", checkpoint->running_count);
     char *text = gd_json_print(json);
     bool ok = gd_safetensors_write(weights, entries, 2, NULL, err) && gd_file_write_durable(json_path, text, strlen(text), err);
     gd_free(text);
@@ -198,6 +221,8 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
          gd_json_get_int(json, "", "best_step", false, 0, step, &best.step, err) &&
          gd_json_get_number(json, "", "best_value", false, -HUGE_VAL, HUGE_VAL, &best.value, err) &&
          gd_json_get_int(json, "", "best_since", false, 0, INT32_MAX, &since, err) &&
+         get_exact(json, "running_mean", &checkpoint->running_mean, err) &&
+         get_exact(json, "running_count", &checkpoint->running_count, err) &&
          read_moment(file, "exp_avg", checkpoint->exp_avg, graft->parameter_count, err) &&
          read_moment(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err);
     if (ok) {

@@ -21,6 +21,7 @@
 struct gd_checkpoint {
     int64_t step;
     int64_t trained_tokens, tokens;
+    double running_mean, running_count; /* of the rewards, for losses that shift by them; 0, 0 without */
     char data_fingerprint[33];      /* xxh3 of the tokenised training set */
     struct gd_best best;            /* the best evaluation so far */
     float *block, *exp_avg, *exp_avg_sq; /* [graft->parameter_count] */

@@ -44,6 +44,7 @@ void gd_passes_release(struct gd_passes *passes)
         pass_destroy(passes->pass[i]);
     gd_batch_release(&passes->bare);
     gd_large_free(passes->arena, passes->arena_bytes);
+    gd_free(passes->nll);
     memset(passes, 0, sizeof(*passes));
 }
 
@@ -155,7 +156,7 @@ static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error
 
 static bool has_reference(const struct gd_passes *passes)
 {
-    return passes->objective->pairs && passes->preference->loss->reference;
+    return passes->objective->pairs && gd_preference_has(passes->preference, GD_LOSS_REFERENCE);
 }
 
 bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, struct gd_error *err)
@@ -212,40 +213,126 @@ static struct gd_batch *stripped(struct gd_passes *passes, const struct gd_batch
     return bare;
 }
 
-/* What the loss over pairs needs to know of this batch; the reference's log-probabilities come from a pass of its own. */
-static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, double scale, const struct gd_run_options *options,
-                        struct gd_error *err)
+/* Tokens by which an answer is longer than the other one weigh ld_alpha (Liu et al. 2024, LD-DPO). */
+static void weigh_tail(struct gd_batch *batch, int segment, int shared, double ld_alpha)
 {
+    int seen = 0;
+    for (int t = batch->prefix[2 * segment]; t < batch->prefix[2 * segment + 1]; t++)
+        seen += batch->labels[t] >= 0;
+    for (int t = batch->cu_seqlens[segment]; t < batch->cu_seqlens[segment + 1]; t++) {
+        seen += batch->labels[t] >= 0;
+        if (batch->labels[t] >= 0 && seen > shared)
+            batch->weights[t] *= (float)ld_alpha;
+    }
+}
+
+/* Marks what the NLL counts: the chosen answers, where `whole` with their prompts, which get labels for it; TPO's third ones. */
+static void mark_nll(struct gd_passes *passes, struct gd_batch *batch, int segment, bool whole)
+{
+    for (int t = batch->cu_seqlens[segment]; t < batch->cu_seqlens[segment + 1]; t++) {
+        if (whole && t + 1 < batch->cu_seqlens[segment + 1] && batch->index[GD_ROW_VIRTUAL][t] < 0)
+            batch->labels[t] = batch->ids[t + 1];
+        passes->nll[t] = batch->labels[t] >= 0;
+    }
+}
+
+static void set_tokens(struct gd_passes *passes, struct gd_batch *batch, int sides)
+{
+    const struct gd_preference *preference = passes->preference;
     struct gd_preference_batch *pairs = &passes->pairs;
-    *pairs = (struct gd_preference_batch){.preference = passes->preference, .pairs = batch->segment_count / 2, .scale = scale};
-    passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
+    if (passes->nll_capacity < batch->capacity) {
+        gd_free(passes->nll);
+        passes->nll = gd_alloc_array((size_t)batch->capacity, sizeof(float));
+        passes->nll_capacity = batch->capacity;
+    }
+    memset(passes->nll, 0, (size_t)batch->capacity * sizeof(float));
     for (int s = 0; s < batch->segment_count; s++)
         pairs->tokens[s] = gd_batch_labelled(batch, s);
+    for (int w = 0; sides >= 2 && w < batch->segment_count; w += sides) {
+        int shared = pairs->tokens[w] < pairs->tokens[w + 1] ? pairs->tokens[w] : pairs->tokens[w + 1];
+        for (int s = w; preference->ld_alpha != 1 && s < w + 2; s++)
+            weigh_tail(batch, s, shared, preference->ld_alpha);
+        if (gd_preference_nll_weight(preference) > 0)
+            mark_nll(passes, batch, w, preference->full_nll);
+        if (sides == 3)
+            mark_nll(passes, batch, w + 2, false);
+    }
+}
+
+/* What is known of the batch's rows, and of their place in the step. */
+static void set_rows(struct gd_passes *passes, const struct gd_batch *batch, int sides)
+{
+    const struct gd_survey *survey = passes->survey;
+    struct gd_preference_batch *pairs = &passes->pairs;
+    for (int i = 0; i < pairs->rows; i++) {
+        int at = survey->count > 0 ? gd_survey_find(survey, batch->row_index[i]) : -1;
+        pairs->desirable[i] = batch->desirable[i];
+        if (at >= 0)
+            memcpy(pairs->partner[i], survey->partner[at], sizeof(pairs->partner[i]));
+        if (at >= 0 && survey->has_reference)
+            memcpy(pairs->reference + sides * i, survey->reference + sides * at, (size_t)sides * sizeof(float));
+    }
+}
+
+static bool run_reference(struct gd_passes *passes, struct gd_batch *batch, float *out, const struct gd_run_options *options,
+                          struct gd_error *err)
+{
     if (!has_reference(passes))
         return true;
     struct gd_batch *bare = passes->graft->virtual_rows.count > 0 ? stripped(passes, batch) : batch;
     struct gd_pass *pass = pass_get(passes, bare->capacity, REFERENCE, err);
     if (!run_pass(passes, pass, bare, NULL, options, err))
         return false;
-    memcpy(pairs->reference, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
+    memcpy(out, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
     return true;
 }
 
-static void count_labelled(const struct gd_batch *batch, const int32_t *argmax, int begin, int end, struct gd_pass_result *result)
+/* What the loss over answers needs to know of this batch; the reference's log-probabilities come from a pass of its own. */
+static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options, struct gd_error *err)
 {
-    for (int t = begin; t < end; t++) {
-        result->labelled += batch->labels[t] >= 0;
-        result->correct += batch->labels[t] >= 0 && argmax[t] == batch->labels[t];
-    }
+    struct gd_preference_batch *pairs = &passes->pairs;
+    int sides = gd_preference_sides(passes->preference);
+    *pairs = (struct gd_preference_batch){.preference = passes->preference, .rows = batch->segment_count / sides,
+                                          .step = passes->survey->step, .cu_seqlens = batch->cu_seqlens, .prefix = batch->prefix,
+                                          .labels = batch->labels, .weights = batch->weights};
+    passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
+    set_tokens(passes, batch, sides);
+    pairs->nll = passes->nll;
+    set_rows(passes, batch, sides);
+    return passes->survey->has_reference || run_reference(passes, batch, pairs->reference, options, err);
+}
+
+static double record(void *context, const float *logp, const float *collision, int64_t count, float *gradient)
+{
+    struct gd_passes *passes = context;
+    gd_preference_segment_sums(&passes->pairs, logp, passes->recorded);
+    memset(gradient, 0, (size_t)count * sizeof(*gradient));
+    return 0;
+}
+
+bool gd_passes_logprobs(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options, float *own,
+                        float *reference, struct gd_error *err)
+{
+    static const struct gd_survey unknown;
+    const struct gd_survey *survey = passes->survey;
+    passes->survey = &unknown;
+    bool ok = begin_pairs(passes, batch, options, err);
+    passes->survey = survey;
+    if (!ok)
+        return false;
+    passes->recorded = own;
+    passes->segment_loss = (struct gd_segment_loss){.context = passes, .evaluate = record};
+    memcpy(reference, passes->pairs.reference, (size_t)batch->segment_count * sizeof(float));
+    return run_pass(passes, pass_get(passes, batch->capacity, EVALUATION, err), batch, NULL, options, err);
 }
 
 bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale, int32_t *dropout_key,
                    const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err)
 {
     if (passes->objective->pairs) {
-        if (!begin_pairs(passes, batch, scale, options, err))
+        if (!begin_pairs(passes, batch, options, err))
             return false;
-        passes->share = (float)(batch->segment_count / 2 * scale);
+        passes->share = (float)(passes->pairs.rows * passes->survey->step.scale);
     } else {
         double sum = 0;
         for (int t = 0; t < batch->used; t++) {
@@ -263,9 +350,11 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     if (pass->penalty != NULL)
         result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
     const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
-    for (int s = 0; s < batch->segment_count; s++) {
-        count_labelled(batch, argmax, batch->prefix[2 * s], batch->prefix[2 * s + 1], result);
-        count_labelled(batch, argmax, batch->cu_seqlens[s], batch->cu_seqlens[s + 1], result);
+    for (int s = 0; passes->objective->pairs && s < batch->segment_count; s++)
+        result->labelled += passes->pairs.tokens[s];
+    for (int t = 0; !passes->objective->pairs && t < batch->used; t++) {
+        result->labelled += batch->labels[t] >= 0;
+        result->correct += batch->labels[t] >= 0 && argmax[t] == batch->labels[t];
     }
     return true;
 }

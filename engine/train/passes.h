@@ -18,6 +18,7 @@
 #include "engine/objective/preference.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
+#include "engine/train/survey.h"
 
 #define GD_PASS_BUCKETS_MAX 64
 
@@ -28,7 +29,11 @@ struct gd_passes {
     const struct gd_graft *graft;
     const struct gd_objective *objective;
     const struct gd_preference *preference; /* with an objective over pairs; else NULL */
+    const struct gd_survey *survey;         /* of the step that the next runs belong to; the trainer sets it */
     struct gd_preference_batch pairs;       /* of the newest run */
+    float *recorded;                        /* where a run without a loss puts the sums */
+    float *nll;                             /* [nll_capacity]: tokens whose NLL is learnt */
+    int nll_capacity;
     struct gd_segment_loss segment_loss;
     struct gd_batch bare;       /* what a reference sees of a batch with virtual rows */
     int bare_capacity;
@@ -61,5 +66,9 @@ GD_MUST_CHECK bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool 
 GD_MUST_CHECK bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale,
                                  int32_t *dropout_key, const struct gd_run_options *options, struct gd_pass_result *result,
                                  struct gd_error *err);
+/* log p of each segment of a batch under the model and, where there is one, under the reference (else 0); no gradient, no
+ * dropout. */
+GD_MUST_CHECK bool gd_passes_logprobs(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
+                                      float *own, float *reference, struct gd_error *err);
 
 #endif

@@ -81,8 +81,8 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
                                       "warmup_ratio", "max_steps", "gradient_leaves", "tokens_per_batch", "eval_interval",
                                       "checkpoint_interval", members == EXTENDED_DPO ? "beta" : NULL, NULL};
     if (!gd_json_only_known(object, path, members == STANDARD ? standard : all, err) ||
-        (members == EXTENDED_DPO && !get_auto_number(object, path, "beta", spec->preference.loss->range[GD_PREFERENCE_BETA].min,
-                                                     DPO_BETA_MAX, &spec->preference.parameter[GD_PREFERENCE_BETA], err)))
+        (members == EXTENDED_DPO && !get_auto_number(object, path, "beta", spec->preference.term[0].loss->range[GD_PREFERENCE_BETA].min,
+                                                     DPO_BETA_MAX, &spec->preference.term[0].parameter[GD_PREFERENCE_BETA], err)))
         return false;
     int schedule = (int)spec->schedule;
     bool ok = get_auto_int(object, path, "batch_size", 1, 256, &spec->batch_size, err) &&
@@ -252,7 +252,7 @@ static int clamp_int(int64_t value, int min, int max)
 bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens, int model_width, int model_context,
                          struct gd_error *err)
 {
-    bool preference = spec->preference.loss != NULL;
+    bool preference = spec->preference.term_count > 0;
     if (rows < 1)
         return gd_fail_param(err, GD_BAD_FILE, "training_file", "the training file has no row with a token to train");
     if (spec->max_length == 0)
@@ -310,7 +310,7 @@ cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec)
     else if (spec->learning_rate == 0)
         cJSON_AddStringToObject(json, "learning_rate_multiplier", "auto");
     if (strcmp(spec->method, "dpo") == 0)
-        cJSON_AddNumberToObject(json, "beta", spec->preference.parameter[GD_PREFERENCE_BETA]);
+        cJSON_AddNumberToObject(json, "beta", spec->preference.term[0].parameter[GD_PREFERENCE_BETA]);
     if (!resolved)
         return json;
     cJSON_AddNumberToObject(json, "learning_rate", spec->learning_rate);
@@ -363,7 +363,7 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
         gd_preference_add_json(&spec->preference, options);
     cJSON *hyper = cJSON_AddObjectToObject(options, "hyperparameters");
     if (strcmp(spec->method, "dpo") == 0)
-        cJSON_AddNumberToObject(hyper, "beta", spec->preference.parameter[GD_PREFERENCE_BETA]);
+        cJSON_AddNumberToObject(hyper, "beta", spec->preference.term[0].parameter[GD_PREFERENCE_BETA]);
     add_number_unless_auto(hyper, "n_epochs", spec->n_epochs);
     add_number_unless_auto(hyper, "batch_size", spec->batch_size);
     /* A resolved rate stands for itself: the multiplier that led to it would exclude it. */

@@ -24,7 +24,7 @@ struct gd_job_spec {
     char *suffix;                    /* or NULL */
     int64_t seed;                    /* -1: to be picked by the server and echoed */
     char method[32];                 /* "supervised", "dpo", "preference" */
-    struct gd_preference preference; /* loss NULL with supervised; dpo: the loss of that name */
+    struct gd_preference preference; /* no term with supervised; dpo: the loss of that name */
     struct gd_adapter_config adapter;
 
     /* 0 / negative = "auto" until resolved */

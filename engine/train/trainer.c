@@ -27,6 +27,7 @@ struct gd_trainer {
     struct gd_dataset *train, *valid;
     struct gd_graft *graft;
     struct gd_passes passes;
+    struct gd_survey survey;         /* of the step at hand */
     struct gd_leaves leaves;
     struct gd_batch batch;
     struct gd_checkpoint state;      /* step, counters, and the flat blocks */
@@ -89,6 +90,11 @@ static void name_lines(const int64_t *lines, int64_t count, char *text, size_t s
         snprintf(text + strlen(text), size - strlen(text), ", and %lld more", (long long)(count - GD_DATASET_LINES_NAMED));
 }
 
+static bool has_answers(const struct gd_trainer *trainer)
+{
+    return trainer->spec->preference.term_count > 0;
+}
+
 static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const char *path, const char *param,
                       struct gd_error *err)
 {
@@ -97,7 +103,9 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
         .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : room,
         .virtual_rows = virtual_rows,
         .overlong = trainer->spec->overlong,
-        .pairs = trainer->spec->preference.loss != NULL,
+        .pairs = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) != GD_ANSWERS_LABELLED,
+        .triples = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_TRIPLE,
+        .labelled = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_LABELLED,
         .progress = dataset_progress,
         .progress_context = trainer,
     };
@@ -139,8 +147,10 @@ static void fingerprint(const struct gd_dataset *data, char out[33])
     XXH3_128bits_reset(hash);
     XXH3_128bits_update(hash, data->tokens, (size_t)data->token_count * sizeof(int32_t));
     XXH3_128bits_update(hash, data->weights, (size_t)data->token_count * sizeof(float));
-    for (int64_t i = 0; data->pairs && i < data->row_count; i++) /* where a side ends matters too */
-        XXH3_128bits_update(hash, &data->rows[i].chosen, sizeof(data->rows[i].chosen));
+    for (int64_t i = 0; (data->pairs || data->labelled) && i < data->row_count; i++) { /* where a side ends matters too */
+        int32_t facts[] = {data->rows[i].chosen, data->rows[i].gold, data->rows[i].desirable};
+        XXH3_128bits_update(hash, facts, data->triples || data->labelled ? sizeof(facts) : sizeof(facts[0]));
+    }
     XXH128_hash_t digest = XXH3_128bits_digest(hash);
     XXH3_freeState(hash);
     snprintf(out, 33, "%016llx%016llx", (unsigned long long)digest.high64, (unsigned long long)digest.low64);
@@ -170,13 +180,25 @@ static int longest_row(const struct gd_dataset *data)
     return longest;
 }
 
+/* Of the rows that losses look at besides the step's own. */
+static int longest_survey(const struct gd_trainer *trainer)
+{
+    const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
+    int longest = 0;
+    for (size_t i = 0; has_answers(trainer) && i < GD_COUNT(sets); i++) {
+        int own = sets[i] != NULL ? gd_survey_longest(&trainer->spec->preference, sets[i], trainer->spec->max_length) : 0;
+        longest = own > longest ? own : longest;
+    }
+    return longest;
+}
+
 static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
 {
     const struct gd_job_spec *spec = trainer->spec;
     enum gd_dtype act = strcmp(spec->precision, "f32") == 0 ? GD_F32 : strcmp(spec->precision, "bf16") == 0 ? GD_BF16
                                                                                                         : gd_device()->compute;
     strcpy(trainer->spec->precision, act == GD_F32 ? "f32" : "bf16");
-    const struct gd_objective *objective = gd_objective_find(spec->preference.loss != NULL ? "preference" : "supervised");
+    const struct gd_objective *objective = gd_objective_find(has_answers(trainer) ? "preference" : "supervised");
     gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
                    trainer->grad);
 
@@ -189,10 +211,15 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     int capacity = gd_token_bucket(longest_valid > largest ? longest_valid : largest);
     if (capacity < gd_token_bucket(spec->tokens_per_batch))
         capacity = gd_token_bucket(spec->tokens_per_batch);
+    size_t need = 0, survey_need = 0;
+    int surveyed = longest_survey(trainer);
+    if (capacity < gd_token_bucket(surveyed))
+        capacity = gd_token_bucket(surveyed);
     gd_batch_init(&trainer->batch, capacity, GD_BATCH_SEGMENTS_MAX);
-    size_t need = 0;
-    if (!gd_passes_prepare(&trainer->passes, largest, true, &need, err))
+    if (!gd_passes_prepare(&trainer->passes, largest, true, &need, err) ||
+        (surveyed > 0 && !gd_passes_prepare(&trainer->passes, surveyed, false, &survey_need, err)))
         return false;
+    need = survey_need > need ? survey_need : need;
     trainer->activation_bytes = need;
     return true;
 }
@@ -225,6 +252,7 @@ static bool restore(struct gd_trainer *trainer, struct gd_error *err)
         memset(trainer->state.exp_avg, 0, trainer->block_bytes);
         memset(trainer->state.exp_avg_sq, 0, trainer->block_bytes);
         trainer->state.trained_tokens = trainer->state.tokens = 0;
+        trainer->state.running_mean = trainer->state.running_count = 0;
         memcpy(trainer->state.data_fingerprint, mine, sizeof(mine));
         return true;
     }
@@ -366,7 +394,7 @@ static double row_weight(const struct gd_dataset *data, int64_t row)
 {
     const struct gd_dataset_row *entry = &data->rows[row];
     double sum = 0;
-    if (data->pairs)
+    if (data->pairs || data->labelled)
         return 1;
     for (int32_t i = 1; i < entry->length; i++)
         sum += data->weights[entry->offset + i];
@@ -411,18 +439,48 @@ static const int64_t *step_rows(struct gd_trainer *trainer, int64_t step, int *c
 
 struct step_result {
     double loss, penalty, grad_norm, learning_rate;
+    double kl, shift;           /* of losses that need them */
     int64_t labelled, correct, tokens;
     struct gd_preference_sums pairs;
 };
 
 static void add_pairs(struct gd_preference_sums *sums, const struct gd_preference_sums *more)
 {
-    sums->pairs += more->pairs;
+    sums->rows += more->rows;
+    sums->chosen += more->chosen;
+    sums->rejected += more->rejected;
     sums->preferred += more->preferred;
     sums->reward_chosen += more->reward_chosen;
     sums->reward_rejected += more->reward_rejected;
     sums->logp_chosen += more->logp_chosen;
     sums->logp_rejected += more->logp_rejected;
+    sums->ratio += more->ratio;
+}
+
+/* What losses must know of the rows together, which are a training step's or some of the validation file's. */
+static bool survey(struct gd_trainer *trainer, bool training, const struct gd_dataset *data, const int64_t *rows, int count,
+                   int64_t before, const struct gd_step_counts *counts, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    struct gd_run_options run = {.between = between_ops, .context = trainer};
+    struct gd_survey_options options = {.training = training, .rows = rows, .count = count, .before = before,
+                                        .tokens_per_batch = spec->tokens_per_batch, .max_length = spec->max_length};
+    gd_survey_begin(&trainer->survey, counts, trainer->state.running_mean, trainer->state.running_count);
+    trainer->passes.survey = &trainer->survey;
+    return !gd_survey_needed(&spec->preference, training) ||
+           gd_survey_run(&trainer->survey, &trainer->passes, &trainer->batch, data, &options, &run, err);
+}
+
+static bool survey_step(struct gd_trainer *trainer, const int64_t *rows, int count, struct gd_error *err)
+{
+    struct gd_step_counts counts = {0};
+    if (!has_answers(trainer))
+        return true;
+    for (int i = 0; i < count; i++)
+        gd_step_count_row(&counts, &trainer->spec->preference, trainer->train, rows[i]);
+    /* Only the last step of an epoch can have one row where all others have more: another one is before it. */
+    int64_t before = rows > trainer->order ? rows[-1] : rows[0];
+    return survey(trainer, true, trainer->train, rows, count, before, &counts, err);
 }
 
 static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_count, int micro_count, double total_weight,
@@ -477,6 +535,8 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
         total_weight += row_weight(trainer->train, rows[i]);
     int micro_count = gd_step_pack(trainer->train, rows, row_count, spec->leaf_count, spec->tokens_per_batch,
                                    trainer->packed_rows, trainer->micro_begin, trainer->leaf_of);
+    if (!survey_step(trainer, rows, row_count, err))
+        return false;
     if (!run_micro_batches(trainer, step, row_count, micro_count, total_weight, result, err))
         return false;
 
@@ -496,6 +556,10 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
         gd_adamw(state->block + begin, state->exp_avg + begin, state->exp_avg_sq + begin, grad + begin, end - begin, step,
                  factor * result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, spec->weight_decay, clip);
     }
+    result->kl = trainer->survey.step.kl;
+    result->shift = trainer->survey.step.shift;
+    trainer->state.running_mean = trainer->survey.running_mean;
+    trainer->state.running_count = trainer->survey.running_count;
     trainer->state.step = step;
     trainer->state.trained_tokens += result->labelled;
     trainer->state.tokens += result->tokens;
@@ -504,20 +568,17 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
 
 /* ---- evaluation ---- */
 
-/* The loss, tokens and pairs of the whole validation file. */
-static bool evaluate(struct gd_trainer *trainer, struct step_result *result, struct gd_error *err)
+/* The rows [begin, end) of the validation file, a packed batch at a time. */
+static bool evaluate_rows(struct gd_trainer *trainer, int64_t begin, int64_t end, struct step_result *result, struct gd_error *err)
 {
     const struct gd_dataset *data = trainer->valid;
     struct gd_run_options options = {.between = between_ops, .context = trainer};
-    int most = GD_BATCH_SEGMENTS_MAX / (data->pairs ? 2 : 1);
-    double weight_sum = 0;
+    int most = GD_BATCH_SEGMENTS_MAX / (data->triples ? 3 : data->pairs ? 2 : 1);
     int64_t rows[GD_BATCH_SEGMENTS_MAX];
-    memset(result, 0, sizeof(*result));
-    for (int64_t next = 0; next < data->row_count;) {
+    for (int64_t next = begin; next < end;) {
         int count = 0, tokens = 0;
-        while (next < data->row_count && count < most &&
+        while (next < end && count < most &&
                (count == 0 || tokens + gd_dataset_row_space(data, next) <= trainer->spec->tokens_per_batch)) {
-            weight_sum += row_weight(data, next);
             tokens += gd_dataset_row_space(data, next);
             rows[count++] = next++;
         }
@@ -530,7 +591,38 @@ static bool evaluate(struct gd_trainer *trainer, struct step_result *result, str
         result->correct += pass.correct;
         add_pairs(&result->pairs, &pass.pairs);
     }
-    result->loss /= weight_sum;
+    return true;
+}
+
+/* The loss, tokens and answers of the whole validation file. Losses that look at a step's rows together see as many of the
+ * file's rows at a time as a training step has. */
+static bool evaluate(struct gd_trainer *trainer, struct step_result *result, struct gd_error *err)
+{
+    const struct gd_dataset *data = trainer->valid;
+    struct gd_step_counts counts = {0};
+    double weight_sum = 0;
+    memset(result, 0, sizeof(*result));
+    if (!has_answers(trainer)) {
+        for (int64_t i = 0; i < data->row_count; i++)
+            weight_sum += row_weight(data, i);
+        bool ok = evaluate_rows(trainer, 0, data->row_count, result, err);
+        result->loss /= weight_sum;
+        return ok;
+    }
+    for (int64_t i = 0; i < data->row_count; i++)
+        gd_step_count_row(&counts, &trainer->spec->preference, data, i);
+    bool together = gd_survey_needed(&trainer->spec->preference, false);
+    int64_t group = together ? trainer->spec->batch_size : data->row_count, rows[GD_SURVEY_ROWS];
+    for (int64_t begin = 0; begin < data->row_count; begin += group) {
+        int64_t end = begin + group < data->row_count ? begin + group : data->row_count;
+        for (int64_t i = begin; together && i < end; i++)
+            rows[i - begin] = i;
+        if (!survey(trainer, false, data, rows, together ? (int)(end - begin) : 0, begin > 0 ? begin - 1 : 0, &counts, err) ||
+            !evaluate_rows(trainer, begin, end, result, err))
+            return false;
+        result->kl += trainer->survey.step.kl * (double)(end - begin) / (double)data->row_count;
+    }
+    result->shift = trainer->survey.step.shift;
     return true;
 }
 
@@ -620,29 +712,53 @@ static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
 
 enum part { TRAIN, VALID, FULL_VALID };
 
+/* Means over the answers of a step or of the validation file; a side that has no row has none. */
+static int add_answer_metrics(struct gd_metric *metrics, enum part part, const struct gd_preference *preference,
+                              const struct step_result *result)
+{
+    static const char *const names[][10] = {
+        {"rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "logps_chosen", "logps_rejected", "kl",
+         "reward_shift", "rows_desirable", "rows_undesirable"},
+        {"valid_rewards_chosen", "valid_rewards_rejected", "valid_reward_margin", "valid_reward_accuracy", "valid_logps_chosen",
+         "valid_logps_rejected", "valid_kl", "valid_reward_shift", "valid_rows_desirable", "valid_rows_undesirable"},
+    };
+    const struct gd_preference_sums *sums = &result->pairs;
+    bool labelled = gd_preference_answers(preference) == GD_ANSWERS_LABELLED, kto = gd_preference_has(preference, GD_LOSS_KL);
+    double chosen = (double)sums->chosen, rejected = (double)sums->rejected, answers = chosen + rejected;
+    struct {
+        bool known;
+        double value;
+    } values[] = {
+        {chosen > 0, sums->reward_chosen / chosen},
+        {rejected > 0, sums->reward_rejected / rejected},
+        {chosen > 0 && rejected > 0, sums->reward_chosen / chosen - sums->reward_rejected / rejected},
+        {true, (double)sums->preferred / (double)sums->rows},
+        {chosen > 0, sums->logp_chosen / chosen},
+        {rejected > 0, sums->logp_rejected / rejected},
+        {gd_preference_has(preference, GD_LOSS_REFERENCE), kto ? result->kl : sums->ratio / answers},
+        {gd_preference_has(preference, GD_LOSS_SHIFT), preference->term[0].parameter[GD_PREFERENCE_BETA] * result->shift},
+        {labelled, chosen},
+        {labelled, rejected},
+    };
+    int count = 0;
+    for (size_t i = 0; i < GD_COUNT(values); i++)
+        if (values[i].known)
+            metrics[count++] = (struct gd_metric){names[part][i], values[i].value};
+    return count;
+}
+
 /* What is said of a step's rows, or of the validation file's, by their kind. */
-static int add_row_metrics(struct gd_metric *metrics, enum part part, const struct step_result *result)
+static int add_row_metrics(struct gd_metric *metrics, enum part part, const struct gd_preference *preference,
+                           const struct step_result *result)
 {
     static const char *const loss[] = {"train_loss", "valid_loss", "full_valid_loss"};
     static const char *const accuracy[] = {"train_mean_token_accuracy", "valid_mean_token_accuracy", "full_valid_mean_token_accuracy"};
-    static const char *const names[][6] = {
-        {"rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "logps_chosen", "logps_rejected"},
-        {"valid_rewards_chosen", "valid_rewards_rejected", "valid_reward_margin", "valid_reward_accuracy", "valid_logps_chosen",
-         "valid_logps_rejected"},
-    };
-    const struct gd_preference_sums *sums = &result->pairs;
-    double pairs = (double)sums->pairs;
     int count = 0;
     metrics[count++] = (struct gd_metric){loss[part], result->loss};
-    if (sums->pairs == 0) {
-        metrics[count++] = (struct gd_metric){accuracy[part],
-                                              result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0};
-        return count;
-    }
-    double values[] = {sums->reward_chosen, sums->reward_rejected, sums->reward_chosen - sums->reward_rejected,
-                       (double)sums->preferred, sums->logp_chosen, sums->logp_rejected};
-    for (size_t i = 0; part != FULL_VALID && i < GD_COUNT(values); i++)
-        metrics[count++] = (struct gd_metric){names[part][i], values[i] / pairs};
+    if (result->pairs.rows > 0)
+        return part == FULL_VALID ? count : count + add_answer_metrics(metrics + count, part, preference, result);
+    metrics[count++] = (struct gd_metric){accuracy[part],
+                                          result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0};
     return count;
 }
 
@@ -667,7 +783,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     bool last = step == trainer->total_steps;
     double seconds = gd_time_monotonic() - started;
     struct gd_metric metrics[METRICS_MAX];
-    int count = add_row_metrics(metrics, TRAIN, result);
+    int count = add_row_metrics(metrics, TRAIN, &spec->preference, result);
     if (trainer->graft->method->penalty != NULL)
         metrics[count++] = (struct gd_metric){"penalty_loss", result->penalty};
     metrics[count++] = (struct gd_metric){"learning_rate", result->learning_rate};
@@ -677,7 +793,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     bool evaluated = trainer->valid != NULL && (last || step % spec->eval_interval == 0);
     if (evaluated && !evaluate(trainer, &valid, err))
         return false;
-    count += evaluated ? add_row_metrics(metrics + count, VALID, &valid) : 0;
+    count += evaluated ? add_row_metrics(metrics + count, VALID, &spec->preference, &valid) : 0;
 
     struct gd_best *best = &trainer->state.best;
     bool improved = gd_best_consider(best, &spec->evaluation, step, metrics, count);
@@ -686,7 +802,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     char *folder = NULL;
     bool ok = !keep || (begin_checkpoint(trainer, &folder, err) && run_evals(trainer, folder, metrics, &count, err));
     if (ok && evaluated && (last || gd_best_stops(best, &spec->evaluation)))
-        count += add_row_metrics(metrics + count, FULL_VALID, &valid);
+        count += add_row_metrics(metrics + count, FULL_VALID, &spec->preference, &valid);
     assert(count <= METRICS_MAX);
     if (ok && trainer->observer.step != NULL)
         trainer->observer.step(trainer->observer.context, step, trainer->total_steps, trainer->state.trained_tokens,

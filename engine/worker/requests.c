@@ -305,10 +305,10 @@ static cJSON *encoding_json(const struct gd_model *model, const struct gd_chat_e
 }
 
 /* One side of a row. */
-static cJSON *side_json(const struct gd_model *model, const struct gd_row *row, bool rejected, struct gd_error *err)
+static cJSON *side_json(const struct gd_model *model, const struct gd_row *row, int side, struct gd_error *err)
 {
     struct gd_chat_encoding encoding = {0};
-    if (!gd_row_encode(model->chat, row, rejected, &encoding, err))
+    if (!gd_row_encode(model->chat, row, side, &encoding, err))
         return NULL;
     cJSON *json = encoding_json(model, &encoding);
     gd_chat_encoding_release(&encoding);
@@ -320,8 +320,8 @@ cJSON *gd_render_row(const struct gd_model *model, const char *text, size_t leng
     struct gd_row row = {0};
     if (!gd_row_parse(&row, text, length, line, err))
         return NULL;
-    cJSON *json = side_json(model, &row, false, err);
-    cJSON *rejected = json != NULL && gd_row_is_pair(&row) ? side_json(model, &row, true, err) : NULL;
+    cJSON *json = side_json(model, &row, 0, err);
+    cJSON *rejected = json != NULL && gd_row_is_pair(&row) ? side_json(model, &row, 1, err) : NULL;
     if (json != NULL && gd_row_is_pair(&row) && rejected == NULL) {
         cJSON_Delete(json);
         json = NULL;

@@ -213,17 +213,18 @@ def test_bad_fields_are_named(daemon, pairs, method, param, part):
 
 def test_the_document_and_the_readme_name_the_losses_that_there_are(daemon, pairs):
     document = yaml.safe_load((ROOT / "api-spec" / "openapi.yaml").read_text())
-    names = document["components"]["schemas"]["Preference"]["properties"]["loss"]["enum"]
+    names = document["components"]["schemas"]["PreferenceLoss"]["enum"]
     answer = daemon.post("/v1/fine_tuning/jobs", preference_body(pairs, preference("?")))
     known = answer.json["error"]["message"].split("there are ")[1].split(", ")
-    table = re.findall(r"^\| `(\w+)`(?: \(`(\w+)`\))? \|.*`(?:beta|lambda)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    section = (ROOT / "README.md").read_text().split("| loss | of one pair |")[1].split("\n\n")[0]
+    table = re.findall(r"^\| `([\w-]+)`(?: \(`([\w-]+)`\))? \|", section, re.MULTILINE)
     assert [name for name, _ in table] == known
     assert [n for row in table for n in row if n] == names
     for name in names:
         job = daemon.post("/v1/fine_tuning/jobs", preference_body(pairs, preference(name)))
         assert job.status == 200, job.body
         shown = job.json["method"]["preference"]
-        assert shown["loss"] in known and "nll_weight" in shown
+        assert shown["loss"] in known and ("beta" in shown or name in ("orpo", "sft"))
         daemon.post(f"/v1/fine_tuning/jobs/{job.json['id']}/cancel")
 
 

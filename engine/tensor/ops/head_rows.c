@@ -58,7 +58,7 @@ GD_INLINE int64_t argmax(const float *z, int64_t n)
 }
 
 struct row_result {
-    float log_p;
+    float log_p, collision;
     int32_t argmax;
 };
 
@@ -75,16 +75,21 @@ GD_INLINE struct row_result row_body(float *z, uint16_t *narrow, bool wants_grad
     }
     int64_t top = argmax(z, vocab);
     float max = z[top];
-    double total = 0;
+    double total = 0, squares = 0;
     for (int64_t at = 0; at < vocab; at += BLOCK) {
         int64_t end = vocab - at < BLOCK ? vocab : at + BLOCK;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t v = at; v < end; v++)
-            sum += gd_exp(z[v] - max);
+        float sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum, square)
+        for (int64_t v = at; v < end; v++) {
+            float e = gd_exp(z[v] - max);
+            sum += e;
+            square += e * e;
+        }
         total += (double)sum;
+        squares += (double)square;
     }
-    struct row_result result = {(float)((double)z[label] - (double)max - log(total)), (int32_t)top};
+    struct row_result result = {(float)((double)z[label] - (double)max - log(total)), (float)(log(squares) - 2 * log(total)),
+                                (int32_t)top};
     if (!wants_gradient)
         return result;
     float factor = (float)((double)weight / total), label_gradient = weight, chain = scale;
@@ -153,6 +158,8 @@ static bool run_chunk(const struct job *job, int64_t begin, int64_t n, struct gd
                 rows->log_p[t] = result.log_p;
             if (rows->argmax != NULL)
                 rows->argmax[t] = result.argmax;
+            if (rows->collision != NULL)
+                rows->collision[t] = result.collision;
         }
     }
     if (!job->wants_gradient)
@@ -179,6 +186,8 @@ static bool list_labelled(const struct job *job, int64_t *count, struct gd_error
             rows->log_p[t] = 0;
         if (rows->argmax != NULL)
             rows->argmax[t] = -1;
+        if (rows->collision != NULL)
+            rows->collision[t] = 0;
         if (label >= 0 && label < job->vocab)
             job->labelled[(*count)++] = (int32_t)t;
         else if (label != -100)

@@ -27,6 +27,7 @@ struct gd_head_rows {
     float sign, logit_scale, softcap;
     float *log_p;                  /* [T], 0 where no label; or NULL */
     int32_t *argmax;               /* [T], -1 where no label; or NULL */
+    float *collision;              /* [T]: log sum_v p(v)^2, 0 where no label; or NULL */
     void *dh;                      /* [T, d], with head_back */
     void *scratch;
 };

@@ -10,6 +10,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         return false;
     gd_shape_like(call->out[0], call->in[2], GD_F32);
     gd_shape_like(call->out[1], call->in[2], GD_I32);
+    gd_shape_like(call->out[2], call->in[2], GD_F32);
     return true;
 }
 
@@ -27,13 +28,15 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
     struct gd_head_rows rows = {.name = "token_logprob", .h = &args->in[0], .head = args->weight[1], .labels = args->in[2].data,
                                 .logit_scale = (float)args->params->f[0], .softcap = (float)args->params->f[1],
-                                .log_p = args->out[0].data, .argmax = args->out[1].data, .scratch = args->scratch};
+                                .log_p = args->out[0].data, .argmax = args->out[1].data, .collision = args->out[2].data, .scratch = args->scratch};
     return gd_head_rows_run(&rows, err);
 }
 
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
                      struct gd_value **in_grad)
 {
+    if (out_grad[2] != NULL)
+        return gd_graph_fail(graph, "token_logprob: only its log p is differentiable") != NULL;
     if (call->in[0]->needs_gradient)
         in_grad[0] = gd_token_logprob_grad(graph, call->in[0], call->in[1], call->in[2], out_grad[0], call->params.f[0],
                                            call->params.f[1]);
@@ -45,24 +48,28 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
     int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1], vocab = op_case->in[1].shape[0];
     double scale = op_case->params.f[0], cap = op_case->params.f[1];
     for (int64_t t = 0; t < rows; t++) {
-        double sum = 0, best = -INFINITY, label_z = 0;
+        double sum = 0, squares = 0, best = -INFINITY, label_z = 0;
         int64_t label = (int64_t)in[2][t];
         out[0][t] = 0;
         out[1][t] = -1;
+        out[2][t] = 0;
         for (int64_t v = 0; label >= 0 && v < vocab; v++) {
             double z = 0;
             for (int64_t j = 0; j < width; j++)
                 z += scale * in[0][t * width + j] * in[1][v * width + j];
             z = cap > 0 ? cap * tanh(z / cap) : z;
             sum += exp(z);
+            squares += exp(2 * z);
             label_z = v == label ? z : label_z;
             if (z > best) {
                 best = z;
                 out[1][t] = (double)v;
             }
         }
-        if (label >= 0)
+        if (label >= 0) {
             out[0][t] = label_z - log(sum);
+            out[2][t] = log(squares) - 2 * log(sum);
+        }
     }
 }
 
@@ -81,7 +88,7 @@ static const struct gd_op_case cases[] = {
 
 const struct gd_op gd_op_token_logprob = {
     .name = "token_logprob",
-    .in_min = 3, .in_max = 3, .out_count = 2,
+    .in_min = 3, .in_max = 3, .out_count = 3,
     .shape = shape,
     .scratch_bytes = scratch_bytes,
     .weight_use = weight_use,

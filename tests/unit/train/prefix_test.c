@@ -124,6 +124,12 @@ static struct gd_pass_result run(struct setting *s, const char *loss, bool share
     gd_preference_default(&preference, gd_preference_find(loss));
     gd_passes_init(&passes, s->model, s->graft, gd_objective_find("preference"), &preference, GD_F32, s->block, s->grad);
     gd_batch_fill(&s->batch, &s->data, rows, ROWS, SPACE);
+    struct gd_step_counts counts = {0};
+    struct gd_survey survey = {0};
+    for (int r = 0; r < ROWS; r++)
+        gd_step_count_row(&counts, &preference, &s->data, r);
+    gd_survey_begin(&survey, &counts, 0, 0);
+    passes.survey = &survey;
     must(gd_passes_run(&passes, true, &s->batch, 1.0 / ROWS, NULL, NULL, &result, &err), &err);
     gd_passes_release(&passes);
     return result;

@@ -101,8 +101,8 @@ static void dpo_is_openais_and_preference_takes_any_loss(void **state)
     struct gd_error err = {0};
     struct gd_job_spec spec, again;
     assert_true(parse(&spec, METHOD("dpo", ""), &err));
-    assert_string_equal(spec.preference.loss->name, "dpo");
-    assert_true(spec.preference.parameter[GD_PREFERENCE_BETA] == 0.1);
+    assert_string_equal(spec.preference.term[0].loss->name, "dpo");
+    assert_true(spec.preference.term[0].parameter[GD_PREFERENCE_BETA] == 0.1);
     gd_job_spec_release(&spec);
     assert_true(parse(&spec, METHOD("dpo", ", \"dpo\": {\"hyperparameters\": {\"beta\": \"auto\", \"n_epochs\": \"auto\"}}"), &err));
     assert_true(gd_job_spec_resolve(&spec, 100, 5000, 576, 2048, &err));
@@ -117,8 +117,8 @@ static void dpo_is_openais_and_preference_takes_any_loss(void **state)
     cJSON *json = gd_job_spec_json(&spec);
     char *text = gd_json_print(json);
     assert_true(parse(&again, text, &err));
-    assert_string_equal(again.preference.loss->name, "simpo");
-    assert_true(again.preference.parameter[GD_PREFERENCE_BETA] == 2.5 && again.preference.parameter[GD_PREFERENCE_GAMMA] == 0.5);
+    assert_string_equal(again.preference.term[0].loss->name, "simpo");
+    assert_true(again.preference.term[0].parameter[GD_PREFERENCE_BETA] == 2.5 && again.preference.term[0].parameter[GD_PREFERENCE_GAMMA] == 0.5);
     assert_int_equal(again.batch_size, 8);
     gd_free(text);
     cJSON_Delete(json);
