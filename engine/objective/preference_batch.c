@@ -99,13 +99,14 @@ static struct rows rows_of(const struct gd_preference_batch *batch, int segment)
     for (int part_ = 0; part_ < 2; part_++) \
         for (int t = (rows).begin[part_]; t < (rows).end[part_]; t++)
 
+/* In f32 as the reference's sums are: where both are the same model, the difference is 0. */
 static double segment_sum(const struct gd_preference_batch *batch, int segment, const float *x)
 {
     struct rows rows = rows_of(batch, segment);
     double sum = 0;
     EACH_ROW(t, rows)
         sum += (double)batch->weights[t] * (double)x[t];
-    return sum;
+    return (double)(float)sum;
 }
 
 static void spread(const struct gd_preference_batch *batch, int segment, double slope, float *gradient)
