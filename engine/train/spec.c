@@ -147,6 +147,15 @@ static bool parse_options(struct gd_job_spec *spec, const cJSON *options, const 
     return options == NULL || gd_json_only_known(options, path, known, err);
 }
 
+/* KTO pairs each row's prompt with another row's answer. */
+static bool check_step(const struct gd_job_spec *spec, const char *path, struct gd_error *err)
+{
+    char param[112];
+    snprintf(param, sizeof param, "%s.batch_size", path);
+    return spec->preference.term_count == 0 || spec->batch_size != 1 || !gd_preference_has(&spec->preference, GD_LOSS_KL) ||
+           gd_fail_param(err, GD_INVALID, param, "batch_size is 1; kto compares the rows of a step with each other and needs 2 or more");
+}
+
 static bool parse_method(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
 {
     const cJSON *method = NULL, *options = NULL, *nested = NULL, *top = NULL;
@@ -172,8 +181,9 @@ static bool parse_method(struct gd_job_spec *spec, const cJSON *body, struct gd_
         return gd_fail_param(err, GD_INVALID, "hyperparameters",
                              "hyperparameters and %s are both given; the first is deprecated: keep the second", hyper);
     if (nested != NULL)
-        return parse_hyperparameters(spec, nested, hyper, strcmp(type, "dpo") == 0 ? EXTENDED_DPO : EXTENDED, err);
-    return top == NULL || parse_hyperparameters(spec, top, "hyperparameters", STANDARD, err);
+        return parse_hyperparameters(spec, nested, hyper, strcmp(type, "dpo") == 0 ? EXTENDED_DPO : EXTENDED, err) &&
+               check_step(spec, hyper, err);
+    return top == NULL || (parse_hyperparameters(spec, top, "hyperparameters", STANDARD, err) && check_step(spec, "hyperparameters", err));
 }
 
 static bool parse_data(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)

@@ -3,7 +3,10 @@
 #include "engine/train/passes.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
+
+#define EVEN_MAX 1.33 /* desirable to undesirable weight, times their numbers (Ethayarajh et al. 2024, equation 8) */
 
 /* Trained tokens of a row's tokens [begin, end); nothing predicts the first one of a side. */
 static int trained(const struct gd_dataset *data, int64_t begin, int64_t end)
@@ -24,6 +27,29 @@ void gd_step_count_row(struct gd_step_counts *counts, const struct gd_preference
         counts->nll += preference->full_nll ? entry->chosen - 1 : trained(data, entry->offset, entry->offset + entry->chosen);
     if (entry->gold > 0)
         counts->gold += trained(data, end - entry->gold, end);
+}
+
+bool gd_label_advice(const struct gd_preference *preference, const struct gd_dataset *data, char *text, size_t size)
+{
+    const struct gd_preference_term *term = &preference->term[0];
+    int64_t good = 0, bad = 0;
+    for (int64_t i = 0; i < data->row_count; i++)
+        good += data->rows[i].desirable;
+    bad = data->row_count - good;
+    if (!data->labelled)
+        return false;
+    if (good == 0 || bad == 0) {
+        snprintf(text, size, "training_file: every row is %s; losses over labelled answers need both kinds", good > 0 ? "desirable" : "undesirable");
+        return true;
+    }
+    if (!term->loss->range[GD_PREFERENCE_DESIRABLE_WEIGHT].taken || good == bad)
+        return false;
+    double even = (double)bad * term->parameter[GD_PREFERENCE_UNDESIRABLE_WEIGHT] / (double)good;
+    if (term->parameter[GD_PREFERENCE_DESIRABLE_WEIGHT] >= even && term->parameter[GD_PREFERENCE_DESIRABLE_WEIGHT] <= EVEN_MAX * even)
+        return false;
+    snprintf(text, size, "training_file has %lld desirable and %lld undesirable rows: Ethayarajh et al. 2024 advise a desirable_weight from %.3g "
+             "to %.3g with this undesirable_weight", (long long)good, (long long)bad, even, EVEN_MAX * even);
+    return true;
 }
 
 static double inverse(double count)

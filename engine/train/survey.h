@@ -36,6 +36,8 @@ struct gd_step_counts {
 };
 void gd_step_count_row(struct gd_step_counts *counts, const struct gd_preference *preference, const struct gd_dataset *data,
                        int64_t row);
+/* What is unwise about the numbers of desirable and undesirable rows and their weights; false: nothing. */
+bool gd_label_advice(const struct gd_preference *preference, const struct gd_dataset *data, char *text, size_t size);
 /* Empty but for the divisors, and for the running mean so far. */
 void gd_survey_begin(struct gd_survey *survey, const struct gd_step_counts *counts, double running_mean, double running_count);
 

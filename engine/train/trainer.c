@@ -127,6 +127,8 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
     char lines[160];
     if (data->row_count == 0)
         return gd_fail_param(err, GD_BAD_FILE, param, "%s has no row with a token to train", param);
+    if (data->row_count == 1 && has_answers(trainer) && gd_preference_has(&trainer->spec->preference, GD_LOSS_KL))
+        return gd_fail_param(err, GD_BAD_FILE, param, "%s has one row; kto compares rows with each other and needs 2 or more", param);
     name_lines(data->overlong_lines, data->dropped_rows + data->truncated_rows, lines, sizeof(lines));
     if (data->dropped_rows > 0)
         say(trainer, "warn", "%s: %lld over-long rows were dropped, as data.overlong asks (line %s)", param,
@@ -298,6 +300,9 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     if (!gd_job_spec_resolve(spec, trainer->train->row_count, trainer->train->token_count, trainer->model->config.width,
                              trainer->model->config.context - trainer->graft->virtual_rows.count, err))
         return false;
+    char advice[400];
+    if (has_answers(trainer) && gd_label_advice(&spec->preference, trainer->train, advice, sizeof(advice)))
+        say(trainer, "warn", "%s", advice);
     trainer->steps_per_epoch = (trainer->train->row_count + spec->batch_size - 1) / spec->batch_size;
     trainer->total_steps = spec->max_steps > 0 ? spec->max_steps : trainer->steps_per_epoch * spec->n_epochs;
     trainer->order = gd_alloc_array((size_t)trainer->train->row_count, sizeof(int64_t));
