@@ -112,6 +112,39 @@ void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed)
     graft->method->init(graft, block, seed);
 }
 
+bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_graft **kept, struct gd_error *err)
+{
+    struct gd_adapter_config config;
+    copy_config(&config, &graft->config);
+    config.finished = true;
+    bool ok = true;
+    if (graft->method->kept_options != NULL && graft->method->kept_options(&config)) {
+        ok = gd_graft_create(kept, graft->model, &config, err);
+        if (ok) {
+            (*kept)->block = gd_alloc_array((size_t)gd_graft_floats(*kept), sizeof(float));
+            graft->method->keep(graft, block, *kept, (*kept)->block);
+        }
+    }
+    gd_adapter_config_release(&config);
+    return ok;
+}
+
+bool gd_graft_resume(const struct gd_graft *graft, const struct gd_graft *kept, float *block, struct gd_error *err)
+{
+    struct gd_adapter_config config;
+    copy_config(&config, &graft->config);
+    bool differ = graft->method->kept_options != NULL && graft->method->kept_options(&config);
+    gd_adapter_config_release(&config);
+    if (gd_graft_floats(kept) != gd_graft_floats(graft) || (!differ && kept->parameter_count != graft->parameter_count))
+        return gd_fail(err, GD_BAD_FILE, "it holds %lld parameters; the job has %lld", (long long)gd_graft_floats(kept),
+                       (long long)gd_graft_floats(graft));
+    if (differ)
+        graft->method->resume(graft, block, kept);
+    else
+        memcpy(block, kept->block, (size_t)gd_graft_floats(graft) * sizeof(float));
+    return true;
+}
+
 int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor)
 {
     int i = 0;
@@ -202,6 +235,7 @@ void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_
 void gd_graft_training_release(struct gd_graft_training *training)
 {
     gd_free(training->params);
+    gd_free(training->views);
     memset(training, 0, sizeof(*training));
 }
 

@@ -22,7 +22,7 @@
 #include "engine/tensor/wear.h"
 
 #define GD_TARGETS_MAX 4096
-#define GD_ADAPTER_OPTIONS_MAX 12
+#define GD_ADAPTER_OPTIONS_MAX 16
 #define GD_ADAPTER_TEXT_MAX 65536
 
 enum gd_adapter_option_type {
@@ -61,6 +61,7 @@ struct gd_modules {
 /* Resolved options of a graft, by position in the method's table. */
 struct gd_adapter_config {
     const struct gd_adapter_method *method;
+    bool finished;               /* of a graft that has been trained: limits on what may be trained do not bind it */
     double values[GD_ADAPTER_OPTIONS_MAX];
     struct gd_modules modules[GD_ADAPTER_OPTIONS_MAX];
     char *texts[GD_ADAPTER_OPTIONS_MAX];
@@ -169,6 +170,11 @@ struct gd_adapter_method {
     /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). */
     void (*wear)(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                  struct gd_wear_part *part);
+    /* Where what is kept differs from what is trained, all three: the options of the kept graft, changed in place (false: no
+     * difference with these options), and the blocks. */
+    bool (*kept_options)(struct gd_adapter_config *config);
+    void (*keep)(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block);
+    void (*resume)(const struct gd_graft *graft, float *block, const struct gd_graft *kept);
 };
 extern const struct gd_adapter_method *const gd_adapter_table[];
 extern const int gd_adapter_count;
@@ -181,8 +187,6 @@ void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed);
 /* End of the run of trained floats from `begin` on that share one factor of the learning rate. */
 int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor);
 
-#define GD_GRAFT_VIEWS_MAX 32
-
 /* Sites for a training graph: declares one value per trained parameter (in param order, [param_count]): PARAMs and
  * dropout when `training` (dropout_key: i32 [4] input, NULL without dropout), plain inputs for evaluation. */
 struct gd_graft_training {
@@ -193,7 +197,7 @@ struct gd_graft_training {
     struct gd_graft_view {       /* the first rows of a frozen parameter */
         const struct gd_graft_param *param;
         struct gd_value *value;
-    } views[GD_GRAFT_VIEWS_MAX];
+    } *views;
     int view_count;
     struct gd_value *index[GD_ROW_INDICES]; /* i32 [T] inputs, NULL where the graph needs none */
 };
@@ -219,6 +223,12 @@ void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *g
  * merged into graftd.json. */
 GD_MUST_CHECK bool gd_graft_save(const struct gd_graft *graft, const float *block, const char *folder,
                                  const cJSON *extra, struct gd_error *err);
+/* Where a method keeps other parameters than it trains: *kept becomes the graft of what is kept, with its block. NULL: both
+ * are the same. */
+GD_MUST_CHECK bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_graft **kept, struct gd_error *err);
+/* The other way: the block (trained and frozen) of `graft` from what was kept of it. */
+GD_MUST_CHECK bool gd_graft_resume(const struct gd_graft *graft, const struct gd_graft *kept, float *block, struct gd_error *err);
+
 /* A PEFT folder, or a GGUF LoRA file (export.h). Strict account: every tensor used, every target filled. Digests in graftd.json that differ from the model's are an
  * error naming both (absent graftd.json, as PEFT writes: accepted). */
 GD_MUST_CHECK bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder,

@@ -112,8 +112,7 @@ struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_gra
         if (view->param == param && view->value != NULL && view->value->shape[0] == rows)
             return view->value;
     }
-    if (training->view_count == GD_GRAFT_VIEWS_MAX)
-        return gd_graph_fail(g, "'%s' is used in more than %d widths", param->name, GD_GRAFT_VIEWS_MAX);
+    training->views = gd_realloc_array(training->views, (size_t)training->view_count + 1, sizeof(*training->views));
     struct gd_graft_view *view = &training->views[training->view_count++];
     view->param = param;
     view->value = gd_graph_input(g, param->name, GD_F32, 2, (int64_t[]){rows, columns});

@@ -1,7 +1,7 @@
 /*
  * lora.c - LoRA (Hu et al. 2021): y = W x + s B A dropout(x), s = lora_alpha / r, or lora_alpha / sqrt(r) with
  * rsLoRA (Kalajdzievski 2023). A is kaiming-uniform(sqrt 5), that is U(-1/sqrt(in), 1/sqrt(in)); B is zero, so the start
- * is the base; "gaussian" draws A from N(0, 1/r^2) as PEFT does. LoRA+ (Hayou et al. 2024): B learns loraplus_lr_ratio
+ * is the base; "gaussian" draws A from N(0, 1/r^2) as PEFT does, "pissa" is in lora_pissa.c. LoRA+ (Hayou et al. 2024): B learns loraplus_lr_ratio
  * times as fast as A. r (in + out) numbers a module, and out more with DoRA (lora_dora.c).
  */
 #include "engine/adapter/lora.h"
@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-static const char *const inits[] = {[GD_LORA_TRUE] = "true", [GD_LORA_GAUSSIAN] = "gaussian", NULL};
+static const char *const inits[] = {[GD_LORA_TRUE] = "true", [GD_LORA_GAUSSIAN] = "gaussian", [GD_LORA_PISSA] = "pissa", NULL};
 
 static const struct gd_adapter_option options[] = {
     {.name = "r", .type = GD_OPTION_INT, .min = 1, .max = GD_WEAR_RANK_MAX, .fallback = 16, .peft_fallback = 8,
@@ -23,12 +23,26 @@ static const struct gd_adapter_option options[] = {
     {.name = "use_dora", .type = GD_OPTION_BOOL,
      .help = "Learn the lengths of the rows of the changed weight apart from their directions (DoRA)."},
     {.name = "init_lora_weights", .type = GD_OPTION_CHOICE, .use = GD_OPTION_TRAINS, .choices = inits,
-     .help = "Start of A: true is uniform within 1/sqrt(in), \"gaussian\" normal with deviation 1/r; B starts at zero."},
+     .help = "Start: true has A uniform within 1/sqrt(in) and \"gaussian\" normal with deviation 1/r, B at zero; \"pissa\" takes "
+             "the base's largest singular directions, and is kept as a LoRA of twice the rank."},
     {.name = "loraplus_lr_ratio", .type = GD_OPTION_NUMBER, .use = GD_OPTION_OURS, .min = 1e-3, .max = 1e3, .fallback = 1,
      .help = "B learns at this multiple of A's rate (LoRA+; about 16)."},
     {.name = "target_modules", .type = GD_OPTION_MODULES, .min = 1, .modules = "all-linear",
      .help = "Linear modules to adapt: names, dotted suffixes, or \"all-linear\"."},
 };
+
+static bool check_variants(const struct gd_adapter_config *config, struct gd_error *err)
+{
+    if (gd_adapter_value(config, "init_lora_weights") != GD_LORA_PISSA)
+        return true;
+    if (gd_adapter_value(config, "use_dora") != 0)
+        return gd_fail_param(err, GD_INVALID, "adapter.use_dora", "use_dora and the start \"pissa\" do not go together: magnitudes "
+                             "are lost when PiSSA is kept as a plain LoRA; leave one of them out");
+    if (gd_adapter_value(config, "r") > GD_WEAR_RANK_MAX / 2)
+        return gd_fail_param(err, GD_INVALID, "adapter.r", "with the start \"pissa\" r is at most %d, because it is kept as a LoRA "
+                             "of rank 2 r", GD_WEAR_RANK_MAX / 2);
+    return true;
+}
 
 static bool create(struct gd_graft *graft, struct gd_error *err)
 {
@@ -36,13 +50,13 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     int site_count = gd_model_linear_sites(graft->model, &sites);
     int64_t r = (int64_t)gd_adapter_value(&graft->config, "r");
     double alpha = gd_adapter_value(&graft->config, "lora_alpha"), ratio = gd_adapter_value(&graft->config, "loraplus_lr_ratio");
-    if (gd_graft_choose(graft, GD_SITE_LINEAR, "target_modules", err) == 0)
+    if (!check_variants(&graft->config, err) || gd_graft_choose(graft, GD_SITE_LINEAR, "target_modules", err) == 0)
         return false;
     for (int i = 0; i < site_count; i++) {
         if (graft->site_param[i] < 0)
             continue;
         int limit = sites[i].in < sites[i].out ? sites[i].in : sites[i].out;
-        if (r > limit)
+        if (r > limit && !graft->config.finished)
             return gd_fail_param(err, GD_INVALID, "adapter.r", "rank %d is larger than %s allows (%d x %d: at most %d)",
                                  (int)r, sites[i].name, sites[i].out, sites[i].in, limit);
         graft->site_param[i] = graft->param_count;
@@ -51,6 +65,9 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
         if (gd_adapter_value(&graft->config, "use_dora") != 0)
             gd_lora_dora_add(graft, &sites[i], ratio);
     }
+    for (int i = 0; i < site_count && gd_adapter_value(&graft->config, "init_lora_weights") == GD_LORA_PISSA; i++)
+        if (graft->site_param[i] >= 0)
+            gd_lora_pissa_add(graft, &sites[i]);
     graft->scale = gd_adapter_value(&graft->config, "use_rslora") != 0 ? alpha / sqrt((double)r) : alpha / (double)r;
     graft->dropout = gd_adapter_value(&graft->config, "lora_dropout");
     return true;
@@ -58,6 +75,10 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
 
 static void init(const struct gd_graft *graft, float *block, uint64_t seed)
 {
+    if (gd_adapter_value(&graft->config, "init_lora_weights") == GD_LORA_PISSA) {
+        gd_lora_pissa_init(graft, block);
+        return;
+    }
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites);
     bool gaussian = gd_adapter_value(&graft->config, "init_lora_weights") == GD_LORA_GAUSSIAN;
@@ -83,6 +104,8 @@ static struct gd_value *linear(struct gd_graft_training *training, struct gd_gra
     if (gd_adapter_value(&training->graft->config, "use_dora") != 0)
         return gd_lora_dora_linear(training, g, site, x, w, bias, params);
     struct gd_value *y = gd_site_linear_base(g, x, w, bias);
+    if (gd_adapter_value(&training->graft->config, "init_lora_weights") == GD_LORA_PISSA)
+        y = gd_lora_pissa_base(training, g, site, x, y);
     if (training->dropout_key != NULL)
         x = gd_dropout(g, x, training->dropout_key, training->graft->dropout, site->index);
     struct gd_value *u = gd_matmul(g, x, false, params[0], true, 1.0, NULL, gd_graph_act(g));
@@ -138,4 +161,7 @@ const struct gd_adapter_method gd_adapter_lora = {
     .init = init,
     .linear = linear,
     .wear = wear,
+    .kept_options = gd_lora_pissa_kept_options,
+    .keep = gd_lora_pissa_keep,
+    .resume = gd_lora_pissa_resume,
 };

@@ -13,7 +13,7 @@
 
 #include "engine/adapter/build.h"
 
-enum { GD_LORA_TRUE, GD_LORA_GAUSSIAN }; /* init_lora_weights */
+enum { GD_LORA_TRUE, GD_LORA_GAUSSIAN, GD_LORA_PISSA }; /* init_lora_weights */
 
 /* A module's parameters: A, B, and with DoRA the magnitudes. */
 void gd_lora_dora_add(struct gd_graft *graft, const struct gd_site *site, double rate);
@@ -24,5 +24,15 @@ struct gd_value *gd_lora_dora_linear(struct gd_graft_training *training, struct 
 /* After the product has been put into the part. */
 void gd_lora_dora_wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                        struct gd_wear_part *part);
+
+/* PiSSA's start. Frozen A0 and B0 of each module follow the trained parameters in the modules' order. */
+void gd_lora_pissa_add(struct gd_graft *graft, const struct gd_site *site);
+void gd_lora_pissa_init(const struct gd_graft *graft, float *block);
+/* y - scale B0 A0 x */
+struct gd_value *gd_lora_pissa_base(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                                    struct gd_value *x, struct gd_value *y);
+bool gd_lora_pissa_kept_options(struct gd_adapter_config *config);
+void gd_lora_pissa_keep(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block);
+void gd_lora_pissa_resume(const struct gd_graft *graft, float *block, const struct gd_graft *kept);
 
 #endif

@@ -166,7 +166,6 @@ static bool write_weights(const struct gd_graft *graft, const float *block, cons
 bool gd_graft_save(const struct gd_graft *graft, const float *block, const char *folder, const cJSON *extra,
                    struct gd_error *err)
 {
-    cJSON *config = adapter_config(graft);
     cJSON *facts = cJSON_CreateObject();
     cJSON_AddStringToObject(facts, "graftd_version", GD_VERSION);
     cJSON_AddStringToObject(facts, "base_model", graft->model->id);
@@ -176,8 +175,12 @@ bool gd_graft_save(const struct gd_graft *graft, const float *block, const char 
     cJSON_AddItemToObject(facts, "adapter", gd_adapter_config_json(&graft->config));
     const cJSON *member;
     cJSON_ArrayForEach(member, extra) cJSON_AddItemToObject(facts, member->string, cJSON_Duplicate(member, true));
-    bool ok = write_json(folder, "adapter_config.json", config, err) && write_json(folder, "graftd.json", facts, err) &&
-              write_card(graft, folder, err) && write_weights(graft, block, folder, err);
+    struct gd_graft *kept = NULL;
+    bool ok = gd_graft_keep(graft, block, &kept, err);
+    cJSON *config = ok ? adapter_config(kept != NULL ? kept : graft) : NULL;
+    ok = ok && write_json(folder, "adapter_config.json", config, err) && write_json(folder, "graftd.json", facts, err) &&
+              write_card(graft, folder, err) && write_weights(kept != NULL ? kept : graft, kept != NULL ? kept->block : block, folder, err);
+    gd_graft_destroy(kept);
     cJSON_Delete(config);
     cJSON_Delete(facts);
     if (!ok)
@@ -300,6 +303,7 @@ static bool read_config(struct gd_adapter_config *config, const cJSON *json, str
     const char *type = NULL;
     if (!gd_json_get_string(json, "", "peft_type", true, 1, 64, &type, err) || (config->method = method_of(type, err)) == NULL)
         return false;
+    config->finished = true;
     for (const char *const *key = config->method->refused; *key != NULL; key++)
         if (!refuse_option(json, *key, err))
             return false;

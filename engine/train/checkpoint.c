@@ -22,10 +22,12 @@ static bool stands(const char *path, const struct gd_graft *graft, const float *
 {
     struct gd_error ignored = {0};
     struct gd_graft *loaded = NULL;
+    size_t bytes = (size_t)gd_graft_floats(graft) * sizeof(float);
+    float *have = gd_alloc(bytes);
     bool same = exists(path) && gd_graft_load(&loaded, graft->model, path, &ignored) &&
-                gd_graft_floats(loaded) == gd_graft_floats(graft) &&
-                memcmp(loaded->block, block, (size_t)gd_graft_floats(graft) * sizeof(float)) == 0;
+                gd_graft_resume(graft, loaded, have, &ignored) && memcmp(have, block, bytes) == 0;
     gd_graft_destroy(loaded);
+    gd_free(have);
     return same;
 }
 
@@ -207,9 +209,6 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
     int64_t recorded = 0, since = 0;
     struct gd_best best = {0};
     bool ok = gd_dir_verify(state, err) && gd_dir_verify(adapter, err) && gd_graft_load(&loaded, graft->model, adapter, err);
-    if (ok && (loaded->parameter_count != graft->parameter_count || loaded->frozen_count != graft->frozen_count))
-        ok = gd_fail(err, GD_BAD_FILE, "it holds %lld parameters; the job has %lld", (long long)loaded->parameter_count,
-                     (long long)graft->parameter_count);
     if (ok) {
         json = gd_json_parse_file(json_path, 16u << 20, err);
         ok = json != NULL && gd_safetensors_open(&file, weights, err);
@@ -224,9 +223,9 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
          get_exact(json, "running_mean", &checkpoint->running_mean, err) &&
          get_exact(json, "running_count", &checkpoint->running_count, err) &&
          read_moment(file, "exp_avg", checkpoint->exp_avg, graft->parameter_count, err) &&
-         read_moment(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err);
+         read_moment(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err) &&
+         gd_graft_resume(graft, loaded, checkpoint->block, err);
     if (ok) {
-        memcpy(checkpoint->block, loaded->block, (size_t)gd_graft_floats(graft) * sizeof(float));
         memcpy(checkpoint->data_fingerprint, fingerprint, 33);
         checkpoint->step = step;
         checkpoint->best = best;

@@ -133,7 +133,7 @@ static void check_pefts_folder(const char *method)
 
 static void adapters_written_by_peft_give_pefts_logits(void **state)
 {
-    static const char *const variants[] = {"dora"};
+    static const char *const variants[] = {"dora", "pissa"};
     for (size_t i = 0; i < GD_COUNT(variants); i++)
         check_pefts_folder(variants[i]);
     for (int i = 0; i < gd_adapter_count; i++)
@@ -230,6 +230,39 @@ static void what_is_saved_is_read_back_exactly(void **state)
             fail_msg("no configuration of %s is tried", gd_adapter_table[m]->name);
 }
 
+/* What is kept is another graft than what is trained: it computes the same, and the trained one comes back bit by bit. */
+static void check_kept(const char *json, const char *name)
+{
+    struct gd_error err = {0};
+    struct gd_graft *graft = make_graft(json), *loaded = NULL;
+    char *folder = save(graft, name);
+    int32_t ids[20];
+    for (int i = 0; i < 20; i++)
+        ids[i] = (i * 31 + 5) % model->config.vocab;
+    must(gd_graft_load(&loaded, model, folder, &err), &err);
+    float *block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
+    must(gd_graft_resume(graft, loaded, block, &err), &err);
+    assert_memory_equal(block, graft->block, (size_t)gd_graft_floats(graft) * sizeof(float));
+    float *trained = logits_of(graft, ids, 20), *served = logits_of(loaded, ids, 20);
+    for (int64_t i = 0; i < 20 * (int64_t)model->config.vocab; i++)
+        if (fabs((double)trained[i] - (double)served[i]) > 1e-3)
+            fail_msg("%s: logit %lld is %g in training, %g as it is kept", json, (long long)i, (double)trained[i], (double)served[i]);
+    if (getenv("GD_ADAPTER_OUT") != NULL)
+        keep_for_peft(getenv("GD_ADAPTER_OUT"), name, graft);
+    gd_free(trained);
+    gd_free(served);
+    gd_free(block);
+    gd_graft_destroy(loaded);
+    gd_graft_destroy(graft);
+    gd_free(folder);
+}
+
+static void what_is_kept_in_another_form_is_resumed_exactly(void **state)
+{
+    check_kept("{\"r\": 4, \"init_lora_weights\": \"pissa\"}", "pissa");
+    check_kept("{\"r\": 20, \"init_lora_weights\": \"pissa\", \"use_rslora\": true}", "pissa-rslora"); /* kept above the full rank */
+}
+
 static void check_count(const char *json, int64_t expected)
 {
     struct gd_graft *graft = make_graft(json);
@@ -251,6 +284,7 @@ static void parameter_counts_follow_the_formulas(void **state)
     int64_t kv = (int64_t)config->kv_heads * config->head_dim;
     check_count("{\"r\": 6}", lora);
     check_count("{\"r\": 6, \"use_dora\": true}", lora + out);
+    check_count("{\"r\": 6, \"init_lora_weights\": \"pissa\"}", lora);
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
     check_count("{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 9}", 9 * config->width);
     check_count("{\"type\": \"ln_tuning\"}", (2 * config->layers + 1) * config->width);
@@ -297,6 +331,7 @@ static void the_start_is_the_base(void **state)
     }
     check_start("{\"r\": 2, \"init_lora_weights\": \"gaussian\"}", ids, expected, 0);
     check_start("{\"r\": 2, \"use_dora\": true}", ids, expected, 0);
+    check_start("{\"r\": 4, \"init_lora_weights\": \"pissa\"}", ids, expected, 1e-4);
     gd_free(expected);
     gd_graft_destroy(base);
 }
@@ -377,8 +412,11 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu_nw\"}", "adapter.non_linearity", "gelu_new");
     refuse("{\"type\": \"parallel\", \"target_modules\": [\"q_proj\"]}", "adapter.target_modules", "its blocks are: self_attn, mlp");
     refuse("{\"init_lora_weights\": \"gausian\"}", "adapter.init_lora_weights", "did you mean 'gaussian'?");
-    refuse("{\"init_lora_weights\": false}", "adapter.init_lora_weights", "there are 'true', 'gaussian'");
+    refuse("{\"init_lora_weights\": false}", "adapter.init_lora_weights", "there are 'true', 'gaussian', 'pissa'");
     refuse("{\"init_lora_weights\": 5}", "adapter.init_lora_weights", "must be a string or true");
+    refuse("{\"init_lora_weights\": \"pisa\"}", "adapter.init_lora_weights", "did you mean 'pissa'?");
+    refuse("{\"init_lora_weights\": \"pissa\", \"use_dora\": true}", "adapter.use_dora", "leave one of them out");
+    refuse("{\"init_lora_weights\": \"pissa\", \"r\": 300}", "adapter.r", "at most 256");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 4000}", "adapter.num_virtual_tokens", "at most");
@@ -459,6 +497,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(adapters_written_by_peft_give_pefts_logits),
         cmocka_unit_test(what_is_saved_is_read_back_exactly),
+        cmocka_unit_test(what_is_kept_in_another_form_is_resumed_exactly),
         cmocka_unit_test(parameter_counts_follow_the_formulas),
         cmocka_unit_test(the_start_is_the_base),
         cmocka_unit_test(the_residual_of_a_bottleneck_is_what_the_request_says),

@@ -26,6 +26,7 @@ static const struct kind {
     {"lora", "{\"r\": 4, \"lora_alpha\": 8}"},
     {"loraplus", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"loraplus_lr_ratio\": 16}"},
     {"dora", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"use_dora\": true}"},
+    {"pissa", "{\"r\": 3, \"lora_alpha\": 6, \"target_modules\": [\"v_proj\", \"down_proj\"], \"init_lora_weights\": \"pissa\"}"},
     {"ln_tuning", "{\"type\": \"ln_tuning\"}"},
     {"ia3", "{\"type\": \"ia3\"}"},
     {"vera", "{\"type\": \"vera\", \"r\": 8}"},
@@ -218,6 +219,39 @@ static void gradients_and_twenty_steps_equal_pefts(void **state)
     }
 }
 
+/* s B0 A0 of the module whose A0 is `a`, in the given block; rows * columns of it (yours to gd_free). */
+static float *product_of(const struct gd_graft_param *a, const float *block)
+{
+    const struct gd_graft_param *b = a + 1;
+    int64_t rows = b->shape[0], columns = a->shape[1], r = a->shape[0];
+    float *product = gd_alloc_array((size_t)(rows * columns), sizeof(float));
+    for (int64_t o = 0; o < rows; o++)
+        for (int64_t k = 0; k < r; k++)
+            for (int64_t i = 0; i < columns; i++)
+                product[o * columns + i] += block[b->offset + o * r + k] * block[a->offset + k * columns + i];
+    return product;
+}
+
+static void pissa_starts_from_the_same_directions_as_pefts(void **state)
+{
+    struct setting *s = set_up(&(struct kind){"pissa", "{\"r\": 3, \"lora_alpha\": 6, \"target_modules\": [\"v_proj\", \"down_proj\"], "
+                                                       "\"init_lora_weights\": \"pissa\"}"});
+    float *block = gd_alloc_array((size_t)gd_graft_floats(s->graft), sizeof(float));
+    gd_graft_init(s->graft, block, 1);
+    for (int i = 0; i < s->graft->frozen_param_count; i += 2) {
+        const struct gd_graft_param *start = &s->graft->params[s->graft->param_count + i], *trained = &s->graft->params[i];
+        float *expected = product_of(start, s->block), *got = product_of(start, block), *at_start = product_of(trained, block);
+        int64_t count = start[1].shape[0] * start[0].shape[1];
+        assert_near("start", start->name, got, expected, count, 1e-5);
+        assert_memory_equal(at_start, got, (size_t)count * sizeof(float));
+        gd_free(expected);
+        gd_free(got);
+        gd_free(at_start);
+    }
+    gd_free(block);
+    tear_down(s);
+}
+
 static void leaves_add_in_one_tree_whatever_their_number(void **state)
 {
     struct gd_error err = {0};
@@ -261,6 +295,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_and_twenty_steps_equal_pefts),
+        cmocka_unit_test(pissa_starts_from_the_same_directions_as_pefts),
         cmocka_unit_test(leaves_add_in_one_tree_whatever_their_number),
         cmocka_unit_test(schedules_warm_up_and_decay),
     };
