@@ -79,16 +79,30 @@ bool gd_job_status_terminal(enum gd_job_status status);
  * succeeded|failed|cancelled; paused -> queued|cancelled; terminal -> nothing. */
 bool gd_job_status_may(enum gd_job_status from, enum gd_job_status to);
 
+/* What a job does, as stored. All kinds wait in one queue and run on the same workers. */
+#define GD_JOB_KIND_LIST(X)          \
+    X(FINE_TUNING, "fine_tuning")    \
+    X(EVAL,        "eval") /* a run of an eval */
+#define GD_JOB_KIND_ENUM(name, wire) GD_JOB_KIND_##name,
+enum gd_job_kind { GD_JOB_KIND_LIST(GD_JOB_KIND_ENUM) GD_JOB_KIND_COUNT };
+#undef GD_JOB_KIND_ENUM
+const char *gd_job_kind_name(enum gd_job_kind kind);
+
 struct gd_job_record {
-    char *id, *project, *model, *training_file, *validation_file, *suffix; /* nullable: validation_file, suffix */
-    char *body;              /* the validated request, JSON: gd_job_spec_parse reads it */
-    char *hyperparameters;   /* JSON as echoed; replaced by the resolved values */
+    /* nullable: validation_file, suffix. Of a run: model "" if nothing is generated, training_file the file of its items
+     * or "". */
+    char *id, *project, *model, *training_file, *validation_file, *suffix;
+    char *body;              /* the validated request, JSON: gd_job_spec_parse reads it (a run: {data_source_config,
+                              * testing_criteria, data_source}) */
+    char *hyperparameters;   /* JSON as echoed; replaced by the resolved values (a run: its models [{id, base_id, folder}]) */
     char *metadata, *integrations; /* JSON or NULL */
     char *error;             /* JSON {code,message,param} or NULL */
     char *fine_tuned_model;  /* NULL until succeeded */
     char *result_files;      /* JSON array of file ids */
     char *idempotency_key;   /* or NULL; unique per project */
     char *memory;            /* JSON account of the plan or NULL */
+    char *eval_id, *name;    /* of a run; NULL otherwise (name may be) */
+    enum gd_job_kind kind;
     enum gd_job_status status;
     int64_t created_at, started_at, finished_at, estimated_finish; /* 0 = null */
     int64_t seed, trained_tokens, step, total_steps;
@@ -97,19 +111,113 @@ struct gd_job_record {
 };
 void gd_job_record_release(struct gd_job_record *record);
 GD_MUST_CHECK bool gd_db_job_insert(struct gd_db *db, const struct gd_job_record *record, struct gd_error *err);
-/* project NULL: any (scheduler, recovery). */
+/* Of any kind. project NULL: any (scheduler, recovery). */
 GD_MUST_CHECK bool gd_db_job_get(struct gd_db *db, const char *project, const char *id, struct gd_job_record *out,
                                  struct gd_error *err);
 GD_MUST_CHECK bool gd_db_job_by_idempotency(struct gd_db *db, const char *project, const char *key,
                                             struct gd_job_record *out, bool *found, struct gd_error *err);
 /* Writes every mutable column of `record`; the status change is checked against the table (GD_CONFLICT naming both). */
 GD_MUST_CHECK bool gd_db_job_update(struct gd_db *db, const struct gd_job_record *record, struct gd_error *err);
-/* metadata_filter: JSON object of exact matches or NULL. */
+/* The same, of this kind only. */
+GD_MUST_CHECK bool gd_db_job_get_kind(struct gd_db *db, enum gd_job_kind kind, const char *project, const char *id,
+                                      struct gd_job_record *out, struct gd_error *err);
+/* Fine-tuning jobs. metadata_filter: JSON object of exact matches or NULL. */
 GD_MUST_CHECK bool gd_db_job_list(struct gd_db *db, const char *project, const cJSON *metadata_filter,
                                   const struct gd_page *page, struct gd_job_record **out, int *count, bool *has_more,
                                   struct gd_error *err);
 /* All jobs that are not terminal, oldest first (recovery at start). */
 GD_MUST_CHECK bool gd_db_job_active(struct gd_db *db, struct gd_job_record **out, int *count, struct gd_error *err);
+
+/* ---- evals, their runs (jobs of kind EVAL), and what the runs found ---- */
+struct gd_eval_record {
+    char *id, *project, *name;           /* name may be NULL */
+    char *config, *criteria, *metadata;  /* JSON: as answered; metadata may be NULL */
+    int64_t created_at, updated_at;
+};
+void gd_eval_record_release(struct gd_eval_record *record);
+GD_MUST_CHECK bool gd_db_eval_insert(struct gd_db *db, const struct gd_eval_record *record, struct gd_error *err);
+GD_MUST_CHECK bool gd_db_eval_get(struct gd_db *db, const char *project, const char *id, struct gd_eval_record *out,
+                                  struct gd_error *err);
+/* Writes name, metadata, updated_at. */
+GD_MUST_CHECK bool gd_db_eval_update(struct gd_db *db, const struct gd_eval_record *record, struct gd_error *err);
+/* With its runs; GD_CONFLICT naming one that is not over. */
+GD_MUST_CHECK bool gd_db_eval_delete(struct gd_db *db, const char *project, const char *id, struct gd_error *err);
+GD_MUST_CHECK bool gd_db_eval_list(struct gd_db *db, const char *project, bool by_update, const struct gd_page *page,
+                                   struct gd_eval_record **out, int *count, bool *has_more, struct gd_error *err);
+GD_MUST_CHECK bool gd_db_run_get(struct gd_db *db, const char *project, const char *eval_id, const char *id,
+                                 struct gd_job_record *out, struct gd_error *err);
+/* statuses: those wanted (status_count 0: all). */
+GD_MUST_CHECK bool gd_db_run_list(struct gd_db *db, const char *project, const char *eval_id,
+                                  const enum gd_job_status *statuses, int status_count, const struct gd_page *page,
+                                  struct gd_job_record **out, int *count, bool *has_more, struct gd_error *err);
+GD_MUST_CHECK bool gd_db_run_delete(struct gd_db *db, const char *project, const char *eval_id, const char *id,
+                                    struct gd_error *err);
+
+struct gd_eval_score {
+    char *name, *type;
+    double score;
+    bool passed, failed;                 /* failed: there is no score */
+};
+struct gd_eval_usage {
+    char *model;
+    int64_t invocations, prompt_tokens, completion_tokens, cached_tokens;
+};
+struct gd_eval_item_record {
+    char *id, *run_id;
+    char *status;                        /* "pass", "fail", "error" */
+    char *digest;                        /* of the data set's item: equal items have equal ones */
+    char *body;                          /* JSON {datasource_item, results, sample, error} */
+    int64_t index, created_at;
+    struct gd_eval_score *scores;        /* written; not read back */
+    int score_count;
+    struct gd_eval_usage *usage;
+    int usage_count;
+};
+void gd_eval_item_record_release(struct gd_eval_item_record *record);
+/* An item that is there already stays as it is. */
+GD_MUST_CHECK bool gd_db_eval_item_put(struct gd_db *db, const struct gd_eval_item_record *record, bool *is_new,
+                                       struct gd_error *err);
+GD_MUST_CHECK bool gd_db_eval_item_get(struct gd_db *db, const char *run_id, const char *id,
+                                       struct gd_eval_item_record *out, struct gd_error *err);
+/* status NULL: all. */
+GD_MUST_CHECK bool gd_db_eval_item_list(struct gd_db *db, const char *run_id, const char *status,
+                                        const struct gd_page *page, struct gd_eval_item_record **out, int *count,
+                                        bool *has_more, struct gd_error *err);
+/* The indices of the items that are there: [[first, last], ...], and how many they are. cJSON_Delete(*ranges). */
+GD_MUST_CHECK bool gd_db_eval_done(struct gd_db *db, const char *run_id, cJSON **ranges, int64_t *count,
+                                   struct gd_error *err);
+
+struct gd_eval_criterion {
+    char *name, *type;
+    int64_t passed, failed, errored;
+    double *scores;                      /* of the items that have one, by index */
+    size_t count;
+};
+struct gd_eval_results {
+    int64_t passed, failed, errored;     /* items */
+    struct gd_eval_criterion *criteria;  /* by name */
+    int criterion_count;
+    struct gd_eval_usage *usage;         /* by model */
+    int usage_count;
+};
+GD_MUST_CHECK bool gd_db_eval_results(struct gd_db *db, const char *run_id, struct gd_eval_results *out,
+                                      struct gd_error *err);
+void gd_eval_results_release(struct gd_eval_results *results);
+
+struct gd_eval_pair {
+    char *name;                          /* of a criterion that both runs have */
+    double *a, *b;                       /* scores of the items that both have scored */
+    size_t count, capacity;
+    int64_t errored;                     /* shared items without a score in one of them */
+};
+struct gd_eval_pairs {
+    int64_t items_a, items_b, items_shared; /* shared: same index, same item */
+    struct gd_eval_pair *pairs;
+    int count;
+};
+GD_MUST_CHECK bool gd_db_eval_pairs(struct gd_db *db, const char *a, const char *b, struct gd_eval_pairs *out,
+                                    struct gd_error *err);
+void gd_eval_pairs_release(struct gd_eval_pairs *pairs);
 
 /* ---- events (append-only, sequence per database) ---- */
 struct gd_event_record {

@@ -15,7 +15,7 @@
 #include "storage/db.h"
 #include <sqlite3.h>
 
-#define GD_STATEMENT_COUNT_MAX 96
+#define GD_STATEMENT_COUNT_MAX 128
 
 struct gd_db {
     sqlite3 *sqlite;     /* state.db as "main", metrics.db as "metrics" */

@@ -1,4 +1,4 @@
-/* Fine-tuning jobs and the table of their allowed transitions. */
+/* Jobs of all kinds and the table of their allowed transitions. */
 #include "engine/base/alloc.h"
 #include "storage/db_internal.h"
 
@@ -8,7 +8,7 @@
 #define COLUMNS                                                                                                           \
     "id, project, model, training_file, validation_file, suffix, body, hyperparameters, metadata, integrations, error, "  \
     "fine_tuned_model, result_files, idempotency_key, memory, status, created_at, started_at, finished_at, "              \
-    "estimated_finish, seed, trained_tokens, step, total_steps, attempt, priority"
+    "estimated_finish, seed, trained_tokens, step, total_steps, attempt, priority, kind, eval_id, name"
 
 #define TO(status) (1u << GD_JOB_##status)
 static const uint8_t next_status[GD_JOB_STATUS_COUNT] = {
@@ -62,6 +62,8 @@ void gd_job_record_release(struct gd_job_record *record)
     gd_free(record->result_files);
     gd_free(record->idempotency_key);
     gd_free(record->memory);
+    gd_free(record->eval_id);
+    gd_free(record->name);
     *record = (struct gd_job_record){0};
 }
 
@@ -72,6 +74,23 @@ static enum gd_job_status status_from_name(const char *name)
         if (name != NULL && strcmp(statuses[i].wire, name) == 0)
             return (enum gd_job_status)i;
     return GD_JOB_FAILED;
+}
+
+#define KIND_NAME(name, wire) wire,
+static const char *const kinds[GD_JOB_KIND_COUNT] = {GD_JOB_KIND_LIST(KIND_NAME)};
+
+const char *gd_job_kind_name(enum gd_job_kind kind)
+{
+    assert(kind >= 0 && kind < GD_JOB_KIND_COUNT);
+    return kinds[kind];
+}
+
+static enum gd_job_kind kind_from_name(const char *name)
+{
+    int kind = 0;
+    while (kind < GD_JOB_KIND_COUNT - 1 && strcmp(kinds[kind], name) != 0)
+        kind++;
+    return (enum gd_job_kind)kind;
 }
 
 static void read_job(struct gd_query *query, void *out)
@@ -93,6 +112,11 @@ static void read_job(struct gd_query *query, void *out)
         *numbers[i] = gd_take_int(query);
     record->attempt = (int)gd_take_int(query);
     record->priority = (int)gd_take_int(query);
+    char *kind = gd_take_text(query);
+    record->kind = kind_from_name(kind);
+    gd_free(kind);
+    record->eval_id = gd_take_text(query);
+    record->name = gd_take_text(query);
 }
 
 static void release_job(void *record)
@@ -105,7 +129,7 @@ static const struct gd_record_kind job_kind = {sizeof(struct gd_job_record), rea
 bool gd_db_job_insert(struct gd_db *db, const struct gd_job_record *record, struct gd_error *err)
 {
     struct gd_query query = gd_query_start(db, "INSERT INTO main.jobs (" COLUMNS ") VALUES "
-                                               "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
+                                               "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
     const char *const texts[] = {record->id, record->project, record->model, record->training_file,
                                  record->validation_file, record->suffix, record->body, record->hyperparameters,
                                  record->metadata, record->integrations, record->error, record->fine_tuned_model,
@@ -118,6 +142,9 @@ bool gd_db_job_insert(struct gd_db *db, const struct gd_job_record *record, stru
                                record->priority};
     for (size_t i = 0; i < GD_COUNT(numbers); i++)
         gd_put_int(&query, numbers[i]);
+    gd_put_text(&query, gd_job_kind_name(record->kind));
+    gd_put_text(&query, record->eval_id);
+    gd_put_text(&query, record->name);
     bool ok = gd_query_run(&query, NULL, err);
     if (!ok)
         gd_error_context(err, "job %s", record->id);
@@ -133,6 +160,63 @@ bool gd_db_job_get(struct gd_db *db, const char *project, const char *id, struct
     bool found;
     return gd_read_record(&query, &job_kind, out, &found, err) &&
            (found || gd_fail_param(err, GD_NOT_FOUND, "fine_tuning_job_id", "no fine-tuning job '%.100s'", id));
+}
+
+bool gd_db_job_get_kind(struct gd_db *db, enum gd_job_kind kind, const char *project, const char *id,
+                        struct gd_job_record *out, struct gd_error *err)
+{
+    if (!gd_db_job_get(db, project, id, out, err))
+        return false;
+    if (out->kind == kind)
+        return true;
+    gd_job_record_release(out);
+    return gd_fail_param(err, GD_NOT_FOUND, "fine_tuning_job_id", "no fine-tuning job '%.100s'", id);
+}
+
+bool gd_db_run_get(struct gd_db *db, const char *project, const char *eval_id, const char *id, struct gd_job_record *out,
+                   struct gd_error *err)
+{
+    struct gd_query query = gd_query_start(db,
+        "SELECT " COLUMNS " FROM main.jobs WHERE id = ?1 AND project = ?2 AND eval_id = ?3");
+    gd_put_text(&query, id);
+    gd_put_text(&query, project);
+    gd_put_text(&query, eval_id);
+    bool found;
+    return gd_read_record(&query, &job_kind, out, &found, err) &&
+           (found || gd_fail_param(err, GD_NOT_FOUND, "run_id", "eval '%.100s' has no run '%.100s'", eval_id, id));
+}
+
+bool gd_db_run_list(struct gd_db *db, const char *project, const char *eval_id, const enum gd_job_status *statuses,
+                    int status_count, const struct gd_page *page, struct gd_job_record **out, int *count, bool *has_more,
+                    struct gd_error *err)
+{
+#define LIST(compare, order)                                                                                               \
+    "SELECT " COLUMNS " FROM main.jobs WHERE eval_id = ?1 AND project = ?2 AND (?3 IS NULL OR status IN (SELECT value FROM" \
+    " json_each(?3))) AND (created_at, seq) " compare " (?4, ?5) ORDER BY created_at" order ", seq" order
+    static const char *const sql[] = {LIST("<", " DESC"), LIST(">", "")};
+#undef LIST
+    struct gd_query lookup = gd_query_start(db,
+        "SELECT created_at, seq FROM main.jobs WHERE id = ?1 AND project = ?2 AND eval_id = ?3");
+    gd_put_text(&lookup, page->after);
+    gd_put_text(&lookup, project);
+    gd_put_text(&lookup, eval_id);
+    struct gd_cursor cursor;
+    if (!gd_page_cursor(&lookup, page, &cursor, err))
+        return false;
+    cJSON *names = cJSON_CreateArray();
+    for (int i = 0; i < status_count; i++)
+        cJSON_AddItemToArray(names, cJSON_CreateString(gd_job_status_name(statuses[i])));
+    char *filter = status_count > 0 ? gd_json_print(names) : NULL;
+    struct gd_query query = gd_query_start(db, sql[page->ascending]);
+    gd_put_text(&query, eval_id);
+    gd_put_text(&query, project);
+    gd_put_text(&query, filter);
+    gd_put_int(&query, cursor.created_at);
+    gd_put_int(&query, cursor.seq);
+    bool ok = gd_read_records(&query, &job_kind, page->limit, (void **)out, count, has_more, err);
+    cJSON_Delete(names);
+    gd_free(filter);
+    return ok;
 }
 
 bool gd_db_job_by_idempotency(struct gd_db *db, const char *project, const char *key, struct gd_job_record *out,
@@ -196,9 +280,9 @@ bool gd_db_job_list(struct gd_db *db, const char *project, const cJSON *metadata
     " FROM json_each(coalesce(jobs.metadata, '{}')) AS m"                                                \
     " WHERE m.key = f.key AND m.type = f.type AND m.value IS f.value)))"
     static const char *const sql[] = {
-        "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1" MATCHES
+        "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1 AND kind = 'fine_tuning'" MATCHES
         " AND (created_at, seq) < (?3, ?4) ORDER BY created_at DESC, seq DESC",
-        "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1" MATCHES
+        "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1 AND kind = 'fine_tuning'" MATCHES
         " AND (created_at, seq) > (?3, ?4) ORDER BY created_at, seq"};
 #undef MATCHES
     struct gd_query lookup = gd_query_start(db, "SELECT created_at, seq FROM main.jobs WHERE id = ?1 AND project = ?2");

@@ -56,6 +56,40 @@ static const struct {
      ") STRICT;"
      "CREATE INDEX main.models_page ON models (project, created_at, seq);"},
 
+    {"main", 2,
+     "CREATE TABLE main.evals ("
+     "  seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, project TEXT NOT NULL, name TEXT,"
+     "  config TEXT NOT NULL, criteria TEXT NOT NULL, metadata TEXT, created_at INTEGER NOT NULL,"
+     "  updated_at INTEGER NOT NULL"
+     ") STRICT;"
+     "CREATE INDEX main.evals_page ON evals (project, created_at, seq);"
+     "CREATE INDEX main.evals_page_updated ON evals (project, updated_at, seq);"
+
+     "ALTER TABLE main.jobs ADD COLUMN kind TEXT NOT NULL DEFAULT 'fine_tuning';"
+     "ALTER TABLE main.jobs ADD COLUMN eval_id TEXT REFERENCES evals (id);"
+     "ALTER TABLE main.jobs ADD COLUMN name TEXT;"
+     "CREATE INDEX main.jobs_eval ON jobs (eval_id, created_at, seq) WHERE eval_id IS NOT NULL;"
+
+     "CREATE TABLE main.eval_items ("
+     "  seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, run_id TEXT NOT NULL REFERENCES jobs (id),"
+     "  item_index INTEGER NOT NULL, status TEXT NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL,"
+     "  created_at INTEGER NOT NULL, UNIQUE (run_id, item_index)"
+     ") STRICT;"
+     "CREATE INDEX main.eval_items_page ON eval_items (run_id, created_at, seq);"
+     "CREATE INDEX main.eval_items_status ON eval_items (run_id, status);"
+
+     /* score NULL: it could not be had. */
+     "CREATE TABLE main.eval_scores ("
+     "  run_id TEXT NOT NULL REFERENCES jobs (id), name TEXT NOT NULL, item_index INTEGER NOT NULL, type TEXT NOT NULL,"
+     "  score REAL, passed INTEGER NOT NULL, PRIMARY KEY (run_id, name, item_index)"
+     ") STRICT, WITHOUT ROWID;"
+
+     "CREATE TABLE main.eval_usage ("
+     "  run_id TEXT NOT NULL REFERENCES jobs (id), item_index INTEGER NOT NULL, model TEXT NOT NULL,"
+     "  invocations INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,"
+     "  cached_tokens INTEGER NOT NULL, PRIMARY KEY (run_id, item_index, model)"
+     ") STRICT, WITHOUT ROWID;"},
+
     /* kind: 0 finite (in value), 1 NaN, 2 +infinity, 3 -infinity: SQLite would turn a NaN into NULL. */
     {"metrics", 1,
      "CREATE TABLE metrics.series ("

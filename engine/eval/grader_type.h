@@ -32,6 +32,7 @@ typedef bool (*gd_reference_seen)(void *context, const struct gd_grader_referenc
 struct gd_grader_type {
     const char *name;
     const char *const *fields; /* all that the object may hold, NULL-terminated */
+    bool threshold_required;   /* as a criterion of an eval it must say pass_threshold */
     bool (*parse)(struct gd_grader *grader, const cJSON *json, const char *path, struct gd_error *err);
     bool (*grade)(const struct gd_grader *grader, const struct gd_grade_input *input, struct gd_grade *grade);
     void (*release)(struct gd_grader *grader);

@@ -13,7 +13,7 @@
 #ifndef GD_EVAL_SPEC_H
 #define GD_EVAL_SPEC_H
 
-#include "engine/eval/grader.h"
+#include "engine/eval/grader_type.h"
 
 #define GD_EVAL_CRITERIA_MAX 64
 
@@ -30,6 +30,11 @@ GD_MUST_CHECK bool gd_eval_spec_parse(struct gd_eval_spec *spec, const cJSON *bo
 /* The same from a stored eval, whose config is as answered (with `schema`). */
 GD_MUST_CHECK bool gd_eval_spec_restore(struct gd_eval_spec *spec, const cJSON *config, const cJSON *criteria,
                                         struct gd_error *err);
+/* Are the references of messages right for this eval's items? (For templates that come with a run; criteria are checked by
+ * parse.) A sample's must not be among them unless `with_sample`. */
+GD_MUST_CHECK bool gd_eval_spec_check_reference(const struct gd_eval_spec *spec, bool with_sample,
+                                                const struct gd_grader_reference *reference, const char *param,
+                                                struct gd_error *err);
 void gd_eval_spec_release(struct gd_eval_spec *spec);
 
 #endif

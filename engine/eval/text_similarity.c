@@ -54,5 +54,5 @@ static void release(struct gd_grader *grader)
 }
 
 const struct gd_grader_type gd_grader_type_text_similarity = {
-    .name = "text_similarity", .fields = fields, .parse = parse, .grade = grade, .release = release,
+    .name = "text_similarity", .fields = fields, .threshold_required = true, .parse = parse, .grade = grade, .release = release,
     .references = references};

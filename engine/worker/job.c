@@ -1,4 +1,5 @@
-/* job.c - a fine-tuning job inside the worker: trainer callbacks become frames; requests are served between ops. */
+/* job.c - one job inside the worker, and how fine-tuning is done: trainer callbacks become frames; requests are served
+ * between ops. */
 #include "engine/worker/worker.h"
 
 #include "engine/base/alloc.h"
@@ -15,7 +16,7 @@ struct job {
     struct gd_trainer *trainer;
 };
 
-static cJSON *frame(const struct gd_worker *worker, const char *type)
+cJSON *gd_worker_job_frame(const struct gd_worker *worker, const char *type)
 {
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "type", type);
@@ -66,7 +67,7 @@ static enum gd_train_command poll_job(void *context)
 static void on_message(void *context, const char *level, const char *text)
 {
     struct job *job = context;
-    cJSON *json = frame(job->worker, "job_message");
+    cJSON *json = gd_worker_job_frame(job->worker, "job_message");
     cJSON_AddStringToObject(json, "level", level);
     cJSON_AddStringToObject(json, "message", text);
     gd_channel_send(&job->worker->channel, json);
@@ -75,7 +76,7 @@ static void on_message(void *context, const char *level, const char *text)
 static void on_started(void *context, int64_t total_steps, int64_t rows, int64_t tokens, const struct gd_job_spec *spec)
 {
     struct job *job = context;
-    cJSON *json = frame(job->worker, "job_started");
+    cJSON *json = gd_worker_job_frame(job->worker, "job_started");
     cJSON_AddNumberToObject(json, "total_steps", (double)total_steps);
     cJSON_AddNumberToObject(json, "rows", (double)rows);
     cJSON_AddNumberToObject(json, "tokens", (double)tokens);
@@ -90,7 +91,7 @@ static void on_step(void *context, int64_t step, int64_t total_steps, int64_t tr
                     const struct gd_metric *metrics, int metric_count)
 {
     struct job *job = context;
-    cJSON *json = frame(job->worker, "job_step");
+    cJSON *json = gd_worker_job_frame(job->worker, "job_step");
     cJSON_AddNumberToObject(json, "step", (double)step);
     cJSON_AddNumberToObject(json, "total_steps", (double)total_steps);
     cJSON_AddNumberToObject(json, "trained_tokens", (double)trained_tokens);
@@ -122,7 +123,7 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
                           int metric_count, struct gd_error *err)
 {
     struct job *job = context;
-    cJSON *json = frame(job->worker, "job_checkpoint");
+    cJSON *json = gd_worker_job_frame(job->worker, "job_checkpoint");
     cJSON_AddNumberToObject(json, "step", (double)step);
     cJSON_AddStringToObject(json, "folder", folder);
     add_metrics(json, metrics, metric_count);
@@ -130,7 +131,7 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
     return wait_until_stored(job->worker, step, err);
 }
 
-static bool run(struct gd_worker *worker, const cJSON *message, struct job *job, const char *folder, struct gd_error *err)
+static bool train(struct gd_worker *worker, const cJSON *message, struct job *job, const char *folder, struct gd_error *err)
 {
     const char *model_id = NULL, *model_path = NULL, *training = NULL, *validation = NULL;
     const cJSON *body = NULL;
@@ -163,6 +164,48 @@ static bool run(struct gd_worker *worker, const cJSON *message, struct job *job,
     return ok;
 }
 
+static bool tune(struct gd_worker *worker, const cJSON *message, cJSON *done, struct gd_error *err)
+{
+    const char *folder = NULL;
+    struct job job = {.worker = worker};
+    bool ok = gd_json_get_string(message, "", "folder", true, 1, GD_PATH_BYTES_MAX, &folder, err) &&
+              train(worker, message, &job, folder, err);
+    if (ok) {
+        char *adapter = gd_format("%s/adapter", folder);
+        cJSON_AddStringToObject(done, "adapter_folder", adapter);
+        cJSON_AddNumberToObject(done, "trained_tokens", (double)gd_trainer_trained_tokens(job.trainer));
+        gd_free(adapter);
+    }
+    gd_trainer_destroy(job.trainer);
+    return ok;
+}
+
+/* Kinds of job, by the job_start frame's `kind`. */
+static const struct kind {
+    const char *name, *busy;
+    bool (*run)(struct gd_worker *worker, const cJSON *message, cJSON *done, struct gd_error *err);
+} kinds[] = {{"fine_tuning", "train", tune}, {"eval", "evaluate", gd_worker_evaluate}};
+
+static const struct kind *find_kind(const cJSON *message, struct gd_error *err)
+{
+    const char *name = kinds[0].name;
+    if (!gd_json_get_string(message, "", "kind", false, 1, 64, &name, err))
+        return NULL;
+    for (size_t i = 0; i < GD_COUNT(kinds); i++)
+        if (strcmp(kinds[i].name, name) == 0)
+            return &kinds[i];
+    gd_fail(err, GD_INTERNAL, "no job of kind '%s' is known", name);
+    return NULL;
+}
+
+static void set_status(struct gd_worker *worker, const char *job_id, const char *busy)
+{
+    pthread_mutex_lock(&worker->status_mutex);
+    strcpy(worker->status_job, job_id);
+    worker->status_busy = busy;
+    pthread_mutex_unlock(&worker->status_mutex);
+}
+
 static const char *stop_name(enum gd_stop stop)
 {
     return stop == GD_STOP_PAUSE ? "pause" : stop == GD_STOP_REQUEUE ? "requeue" : "cancel";
@@ -170,40 +213,28 @@ static const char *stop_name(enum gd_stop stop)
 
 void gd_worker_run_job(struct gd_worker *worker, const cJSON *message)
 {
-    const char *job_id = NULL, *folder = NULL;
+    const char *job_id = NULL;
     struct gd_error err = {0};
-    if (!gd_json_get_string(message, "", "job_id", true, 1, 127, &job_id, &err) ||
-        !gd_json_get_string(message, "", "folder", true, 1, GD_PATH_BYTES_MAX, &folder, &err)) {
+    if (!gd_json_get_string(message, "", "job_id", true, 1, 127, &job_id, &err)) {
         gd_log_error("job", "error=%s", err.message);
         return;
     }
+    const struct kind *kind = find_kind(message, &err);
     worker->job_id = gd_strdup(job_id);
     worker->stored_step = -1;
     worker->last_clock = gd_time_monotonic();
-    pthread_mutex_lock(&worker->status_mutex);
-    strcpy(worker->status_job, job_id);
-    pthread_mutex_unlock(&worker->status_mutex);
-
-    struct job job = {.worker = worker};
-    bool ok = run(worker, message, &job, folder, &err);
-    cJSON *json;
-    if (ok) {
-        char *adapter = gd_format("%s/adapter", folder);
-        json = frame(worker, "job_done");
-        cJSON_AddStringToObject(json, "adapter_folder", adapter);
-        cJSON_AddNumberToObject(json, "trained_tokens", (double)gd_trainer_trained_tokens(job.trainer));
-        gd_free(adapter);
-    } else if (err.code == GD_CANCELLED && worker->stop != GD_STOP_NONE) {
-        json = frame(worker, "job_stopped");
-        cJSON_AddStringToObject(json, "how", stop_name(worker->stop));
-    } else {
-        json = frame(worker, "job_failed");
-        cJSON_AddItemToObject(json, "error", gd_error_to_json(&err));
+    set_status(worker, job_id, kind != NULL ? kind->busy : "idle");
+    cJSON *json = gd_worker_job_frame(worker, "job_done");
+    if (kind == NULL || !kind->run(worker, message, json, &err)) {
+        bool stopped = err.code == GD_CANCELLED && worker->stop != GD_STOP_NONE;
+        cJSON_Delete(json);
+        json = gd_worker_job_frame(worker, stopped ? "job_stopped" : "job_failed");
+        if (stopped)
+            cJSON_AddStringToObject(json, "how", stop_name(worker->stop));
+        else
+            cJSON_AddItemToObject(json, "error", gd_error_to_json(&err));
     }
-    gd_trainer_destroy(job.trainer);
-    pthread_mutex_lock(&worker->status_mutex);
-    worker->status_job[0] = '\0';
-    pthread_mutex_unlock(&worker->status_mutex);
+    set_status(worker, "", "idle");
     gd_channel_send(&worker->channel, json);
     gd_free(worker->job_id);
     worker->job_id = NULL;

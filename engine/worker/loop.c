@@ -39,10 +39,11 @@ static void *heartbeat(void *context)
         struct gd_infer_stats stats = worker->stats;
         char job[sizeof(worker->status_job)];
         strcpy(job, worker->status_job);
+        const char *busy = job[0] ? worker->status_busy : stats.running + stats.waiting > 0 ? "generate" : "idle";
         pthread_mutex_unlock(&worker->status_mutex);
         cJSON *json = cJSON_CreateObject();
         cJSON_AddStringToObject(json, "type", "heartbeat");
-        cJSON_AddStringToObject(json, "busy", job[0] ? "train" : stats.running + stats.waiting > 0 ? "generate" : "idle");
+        cJSON_AddStringToObject(json, "busy", busy);
         cJSON_AddItemToObject(json, "job_id", job[0] ? cJSON_CreateString(job) : cJSON_CreateNull());
         cJSON_AddNumberToObject(json, "rss_bytes", (double)resident_bytes());
         cJSON_AddNumberToObject(json, "step_watermark", (double)atomic_load(&worker->watermark));
@@ -105,8 +106,9 @@ void gd_worker_message(struct gd_worker *worker, const cJSON *message)
         worker->pending_job = cJSON_Duplicate(message, true);
     } else if (strcmp(type->valuestring, "job_stop") == 0) {
         job_stop(worker, message);
-    } else if (strcmp(type->valuestring, "job_checkpoint_stored") == 0) {
-        const cJSON *job_id = gd_json_find(message, "job_id"), *step = gd_json_find(message, "step");
+    } else if (strcmp(type->valuestring, "job_checkpoint_stored") == 0 || strcmp(type->valuestring, "job_items_stored") == 0) {
+        bool items = strcmp(type->valuestring, "job_items_stored") == 0;
+        const cJSON *job_id = gd_json_find(message, "job_id"), *step = gd_json_find(message, items ? "sequence" : "step");
         if (worker->job_id != NULL && cJSON_IsString(job_id) && strcmp(job_id->valuestring, worker->job_id) == 0 &&
             cJSON_IsNumber(step))
             worker->stored_step = (int64_t)step->valuedouble;

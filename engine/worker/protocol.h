@@ -12,6 +12,9 @@
  *
  * server -> worker
  *   job_start   {job_id, spec{..}, training_path, validation_path|null, folder, model_path, keep_checkpoints, created_at}
+ *               an eval's run: {job_id, kind: "eval", data_source_config, testing_criteria, data_source, file_path|null,
+ *               models[{id, base_id, base_path, adapter_path|null}], done[[first, last]..]}  (items that are stored)
+ *   job_items_stored {job_id, sequence}                       (the batch is durable)
  *   job_stop    {job_id, how: "pause"|"cancel"|"requeue"}     (pause, requeue: checkpoint first)
  *   job_checkpoint_stored {job_id, step}                      (all steps so far and this checkpoint are durable)
  *   generate    {id, model_id, model_path, adapter_path|null, kind: "chat"|"text",
@@ -29,12 +32,14 @@
  *
  * worker -> server
  *   ready       {version: 1, pid, device, isa, compute, threads, build}
- *   heartbeat   {busy: "idle"|"train"|"generate", job_id|null, rss_bytes, step_watermark, infer{running, waiting,
+ *   heartbeat   {busy: "idle"|"train"|"evaluate"|"generate", job_id|null, rss_bytes, step_watermark, infer{running, waiting,
  *                prompt_tokens, completion_tokens, pages_used, pages_total, cached_tokens}}   (every second, own thread)
  *   job_started {job_id, total_steps, rows, tokens, hyperparameters{..}, precision, memory{..},
  *                resumed_from: step|0}
  *   job_step    {job_id, step, total_steps, trained_tokens, tokens, seconds, metrics{name: value}}  (tokens: of the run so
  *                far, seconds: of this step; non-finite values: null)
+ *   job_items   {job_id, sequence, items[{index, status, body{..}, usage[{model, invocations, prompt_tokens,
+ *                completion_tokens, cached_tokens}]}]}         (an eval's; sequence 1, 2, ... in this attempt)
  *   job_message {job_id, level, message}
  *   job_checkpoint {job_id, step, folder, metrics{}}          (folder is durable; the worker
  *                waits for job_checkpoint_stored before it completes the checkpoint)

@@ -26,12 +26,13 @@ struct gd_worker {
     /* the running job */
     char *job_id;
     enum gd_stop stop;
-    int64_t stored_step;            /* newest checkpoint that the server has stored; -1 = none in this run */
+    int64_t stored_step;            /* newest checkpoint (eval: batch of items) that the server has stored; -1 = none */
     double serve_seconds, train_seconds, last_clock; /* since serving and training last met */
     /* heartbeat */
     pthread_t heartbeat;
     pthread_mutex_t status_mutex;
     char status_job[128];
+    const char *status_busy;        /* while there is a job: "train", "evaluate" */
     struct gd_infer_stats stats;
     atomic_llong watermark;
     atomic_bool ended;
@@ -46,6 +47,11 @@ cJSON *gd_render_row(const struct gd_model *model, const char *text, size_t leng
 
 /* job.c: runs one job to its end (or stop) and reports */
 void gd_worker_run_job(struct gd_worker *worker, const cJSON *message);
+cJSON *gd_worker_job_frame(const struct gd_worker *worker, const char *type); /* {type, job_id} of the running job */
+
+/* What a kind of job does: to its end, or GD_CANCELLED when worker->stop says so. `done`: the job_done frame to fill. */
+/* eval_job.c */
+GD_MUST_CHECK bool gd_worker_evaluate(struct gd_worker *worker, const cJSON *message, cJSON *done, struct gd_error *err);
 
 /* loop.c: answers one message; a job_start waits for the loop */
 void gd_worker_message(struct gd_worker *worker, const cJSON *message);

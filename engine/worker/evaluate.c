@@ -1,0 +1,388 @@
+#include "engine/worker/evaluate.h"
+
+#include "engine/base/alloc.h"
+
+#include <string.h>
+
+#define ANSWER_BYTES_MAX (8u << 20)
+
+struct running {
+    struct gd_eval_item item;
+    int sent;                        /* asks that were given to an engine, or had an error from the start */
+    struct running *next;
+};
+
+/* One ask in an engine. */
+struct flight {
+    struct evaluation *evaluation;
+    struct running *running;
+    int ask;
+    struct gd_infer *infer;
+    uint64_t sequence;
+    struct gd_buf text;
+    int scored_from, scored_at;      /* LOGLIKELIHOOD: first token of the continuation; tokens reported so far */
+    struct flight *next;
+};
+
+struct evaluation {
+    struct gd_eval_source *source;
+    const struct gd_evaluate_options *options;
+    const struct gd_evaluate_observer *observer;
+    struct running *first, **last;
+    struct flight *flights;
+    int flight_count;
+    int64_t next;                    /* item to begin */
+    const struct gd_model *held[GD_RESIDENT_MODELS_MAX];
+    int held_count;
+};
+
+/* ---- answers ---- */
+
+static struct gd_ask *ask_of(const struct flight *flight)
+{
+    return &flight->running->item.asks[flight->ask];
+}
+
+static void on_token(void *context, const struct gd_infer_token *token)
+{
+    struct flight *flight = context;
+    if (!token->from_prompt) {
+        for (size_t i = 0; i < token->text_length; i++)
+            if (token->text[i] != '\0') /* a model's NUL byte is not text */
+                gd_buf_append_char(&flight->text, token->text[i]);
+        return;
+    }
+    if (flight->scored_at++ < flight->scored_from)
+        return;
+    struct gd_ask *ask = ask_of(flight);
+    ask->loglikelihood += token->logprob;
+    ask->greedy = ask->greedy && token->top_count > 0 && token->top[0].id == token->id;
+    ask->token_count++;
+}
+
+static void on_finish(void *context, enum gd_finish finish, const char *tail, size_t tail_length,
+                      const struct gd_infer_usage *usage, const struct gd_error *error)
+{
+    struct flight *flight = context;
+    struct gd_ask *ask = ask_of(flight);
+    if (finish == GD_FINISH_ERROR)
+        ask->error = *error;
+    gd_buf_append(&flight->text, tail, tail_length);
+    if (flight->text.overflow)
+        gd_fail(&ask->error, GD_TOO_LARGE, "the answer has more than %u bytes", ANSWER_BYTES_MAX);
+    ask->text = gd_buf_take(&flight->text);
+    ask->truncated = finish == GD_FINISH_LENGTH;
+    ask->prompt_tokens = usage->prompt_tokens;
+    ask->cached_tokens = usage->cached_tokens;
+    ask->completion_tokens = usage->completion_tokens;
+    ask->answered = true;
+    flight->running->item.unanswered--;
+    struct flight **link = &flight->evaluation->flights;
+    while (*link != flight)
+        link = &(*link)->next;
+    *link = flight->next;
+    flight->evaluation->flight_count--;
+    gd_free(flight);
+}
+
+/* ---- asking ---- */
+
+static const struct gd_evaluate_model *find_model(const struct evaluation *evaluation, const char *id, struct gd_error *err)
+{
+    const struct gd_evaluate_options *options = evaluation->options;
+    for (int i = 0; i < options->model_count; i++)
+        if (strcmp(options->models[i].id, id) == 0)
+            return &options->models[i];
+    gd_fail(err, GD_NOT_FOUND, "model '%.200s' is not among those of this run", id);
+    return NULL;
+}
+
+/* Its engine, and the graft it wears. The base stays as long as the run does. */
+static bool seat(struct evaluation *evaluation, const char *id, struct gd_resident **resident, struct gd_graft **graft,
+                 struct gd_error *err)
+{
+    struct gd_residents *residents = evaluation->options->residents;
+    const struct gd_evaluate_model *model = find_model(evaluation, id, err);
+    *graft = NULL;
+    if (model == NULL || !gd_residents_model(residents, model->base_id, model->base_path, resident, err))
+        return false;
+    int at = 0;
+    while (at < evaluation->held_count && evaluation->held[at] != (*resident)->model)
+        at++;
+    if (at == evaluation->held_count) {
+        evaluation->held[evaluation->held_count++] = (*resident)->model;
+        gd_residents_hold(residents, (*resident)->model, 1);
+    }
+    return gd_residents_infer(residents, *resident, err) &&
+           (model->adapter_path == NULL || gd_residents_graft(residents, *resident, model->adapter_path, graft, err));
+}
+
+static bool encode_chat(const struct gd_model *model, const struct gd_ask *ask, struct gd_tokens *tokens,
+                        struct gd_error *err)
+{
+    struct gd_chat_encoding encoding = {0};
+    bool ok = gd_chat_encode_prompt(model->chat, ask->messages, ask->tools, &encoding, err);
+    for (int i = 0; ok && i < encoding.tokens.count; i++)
+        gd_tokens_push(tokens, encoding.tokens.ids[i], 0, 0);
+    gd_chat_encoding_release(&encoding);
+    return ok;
+}
+
+static bool encode(const struct gd_model *model, const char *text, bool add_bos, struct gd_tokens *tokens,
+                   struct gd_error *err)
+{
+    return gd_tokenizer_encode(model->tokenizer, text, strlen(text), GD_SPECIAL_PARSE, add_bos, tokens, err);
+}
+
+/*
+ * The continuation's tokens are those that prompt + continuation has beyond the prompt's own; white space that ends the
+ * prompt counts as the continuation's, so that words keep the token that has the space in it. An empty prompt is the
+ * model's first token.
+ */
+static bool encode_pair(const struct gd_model *model, const struct gd_ask *ask, struct gd_tokens *tokens, int *from,
+                        struct gd_error *err)
+{
+    const char *prompt = ask->prompt != NULL ? ask->prompt : "";
+    size_t length = strlen(prompt);
+    while (length > 0 && strchr(" \t\r\n", prompt[length - 1]) != NULL)
+        length--;
+    char *whole = gd_format("%s%s", prompt, ask->continuation), *start = gd_strndup(prompt, length);
+    struct gd_tokens before = {0};
+    bool ok = true;
+    if (length == 0) {
+        int32_t first = gd_tokenizer_bos(model->tokenizer);
+        if (first < 0)
+            first = gd_tokenizer_eos(model->tokenizer);
+        ok = first >= 0 || gd_fail(err, GD_UNSUPPORTED, "the model has no token for the beginning of a text");
+        if (ok)
+            gd_tokens_push(&before, first, 0, 0);
+        for (int i = 0; i < before.count; i++)
+            gd_tokens_push(tokens, before.ids[i], 0, 0);
+    } else {
+        ok = encode(model, start, false, &before, err);
+    }
+    ok = ok && encode(model, whole, false, tokens, err);
+    *from = before.count;
+    if (ok && tokens->count <= before.count)
+        ok = gd_fail(err, GD_INVALID, "the continuation has no tokens");
+    gd_tokens_release(&before);
+    gd_free(whole);
+    gd_free(start);
+    return ok;
+}
+
+static bool set_stops(const struct gd_ask *ask, struct gd_sampling *sampling, struct gd_error *err)
+{
+    const cJSON *stop;
+    cJSON_ArrayForEach(stop, ask->stops)
+    {
+        if (!cJSON_IsString(stop) || stop->valuestring[0] == '\0' || sampling->stop_count == GD_STOPS_MAX)
+            return gd_fail(err, GD_INVALID, "stop must hold at most %d strings, none empty", GD_STOPS_MAX);
+        sampling->stops[sampling->stop_count++] = stop->valuestring;
+    }
+    return true;
+}
+
+static bool set_sampling(const struct gd_model *model, const struct gd_eval_item *item, int index, int prompt_count,
+                         struct gd_sampling *sampling, struct gd_error *err)
+{
+    const struct gd_ask *ask = &item->asks[index];
+    int room = model->config.context - prompt_count;
+    *sampling = (struct gd_sampling){.temperature = ask->temperature, .top_p = ask->top_p, .repetition_penalty = 1,
+                                     .seed = (uint64_t)ask->seed, .logprobs = -1};
+    sampling->choice = (int)((item->index + (int64_t)index * GD_EVAL_ITEMS_MAX) & INT32_MAX);
+    if (ask->kind == GD_ASK_LOGLIKELIHOOD) {
+        *sampling = (struct gd_sampling){.top_p = 1, .repetition_penalty = 1, .logprobs = 1, .echo = true};
+        return true;
+    }
+    sampling->max_tokens = ask->max_tokens >= 0 ? (int)ask->max_tokens : room > 0 ? room : 0;
+    return set_stops(ask, sampling, err);
+}
+
+static bool send_ask(struct evaluation *evaluation, struct running *running, int index, struct gd_error *err)
+{
+    struct gd_ask *ask = &running->item.asks[index];
+    const char *id = ask->model != NULL ? ask->model : evaluation->source->model;
+    struct gd_resident *resident = NULL;
+    struct gd_graft *graft = NULL;
+    struct gd_tokens tokens = {0};
+    struct gd_sampling sampling;
+    int from = 0;
+    if (id == NULL)
+        return gd_fail(err, GD_INTERNAL, "an item asks a model, and the run has none");
+    bool ok = seat(evaluation, id, &resident, &graft, err);
+    const struct gd_model *model = ok ? resident->model : NULL;
+    ok = ok && (ask->kind == GD_ASK_CHAT   ? encode_chat(model, ask, &tokens, err)
+                : ask->kind == GD_ASK_TEXT ? encode(model, ask->prompt, true, &tokens, err)
+                                           : encode_pair(model, ask, &tokens, &from, err)) &&
+         set_sampling(model, &running->item, index, tokens.count, &sampling, err);
+    if (ok) {
+        struct flight *flight = gd_alloc(sizeof *flight);
+        *flight = (struct flight){.evaluation = evaluation, .running = running, .ask = index, .infer = resident->infer,
+                                  .scored_from = from, .next = evaluation->flights};
+        gd_buf_init(&flight->text, ANSWER_BYTES_MAX);
+        ask->greedy = ask->kind == GD_ASK_LOGLIKELIHOOD;
+        struct gd_infer_sink sink = {.context = flight, .token = on_token, .finish = on_finish};
+        ok = gd_infer_submit(resident->infer, graft, tokens.ids, tokens.count, &sampling, &sink, &flight->sequence, err);
+        if (ok) {
+            evaluation->flights = flight;
+            evaluation->flight_count++;
+        } else {
+            gd_free(flight);
+        }
+    }
+    gd_tokens_release(&tokens);
+    return ok;
+}
+
+/* False: the engine takes no more for now. */
+static bool send_asks(struct evaluation *evaluation, struct running *running)
+{
+    for (; running->sent < running->item.ask_count; running->sent++) {
+        struct gd_ask *ask = &running->item.asks[running->sent];
+        struct gd_error err = {0};
+        if (ask->answered)
+            continue;
+        if (evaluation->flight_count >= GD_EVALUATE_ASKS_MAX)
+            return false;
+        running->item.unanswered++;
+        if (send_ask(evaluation, running, running->sent, &err))
+            continue;
+        running->item.unanswered--;
+        if (err.code == GD_BUSY && evaluation->flight_count > 0)
+            return false;
+        ask->error = err;
+        ask->answered = true;
+    }
+    return true;
+}
+
+/* ---- items ---- */
+
+static cJSON *usage_of(const struct evaluation *evaluation, const struct gd_eval_item *item)
+{
+    cJSON *list = cJSON_CreateArray();
+    for (int i = 0; i < item->ask_count; i++) {
+        const struct gd_ask *ask = &item->asks[i];
+        const char *id = ask->model != NULL ? ask->model : evaluation->source->model;
+        const int64_t counts[] = {1, ask->prompt_tokens, ask->completion_tokens, ask->cached_tokens};
+        static const char *const names[] = {"invocations", "prompt_tokens", "completion_tokens", "cached_tokens"};
+        if (ask->prompt_tokens == 0 || id == NULL)
+            continue; /* no model saw it */
+        cJSON *entry;
+        cJSON_ArrayForEach(entry, list) if (strcmp(gd_json_find(entry, "model")->valuestring, id) == 0) break;
+        if (entry == NULL) {
+            entry = cJSON_CreateObject();
+            cJSON_AddStringToObject(entry, "model", id);
+            for (size_t n = 0; n < GD_COUNT(names); n++)
+                cJSON_AddNumberToObject(entry, names[n], 0);
+            cJSON_AddItemToArray(list, entry);
+        }
+        for (size_t n = 0; n < GD_COUNT(names); n++) {
+            cJSON *value = gd_json_find(entry, names[n]);
+            cJSON_SetNumberHelper(value, value->valuedouble + (double)counts[n]);
+        }
+    }
+    return list;
+}
+
+static void report(struct evaluation *evaluation, struct running *running)
+{
+    struct gd_evaluated item = {.index = running->item.index, .status = running->item.status, .body = running->item.body,
+                                .usage = usage_of(evaluation, &running->item)};
+    running->item.body = NULL;
+    evaluation->observer->item(evaluation->observer->context, &item);
+}
+
+static void release_running(struct evaluation *evaluation, struct running *running)
+{
+    const struct gd_eval_source_type *type = evaluation->source->type;
+    if (running->item.state != NULL && type->release_item != NULL)
+        type->release_item(evaluation->source, &running->item);
+    gd_eval_item_release(&running->item);
+    gd_free(running);
+}
+
+/* Moves the item as far as it goes without the engines. */
+static void move(struct evaluation *evaluation, struct running *running)
+{
+    while (!running->item.finished && send_asks(evaluation, running) && running->item.unanswered == 0)
+        evaluation->source->type->answered(evaluation->source, &running->item);
+}
+
+static bool is_done(const struct evaluation *evaluation, int64_t index)
+{
+    const unsigned char *done = evaluation->options->done;
+    return done != NULL && (done[index / 8] >> (index % 8) & 1) != 0;
+}
+
+static void begin_items(struct evaluation *evaluation)
+{
+    while (evaluation->next < evaluation->source->count && evaluation->flight_count < GD_EVALUATE_ASKS_MAX) {
+        int64_t index = evaluation->next++;
+        if (is_done(evaluation, index))
+            continue;
+        struct running *running = gd_alloc(sizeof *running);
+        running->item.index = index;
+        evaluation->source->type->begin(evaluation->source, &running->item);
+        move(evaluation, running);
+        *evaluation->last = running;
+        evaluation->last = &running->next;
+        if (running->item.finished)
+            return; /* nobody has to wait: it is reported, and the caller looks around, before the next one */
+    }
+}
+
+static void move_items(struct evaluation *evaluation)
+{
+    struct running **link = &evaluation->first;
+    while (*link != NULL) {
+        struct running *running = *link;
+        move(evaluation, running);
+        if (!running->item.finished) {
+            link = &running->next;
+            continue;
+        }
+        *link = running->next;
+        if (*link == NULL)
+            evaluation->last = link;
+        report(evaluation, running);
+        release_running(evaluation, running);
+    }
+}
+
+static void abandon(struct evaluation *evaluation)
+{
+    while (evaluation->flights != NULL)
+        gd_infer_cancel(evaluation->flights->infer, evaluation->flights->sequence);
+    while (evaluation->first != NULL) {
+        struct running *running = evaluation->first;
+        evaluation->first = running->next;
+        release_running(evaluation, running);
+    }
+    for (int i = 0; i < evaluation->held_count; i++)
+        gd_residents_hold(evaluation->options->residents, evaluation->held[i], -1);
+}
+
+bool gd_evaluate(struct gd_eval_source *source, const struct gd_evaluate_options *options,
+                 const struct gd_evaluate_observer *observer, struct gd_error *err)
+{
+    struct evaluation evaluation = {.source = source, .options = options, .observer = observer};
+    evaluation.last = &evaluation.first;
+    bool ok = true;
+    while (ok && (evaluation.first != NULL || evaluation.next < source->count)) {
+        bool ready = evaluation.first == NULL; /* the next item may be one that asks nobody */
+        enum gd_evaluate_command command = observer->poll(observer->context, ready && evaluation.flights == NULL);
+        if (command == GD_EVALUATE_STOP) {
+            ok = gd_fail(err, GD_CANCELLED, "stopped");
+            break;
+        }
+        if (command == GD_EVALUATE_GO)
+            begin_items(&evaluation);
+        if (gd_residents_busy(options->residents)) /* others' requests, too */
+            gd_residents_turn(options->residents);
+        move_items(&evaluation);
+    }
+    abandon(&evaluation);
+    return ok;
+}
