@@ -18,6 +18,22 @@ struct gd_request;
 void gd_handle_chat_completions(struct gd_app *app, struct gd_request *request);
 void gd_handle_completions(struct gd_app *app, struct gd_request *request);
 
+/* routes_evals.c, routes_eval_create.c; events: routes_job_data.c */
+void gd_handle_eval_create(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_delete(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_get(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_item_get(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_item_list(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_list(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_run_cancel(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_run_compare(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_run_create(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_run_delete(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_run_events(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_run_get(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_run_list(struct gd_app *app, struct gd_request *request);
+void gd_handle_eval_update(struct gd_app *app, struct gd_request *request);
+
 /* routes_files.c */
 void gd_handle_file_content(struct gd_app *app, struct gd_request *request);
 void gd_handle_file_create(struct gd_app *app, struct gd_request *request);

@@ -69,6 +69,7 @@ struct gd_job {
     bool in_turn;                    /* its turns are being run further up the stack */
     bool unborn;                     /* not in the store, or not as it should be: forgotten when its turns are over */
     bool flush_waits, model_missing;
+    char missing[256];               /* the model that is */
     int64_t step_high;               /* furthest step ever reported */
     int crash_points;
     struct gd_step_metrics *steps;   /* reported and not yet stored */
@@ -83,12 +84,39 @@ struct gd_job {
     struct gd_job *bucket_next, *previous, *next;
 };
 
+/* ---- kinds of jobs ---- */
+
+/* What is different about one kind of job. All else is the same for all: queue, workers, turns, events, recovery. */
+struct gd_job_kind_facts {
+    const char *noun;                /* "Fine-tuning job" */
+    const char *goes_on;             /* where it continues when it is given to a worker again: "from its last checkpoint" */
+    const char *advice;              /* for a job that ended worker after worker; "" or ", and ..." */
+    bool reads_done;                 /* the start's change reads which items are stored (job_change.h) */
+    const struct gd_turn_kind *const *turns; /* of frames that only this kind sends; NULL-terminated */
+    void (*submitted)(struct gd_job_change *change);     /* adds the messages of its first turn */
+    const char *(*missing_model)(struct gd_job *job);    /* a base that it needs and that is not there now, or NULL */
+    /* The job_start frame, after the start is stored. NULL: not now, err says why. */
+    cJSON *(*start_frame)(struct gd_job *job, const struct gd_job_change *stored, struct gd_error *err);
+};
+extern const struct gd_job_kind_facts gd_job_kind_tuning, gd_job_kind_eval; /* job_tuning.c, job_eval.c */
+extern const struct gd_job_kind_facts *const gd_job_kinds[GD_JOB_KIND_COUNT];
+
 /* ---- job_turns.c ---- */
 extern const struct gd_turn_kind gd_turn_submit, gd_turn_start, gd_turn_cancel, gd_turn_pause, gd_turn_resume,
-    gd_turn_flush, gd_turn_message, gd_turn_lost;
-/* NULL if no turn is made of frames of this type. */
-const struct gd_turn_kind *gd_turn_of_frame(const char *type);
-extern const struct gd_turn_kind gd_turn_failed;
+    gd_turn_flush, gd_turn_message, gd_turn_lost, gd_turn_failed, gd_turn_stopped;
+/* NULL if no turn of this job is made of frames of this type. */
+const struct gd_turn_kind *gd_turn_of_frame(const struct gd_job *job, const char *type);
+/* Members of frames, `otherwise` where they are not of the type. */
+int64_t gd_frame_int(const cJSON *frame, const char *name, int64_t otherwise);
+double gd_frame_number(const cJSON *frame, const char *name, double otherwise);
+const char *gd_frame_text(const cJSON *frame, const char *name, const char *otherwise);
+/* Moves the waiting steps into the change: every turn that stores something begins with this, so that metrics never come
+ * after what followed them. */
+void gd_job_take_steps(struct gd_job *job, struct gd_job_change *change);
+void gd_job_move_to(struct gd_job_change *change, enum gd_job_status to);
+bool gd_job_on_worker(const struct gd_job_record *record);
+void gd_job_fail(struct gd_job_change *change, const char *code, const char *message, const char *param);
+void gd_job_after_end(struct gd_job *job, struct gd_turn *turn); /* it has left its worker */
 /* A job_started frame, when it comes: steps may follow before its turn is stored. */
 void gd_job_take_started(struct gd_job *job, const cJSON *frame);
 /* A job_step frame: kept until the next turn. */

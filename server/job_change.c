@@ -15,7 +15,8 @@ void gd_job_record_copy(struct gd_job_record *out, const struct gd_job_record *r
     *out = *record;
     char **texts[] = {&out->id, &out->project, &out->model, &out->training_file, &out->validation_file, &out->suffix,
                       &out->body, &out->hyperparameters, &out->metadata, &out->integrations, &out->error,
-                      &out->fine_tuned_model, &out->result_files, &out->idempotency_key, &out->memory};
+                      &out->fine_tuned_model, &out->result_files, &out->idempotency_key, &out->memory, &out->eval_id,
+                      &out->name};
     for (size_t i = 0; i < GD_COUNT(texts); i++)
         *texts[i] = gd_strdup(*texts[i]);
 }
@@ -90,6 +91,10 @@ void gd_job_change_release(struct gd_job_change *change)
     gd_free(change->events);
     if (change->has_checkpoint)
         gd_checkpoint_record_release(&change->checkpoint);
+    for (int i = 0; i < change->item_count; i++)
+        gd_eval_item_record_release(&change->items[i]);
+    gd_free(change->items);
+    cJSON_Delete(change->done);
     gd_free(change->adapter_folder);
     *change = (struct gd_job_change){0};
 }
@@ -321,6 +326,14 @@ static bool unpublish_lost_checkpoints(struct gd_db *db, const struct gd_job_cha
     return ok;
 }
 
+/* A change may be applied again: what was read then does not count any more. */
+static bool read_done(struct gd_db *db, struct gd_job_change *change, struct gd_error *err)
+{
+    cJSON_Delete(change->done);
+    change->done = NULL;
+    return gd_db_eval_done(db, change->record.id, &change->done, &change->done_count, err);
+}
+
 bool gd_job_change_apply(struct gd_db *db, struct gd_job_change *change, struct gd_error *err)
 {
     const struct gd_job_record *record = &change->record;
@@ -336,6 +349,12 @@ bool gd_job_change_apply(struct gd_db *db, struct gd_job_change *change, struct 
                                change->steps[i].point_count, err);
     for (int i = 0; ok && i < change->event_count; i++)
         ok = gd_db_event_append(db, &change->events[i], err);
+    for (int i = 0; ok && i < change->item_count; i++) {
+        bool is_new;
+        ok = gd_db_eval_item_put(db, &change->items[i], &is_new, err);
+    }
+    if (ok && change->read_done)
+        ok = read_done(db, change, err);
     if (ok && change->has_checkpoint)
         ok = gd_db_checkpoint_put(db, &change->checkpoint, err) &&
              publish(db, record, change->checkpoint.model, change->checkpoint.folder, true, err) &&

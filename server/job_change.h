@@ -34,6 +34,11 @@ struct gd_job_change {
     int event_count, event_capacity;
     bool has_checkpoint;            /* put, published as a model; models of checkpoints that are gone are unpublished */
     struct gd_checkpoint_record checkpoint;
+    struct gd_eval_item_record *items; /* of a run: put */
+    int item_count;
+    bool read_done;                 /* apply fills `done` and done_count: the items of the run that are stored */
+    cJSON *done;
+    int64_t done_count;
     char *adapter_folder;           /* succeeded: publish this folder (relative) as record.fine_tuned_model, and write the
                                      * results file, whose id is in record.result_files */
 };

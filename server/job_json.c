@@ -104,10 +104,10 @@ cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
     return out;
 }
 
-cJSON *gd_event_json(const struct gd_event_record *record)
+cJSON *gd_event_json(const struct gd_event_record *record, bool of_run)
 {
     cJSON *out = cJSON_CreateObject();
-    add_text(out, "object", "fine_tuning.job.event");
+    add_text(out, "object", of_run ? "eval.run.event" : "fine_tuning.job.event");
     add_text(out, "id", record->id);
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
     add_text(out, "level", record->level);

@@ -14,7 +14,7 @@
 #include "server/app.h"
 
 cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record);
-cJSON *gd_event_json(const struct gd_event_record *record);
+cJSON *gd_event_json(const struct gd_event_record *record, bool of_run);
 cJSON *gd_checkpoint_json(const struct gd_app *app, const struct gd_checkpoint_record *record);
 /* Adds unit, better and definition to each series of a metrics answer, where the name is known. */
 void gd_metrics_explain(cJSON *series);

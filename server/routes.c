@@ -5,6 +5,7 @@
 #include "server/http.h"
 
 #define JSON_LARGE_BYTES (16u << 20)
+#define EVAL_RUN_BYTES (8u << 20) /* rows in the request: they are stored with the run; more belong in a file */
 
 const struct gd_route gd_routes[] = {
     {.method = "POST", .path = "/detokenize", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES,
@@ -19,6 +20,22 @@ const struct gd_route gd_routes[] = {
      .handler = gd_handle_chat_completions},
     {.method = "POST", .path = "/v1/completions", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES,
      .handler = gd_handle_completions},
+    {.method = "GET", .path = "/v1/evals", .handler = gd_handle_eval_list},
+    {.method = "POST", .path = "/v1/evals", .body = GD_BODY_JSON, .handler = gd_handle_eval_create},
+    {.method = "DELETE", .path = "/v1/evals/{eval_id}", .handler = gd_handle_eval_delete},
+    {.method = "GET", .path = "/v1/evals/{eval_id}", .handler = gd_handle_eval_get},
+    {.method = "POST", .path = "/v1/evals/{eval_id}", .body = GD_BODY_JSON, .handler = gd_handle_eval_update},
+    {.method = "GET", .path = "/v1/evals/{eval_id}/runs", .handler = gd_handle_eval_run_list},
+    {.method = "POST", .path = "/v1/evals/{eval_id}/runs", .body = GD_BODY_JSON, .body_max = EVAL_RUN_BYTES,
+     .handler = gd_handle_eval_run_create},
+    {.method = "DELETE", .path = "/v1/evals/{eval_id}/runs/{run_id}", .handler = gd_handle_eval_run_delete},
+    {.method = "GET", .path = "/v1/evals/{eval_id}/runs/{run_id}", .handler = gd_handle_eval_run_get},
+    {.method = "POST", .path = "/v1/evals/{eval_id}/runs/{run_id}", .handler = gd_handle_eval_run_cancel},
+    {.method = "GET", .path = "/v1/evals/{eval_id}/runs/{run_id}/compare", .handler = gd_handle_eval_run_compare},
+    {.method = "GET", .path = "/v1/evals/{eval_id}/runs/{run_id}/events", .handler = gd_handle_eval_run_events},
+    {.method = "GET", .path = "/v1/evals/{eval_id}/runs/{run_id}/output_items", .handler = gd_handle_eval_item_list},
+    {.method = "GET", .path = "/v1/evals/{eval_id}/runs/{run_id}/output_items/{item_id}", 
+     .handler = gd_handle_eval_item_get},
     {.method = "GET", .path = "/v1/files", .handler = gd_handle_file_list},
     {.method = "POST", .path = "/v1/files", .body = GD_BODY_MULTIPART, .handler = gd_handle_file_create},
     {.method = "DELETE", .path = "/v1/files/{file_id}", .handler = gd_handle_file_delete},

@@ -38,7 +38,7 @@ static bool accepts_stream(const struct gd_request *request, struct gd_error *er
 struct page_call {
     struct gd_app *app;
     struct gd_request *request;
-    char *project, *job_id, *after;
+    char *project, *eval_id, *job_id, *after; /* eval_id: of a run, else NULL */
     struct gd_page page;
     bool checkpoints;
     struct gd_event_record *events;
@@ -47,19 +47,24 @@ struct page_call {
     bool has_more;
 };
 
-static bool job_is_of_project(struct gd_db *db, const char *project, const char *job_id, struct gd_error *err)
+/* eval_id: of a run; NULL for a fine-tuning job. */
+static bool read_status(struct gd_db *db, const char *project, const char *eval_id, const char *job_id,
+                        enum gd_job_status *status, struct gd_error *err)
 {
     struct gd_job_record record = {0};
-    bool ok = gd_db_job_get(db, project, job_id, &record, err);
+    bool ok = eval_id != NULL ? gd_db_run_get(db, project, eval_id, job_id, &record, err)
+                              : gd_db_job_get_kind(db, GD_JOB_KIND_FINE_TUNING, project, job_id, &record, err);
     if (ok)
-        gd_job_record_release(&record);
+        *status = record.status;
+    gd_job_record_release(&record);
     return ok;
 }
 
 static bool read_page(struct gd_db *db, void *argument, struct gd_error *err)
 {
     struct page_call *call = argument;
-    if (!job_is_of_project(db, call->project, call->job_id, err))
+    enum gd_job_status status;
+    if (!read_status(db, call->project, call->eval_id, call->job_id, &status, err))
         return false;
     return call->checkpoints
                ? gd_db_checkpoint_list(db, call->job_id, &call->page, &call->points, &call->count, &call->has_more, err)
@@ -73,7 +78,7 @@ static cJSON *page_json(const struct page_call *call)
     cJSON *data = cJSON_AddArrayToObject(out, "data");
     for (int i = 0; i < call->count; i++)
         cJSON_AddItemToArray(data, call->checkpoints ? gd_checkpoint_json(call->app, &call->points[i])
-                                                     : gd_event_json(&call->events[i]));
+                                                     : gd_event_json(&call->events[i], call->eval_id != NULL));
     if (call->checkpoints) {
         bool any = call->count > 0;
         cJSON_AddItemToObject(out, "first_id", any ? cJSON_CreateString(call->points[0].id) : cJSON_CreateNull());
@@ -98,12 +103,13 @@ static void on_page(void *argument, const struct gd_error *err)
     gd_free(call->points);
     gd_free(call->events);
     gd_free(call->project);
+    gd_free(call->eval_id);
     gd_free(call->job_id);
     gd_free(call->after);
     gd_free(call);
 }
 
-static void start_page(struct gd_app *app, struct gd_request *request, bool checkpoints, int64_t limit)
+static void start_page(struct gd_app *app, struct gd_request *request, bool of_run, bool checkpoints, int64_t limit)
 {
     struct gd_error err = {0};
     if (!gd_request_query_int(request, "limit", 1, LIMIT_MAX, &limit, &err)) {
@@ -114,7 +120,8 @@ static void start_page(struct gd_app *app, struct gd_request *request, bool chec
     call->app = app;
     call->request = request;
     call->project = gd_strdup(gd_request_project(request));
-    call->job_id = gd_strdup(gd_request_param(request, 0));
+    call->eval_id = of_run ? gd_strdup(gd_request_param(request, 0)) : NULL;
+    call->job_id = gd_strdup(gd_request_param(request, of_run ? 1 : 0));
     call->after = gd_strdup(gd_request_query(request, "after"));
     call->page = (struct gd_page){.after = call->after, .limit = (int)limit};
     call->checkpoints = checkpoints;
@@ -124,7 +131,7 @@ static void start_page(struct gd_app *app, struct gd_request *request, bool chec
 
 void gd_handle_job_checkpoints(struct gd_app *app, struct gd_request *request)
 {
-    start_page(app, request, true, CHECKPOINT_LIMIT);
+    start_page(app, request, false, true, CHECKPOINT_LIMIT);
 }
 
 /* ---- the event stream ---- */
@@ -138,7 +145,7 @@ struct event_stream {
     struct gd_request *request;      /* until the stream begins */
     struct gd_stream *stream;
     void *watch;
-    char *project, *job_id;
+    char *project, *eval_id, *job_id;
     int64_t last_sequence;
     bool reading, news, gone;
     struct gd_event_record *events;  /* read by the closure */
@@ -151,11 +158,10 @@ static void read_more(struct event_stream *stream);
 static bool read_events(struct gd_db *db, void *argument, struct gd_error *err)
 {
     struct event_stream *stream = argument;
-    struct gd_job_record record = {0};
-    if (!gd_db_job_get(db, stream->project, stream->job_id, &record, err))
+    enum gd_job_status status;
+    if (!read_status(db, stream->project, stream->eval_id, stream->job_id, &status, err))
         return false;
-    stream->job_over = gd_job_status_terminal(record.status);
-    gd_job_record_release(&record);
+    stream->job_over = gd_job_status_terminal(status);
     return gd_db_event_since(db, stream->job_id, stream->last_sequence, REPLAY_COUNT, &stream->events, &stream->count, err);
 }
 
@@ -166,6 +172,7 @@ static void release_stream(struct event_stream *stream)
     if (stream->stream != NULL)
         gd_stream_end(stream->stream);
     gd_free(stream->project);
+    gd_free(stream->eval_id);
     gd_free(stream->job_id);
     gd_free(stream);
 }
@@ -191,7 +198,7 @@ static void send_events(struct event_stream *stream)
         const struct gd_event_record *event = &stream->events[i];
         char id[24];
         snprintf(id, sizeof id, "%" PRId64, event->sequence);
-        cJSON *json = gd_event_json(event);
+        cJSON *json = gd_event_json(event, stream->eval_id != NULL);
         char *text = gd_json_print(json);
         if (stream->stream != NULL && !stream->gone)
             gd_stream_data(stream->stream, NULL, id, text);
@@ -272,7 +279,7 @@ static bool last_event_id(const struct gd_request *request, int64_t *out, struct
     return true;
 }
 
-static void start_event_stream(struct gd_app *app, struct gd_request *request)
+static void start_event_stream(struct gd_app *app, struct gd_request *request, bool of_run)
 {
     struct gd_error err = {0};
     int64_t last_sequence = 0;
@@ -284,22 +291,33 @@ static void start_event_stream(struct gd_app *app, struct gd_request *request)
     stream->app = app;
     stream->request = request;
     stream->project = gd_strdup(gd_request_project(request));
-    stream->job_id = gd_strdup(gd_request_param(request, 0));
+    stream->eval_id = of_run ? gd_strdup(gd_request_param(request, 0)) : NULL;
+    stream->job_id = gd_strdup(gd_request_param(request, of_run ? 1 : 0));
     stream->last_sequence = last_sequence;
     stream->watch = gd_scheduler_watch(app->scheduler, stream->job_id, on_news, stream);
     read_more(stream);
 }
 
-void gd_handle_job_events(struct gd_app *app, struct gd_request *request)
+static void show_events(struct gd_app *app, struct gd_request *request, bool of_run)
 {
     struct gd_error err = {0};
     bool stream = false;
     if (!accepts_stream(request, &err, &stream))
         gd_http_fail(request, &err);
     else if (stream)
-        start_event_stream(app, request);
+        start_event_stream(app, request, of_run);
     else
-        start_page(app, request, false, EVENT_LIMIT);
+        start_page(app, request, of_run, false, EVENT_LIMIT);
+}
+
+void gd_handle_job_events(struct gd_app *app, struct gd_request *request)
+{
+    show_events(app, request, false);
+}
+
+void gd_handle_eval_run_events(struct gd_app *app, struct gd_request *request)
+{
+    show_events(app, request, true);
 }
 
 /* ---- metrics ---- */
@@ -325,7 +343,7 @@ static bool read_metrics(struct gd_db *db, void *argument, struct gd_error *err)
     struct metrics_call *call = argument;
     struct gd_page marks = {.limit = MARKS_MAX, .ascending = true};
     bool has_more;
-    if (!gd_db_job_get(db, call->project, call->job_id, &call->record, err))
+    if (!gd_db_job_get_kind(db, GD_JOB_KIND_FINE_TUNING, call->project, call->job_id, &call->record, err))
         return false;
     if (call->csv)
         return gd_db_metrics_csv(db, call->job_id, &call->text, err);

@@ -6,15 +6,13 @@
 #include "server/http.h"
 #include "server/job_change.h"
 #include "server/job_json.h"
+#include "server/metadata.h"
 #include "server/models.h"
 #include "server/scheduler.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-#define METADATA_PAIRS_MAX 16
-#define METADATA_KEY_MAX 64       /* characters */
-#define METADATA_VALUE_MAX 512
 #define IDEMPOTENCY_KEY_MAX 255
 #define LIST_LIMIT 20
 #define LIST_LIMIT_MAX 1000
@@ -42,41 +40,6 @@ static void fail_create(struct create *create, const struct gd_error *err)
 {
     gd_http_fail(create->request, err);
     release_create(create);
-}
-
-static size_t characters(const char *text)
-{
-    size_t count = 0;
-    for (; *text != '\0'; text++)
-        count += ((unsigned char)*text & 0xc0) != 0x80;
-    return count;
-}
-
-static bool check_metadata(const cJSON *body, char **out, struct gd_error *err)
-{
-    const cJSON *metadata = NULL, *pair;
-    if (!gd_json_get_object(body, "", "metadata", false, &metadata, err))
-        return false;
-    if (metadata == NULL)
-        return true;
-    int count = cJSON_GetArraySize(metadata);
-    if (count > METADATA_PAIRS_MAX)
-        return gd_fail_param(err, GD_INVALID, "metadata", "metadata has %d pairs; it may have up to %d", count,
-                             METADATA_PAIRS_MAX);
-    cJSON_ArrayForEach(pair, metadata) {
-        char param[96];
-        snprintf(param, sizeof param, "metadata.%.80s", pair->string);
-        if (characters(pair->string) > METADATA_KEY_MAX)
-            return gd_fail_param(err, GD_INVALID, param, "the key has %zu characters; it may have up to %d",
-                                 characters(pair->string), METADATA_KEY_MAX);
-        if (!cJSON_IsString(pair))
-            return gd_fail_param(err, GD_INVALID, param, "%.80s must be a string", param);
-        if (characters(pair->valuestring) > METADATA_VALUE_MAX)
-            return gd_fail_param(err, GD_INVALID, param, "the value has %zu characters; it may have up to %d",
-                                 characters(pair->valuestring), METADATA_VALUE_MAX);
-    }
-    *out = gd_json_print(metadata);
-    return true;
 }
 
 static bool check_integrations(const cJSON *body, char **out, struct gd_error *err)
@@ -253,7 +216,7 @@ void gd_handle_job_create(struct gd_app *app, struct gd_request *request)
     create->app = app;
     create->request = request;
     bool ok = !app->draining || gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
-    ok = ok && gd_job_spec_parse(&create->spec, body, &err) && check_metadata(body, &create->record.metadata, &err) &&
+    ok = ok && gd_job_spec_parse(&create->spec, body, &err) && gd_metadata_read(body, &create->record.metadata, &err) &&
          check_integrations(body, &create->record.integrations, &err) &&
          check_idempotency_key(request, &create->record.idempotency_key, &err) && check_model(app, create->spec.model, &err);
     if (!ok && err.code == GD_NOT_FOUND) {
@@ -359,7 +322,7 @@ struct retrieval {
 static bool read_job(struct gd_db *db, void *argument, struct gd_error *err)
 {
     struct retrieval *retrieval = argument;
-    return gd_db_job_get(db, retrieval->project, retrieval->job_id, &retrieval->record, err);
+    return gd_db_job_get_kind(db, GD_JOB_KIND_FINE_TUNING, retrieval->project, retrieval->job_id, &retrieval->record, err);
 }
 
 static void on_job(void *argument, const struct gd_error *err)

@@ -134,15 +134,16 @@ static void run_turns(struct gd_job *job);
 /* A job whose model has left the models folder waits for it, and says so once. */
 static bool model_is_there(struct gd_job *job)
 {
-    bool there = gd_models_find(job->app->models, job->record.model) != NULL, said = job->model_missing;
-    job->model_missing = !there;
-    if (there)
+    const char *missing = gd_job_kinds[job->record.kind]->missing_model(job);
+    bool said = job->model_missing;
+    job->model_missing = missing != NULL;
+    if (missing == NULL)
         return true;
     schedule_retry(job->scheduler, MODEL_LOOK_MS);
     if (said)
         return false;
     cJSON *frame = cJSON_CreateObject();
-    char *message = gd_format("The model '%s' is not in the models folder; the job waits until it is there", job->record.model);
+    char *message = gd_format("The model '%s' is not in the models folder; the job waits until it is there", missing);
     cJSON_AddStringToObject(frame, "level", "warn");
     cJSON_AddStringToObject(frame, "message", message);
     gd_free(message);
@@ -479,7 +480,7 @@ void gd_scheduler_submit(struct gd_scheduler *scheduler, struct gd_job_record *j
 
 /* A call for a job that is not active: over, of another project, or unknown. */
 struct lookup {
-    char *project, *job_id;
+    char *project, *eval_id, *job_id;    /* eval_id: of a run, else NULL */
     const char *verb;
     struct gd_job_record record;
     gd_job_done done;
@@ -489,7 +490,9 @@ struct lookup {
 static bool look_up(struct gd_db *db, void *argument, struct gd_error *err)
 {
     struct lookup *lookup = argument;
-    return gd_db_job_get(db, lookup->project, lookup->job_id, &lookup->record, err);
+    return lookup->eval_id != NULL
+               ? gd_db_run_get(db, lookup->project, lookup->eval_id, lookup->job_id, &lookup->record, err)
+               : gd_db_job_get_kind(db, GD_JOB_KIND_FINE_TUNING, lookup->project, lookup->job_id, &lookup->record, err);
 }
 
 static void on_looked_up(void *argument, const struct gd_error *err)
@@ -502,15 +505,22 @@ static void on_looked_up(void *argument, const struct gd_error *err)
     lookup->done(lookup->context, NULL, err->code == GD_OK ? &conflict : err);
     gd_job_record_release(&lookup->record);
     gd_free(lookup->project);
+    gd_free(lookup->eval_id);
     gd_free(lookup->job_id);
     gd_free(lookup);
 }
 
+static bool same_text(const char *a, const char *b)
+{
+    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+/* eval_id: of a run; NULL for a fine-tuning job. */
 static void ask(struct gd_scheduler *scheduler, const struct gd_turn_kind *kind, const char *verb, const char *project,
-                const char *job_id, gd_job_done done, void *context)
+                const char *eval_id, const char *job_id, gd_job_done done, void *context)
 {
     struct gd_job *job = find_job(scheduler, job_id);
-    if (job != NULL && strcmp(job->record.project, project) == 0) {
+    if (job != NULL && strcmp(job->record.project, project) == 0 && same_text(job->record.eval_id, eval_id)) {
         if (refused_now(job, done, context))
             return;
         struct gd_turn *turn = gd_job_push_turn(job, kind, NULL);
@@ -520,7 +530,8 @@ static void ask(struct gd_scheduler *scheduler, const struct gd_turn_kind *kind,
         return;
     }
     struct lookup *lookup = gd_alloc(sizeof *lookup);
-    *lookup = (struct lookup){gd_strdup(project), gd_strdup(job_id), verb, {0}, done, context};
+    *lookup = (struct lookup){.project = gd_strdup(project), .eval_id = gd_strdup(eval_id), .job_id = gd_strdup(job_id),
+                              .verb = verb, .done = done, .context = context};
     struct gd_error err = {0};
     if (!gd_store_submit(scheduler->app->store, false, look_up, on_looked_up, lookup, &err))
         on_looked_up(lookup, &err);
@@ -529,19 +540,25 @@ static void ask(struct gd_scheduler *scheduler, const struct gd_turn_kind *kind,
 void gd_scheduler_cancel(struct gd_scheduler *scheduler, const char *project, const char *job_id, gd_job_done done,
                          void *context)
 {
-    ask(scheduler, &gd_turn_cancel, "cancelled", project, job_id, done, context);
+    ask(scheduler, &gd_turn_cancel, "cancelled", project, NULL, job_id, done, context);
+}
+
+void gd_scheduler_cancel_run(struct gd_scheduler *scheduler, const char *project, const char *eval_id, const char *run_id,
+                             gd_job_done done, void *context)
+{
+    ask(scheduler, &gd_turn_cancel, "cancelled", project, eval_id, run_id, done, context);
 }
 
 void gd_scheduler_pause(struct gd_scheduler *scheduler, const char *project, const char *job_id, gd_job_done done,
                         void *context)
 {
-    ask(scheduler, &gd_turn_pause, "paused", project, job_id, done, context);
+    ask(scheduler, &gd_turn_pause, "paused", project, NULL, job_id, done, context);
 }
 
 void gd_scheduler_resume(struct gd_scheduler *scheduler, const char *project, const char *job_id, gd_job_done done,
                          void *context)
 {
-    ask(scheduler, &gd_turn_resume, "resumed", project, job_id, done, context);
+    ask(scheduler, &gd_turn_resume, "resumed", project, NULL, job_id, done, context);
 }
 
 /* ---- from the supervisor ---- */
@@ -579,7 +596,7 @@ void gd_scheduler_worker_frame(struct gd_scheduler *scheduler, int worker, const
         dispatch(scheduler); /* what a cancelled job leaves behind: perhaps its worker is free now */
         return;
     }
-    const struct gd_turn_kind *kind = gd_turn_of_frame(type);
+    const struct gd_turn_kind *kind = gd_turn_of_frame(job, type);
     if (strcmp(type, "job_started") == 0)
         gd_job_take_started(job, frame);
     if (kind != NULL) {

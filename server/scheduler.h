@@ -34,11 +34,13 @@ void gd_scheduler_drain(struct gd_scheduler *scheduler, void (*drained)(void *co
 /* Drops what is in memory; the store keeps its part. Closes its timers on the loop. */
 void gd_scheduler_destroy(struct gd_scheduler *scheduler);
 
-/* From routes. `done` gets the stored job (borrowed, NULL with an error) once the change is durable. */
+/* From routes; cancel, pause and resume are for fine-tuning jobs, cancel_run for runs of evals. `done` gets the stored job (borrowed, NULL with an error) once the change is durable. */
 typedef void (*gd_job_done)(void *context, const struct gd_job_record *job, const struct gd_error *err);
 void gd_scheduler_submit(struct gd_scheduler *scheduler, struct gd_job_record *job_taken, gd_job_done done, void *context);
 void gd_scheduler_cancel(struct gd_scheduler *scheduler, const char *project, const char *job_id, gd_job_done done,
                          void *context);
+void gd_scheduler_cancel_run(struct gd_scheduler *scheduler, const char *project, const char *eval_id, const char *run_id,
+                             gd_job_done done, void *context);
 void gd_scheduler_pause(struct gd_scheduler *scheduler, const char *project, const char *job_id, gd_job_done done,
                         void *context);
 void gd_scheduler_resume(struct gd_scheduler *scheduler, const char *project, const char *job_id, gd_job_done done,

@@ -146,9 +146,9 @@ GD_MUST_CHECK bool gd_db_eval_list(struct gd_db *db, const char *project, bool b
                                    struct gd_eval_record **out, int *count, bool *has_more, struct gd_error *err);
 GD_MUST_CHECK bool gd_db_run_get(struct gd_db *db, const char *project, const char *eval_id, const char *id,
                                  struct gd_job_record *out, struct gd_error *err);
-/* statuses: those wanted (status_count 0: all). */
+/* wanted_count 0: all. */
 GD_MUST_CHECK bool gd_db_run_list(struct gd_db *db, const char *project, const char *eval_id,
-                                  const enum gd_job_status *statuses, int status_count, const struct gd_page *page,
+                                  const enum gd_job_status *wanted, int wanted_count, const struct gd_page *page,
                                   struct gd_job_record **out, int *count, bool *has_more, struct gd_error *err);
 GD_MUST_CHECK bool gd_db_run_delete(struct gd_db *db, const char *project, const char *eval_id, const char *id,
                                     struct gd_error *err);

@@ -186,8 +186,8 @@ bool gd_db_run_get(struct gd_db *db, const char *project, const char *eval_id, c
            (found || gd_fail_param(err, GD_NOT_FOUND, "run_id", "eval '%.100s' has no run '%.100s'", eval_id, id));
 }
 
-bool gd_db_run_list(struct gd_db *db, const char *project, const char *eval_id, const enum gd_job_status *statuses,
-                    int status_count, const struct gd_page *page, struct gd_job_record **out, int *count, bool *has_more,
+bool gd_db_run_list(struct gd_db *db, const char *project, const char *eval_id, const enum gd_job_status *wanted,
+                    int wanted_count, const struct gd_page *page, struct gd_job_record **out, int *count, bool *has_more,
                     struct gd_error *err)
 {
 #define LIST(compare, order)                                                                                               \
@@ -204,9 +204,9 @@ bool gd_db_run_list(struct gd_db *db, const char *project, const char *eval_id, 
     if (!gd_page_cursor(&lookup, page, &cursor, err))
         return false;
     cJSON *names = cJSON_CreateArray();
-    for (int i = 0; i < status_count; i++)
-        cJSON_AddItemToArray(names, cJSON_CreateString(gd_job_status_name(statuses[i])));
-    char *filter = status_count > 0 ? gd_json_print(names) : NULL;
+    for (int i = 0; i < wanted_count; i++)
+        cJSON_AddItemToArray(names, cJSON_CreateString(gd_job_status_name(wanted[i])));
+    char *filter = wanted_count > 0 ? gd_json_print(names) : NULL;
     struct gd_query query = gd_query_start(db, sql[page->ascending]);
     gd_put_text(&query, eval_id);
     gd_put_text(&query, project);

@@ -52,7 +52,7 @@ static void an_empty_folder_gets_the_newest_schema_and_safe_settings(void **stat
     struct gd_db *db;
     char *deep = gd_format("%s/new/data", folder);
     assert_ok(gd_db_open(&db, deep, &err), &err);
-    assert_int_equal(number(db, "PRAGMA main.user_version"), 1);
+    assert_int_equal(number(db, "PRAGMA main.user_version"), 2);
     assert_int_equal(number(db, "PRAGMA metrics.user_version"), 1);
     assert_int_equal(number(db, "PRAGMA main.synchronous"), 2);
     assert_int_equal(number(db, "PRAGMA metrics.synchronous"), 1);
@@ -60,7 +60,7 @@ static void an_empty_folder_gets_the_newest_schema_and_safe_settings(void **stat
     assert_int_equal(number(db, "PRAGMA cell_size_check"), 1);
     assert_int_equal(number(db, "PRAGMA trusted_schema"), 0);
     assert_int_equal(number(db, "SELECT count(*) FROM main.sqlite_schema WHERE type = 'table' AND name IN "
-                                "('files', 'jobs', 'events', 'checkpoints', 'models')"), 5);
+                                "('files', 'jobs', 'events', 'checkpoints', 'models', 'evals', 'eval_items', 'eval_scores', 'eval_usage')"), 9);
     assert_ok(insert_file(db, "file-1", &err), &err);
     static const char *const names[] = {"lock", "state.db", "state.db-wal", "state.db-shm", "metrics.db"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
@@ -128,10 +128,39 @@ static void a_newer_schema_is_refused_and_left_alone(void **state)
     raw("metrics.db", "PRAGMA user_version = 7");
     open_fails("metrics.db has schema 7, this graftd " GD_VERSION " knows schemas up to 1", GD_UNSUPPORTED);
     raw("metrics.db", "PRAGMA user_version = 1");
+    raw("state.db", "PRAGMA user_version = 3");
+    open_fails("state.db has schema 3", GD_UNSUPPORTED);
     raw("state.db", "PRAGMA user_version = 2");
-    open_fails("state.db has schema 2", GD_UNSUPPORTED);
-    raw("state.db", "PRAGMA user_version = 1");
     assert_ok(gd_db_open(&db, folder, &err), &err);
+    gd_db_close(db);
+}
+
+static void jobs_of_the_first_schema_are_fine_tuning_jobs(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_db *db;
+    struct gd_job_record job;
+    raw("state.db",
+        "CREATE TABLE jobs ("
+        "  seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, project TEXT NOT NULL, model TEXT NOT NULL,"
+        "  training_file TEXT NOT NULL, validation_file TEXT, suffix TEXT, body TEXT NOT NULL,"
+        "  hyperparameters TEXT, metadata TEXT, integrations TEXT, error TEXT, fine_tuned_model TEXT, result_files TEXT,"
+        "  idempotency_key TEXT, memory TEXT, status TEXT NOT NULL,"
+        "  created_at INTEGER NOT NULL, started_at INTEGER NOT NULL, finished_at INTEGER NOT NULL,"
+        "  estimated_finish INTEGER NOT NULL, seed INTEGER NOT NULL, trained_tokens INTEGER NOT NULL,"
+        "  step INTEGER NOT NULL, total_steps INTEGER NOT NULL, attempt INTEGER NOT NULL, priority INTEGER NOT NULL,"
+        "  UNIQUE (project, idempotency_key)"
+        ") STRICT;"
+        "INSERT INTO jobs VALUES (1, 'ftjob-1', 'p', 'm', 'file-1', NULL, NULL, '{}', '{}', NULL, NULL, NULL, NULL, '[]',"
+        "  NULL, NULL, 'succeeded', 7, 8, 9, 0, 42, 5, 3, 3, 1, 0);"
+        "PRAGMA user_version = 1;");
+    assert_ok(gd_db_open(&db, folder, &err), &err);
+    assert_ok(gd_db_job_get_kind(db, GD_JOB_KIND_FINE_TUNING, "p", "ftjob-1", &job, &err), &err);
+    assert_int_equal(job.status, GD_JOB_SUCCEEDED);
+    assert_int_equal(job.finished_at, 9);
+    assert_null(job.eval_id);
+    gd_job_record_release(&job);
+    assert_fails(gd_db_job_get_kind(db, GD_JOB_KIND_EVAL, "p", "ftjob-1", &job, &err), &err, GD_NOT_FOUND, "ftjob-1");
     gd_db_close(db);
 }
 
@@ -200,7 +229,7 @@ static void a_crash_while_migrating_is_made_good_by_the_next_start(void **state)
         struct gd_error err = {0};
         struct gd_db *db;
         assert_ok(gd_db_open(&db, data_dir, &err), &err);
-        assert_int_equal(number(db, "PRAGMA main.user_version"), 1);
+        assert_int_equal(number(db, "PRAGMA main.user_version"), 2);
         assert_ok(insert_file(db, "file-1", &err), &err);
         gd_db_close(db);
         assert_ok(gd_remove_tree(data_dir, &err), &err);
@@ -242,6 +271,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(rows_are_there_after_reopening, make_folder, drop_folder),
         cmocka_unit_test_setup_teardown(a_folder_has_one_server_and_the_error_says_which, make_folder, drop_folder),
         cmocka_unit_test_setup_teardown(a_newer_schema_is_refused_and_left_alone, make_folder, drop_folder),
+        cmocka_unit_test_setup_teardown(jobs_of_the_first_schema_are_fine_tuning_jobs, make_folder, drop_folder),
         cmocka_unit_test_setup_teardown(damage_is_found_at_start, make_folder, drop_folder),
         cmocka_unit_test_setup_teardown(a_file_that_is_no_database_is_refused, make_folder, drop_folder),
         cmocka_unit_test_setup_teardown(dangling_records_are_found_at_start, make_folder, drop_folder),
