@@ -1,4 +1,5 @@
 #include "engine/adapter/adapter.h"
+#include "engine/adapter/picks.h"
 
 #include "adapter_list.h"
 #include "engine/adapter/build.h"
@@ -72,6 +73,13 @@ const struct gd_adapter_method *gd_adapter_find(const char *name)
 bool gd_graft_create(struct gd_graft **out, const struct gd_model *model, const struct gd_adapter_config *config,
                      struct gd_error *err)
 {
+    struct gd_graft_source source = {0};
+    return gd_graft_create_by(out, model, config, &source, err);
+}
+
+bool gd_graft_create_by(struct gd_graft **out, const struct gd_model *model, const struct gd_adapter_config *config,
+                        const struct gd_graft_source *source, struct gd_error *err)
+{
     assert(*out == NULL);
     struct gd_graft *graft = gd_alloc(sizeof(*graft));
     copy_config(&graft->config, config);
@@ -81,7 +89,7 @@ bool gd_graft_create(struct gd_graft **out, const struct gd_model *model, const 
     graft->site_param = gd_alloc_array((size_t)slots, sizeof(int));
     for (int i = 0; i < slots; i++)
         graft->site_param[i] = -1;
-    bool ok = graft->method->create(graft, err);
+    bool ok = (graft->method->choose == NULL || graft->method->choose(graft, source, err)) && graft->method->create(graft, err);
     if (ok)
         *out = graft;
     else
@@ -96,6 +104,7 @@ void gd_graft_destroy(struct gd_graft *graft)
     gd_adapter_config_release(&graft->config);
     gd_free(graft->params);
     gd_free(graft->site_param);
+    gd_picks_destroy(graft->picks);
     gd_free(graft->block);
     gd_free(graft->wear);
     for (int i = 0; i < graft->derived_count; i++)
@@ -230,12 +239,15 @@ void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_
         gd_plan_bind(plan, training->params[i], block + training->graft->params[i].offset);
     for (int i = 0; i < training->view_count; i++)
         gd_plan_bind(plan, training->views[i].value, block + training->views[i].param->offset);
+    for (int i = 0; i < training->list_count; i++)
+        gd_plan_bind(plan, training->lists[i].value, (void *)(uintptr_t)training->lists[i].data);
 }
 
 void gd_graft_training_release(struct gd_graft_training *training)
 {
     gd_free(training->params);
     gd_free(training->views);
+    gd_free(training->lists);
     memset(training, 0, sizeof(*training));
 }
 

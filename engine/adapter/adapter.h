@@ -95,6 +95,7 @@ struct gd_graft_param {
     int64_t shape[2];
     bool flat;                   /* a graph sees it as a vector */
     bool transposed;             /* the block holds [shape[1]][shape[0]] */
+    bool integers;               /* the file holds I32; the block f32 */
     double rate;                 /* factor of the learning rate */
 };
 
@@ -110,8 +111,10 @@ struct gd_graft {
     double dropout;              /* of the input of a site's own part */
     int *site_param;             /* [slot] -> index of its first param, -1 where untouched */
     struct gd_virtual_rows virtual_rows;
+    struct gd_picks *picks;      /* of methods that train the base's own tensors (picks.h); else NULL */
+    char summary[256];           /* what was chosen, for people; or empty */
     float *block;                /* parameters: loaded grafts own theirs; else NULL (the trainer holds them) */
-    /* For serving, made by gd_graft_load. */
+    /* For serving, made by gd_graft_load; a whole tensor's values in the block are then their difference from the base's. */
     struct gd_wear_part *wear;   /* [slot] */
     enum gd_wear_depth depth;
     float **derived;             /* what the parts need beside the block (gd_graft_derive) */
@@ -133,6 +136,17 @@ static inline int64_t gd_graft_floats(const struct gd_graft *graft)
 }
 
 struct gd_graft_training;
+struct gd_safetensors;
+
+/* What a method that chooses its parameters chooses by. */
+struct gd_graft_source {
+    const struct gd_safetensors *file; /* what was chosen before: the tensors of a saved graft. NULL: choose now. */
+    uint64_t seed;
+    /* Sums of squared gradients of the parameters of `probe`, as its init leaves them: the gradient of the mean loss of a batch,
+     * over up to `batches` batches of `batch_size` training rows. squares: [probe->parameter_count]. NULL: no rows are at hand. */
+    bool (*squares)(void *context, const struct gd_graft *probe, int batches, int batch_size, float *squares, struct gd_error *err);
+    void *context;
+};
 
 struct gd_adapter_method {
     const char *name, *peft_type, *paper;
@@ -144,6 +158,8 @@ struct gd_adapter_method {
     const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
     /* What adapter_config.json must hold beside options and refused members; NULL: nothing. */
     bool (*check_file)(const cJSON *json, struct gd_error *err);
+    /* Before create, or NULL: fills picks. Its loaded grafts take their targets from there. */
+    bool (*choose)(struct gd_graft *graft, const struct gd_graft_source *source, struct gd_error *err);
     /* Fills params, site_param, scale, dropout. Targets that match nothing: an error listing what exists. */
     bool (*create)(struct gd_graft *graft, struct gd_error *err);
     void (*init)(const struct gd_graft *graft, float *block, uint64_t seed);
@@ -182,6 +198,9 @@ const struct gd_adapter_method *gd_adapter_find(const char *name); /* NULL: unkn
 
 GD_MUST_CHECK bool gd_graft_create(struct gd_graft **out, const struct gd_model *model,
                                    const struct gd_adapter_config *config, struct gd_error *err);
+GD_MUST_CHECK bool gd_graft_create_by(struct gd_graft **out, const struct gd_model *model,
+                                      const struct gd_adapter_config *config, const struct gd_graft_source *source,
+                                      struct gd_error *err);
 void gd_graft_destroy(struct gd_graft *graft);
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed);
 /* End of the run of trained floats from `begin` on that share one factor of the learning rate. */
@@ -200,6 +219,11 @@ struct gd_graft_training {
     } *views;
     int view_count;
     struct gd_value *index[GD_ROW_INDICES]; /* i32 [T] inputs, NULL where the graph needs none */
+    struct gd_graft_list {       /* I32 lists that the graft owns */
+        struct gd_value *value;
+        const int32_t *data;
+    } *lists;
+    int list_count;
 };
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
                              bool training_pass);
@@ -235,5 +259,8 @@ GD_MUST_CHECK bool gd_graft_load(struct gd_graft **out, const struct gd_model *m
                                  struct gd_error *err);
 /* Makes a loaded graft's prefix where it has virtual rows: what is served needs it. */
 GD_MUST_CHECK bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error *err);
+/* The same without what serving needs: the block holds the parameters as they are in the file. */
+GD_MUST_CHECK bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const char *folder,
+                                 struct gd_error *err);
 
 #endif

@@ -10,7 +10,8 @@
 
 static bool matches(const char *target, const struct gd_site *site)
 {
-    if ((site->kind == GD_SITE_LINEAR && strcmp(target, "all-linear") == 0) || strcmp(target, site->name) == 0)
+    if ((site->kind == GD_SITE_LINEAR && strcmp(target, "all-linear") == 0) ||
+        (site->kind == GD_SITE_NORM && strcmp(target, "all-norms") == 0) || strcmp(target, site->name) == 0)
         return true;
     size_t target_length = strlen(target), length = strlen(site->name);
     return length > target_length && site->name[length - target_length - 1] == '.' &&
@@ -55,7 +56,7 @@ static bool fail_unmatched(enum gd_site_kind kind, const char *option, const cha
     snprintf(param, sizeof(param), "adapter.%s", option);
     return gd_fail_param(err, GD_INVALID, param, "target module '%s' matches nothing in this model; its %s are: %s%s", target,
                          kind == GD_SITE_NORM ? "norms" : kind == GD_SITE_BLOCK ? "blocks" : "linear modules", names,
-                         kind == GD_SITE_LINEAR ? " (or \"all-linear\")" : "");
+                         kind == GD_SITE_LINEAR ? " (or \"all-linear\")" : kind == GD_SITE_NORM ? " (or \"all-norms\")" : "");
 }
 
 int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, struct gd_error *err)
@@ -125,6 +126,18 @@ float *gd_graft_derive(struct gd_graft *graft, int64_t count)
     graft->derived = gd_realloc_array(graft->derived, (size_t)graft->derived_count, sizeof(float *));
     graft->derived[have] = gd_alloc_array((size_t)count, sizeof(float));
     return graft->derived[have];
+}
+
+struct gd_value *gd_graft_list(struct gd_graft_training *training, struct gd_graph *g, const char *name, const int32_t *data,
+                               int64_t count)
+{
+    int at = training->list_count;
+    if ((at & (at + 1)) == 0) /* doubles at 0, 1, 3, 7, ... */
+        training->lists = gd_realloc_array(training->lists, (size_t)at * 2 + 2, sizeof(*training->lists));
+    struct gd_graft_list *list = &training->lists[training->list_count++];
+    list->data = data;
+    list->value = gd_graph_input(g, name, GD_I32, 1, &count);
+    return list->value;
 }
 
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream)

@@ -60,6 +60,10 @@ float *gd_graft_derive(struct gd_graft *graft, int64_t count);
 /* What serving needs (wear, depth, digest), once the graft owns its filled block. */
 void gd_graft_ready(struct gd_graft *graft);
 
+/* A list of the graft's as an i32 [count] input of the graph. */
+struct gd_value *gd_graft_list(struct gd_graft_training *training, struct gd_graph *g, const char *name, const int32_t *data,
+                               int64_t count);
+
 /* U(-bound, bound), the same for a seed, a stream and a place. */
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream);
 void gd_fill_normal(float *out, int64_t count, float deviation, uint64_t seed, uint32_t stream); /* N(0, deviation^2) */

@@ -240,8 +240,8 @@ bool gd_adapter_config_parse(struct gd_adapter_config *config, const cJSON *json
 
 static cJSON *modules_json(const struct gd_modules *modules)
 {
-    if (modules->count == 1 && strcmp(modules->names[0], "all-linear") == 0)
-        return cJSON_CreateString("all-linear");
+    if (modules->count == 1 && strncmp(modules->names[0], "all-", 4) == 0) /* "all-linear", "all-norms" */
+        return cJSON_CreateString(modules->names[0]);
     cJSON *list = cJSON_CreateArray();
     for (int i = 0; i < modules->count; i++)
         cJSON_AddItemToArray(list, cJSON_CreateString(modules->names[i]));

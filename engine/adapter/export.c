@@ -1,7 +1,7 @@
 /*
  * export.c - folding a graft into its base. What rows do at a linear site (wear.h) is one matrix and one bias:
  *
- *   W' = (diag(out_scale) W + scale diag(b_scale) B diag(mid) A + delta) in_rotate diag(in_scale)
+ *   W' = (diag(out_scale) W + scale diag(b_scale) B diag(mid) A + delta + S) in_rotate diag(in_scale)
  *   b' = out_scale * b + out_add
  */
 #include "engine/adapter/export.h"
@@ -58,7 +58,7 @@ static bool changes(void *context, const struct gd_weight *weight)
         return false;
     return bias ? part->out_scale != NULL || part->out_add != NULL
                 : part->in_scale != NULL || part->in_rotate != NULL || part->out_scale != NULL || part->rank > 0 ||
-                      part->delta != NULL || part->norm != NULL;
+                      part->delta != NULL || part->entry_count > 0 || part->norm != NULL;
 }
 
 static void add_product(const struct gd_wear_part *part, const struct gd_site *site, float *w, double *row)
@@ -102,6 +102,8 @@ static void merge_linear(const struct gd_wear_part *part, const struct gd_site *
         add_product(part, site, w, row);
     for (int64_t i = 0; i < (int64_t)site->out * site->in && part->delta != NULL; i++)
         w[i] += part->delta[i];
+    for (int64_t i = 0; i < part->entry_count; i++)
+        w[(int64_t)part->entry_row[i] * site->in + part->entry_column[i]] += part->entry[i];
     if (part->in_rotate != NULL)
         rotate(part, site, w, row);
     gd_free(row);

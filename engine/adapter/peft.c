@@ -135,6 +135,15 @@ static float *transposed(const float *from, int64_t rows, int64_t columns)
     return to;
 }
 
+/* The block's f32 as I32. */
+static float *integers(const float *from, int64_t count)
+{
+    int32_t *to = gd_alloc_array((size_t)count, sizeof(int32_t));
+    for (int64_t i = 0; i < count; i++)
+        to[i] = (int32_t)from[i];
+    return (float *)to;
+}
+
 static bool write_weights(const struct gd_graft *graft, const float *block, const char *folder, struct gd_error *err)
 {
     int count = graft->param_count + graft->frozen_param_count;
@@ -145,8 +154,10 @@ static bool write_weights(const struct gd_graft *graft, const float *block, cons
         const float *data = block + param->offset;
         if (param->transposed)
             data = copies[i] = transposed(data, param->shape[0], param->shape[1]);
+        if (param->integers)
+            data = copies[i] = integers(data, param->shape[0] * param->shape[1]);
         entries[i].name = param->name;
-        entries[i].tensor = (struct gd_tensor){.dtype = GD_F32, .rank = param->rank,
+        entries[i].tensor = (struct gd_tensor){.dtype = param->integers ? GD_I32 : GD_F32, .rank = param->rank,
                                                .shape = {param->shape[0], param->rank == 2 ? param->shape[1] : 0},
                                                .data = (void *)(uintptr_t)data};
     }
@@ -343,19 +354,16 @@ static bool read_targets(struct gd_adapter_config *config, const struct gd_safet
     return true;
 }
 
-/* Every target that adapter_config.json names must have been filled by some tensor. */
-static bool check_promised(const cJSON *json, struct gd_adapter_config *config, struct gd_error *err)
+/* Every target that adapter_config.json names under `key` must have been filled by some tensor. */
+static bool check_list(const cJSON *json, const char *key, const struct gd_modules *touched, struct gd_error *err)
 {
-    if (config->method->anchor == NULL)
-        return true;
-    const struct gd_modules *touched = targets_of(config);
-    const cJSON *targets = gd_json_find(json, "target_modules"), *item;
+    const cJSON *targets = gd_json_find(json, key), *item;
     if (!cJSON_IsArray(targets))
         return true; /* a pattern: the tensors are the account */
     cJSON_ArrayForEach(item, targets)
     {
         if (!cJSON_IsString(item))
-            return gd_fail_param(err, GD_BAD_MODEL, "target_modules", "adapter_config.json: target_modules must hold strings");
+            return gd_fail_param(err, GD_BAD_MODEL, key, "adapter_config.json: %s must hold strings", key);
         bool found = false;
         size_t length = strlen(item->valuestring);
         for (int i = 0; i < touched->count && !found; i++) {
@@ -364,11 +372,35 @@ static bool check_promised(const cJSON *json, struct gd_adapter_config *config, 
                     (have == length || touched->names[i][have - length - 1] == '.');
         }
         if (!found)
-            return gd_fail_param(err, GD_BAD_MODEL, "target_modules",
+            return gd_fail_param(err, GD_BAD_MODEL, key,
                                  "adapter_config.json names target module '%s', but adapter_model.safetensors has no tensor for it",
                                  item->valuestring);
     }
     return true;
+}
+
+static bool check_promised(const cJSON *json, struct gd_adapter_config *config, struct gd_error *err)
+{
+    const struct gd_adapter_method *method = config->method;
+    if (method->anchor == NULL)
+        return true;
+    if (method->choose == NULL)
+        return check_list(json, "target_modules", targets_of(config), err);
+    for (int i = 0; i < method->option_count; i++)
+        if (method->options[i].type == GD_OPTION_MODULES && !check_list(json, method->options[i].name, targets_of(config), err))
+            return false;
+    return true;
+}
+
+/* The targets of a graft that chose them are what it touches. */
+static void name_targets(struct gd_graft *graft)
+{
+    struct gd_modules *targets = targets_of(&graft->config);
+    int slots = gd_slot_count(graft->model);
+    targets->names = gd_realloc_array(targets->names, (size_t)slots, sizeof(char *));
+    for (int slot = 0; slot < slots; slot++)
+        if (graft->site_param[slot] >= 0)
+            targets->names[targets->count++] = gd_strdup(gd_slot_site(graft->model, slot)->name);
 }
 
 static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *param, const struct gd_safetensors *file,
@@ -453,8 +485,8 @@ static void make_digest(struct gd_graft *graft)
 
 void gd_graft_ready(struct gd_graft *graft)
 {
-    make_wear(graft);
     make_digest(graft);
+    make_wear(graft); /* may use the block up */
 }
 
 static bool is_file(const char *path)
@@ -463,7 +495,22 @@ static bool is_file(const char *path)
     return stat(path, &info) == 0 && S_ISREG(info.st_mode);
 }
 
-bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
+/* Parameters are declared by the names in the file, then read. */
+static bool make_graft(struct gd_graft **out, const struct gd_model *model, struct gd_adapter_config *config,
+                       const struct gd_safetensors *file, const cJSON *json, struct gd_error *err)
+{
+    struct gd_graft_source source = {.file = file};
+    bool chooses = config->method->choose != NULL;
+    if (!chooses && (!read_targets(config, file, err) || !check_promised(json, config, err)))
+        return false;
+    if (!gd_graft_create_by(out, model, config, &source, err))
+        return false;
+    if (chooses)
+        name_targets(*out);
+    return (!chooses || check_promised(json, &(*out)->config, err)) && read_weights(*out, file, err);
+}
+
+bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
 {
     assert(*out == NULL);
     if (is_file(folder))
@@ -482,11 +529,9 @@ bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const ch
         ok = json != NULL;
     }
     ok = ok && check_facts(model, folder, err) && read_config(&config, json, err) &&
-         gd_safetensors_open(&file, weights_path, err) && read_targets(&config, file, err) &&
-         check_promised(json, &config, err) && gd_graft_create(&graft, model, &config, err) &&
-         read_weights(graft, file, err);
+         gd_safetensors_open(&file, weights_path, err) && make_graft(&graft, model, &config, file, json, err);
     if (ok) {
-        gd_graft_ready(graft);
+        make_digest(graft);
         *out = graft;
     } else {
         gd_graft_destroy(graft);
@@ -499,4 +544,13 @@ bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const ch
     gd_free(weights_path);
     gd_free(manifest_path);
     return ok;
+}
+
+bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
+{
+    if (!gd_graft_read(out, model, folder, err))
+        return false;
+    if ((*out)->wear == NULL)
+        make_wear(*out);
+    return true;
 }

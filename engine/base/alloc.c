@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define HUGE_PAGE_FROM_BYTES ((size_t)4 << 20) /* below this, huge pages waste more than they speed up */
@@ -104,4 +105,37 @@ void gd_large_free(void *memory, size_t size_bytes)
 {
     if (memory != NULL)
         (void)munmap(memory, mapped_bytes(size_bytes));
+}
+
+/* memory.max of the control group (version 2), or SIZE_MAX. */
+static size_t group_limit(void)
+{
+    char line[512], path[640], *end;
+    size_t limit = SIZE_MAX;
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    bool found = file != NULL && fgets(line, sizeof(line), file) != NULL && strncmp(line, "0::/", 4) == 0;
+    if (file != NULL)
+        fclose(file);
+    if (!found)
+        return limit;
+    line[strcspn(line, "\n")] = '\0';
+    snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.max", line + 3);
+    file = fopen(path, "re");
+    if (file != NULL && fgets(line, sizeof(line), file) != NULL) {
+        unsigned long long value = strtoull(line, &end, 10);
+        limit = end != line && value > 0 && value < SIZE_MAX ? (size_t)value : limit; /* "max": none */
+    }
+    if (file != NULL)
+        fclose(file);
+    return limit;
+}
+
+size_t gd_memory_bytes(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    size_t most = pages > 0 && page_bytes > 0 ? (size_t)pages * (size_t)page_bytes : SIZE_MAX, group = group_limit();
+    struct rlimit space;
+    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY && space.rlim_cur < most)
+        most = (size_t)space.rlim_cur;
+    return group < most ? group : most;
 }

@@ -28,4 +28,7 @@ char *gd_format(const char *format, ...) __attribute__((format(printf, 1, 2))); 
 GD_MUST_CHECK bool gd_large_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err);
 void gd_large_free(void *memory, size_t size_bytes);
 
+/* Bytes that this process may use at most: the machine's memory, or less where its control group or RLIMIT_AS says so. */
+size_t gd_memory_bytes(void);
+
 #endif

@@ -85,6 +85,16 @@ struct gd_value *gd_dropout(struct gd_graph *g, struct gd_value *x, struct gd_va
 /* Rows x[index[i]]; index: i32 [n]; a negative index gives a zero row. -> [n, d] */
 struct gd_value *gd_gather_rows(struct gd_graph *g, struct gd_value *x, struct gd_value *index);
 
+/* c + x S^T for a sparse S [out, in] of values f32 [n] at rows and columns, i32 [n]. x: act [T, in]; c: act [T, out] or NULL. */
+struct gd_value *gd_sparse_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *values, struct gd_value *rows,
+                                  struct gd_value *columns, int64_t out, struct gd_value *c);
+/* d values of sparse_linear: sum_t dy[t, rows[i]] x[t, columns[i]] -> f32 [n]. */
+struct gd_value *gd_sparse_grad(struct gd_graph *g, struct gd_value *dy, struct gd_value *x, struct gd_value *rows,
+                                struct gd_value *columns);
+/* y[places[i]] += values[i], from zeros: f32 [n], i32 [n] -> f32 [length]. gd_pick: the way back, y[i] = x[places[i]]. */
+struct gd_value *gd_scatter(struct gd_graph *g, struct gd_value *values, struct gd_value *places, int64_t length);
+struct gd_value *gd_pick(struct gd_graph *g, struct gd_value *x, struct gd_value *places);
+
 /* The head and the loss over labelled rows only, in chunks; the [T, V] logits never exist.
  * h: act [T, d]; w: weight [V, d]; labels: i32 [T] (already shifted: labels[t] is the token to predict from row t;
  * -100 = none); weights: f32 [T]. logit_scale multiplies, softcap 0 = none.

@@ -10,9 +10,9 @@
  * Life     filled for each run
  *
  *     x' = in_rotate (in_scale * x)
- *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x'))) + delta x'
+ *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x'))) + delta x' + S x'
  *
- * where in_rotate is block-diagonal, * between vectors is by element and what is absent (NULL) leaves its step out. At a
+ * where in_rotate is block-diagonal, S sparse, * between vectors is by element and what is absent (NULL) leaves its step out. At a
  * norm, `norm` stands in for the base's weight. At a block, base(x') is what the block made, x what entered it or (`serial`)
  * what it made, and
  *
@@ -44,6 +44,9 @@ struct gd_wear_part {            /* one graft at one site */
     const float *b;              /* [out, rank] */
     const float *b_scale;        /* [out] */
     const float *delta;          /* [out, in] */
+    int64_t entry_count;         /* of S, sorted by row */
+    const int32_t *entry_row, *entry_column;
+    const float *entry;
     const float *norm;           /* [width] */
     bool serial;                 /* at a block */
     enum gd_activation activation;

@@ -24,7 +24,7 @@ static bool stands(const char *path, const struct gd_graft *graft, const float *
     struct gd_graft *loaded = NULL;
     size_t bytes = (size_t)gd_graft_floats(graft) * sizeof(float);
     float *have = gd_alloc(bytes);
-    bool same = exists(path) && gd_graft_load(&loaded, graft->model, path, &ignored) &&
+    bool same = exists(path) && gd_graft_read(&loaded, graft->model, path, &ignored) &&
                 gd_graft_resume(graft, loaded, have, &ignored) && memcmp(have, block, bytes) == 0;
     gd_graft_destroy(loaded);
     gd_free(have);
@@ -208,7 +208,7 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
     const char *fingerprint = NULL;
     int64_t recorded = 0, since = 0;
     struct gd_best best = {0};
-    bool ok = gd_dir_verify(state, err) && gd_dir_verify(adapter, err) && gd_graft_load(&loaded, graft->model, adapter, err);
+    bool ok = gd_dir_verify(state, err) && gd_dir_verify(adapter, err) && gd_graft_read(&loaded, graft->model, adapter, err);
     if (ok) {
         json = gd_json_parse_file(json_path, 16u << 20, err);
         ok = json != NULL && gd_safetensors_open(&file, weights, err);

@@ -158,9 +158,46 @@ static void fingerprint(const struct gd_dataset *data, char out[33])
     snprintf(out, 33, "%016llx%016llx", (unsigned long long)digest.high64, (unsigned long long)digest.low64);
 }
 
+static bool make_graft(struct gd_trainer *trainer, struct gd_error *err)
+{
+    struct gd_graft_source source = {.seed = (uint64_t)trainer->spec->seed};
+    if (!gd_graft_create_by(&trainer->graft, trainer->model, &trainer->spec->adapter, &source, err))
+        return false;
+    if (trainer->graft->summary[0] != '\0')
+        say(trainer, "info", "%s", trainer->graft->summary);
+    return true;
+}
+
+static size_t prepared_weights(const struct gd_trainer *trainer)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < trainer->model->weight_count; i++)
+        bytes += gd_weight_prepared_bytes(trainer->model->weights[i]);
+    return bytes;
+}
+
+/* Values, moments and gradients; before anything is touched, and again when the activations are known. */
+static bool check_memory(const struct gd_trainer *trainer, struct gd_error *err)
+{
+    const double gib = 1073741824.0;
+    size_t floats = 4 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
+    size_t need = floats + trainer->activation_bytes + prepared_weights(trainer), limit = gd_memory_bytes();
+    if (need <= limit)
+        return true;
+    return gd_fail_param(err, GD_NO_MEMORY, "adapter",
+                         "the job needs at least %.2f GiB and this machine grants %.2f: %.2f for values, moments and gradients of "
+                         "%lld numbers, %.2f for activations, %.2f for the base's weights; train fewer modules or layers, choose a "
+                         "method with fewer parameters, or lower tokens_per_batch or gradient_leaves",
+                         (double)need / gib, (double)limit / gib, (double)floats / gib,
+                         (long long)trainer->graft->parameter_count, (double)trainer->activation_bytes / gib,
+                         (double)prepared_weights(trainer) / gib);
+}
+
 static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
 {
     trainer->block_bytes = (size_t)gd_graft_floats(trainer->graft) * sizeof(float);
+    if (!check_memory(trainer, err))
+        return false;
     void *memory[4] = {NULL};
     static const char *const what[] = {"adapter parameters", "first moments", "second moments", "micro-batch gradient"};
     bool ok = true;
@@ -223,7 +260,7 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
         return false;
     need = survey_need > need ? survey_need : need;
     trainer->activation_bytes = need;
-    return true;
+    return check_memory(trainer, err);
 }
 
 /* What the job's "quantization" came to. */
@@ -289,11 +326,11 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     struct gd_job_spec *spec = trainer->spec;
     if (spec->seed < 0)
         spec->seed = 0;
-    if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) || !gd_graft_create(&trainer->graft, trainer->model, &spec->adapter, err) ||
+    if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);
-    if (!open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
+    if (!make_graft(trainer, err) || !open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
         (options->validation_path != NULL &&
          !open_data(trainer, &trainer->valid, options->validation_path, "validation_file", err)))
         return false;
@@ -369,9 +406,7 @@ int64_t gd_trainer_resumed_from(const struct gd_trainer *trainer)
 
 cJSON *gd_trainer_memory(const struct gd_trainer *trainer)
 {
-    size_t weights = 0;
-    for (int i = 0; i < trainer->model->weight_count; i++)
-        weights += gd_weight_prepared_bytes(trainer->model->weights[i]);
+    size_t weights = prepared_weights(trainer);
     size_t leaves = gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
     const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
     size_t data = 0;

@@ -20,6 +20,8 @@ SETTINGS = {
     "parallel": ({"residual": False, "adapter_dropout": 0.05}, 0.01),
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
     "prompt_tuning": ({"num_virtual_tokens": 12}, 0.1),
+    "full": ({"target_norms": [], "first_layer": 1}, 2e-3),
+    "bitfit": ({"target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"]}, 0.1),
 }
 HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
 
@@ -115,6 +117,8 @@ def test_all_answer_together_as_they_do_alone(daemon, trained):
     ({"type": "parallel", "bottleneck_size": 513}, "adapter.bottleneck_size", "512"),
     ({"loraplus_lr_ratio": 0}, "adapter.loraplus_lr_ratio", "0.001"),
     ({"init_lora_weights": "gausian"}, "adapter.init_lora_weights", "gaussian"),
+    ({"type": "full", "last_layer": -2}, "adapter.last_layer", "-1"),
+    ({"type": "bitfit", "bitfit_ad": True}, "adapter.bitfit_ad", "bitfit_add"),
 ])
 def test_bad_parameters_are_named(daemon, adapter, param, part):
     file_id = daemon.upload(chat_rows(12)).json["id"]

@@ -1,5 +1,5 @@
 /*
- * Serving: y * out_scale + out_add + scale b_scale * (B (mid * (A x))) + delta x for each row, as the graft that it
+ * Serving: y * out_scale + out_add + scale b_scale * (B (mid * (A x))) + delta x + S x for each row, as the graft that it
  * wears says at i[0], the site (wear.h). Rows are sorted by graft; rows of the bare base, and padding rows, pass. f32
  * inside. Its test is in tests/unit/infer.
  */
@@ -70,7 +70,7 @@ static const struct gd_wear_part *find_part(const struct job *job, int group)
 {
     const struct gd_wear_part *sites = job->wear->sites[group], *part = sites != NULL ? &sites[job->site] : NULL;
     bool acts = part != NULL && (part->rank > 0 || part->delta != NULL || part->out_scale != NULL || part->out_add != NULL ||
-                                 part->skip != 0);
+                                 part->skip != 0 || part->entry_count > 0);
     return acts ? part : NULL;
 }
 
@@ -114,6 +114,37 @@ static void add_dense(const struct job *job, const struct gd_wear_part *part, in
         }
 }
 
+/* The first entry of S whose row is not below `row`. */
+static int64_t entry_from(const struct gd_wear_part *part, int64_t row)
+{
+    int64_t low = 0, high = part->entry_count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (part->entry_row[middle] < row)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void add_entries(const struct job *job, const struct gd_wear_part *part, int64_t first, int64_t rows, int64_t begin,
+                        int64_t end, float *row)
+{
+    int64_t from = entry_from(part, begin), to = entry_from(part, end);
+    size_t item = job->bf16 ? 2 : 4;
+    for (int64_t t = first; t < first + rows && from < to; t++) {
+        gd_row_to_f32(row, (const char *)job->x + (size_t)(t * job->in) * item, job->bf16 ? GD_BF16 : GD_F32, job->in);
+        for (int64_t e = from; e < to;) {
+            int64_t o = part->entry_row[e];
+            float sum = 0;
+            for (; e < to && part->entry_row[e] == o; e++)
+                sum += part->entry[e] * row[part->entry_column[e]];
+            gd_store(job->y, job->bf16, t * job->out + o, gd_load(job->y, job->bf16, t * job->out + o) + sum);
+        }
+    }
+}
+
 static void run_all(const struct job *job, int64_t rows, int64_t work)
 {
     GD_PARALLEL(work / 8) /* multiply-adds from near memory: eight cost about what an element elsewhere costs */
@@ -136,6 +167,8 @@ static void run_all(const struct job *job, int64_t rows, int64_t work)
                                  c.end, row + gd_round_up(job->in, 16));
             if (part->delta != NULL)
                 add_dense(job, part, begin, end - begin, c.begin, c.end, row);
+            if (part->entry_count > 0)
+                add_entries(job, part, begin, end - begin, c.begin, c.end, row);
         }
     }
 }
@@ -153,7 +186,7 @@ static bool check_wear(const struct job *job, int64_t rows, int64_t *work, struc
             return gd_fail(err, GD_INTERNAL, "wear: rank %d, at most %d", part->rank, RANK_MAX);
         if (part != NULL && (part->serial || part->skip != 0) && job->in != job->out)
             return gd_fail(err, GD_INTERNAL, "wear: rows of %" PRId64 " become rows of %" PRId64 " at a block", job->in, job->out);
-        *work += part != NULL ? (end - begin) * (job->out * (part->delta != NULL ? job->in : 1) + part->rank * (job->in + job->out)) : 0;
+        *work += part != NULL ? (end - begin) * (job->out * (part->delta != NULL ? job->in : 1) + part->rank * (job->in + job->out) + part->entry_count) : 0;
     }
     return true;
 }

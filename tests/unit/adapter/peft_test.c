@@ -112,7 +112,7 @@ static void check_pefts_folder(const char *method)
     struct gd_safetensors *file = NULL;
     struct gd_tensor ids, expected, base;
     char *path = gd_format("%s/logits.safetensors", folder);
-    must(gd_graft_load(&graft, model, folder, &err), &err);
+    must(gd_graft_read(&graft, model, folder, &err), &err);
     must(gd_safetensors_open(&file, path, &err), &err);
     assert_true(gd_safetensors_find(file, "ids", &ids) && gd_safetensors_find(file, "logits", &expected) &&
                 gd_safetensors_find(file, "base_logits", &base));
@@ -203,6 +203,8 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
         "{\"type\": \"parallel\", \"reduction_factor\": 8, \"use_bias\": false, \"scaling\": 2.5, \"target_modules\": [\"self_attn\"]}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 7, \"prompt_tuning_init\": \"TEXT\", \"prompt_tuning_init_text\": \"ab\"}",
+        "{\"type\": \"full\", \"first_layer\": 1, \"target_norms\": [\"norm\"], \"target_modules\": [\"k_proj\", \"mlp.up_proj\"]}",
+        "{\"type\": \"bitfit\", \"target_modules\": [\"k_proj\", \"layers.1.mlp.up_proj\"]}",
     };
     int seen[64] = {0};
     for (size_t i = 0; i < GD_COUNT(configs); i++) {
@@ -211,7 +213,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
         char name[16];
         snprintf(name, sizeof(name), "config-%zu", i);
         char *folder = save(graft, name);
-        must(gd_graft_load(&loaded, model, folder, &err), &err);
+        must(gd_graft_read(&loaded, model, folder, &err), &err);
         assert_int_equal(loaded->parameter_count, graft->parameter_count);
         assert_int_equal(loaded->frozen_count, graft->frozen_count);
         assert_memory_equal(loaded->block, graft->block, (size_t)gd_graft_floats(graft) * sizeof(float));
@@ -440,7 +442,7 @@ static void load_must_fail(const char *folder, const char *part)
 {
     struct gd_error err = {0};
     struct gd_graft *loaded = NULL;
-    assert_false(gd_graft_load(&loaded, model, folder, &err));
+    assert_false(gd_graft_read(&loaded, model, folder, &err));
     assert_null(loaded);
     if (strstr(err.message, part) == NULL)
         fail_msg("'%s' lacks '%s'", err.message, part);

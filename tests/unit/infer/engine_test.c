@@ -704,6 +704,37 @@ static void virtual_rows_lead_and_are_shared(void **state)
     gd_model_destroy(model);
 }
 
+/* Rows of trained tensors beside rows of the base: each has the logits of the model that was trained. */
+static void trained_tensors_are_served_as_they_were_trained(void **state)
+{
+    static const struct {
+        const char *model, *adapter;
+    } cases[] = {{"tiny-llama", "torch-full"}, {"tiny-llama", "torch-bitfit"}};
+    for (size_t i = 0; i < GD_COUNT(cases); i++) {
+        struct gd_model *model = open_model(cases[i].model);
+        struct gd_graft *served = NULL, *plain = NULL;
+        struct gd_error err = {0};
+        char *folder = gd_format("%s/adapters/%s", getenv("GD_FIXTURES"), cases[i].adapter);
+        if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_read(&plain, model, folder, &err))
+            fail_msg("%s", err.message);
+        struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+        int32_t prompt[40];
+        make_prompt(prompt, 40, 31, model->config.vocab);
+        struct heard *base = submit(infer, NULL, prompt, 40, &greedy), *tuned = submit(infer, served, prompt, 40, &greedy);
+        run_all(infer);
+        check_recomputed(model, plain, prompt, 40, tuned, true);
+        check_recomputed(model, NULL, prompt, 40, base, true);
+        assert_memory_not_equal(base->logprobs, tuned->logprobs, 8);
+        heard_destroy(base);
+        heard_destroy(tuned);
+        gd_infer_destroy(infer);
+        gd_graft_destroy(served);
+        gd_graft_destroy(plain);
+        gd_model_destroy(model);
+        gd_free(folder);
+    }
+}
+
 static void bad_requests_are_refused_with_the_field(void **state)
 {
     struct gd_model *model = open_model("tiny-llama");
@@ -778,6 +809,7 @@ int main(void)
         cmocka_unit_test(stop_strings_and_end_tokens_end_a_sequence),
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
         cmocka_unit_test(virtual_rows_lead_and_are_shared),
+        cmocka_unit_test(trained_tensors_are_served_as_they_were_trained),
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
         cmocka_unit_test(destroying_a_busy_engine_finishes_its_requests),
     };

@@ -267,6 +267,7 @@ struct wear_case {
     int in, out, groups;
     int ranks[4], rows[4];         /* rank -1: base rows */
     bool dense[4];
+    int entries[4];
     enum gd_dtype act;
 };
 
@@ -303,7 +304,24 @@ static double expected_wear(const struct wear_case *c, const struct gd_wear_part
     value = value * (part->out_scale != NULL ? (double)part->out_scale[o] : 1) + (part->out_add != NULL ? (double)part->out_add[o] : 0);
     for (int k = 0; part->delta != NULL && k < c->in; k++)
         value += (double)part->delta[o * c->in + k] * element(c->act, x, (int64_t)row * c->in + k);
+    for (int64_t e = 0; e < part->entry_count; e++)
+        if (part->entry_row[e] == o)
+            value += (double)part->entry[e] * element(c->act, x, (int64_t)row * c->in + part->entry_column[e]);
     return value + (double)part->scale * (part->b_scale != NULL ? (double)part->b_scale[o] : 1) * sum;
+}
+
+/* Places in order of rows, some rows with several, some with none. */
+static void fill_entries(struct gd_wear_part *part, int count, int in, int out, uint64_t seed)
+{
+    int32_t *rows = gd_alloc_array((size_t)count, sizeof(int32_t)), *columns = gd_alloc_array((size_t)count, sizeof(int32_t));
+    for (int i = 0; i < count; i++) {
+        rows[i] = (int32_t)((int64_t)i * i * out / ((int64_t)count * count));
+        columns[i] = (i * 7 + 3) % in;
+    }
+    part->entry_count = count;
+    part->entry_row = rows;
+    part->entry_column = columns;
+    part->entry = filled(GD_F32, count, seed);
 }
 
 static void check_wear(const struct wear_case *c, double tolerance)
@@ -325,6 +343,8 @@ static void check_wear(const struct wear_case *c, double tolerance)
         part->out_scale = g != 1 ? filled(GD_F32, c->out, seed + 4) : NULL;
         part->out_add = g % 3 == 0 ? filled(GD_F32, c->out, seed + 5) : NULL;
         part->delta = c->dense[g] ? filled(GD_F32, c->in * c->out, seed + 6) : NULL;
+        if (c->entries[g] > 0)
+            fill_entries(part, c->entries[g], c->in, c->out, seed + 7);
         sites[g] = parts[g];
     }
     int used = row_begin[c->groups], rows = used + 2; /* two rows of padding */
@@ -353,9 +373,11 @@ static void check_wear(const struct wear_case *c, double tolerance)
     bench_release(&bench, 0);
     for (int g = 0; g < c->groups; g++) {
         const struct gd_wear_part *part = &parts[g][1];
-        const float *owned[] = {part->a, part->b, part->mid, part->b_scale, part->out_scale, part->out_add, part->delta};
+        const float *owned[] = {part->a, part->b, part->mid, part->b_scale, part->out_scale, part->out_add, part->delta, part->entry};
         for (size_t i = 0; i < GD_COUNT(owned); i++)
             gd_free((void *)(uintptr_t)owned[i]);
+        gd_free((void *)(uintptr_t)part->entry_row);
+        gd_free((void *)(uintptr_t)part->entry_column);
     }
     gd_free(x);
     gd_free(y);
@@ -371,6 +393,10 @@ static void each_row_wears_its_own_graft_whatever_is_beside_it(void **state)
     check_wear(&(struct wear_case){.in = 1, .out = 1, .groups = 1, .ranks = {0}, .rows = {1}, .dense = {true}}, 1e-5);
     check_wear(&(struct wear_case){.in = 37, .out = 45, .groups = 4, .ranks = {5, -1, 0, 0}, .rows = {1, 2, 3, 1},
                                    .dense = {true, false, true, false}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 1, .out = 1, .groups = 1, .ranks = {0}, .rows = {1}, .entries = {1}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 37, .out = 45, .groups = 4, .ranks = {5, -1, 0, 0}, .rows = {1, 2, 3, 1},
+                                   .entries = {30, 0, 200, 1}}, 1e-5);
+    check_wear(&(struct wear_case){.in = 96, .out = 80, .groups = 2, .ranks = {0, 7}, .rows = {5, 60}, .entries = {90, 400}, .act = GD_BF16}, 8e-3);
     check_wear(&(struct wear_case){.in = 576, .out = 193, .groups = 2, .ranks = {0, 8}, .rows = {40, 1}, .dense = {true, true}}, 1e-5);
     check_wear(&(struct wear_case){.in = 96, .out = 80, .groups = 2, .ranks = {0, 7}, .rows = {5, 6}, .dense = {true}, .act = GD_BF16}, 5e-3);
 }

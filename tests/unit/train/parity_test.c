@@ -1,4 +1,5 @@
-/* Gradients and 20 optimiser steps of a job of each method against PEFT + PyTorch (tests/fixtures/make_training.py), in f32. */
+/* Gradients and 20 optimiser steps of a job of each method against PEFT + PyTorch (tests/fixtures/make_training.py), and of those
+ * that PEFT lacks against PyTorch (make_whole.py), in f32. */
 #include "engine/base/alloc.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
@@ -19,9 +20,10 @@
 #define ROWS 4
 #define LENGTH_MAX 40
 
-/* Methods as make_training.py has them. */
+/* Methods as make_training.py and make_whole.py have them. */
 static const struct kind {
     const char *file, *config;
+    const char *model;      /* NULL: tiny-llama */
 } kinds[] = {
     {"lora", "{\"r\": 4, \"lora_alpha\": 8}"},
     {"loraplus", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"loraplus_lr_ratio\": 16}"},
@@ -34,6 +36,8 @@ static const struct kind {
     {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
     {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
     {"prompt_tuning", "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 5}"},
+    {"full", "{\"type\": \"full\"}", "tiny-qwen2"},
+    {"bitfit", "{\"type\": \"bitfit\"}"},
 };
 
 struct setting {
@@ -69,7 +73,8 @@ static void load_block(const struct setting *s, const char *prefix, float *block
         struct gd_tensor t = tensor(s, prefix, param->name);
         int64_t count = gd_tensor_count(&t), columns = t.rank == 2 ? t.shape[1] : 1, rows = count / columns;
         for (int64_t j = 0; j < count; j++)
-            block[param->offset + (param->transposed ? j % columns * rows + j / columns : j)] = ((const float *)t.data)[j];
+            block[param->offset + (param->transposed ? j % columns * rows + j / columns : j)] =
+                param->integers ? (float)((const int32_t *)t.data)[j] : ((const float *)t.data)[j];
     }
 }
 
@@ -100,13 +105,16 @@ static struct setting *set_up(const struct kind *kind)
     const char *fixtures = getenv("GD_FIXTURES");
     assert_non_null(fixtures);
     must(gd_device_init("cpu", 2, &err), &err);
-    char *path = gd_format("%s/models/tiny-llama", fixtures), *file = gd_format("%s/training/%s.safetensors", fixtures, kind->file);
-    must(gd_model_open(&s->model, "tiny-llama", path, &err), &err);
+    const char *model = kind->model != NULL ? kind->model : "tiny-llama";
+    char *path = gd_format("%s/models/%s", fixtures, model), *file = gd_format("%s/training/%s.safetensors", fixtures, kind->file);
+    must(gd_model_open(&s->model, model, path, &err), &err);
     must(gd_safetensors_open(&s->file, file, &err), &err);
     cJSON *json = cJSON_Parse(kind->config);
     struct gd_adapter_config config;
     must(gd_adapter_config_parse(&config, json, &err), &err);
-    must(gd_graft_create(&s->graft, s->model, &config, &err), &err);
+    struct gd_graft_source source = {.file = s->file}; /* for methods that choose */
+    must(gd_graft_create_by(&s->graft, s->model, &config, &source, &err), &err);
+    const char *initial = config.method->choose != NULL ? "" : "initial.";
     gd_adapter_config_release(&config);
     cJSON_Delete(json);
     size_t count = (size_t)gd_graft_floats(s->graft);
@@ -115,7 +123,7 @@ static struct setting *set_up(const struct kind *kind)
     s->m = gd_alloc_array(count, sizeof(float));
     s->v = gd_alloc_array(count, sizeof(float));
     load_rows(s);
-    load_block(s, "initial.", s->block);
+    load_block(s, initial, s->block);
     gd_passes_init(&s->passes, s->model, s->graft, gd_objective_find("supervised"), NULL, GD_F32, s->block, s->grad);
     gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
     gd_free(path);
