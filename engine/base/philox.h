@@ -22,6 +22,7 @@ enum gd_random_purpose {
     GD_RANDOM_SAMPLE = 4,   /* sampling of tokens */
     GD_RANDOM_EVAL = 5,
     GD_RANDOM_TEST = 6,
+    GD_RANDOM_CHOICE = 7,   /* which tensors are trained */
 };
 
 struct gd_philox {

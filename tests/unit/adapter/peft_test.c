@@ -204,6 +204,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"parallel\", \"reduction_factor\": 8, \"use_bias\": false, \"scaling\": 2.5, \"target_modules\": [\"self_attn\"]}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 7, \"prompt_tuning_init\": \"TEXT\", \"prompt_tuning_init_text\": \"ab\"}",
         "{\"type\": \"full\", \"first_layer\": 1, \"target_norms\": [\"norm\"], \"target_modules\": [\"k_proj\", \"mlp.up_proj\"]}",
+        "{\"type\": \"hft\", \"share\": 0.4, \"target_modules\": [\"mlp.up_proj\", \"self_attn.k_proj\"]}",
         "{\"type\": \"bitfit\", \"target_modules\": [\"k_proj\", \"layers.1.mlp.up_proj\"]}",
     };
     int seen[64] = {0};
