@@ -158,15 +158,18 @@ struct gd_preference_batch {
     int rows;
     const int32_t *cu_seqlens;   /* [segments + 1] */
     const int32_t *prefix;       /* [2 segments]: rows that a segment continues (struct gd_batch); or NULL */
-    const int32_t *labels;       /* [tokens]: -100 where no answer is */
-    const float *weights;        /* [tokens]: of log p in its answer's sum */
-    const float *nll;            /* [tokens]: 1 where the NLL counts it, or NULL */
-    int32_t tokens[GD_PREFERENCE_SEGMENTS];   /* labelled tokens of each segment */
+    int32_t *labels;             /* [tokens]: -100 where no answer is */
+    float *weights;              /* [tokens]: of log p in its answer's sum */
+    float *nll;                  /* [tokens], zero at first: 1 where the NLL counts it */
+    int32_t tokens[GD_PREFERENCE_SEGMENTS];   /* of each answer */
     float reference[GD_PREFERENCE_SEGMENTS];  /* log p of each segment under the reference */
     bool desirable[GD_PREFERENCE_SEGMENTS];   /* of labelled rows */
     float partner[GD_PREFERENCE_SEGMENTS][3]; /* of each pair, with GD_LOSS_SORTS: partner_* of struct gd_pair */
     struct gd_preference_sums sums;           /* out */
 };
+/* Counts the answers' tokens, weighs those that ld_alpha is about, and marks what the NLL counts, which may give prompts labels.
+ * ids: [tokens]; virtual_rows: [tokens], -1 where a token is, or NULL. */
+void gd_preference_batch_begin(struct gd_preference_batch *batch, const int32_t *ids, const int32_t *virtual_rows);
 /* For struct gd_segment_loss: log p of each token, log sum_v p(v)^2 beside it -> the batch's loss and its gradient. */
 double gd_preference_batch_evaluate(void *batch, const float *logp, const float *collision, int64_t tokens, float *gradient);
 /* The same without a loss: log p of each segment. */

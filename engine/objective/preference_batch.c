@@ -116,12 +116,62 @@ static void spread(const struct gd_preference_batch *batch, int segment, double 
         gradient[t] += (float)slope * batch->weights[t];
 }
 
+static int labelled_tokens(const struct gd_preference_batch *batch, int segment)
+{
+    struct rows rows = rows_of(batch, segment);
+    int count = 0;
+    EACH_ROW(t, rows)
+        count += batch->labels[t] >= 0;
+    return count;
+}
+
+/* Tokens by which an answer is longer than the other one weigh ld_alpha (Liu et al. 2024, LD-DPO). What both answers begin with
+ * is in both, so no token that they share is such. */
+static void weigh_tail(struct gd_preference_batch *batch, int segment, int both)
+{
+    struct rows rows = rows_of(batch, segment);
+    int seen = 0;
+    EACH_ROW(t, rows) {
+        seen += batch->labels[t] >= 0;
+        if (batch->labels[t] >= 0 && seen > both)
+            batch->weights[t] *= (float)batch->preference->ld_alpha;
+    }
+}
+
+/* An answer, or where `whole` its prompt as well, which gets labels for it. */
+static void mark_nll(struct gd_preference_batch *batch, int segment, bool whole, const int32_t *ids, const int32_t *virtual_rows)
+{
+    int end = batch->cu_seqlens[segment + 1];
+    for (int t = batch->cu_seqlens[segment]; t < end; t++) {
+        if (whole && t + 1 < end && (virtual_rows == NULL || virtual_rows[t] < 0))
+            batch->labels[t] = ids[t + 1];
+        batch->nll[t] = batch->labels[t] >= 0;
+    }
+}
+
+void gd_preference_batch_begin(struct gd_preference_batch *batch, const int32_t *ids, const int32_t *virtual_rows)
+{
+    const struct gd_preference *preference = batch->preference;
+    int sides = gd_preference_sides(preference), count = sides * batch->rows;
+    for (int s = 0; s < count; s++)
+        batch->tokens[s] = labelled_tokens(batch, s);
+    for (int w = 0; sides >= 2 && w < count; w += sides) {
+        int both = batch->tokens[w] < batch->tokens[w + 1] ? batch->tokens[w] : batch->tokens[w + 1];
+        for (int s = w; preference->ld_alpha != 1 && s < w + 2; s++)
+            weigh_tail(batch, s, both);
+        if (gd_preference_nll_weight(preference) > 0)
+            mark_nll(batch, w, preference->full_nll, ids, virtual_rows);
+        if (sides == 3)
+            mark_nll(batch, w + 2, false, ids, virtual_rows);
+    }
+}
+
 /* `scale` times the sum of -log p over the tokens that the NLL counts. */
 static double nll(const struct gd_preference_batch *batch, int segment, double scale, const float *logp, float *gradient)
 {
     struct rows rows = rows_of(batch, segment);
     double sum = 0;
-    if (scale == 0 || batch->nll == NULL)
+    if (scale == 0)
         return 0;
     EACH_ROW(t, rows) {
         sum -= (double)batch->nll[t] * (double)logp[t];

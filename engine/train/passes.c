@@ -213,50 +213,15 @@ static struct gd_batch *stripped(struct gd_passes *passes, const struct gd_batch
     return bare;
 }
 
-/* Tokens by which an answer is longer than the other one weigh ld_alpha (Liu et al. 2024, LD-DPO). */
-static void weigh_tail(struct gd_batch *batch, int segment, int shared, double ld_alpha)
+static float *nll_of(struct gd_passes *passes, int capacity)
 {
-    int seen = 0;
-    for (int t = batch->prefix[2 * segment]; t < batch->prefix[2 * segment + 1]; t++)
-        seen += batch->labels[t] >= 0;
-    for (int t = batch->cu_seqlens[segment]; t < batch->cu_seqlens[segment + 1]; t++) {
-        seen += batch->labels[t] >= 0;
-        if (batch->labels[t] >= 0 && seen > shared)
-            batch->weights[t] *= (float)ld_alpha;
-    }
-}
-
-/* Marks what the NLL counts: the chosen answers, where `whole` with their prompts, which get labels for it; TPO's third ones. */
-static void mark_nll(struct gd_passes *passes, struct gd_batch *batch, int segment, bool whole)
-{
-    for (int t = batch->cu_seqlens[segment]; t < batch->cu_seqlens[segment + 1]; t++) {
-        if (whole && t + 1 < batch->cu_seqlens[segment + 1] && batch->index[GD_ROW_VIRTUAL][t] < 0)
-            batch->labels[t] = batch->ids[t + 1];
-        passes->nll[t] = batch->labels[t] >= 0;
-    }
-}
-
-static void set_tokens(struct gd_passes *passes, struct gd_batch *batch, int sides)
-{
-    const struct gd_preference *preference = passes->preference;
-    struct gd_preference_batch *pairs = &passes->pairs;
-    if (passes->nll_capacity < batch->capacity) {
+    if (passes->nll_capacity < capacity) {
         gd_free(passes->nll);
-        passes->nll = gd_alloc_array((size_t)batch->capacity, sizeof(float));
-        passes->nll_capacity = batch->capacity;
+        passes->nll = gd_alloc_array((size_t)capacity, sizeof(float));
+        passes->nll_capacity = capacity;
     }
-    memset(passes->nll, 0, (size_t)batch->capacity * sizeof(float));
-    for (int s = 0; s < batch->segment_count; s++)
-        pairs->tokens[s] = gd_batch_labelled(batch, s);
-    for (int w = 0; sides >= 2 && w < batch->segment_count; w += sides) {
-        int shared = pairs->tokens[w] < pairs->tokens[w + 1] ? pairs->tokens[w] : pairs->tokens[w + 1];
-        for (int s = w; preference->ld_alpha != 1 && s < w + 2; s++)
-            weigh_tail(batch, s, shared, preference->ld_alpha);
-        if (gd_preference_nll_weight(preference) > 0)
-            mark_nll(passes, batch, w, preference->full_nll);
-        if (sides == 3)
-            mark_nll(passes, batch, w + 2, false);
-    }
+    memset(passes->nll, 0, (size_t)capacity * sizeof(float));
+    return passes->nll;
 }
 
 /* What is known of the batch's rows, and of their place in the step. */
@@ -294,10 +259,10 @@ static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, const 
     int sides = gd_preference_sides(passes->preference);
     *pairs = (struct gd_preference_batch){.preference = passes->preference, .rows = batch->segment_count / sides,
                                           .step = passes->survey->step, .cu_seqlens = batch->cu_seqlens, .prefix = batch->prefix,
-                                          .labels = batch->labels, .weights = batch->weights};
+                                          .labels = batch->labels, .weights = batch->weights,
+                                          .nll = nll_of(passes, batch->capacity)};
     passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
-    set_tokens(passes, batch, sides);
-    pairs->nll = passes->nll;
+    gd_preference_batch_begin(pairs, batch->ids, batch->index[GD_ROW_VIRTUAL]);
     set_rows(passes, batch, sides);
     return passes->survey->has_reference || run_reference(passes, batch, pairs->reference, options, err);
 }
