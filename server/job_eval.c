@@ -76,6 +76,11 @@ static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored
         cJSON_AddItemToObject(message, parts[i], cJSON_DetachItemFromObjectCaseSensitive(body, parts[i]));
     char *path = record->training_file[0] != '\0' ? gd_file_path(job->app, record->training_file) : NULL;
     cJSON_AddItemToObject(message, "file_path", path != NULL ? cJSON_CreateString(path) : cJSON_CreateNull());
+    char *second = record->validation_file != NULL && record->validation_file[0] != '\0'
+                       ? gd_file_path(job->app, record->validation_file)
+                       : NULL;
+    cJSON_AddItemToObject(message, "second_file_path", second != NULL ? cJSON_CreateString(second) : cJSON_CreateNull());
+    gd_free(second);
     cJSON_AddItemToObject(message, "done", cJSON_Duplicate(stored->done, true));
     gd_free(path);
     cJSON_Delete(body);

@@ -89,7 +89,7 @@ static void fill_eval(struct creation *creation, const cJSON *body, const char *
     record->project = gd_strdup(gd_request_project(creation->request));
     record->name = gd_strdup(name);
     record->config = gd_json_print(creation->spec.config);
-    record->criteria = gd_json_print(gd_json_find(body, "testing_criteria"));
+    record->criteria = creation->spec.task == NULL ? gd_json_print(gd_json_find(body, "testing_criteria")) : gd_strdup("[]");
     record->created_at = record->updated_at = gd_time_unix();
 }
 
@@ -183,6 +183,7 @@ static void submit(struct start *start)
     record->eval_id = gd_strdup(start->eval_id);
     record->model = gd_strdup(start->source->model != NULL ? start->source->model : "");
     record->training_file = gd_strdup(start->source->file_id != NULL ? start->source->file_id : "");
+    record->validation_file = gd_strdup(start->source->second_file_id);
     record->body = body_of(start);
     record->hyperparameters = gd_json_print(start->models);
     record->status = GD_JOB_QUEUED;
@@ -227,24 +228,28 @@ static void look_up_next(struct start *start)
         submit(start);
 }
 
-static bool check_file(struct gd_db *db, void *argument, struct gd_error *err)
+static bool check_one_file(struct gd_db *db, const struct start *start, const char *id, const char *param, struct gd_error *err)
 {
-    static const char param[] = "data_source.source.id";
-    struct start *start = argument;
     struct gd_file_record file = {0};
     struct gd_error lookup = {0};
-    if (!gd_db_file_get(db, start->project, start->source->file_id, &file, &lookup)) {
+    if (!gd_db_file_get(db, start->project, id, &file, &lookup)) {
         if (lookup.code == GD_NOT_FOUND)
-            return gd_fail_param(err, GD_INVALID, param, "file '%.200s' does not exist: upload it with POST /v1/files",
-                                 start->source->file_id);
+            return gd_fail_param(err, GD_INVALID, param, "file '%.200s' does not exist: upload it with POST /v1/files", id);
         *err = lookup;
         return false;
     }
     bool ok = strcmp(file.purpose, "evals") == 0 ||
-              gd_fail_param(err, GD_INVALID, param, "file %s has the purpose '%s'; upload it with purpose 'evals'",
-                            start->source->file_id, file.purpose);
+              gd_fail_param(err, GD_INVALID, param, "file %s has the purpose '%s'; upload it with purpose 'evals'", id, file.purpose);
     gd_file_record_release(&file);
     return ok;
+}
+
+static bool check_file(struct gd_db *db, void *argument, struct gd_error *err)
+{
+    const struct start *start = argument;
+    const struct gd_eval_source *source = start->source;
+    return check_one_file(db, start, source->file_id, "data_source.source.id", err) &&
+           (source->second_file_id == NULL || check_one_file(db, start, source->second_file_id, "data_source.examples.id", err));
 }
 
 static void on_file(void *argument, const struct gd_error *err)

@@ -18,6 +18,8 @@ enum gd_ask_kind {
     GD_ASK_CHAT,          /* messages (and tools): what does the assistant say? */
     GD_ASK_TEXT,          /* prompt: how does it go on? */
     GD_ASK_LOGLIKELIHOOD, /* prompt (may be ""), continuation: how likely is it after the prompt? */
+    GD_ASK_ROLLING,       /* continuation: how likely is it as a whole text? One that is longer than the context is scored
+                             window by window, each after the last token of the one before */
 };
 
 struct gd_ask {
@@ -31,6 +33,7 @@ struct gd_ask {
     cJSON *stops;                    /* strings, or NULL */
     cJSON *choices;                  /* strings: the answer is one of them, nothing else can be said; NULL: free */
     /* the answer */
+    int parts;                       /* the runner's: windows of a ROLLING ask that are still unanswered */
     bool answered;
     struct gd_error error;
     char *text;                      /* CHAT, TEXT; "" at least unless there is an error */

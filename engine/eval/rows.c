@@ -63,6 +63,8 @@ bool gd_eval_rows_parse(struct gd_eval_rows *rows, struct gd_eval_source *source
     static const char *const kinds[] = {"file_content", "file_id"};
     const cJSON *from = NULL, *type;
     int kind = 0;
+    if (source->spec->task != NULL)
+        return gd_fail_param(err, GD_INVALID, "data_source.type", "data_source.type: the eval is a task: its runs have the type 'task'");
     char *at = gd_format("%s.source", path), *at_type = gd_format("%s.source.type", path);
     bool ok = gd_json_get_object(json, path, "source", true, &from, err);
     type = ok ? gd_json_find(from, "type") : NULL;

@@ -43,13 +43,15 @@ struct gd_eval_source {
     const struct gd_eval_spec *spec; /* of the eval; must outlive the source */
     char *model;                     /* id of the run's model; NULL: no answers are generated */
     char *file_id;                   /* the file that items are read from, or NULL */
+    char *second_file_id;            /* what else they need, or NULL: a task's examples */
+    const char *second_path;         /* of second_file_id: set by the host before open, borrowed */
     int64_t count;                   /* items, after open */
     void *state;
 };
 
 struct gd_eval_source_type {
     const char *name;                /* data_source.type */
-    /* Checks the whole data_source, against the spec too, and sets source->model and file_id. */
+    /* Checks the whole data_source, against the spec too, and sets source->model, file_id and second_file_id. */
     bool (*parse)(struct gd_eval_source *source, const cJSON *json, const char *path, struct gd_error *err);
     /* Reads the items and sets source->count. `file_path`: of file_id, or NULL. */
     bool (*open)(struct gd_eval_source *source, const char *file_path, struct gd_error *err);

@@ -3,16 +3,18 @@
 #include "engine/base/alloc.h"
 #include "engine/eval/grader_type.h"
 #include "engine/eval/schema.h"
+#include "engine/eval/task.h"
+#include "engine/eval/yaml_read.h"
 
 #include <string.h>
 
-static const char *const config_types[] = {"custom"};
+static const char *const config_types[] = {"custom", "task"};
 /* OpenAI's, which evaluate what its platform has stored of past completions. */
 static const char *const other_types[] = {"logs", "stored_completions"};
 
 /* ---- data_source_config ---- */
 
-static bool check_config_type(const cJSON *config, struct gd_error *err)
+static bool check_config_type(const cJSON *config, bool *is_task, struct gd_error *err)
 {
     const cJSON *type = gd_json_find(config, "type");
     int index = 0;
@@ -22,7 +24,9 @@ static bool check_config_type(const cJSON *config, struct gd_error *err)
                                  "data_source_config.type: '%s' evaluates stored completions, and completions are not "
                                  "stored here; use \"custom\" and give the rows in a file",
                                  type->valuestring);
-    return gd_grader_choice(config, "data_source_config", "type", config_types, (int)GD_COUNT(config_types), &index, err);
+    bool ok = gd_grader_choice(config, "data_source_config", "type", config_types, (int)GD_COUNT(config_types), &index, err);
+    *is_task = index == 1;
+    return ok;
 }
 
 /* What templates see as `sample`. */
@@ -68,13 +72,53 @@ static bool take_config(struct gd_eval_spec *spec, cJSON *config_taken)
     return spec->item_schema != NULL;
 }
 
+/* ---- tasks ---- */
+
+/* The YAML text, checked whole. */
+static bool take_task(struct gd_eval_spec *spec, const cJSON *config, struct gd_error *err)
+{
+    static const char param[] = "data_source_config.task";
+    const char *text = NULL;
+    struct gd_error said = {0};
+    if (!gd_json_get_string(config, "data_source_config", "task", true, 1, GD_YAML_BYTES_MAX, &text, err))
+        return false;
+    spec->task = gd_yaml_parse(text, strlen(text), &said);
+    if (spec->task == NULL)
+        return gd_fail_param(err, said.code, param, "%s: %s", param, said.message);
+    struct gd_task *task = gd_task_parse(spec->task, param, err);
+    bool ok = task != NULL;
+    gd_task_destroy(task);
+    return ok;
+}
+
+static bool parse_task(struct gd_eval_spec *spec, const cJSON *config, const cJSON *criteria, struct gd_error *err)
+{
+    static const char *const known[] = {"task", "type", NULL};
+    if (!gd_json_only_known(config, "data_source_config", known, err) || !take_task(spec, config, err))
+        return false;
+    if (cJSON_GetArraySize(criteria) > 0)
+        return gd_fail_param(err, GD_INVALID, "testing_criteria",
+                             "testing_criteria: a task brings its own metrics (metric_list): leave the list out");
+    cJSON *answered = cJSON_CreateObject(), *schema, *properties;
+    cJSON_AddStringToObject(answered, "type", "task");
+    cJSON_AddItemToObject(answered, "task", cJSON_Duplicate(gd_json_find(config, "task"), true));
+    schema = cJSON_AddObjectToObject(answered, "schema");
+    cJSON_AddStringToObject(schema, "type", "object");
+    properties = cJSON_AddObjectToObject(schema, "properties");
+    cJSON_AddStringToObject(cJSON_AddObjectToObject(properties, "item"), "type", "object");
+    return take_config(spec, answered);
+}
+
 static bool parse_config(struct gd_eval_spec *spec, const cJSON *body, struct gd_error *err)
 {
     static const char *const known[] = {"include_sample_schema", "item_schema", "type", NULL};
     const cJSON *config = NULL, *schema = NULL;
-    bool include = false;
-    if (!gd_json_get_object(body, "", "data_source_config", true, &config, err) || !check_config_type(config, err) ||
-        !gd_json_only_known(config, "data_source_config", known, err) ||
+    bool include = false, is_task = false;
+    if (!gd_json_get_object(body, "", "data_source_config", true, &config, err) || !check_config_type(config, &is_task, err))
+        return false;
+    if (is_task)
+        return parse_task(spec, config, gd_json_find(body, "testing_criteria"), err);
+    if (!gd_json_only_known(config, "data_source_config", known, err) ||
         !gd_json_get_object(config, "data_source_config", "item_schema", true, &schema, err) ||
         !gd_schema_check(schema, "data_source_config.item_schema", err) ||
         !gd_json_get_bool(config, "data_source_config", "include_sample_schema", false, &include, err))
@@ -145,7 +189,7 @@ static bool parse_criteria(struct gd_eval_spec *spec, const cJSON *list, struct 
 bool gd_eval_spec_parse(struct gd_eval_spec *spec, const cJSON *body, struct gd_error *err)
 {
     *spec = (struct gd_eval_spec){0};
-    if (parse_config(spec, body, err) && parse_criteria(spec, gd_json_find(body, "testing_criteria"), err))
+    if (parse_config(spec, body, err) && (spec->task != NULL || parse_criteria(spec, gd_json_find(body, "testing_criteria"), err)))
         return true;
     gd_eval_spec_release(spec);
     return false;
@@ -156,7 +200,9 @@ bool gd_eval_spec_restore(struct gd_eval_spec *spec, const cJSON *config, const 
     *spec = (struct gd_eval_spec){0};
     bool ok = take_config(spec, cJSON_Duplicate(config, true)) ||
               gd_fail(err, GD_INTERNAL, "the stored data_source_config has no item schema");
-    if (ok && parse_criteria(spec, criteria, err))
+    if (ok && gd_json_find(config, "task") != NULL && take_task(spec, config, err))
+        return true;
+    if (ok && err->code == GD_OK && parse_criteria(spec, criteria, err))
         return true;
     gd_eval_spec_release(spec);
     return false;
@@ -167,5 +213,6 @@ void gd_eval_spec_release(struct gd_eval_spec *spec)
     for (int i = 0; i < spec->grader_count; i++)
         gd_grader_destroy(spec->graders[i]);
     cJSON_Delete(spec->config);
+    cJSON_Delete(spec->task);
     *spec = (struct gd_eval_spec){0};
 }

@@ -20,6 +20,7 @@
 struct gd_eval_spec {
     cJSON *config;           /* data_source_config as answered: {type, schema, ...} */
     const cJSON *item_schema; /* in config */
+    cJSON *task;             /* config.type "task": the YAML's mapping (task.h), and no graders; else NULL */
     bool include_sample;     /* items come with samples, or runs generate them */
     struct gd_grader *graders[GD_EVAL_CRITERIA_MAX];
     int grader_count;

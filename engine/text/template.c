@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Line ends become "\n" and the last one is dropped, as jinja reads its sources. */
+/* Line ends become "\n" and the last one is dropped (unless plain), as jinja reads its sources. */
 static void normalise_source(struct tpl_compiler *c, const char *source, size_t length)
 {
     char *copy = gd_arena_alloc(&c->tmpl->arena, length + 1);
@@ -15,7 +15,7 @@ static void normalise_source(struct tpl_compiler *c, const char *source, size_t 
             continue;
         copy[used++] = source[i] == '\r' ? '\n' : source[i];
     }
-    if (used > 0 && copy[used - 1] == '\n')
+    if (used > 0 && copy[used - 1] == '\n' && !c->tmpl->plain)
         used--;
     copy[used] = '\0';
     c->source = copy;
@@ -35,14 +35,16 @@ static bool compile(struct tpl_compiler *c)
     return true;
 }
 
-bool gd_template_compile(struct gd_template **out, const char *source, size_t length, struct gd_error *err)
+static bool compile_text(struct gd_template **out, const char *source, size_t length, bool plain, struct gd_error *err)
 {
+    const char *what = plain ? "template" : "chat template";
     if (length > TPL_SOURCE_BYTES_MAX)
-        return gd_fail(err, GD_BAD_MODEL, "the chat template has %zu bytes; at most %u are accepted", length,
+        return gd_fail(err, GD_BAD_MODEL, "the %s has %zu bytes; at most %u are accepted", what, length,
                        TPL_SOURCE_BYTES_MAX);
     if (!gd_utf8_valid(source, length) || memchr(source, '\0', length) != NULL)
-        return gd_fail(err, GD_BAD_MODEL, "the chat template is not UTF-8 text");
+        return gd_fail(err, GD_BAD_MODEL, "the %s is not UTF-8 text", what);
     struct gd_template *tmpl = gd_alloc(sizeof *tmpl);
+    tmpl->plain = plain;
     struct tpl_compiler compiler = {.tmpl = tmpl, .err = err};
     normalise_source(&compiler, source, length);
     if (!compile(&compiler)) {
@@ -51,6 +53,16 @@ bool gd_template_compile(struct gd_template **out, const char *source, size_t le
     }
     *out = tmpl;
     return true;
+}
+
+bool gd_template_compile(struct gd_template **out, const char *source, size_t length, struct gd_error *err)
+{
+    return compile_text(out, source, length, false, err);
+}
+
+bool gd_template_compile_plain(struct gd_template **out, const char *source, size_t length, struct gd_error *err)
+{
+    return compile_text(out, source, length, true, err);
 }
 
 void gd_template_destroy(struct gd_template *tmpl)

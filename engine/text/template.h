@@ -21,6 +21,10 @@ struct gd_template;
 
 GD_MUST_CHECK bool gd_template_compile(struct gd_template **out, const char *source, size_t length,
                                        struct gd_error *err);
+/* The same language as plain jinja reads it, which is how lm-evaluation-harness fills its tasks: lines of blocks stay, the
+ * last newline too, and a value that is not there is an error where it would be printed. Errors say "template". */
+GD_MUST_CHECK bool gd_template_compile_plain(struct gd_template **out, const char *source, size_t length,
+                                             struct gd_error *err);
 void gd_template_destroy(struct gd_template *tmpl);
 
 /* Where the rendered text came from: byte ranges of the output. */

@@ -14,7 +14,8 @@ _Noreturn void tpl_syntax_error(struct tpl_compiler *c, int line, int column, co
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    (void)gd_fail(c->err, GD_BAD_MODEL, "chat template, line %d, column %d: %s", line, column, message);
+    (void)gd_fail(c->err, GD_BAD_MODEL, "%s, line %d, column %d: %s", c->tmpl->plain ? "template" : "chat template", line, column,
+                  message);
     longjmp(c->failed, 1);
 }
 
@@ -120,7 +121,7 @@ static size_t closing(const struct lexer *x, const char *close)
 {
     bool variable = close[0] == '}';
     if (starts(x, close)) {
-        bool newline = !variable && x->at + 2 < x->c->length && here(x)[2] == '\n';
+        bool newline = !variable && !x->c->tmpl->plain && x->at + 2 < x->c->length && here(x)[2] == '\n';
         return newline ? 3 : 2;
     }
     struct lexer inner = *x;
@@ -168,7 +169,7 @@ static void lex_raw(struct lexer *x, size_t begin_length)
         if (end_length == 0)
             continue;
         size_t length = inner.at - x->at;
-        size_t kept = stripped(here(x), length, sign, true, x->line_starting);
+        size_t kept = stripped(here(x), length, sign, !x->c->tmpl->plain, x->line_starting);
         if (kept > 0)
             push(x, TPL_TOKEN_DATA, here(x), kept);
         advance(x, length + end_length);
@@ -441,7 +442,7 @@ void tpl_lex(struct tpl_compiler *c)
         size_t tag = next_tag(&x), length = tag - x.at, kept = length;
         if (tag < c->length) {
             char sign = tag + 2 < c->length ? c->source[tag + 2] : 0;
-            kept = stripped(here(&x), length, sign, c->source[tag + 1] != '{', x.line_starting);
+            kept = stripped(here(&x), length, sign, c->source[tag + 1] != '{' && !c->tmpl->plain, x.line_starting);
         }
         if (kept > 0)
             push(&x, TPL_TOKEN_DATA, here(&x), kept);

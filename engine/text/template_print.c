@@ -127,6 +127,8 @@ static void repr_at(struct tpl_render *r, struct tpl_builder *b, struct tpl_valu
         tpl_fail(r, "values are nested more than %d deep", TPL_VALUE_DEPTH_MAX);
     switch (value.kind) {
     case TPL_UNDEFINED:
+        if (r->tmpl->plain)
+            tpl_fail_undefined(r, value);
         tpl_build_literal(r, b, "Undefined");
         break;
     case TPL_NONE:
@@ -194,7 +196,7 @@ void tpl_build_str(struct tpl_render *r, struct tpl_builder *b, struct tpl_value
 {
     if (value.kind == TPL_TEXT)
         tpl_build_text(r, b, value.text);
-    else if (value.kind != TPL_UNDEFINED)
+    else if (value.kind != TPL_UNDEFINED || r->tmpl->plain)
         repr_at(r, b, value, 0);
 }
 

@@ -173,6 +173,7 @@ struct gd_template {
     int symbol_slot_count;
     int loop_symbol, caller_symbol, varargs_symbol, kwargs_symbol;
     bool has_generation;
+    bool plain;           /* jinja's own defaults instead of trim_blocks, lstrip_blocks and silent undefined values */
 };
 
 /* Running */

@@ -13,7 +13,7 @@ _Noreturn void tpl_fail(struct tpl_render *r, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    (void)gd_fail(r->err, GD_INVALID, "chat template, line %d: %s", r->line, message);
+    (void)gd_fail(r->err, GD_INVALID, "%s, line %d: %s", r->tmpl->plain ? "template" : "chat template", r->line, message);
     longjmp(r->failed, 1);
 }
 

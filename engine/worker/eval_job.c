@@ -73,14 +73,17 @@ static bool read_done(struct eval_job *job, const cJSON *message, struct gd_erro
 static bool read_order(struct eval_job *job, const cJSON *message, struct gd_error *err)
 {
     const cJSON *config = NULL, *criteria = NULL, *source = NULL;
-    const char *path = NULL;
+    const char *path = NULL, *second = NULL;
     if (!gd_json_get_object(message, "", "data_source_config", true, &config, err) ||
         !gd_json_get_array(message, "", "testing_criteria", true, &criteria, err) ||
         !gd_json_get_object(message, "", "data_source", true, &source, err) ||
         !gd_json_get_string(message, "", "file_path", false, 1, GD_PATH_BYTES_MAX, &path, err) ||
+        !gd_json_get_string(message, "", "second_file_path", false, 1, GD_PATH_BYTES_MAX, &second, err) ||
         !gd_eval_spec_restore(&job->spec, config, criteria, err))
         return false;
     job->source = gd_eval_source_parse(&job->spec, source, err);
+    if (job->source != NULL)
+        job->source->second_path = second;
     return job->source != NULL && gd_eval_source_open(job->source, path, err) && read_models(job, message, err) &&
            read_done(job, message, err);
 }

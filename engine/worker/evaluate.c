@@ -70,13 +70,16 @@ static void on_finish(void *context, enum gd_finish finish, const char *tail, si
     gd_buf_append(&flight->text, tail, tail_length);
     if (flight->text.overflow)
         gd_fail(&ask->error, GD_TOO_LARGE, "the answer has more than %u bytes", ANSWER_BYTES_MAX);
+    gd_free(ask->text);
     ask->text = gd_buf_take(&flight->text);
     ask->truncated = finish == GD_FINISH_LENGTH;
-    ask->prompt_tokens = usage->prompt_tokens;
-    ask->cached_tokens = usage->cached_tokens;
-    ask->completion_tokens = usage->completion_tokens;
-    ask->answered = true;
-    flight->running->item.unanswered--;
+    ask->prompt_tokens += usage->prompt_tokens;
+    ask->cached_tokens += usage->cached_tokens;
+    ask->completion_tokens += usage->completion_tokens;
+    if (--ask->parts == 0) {
+        ask->answered = true;
+        flight->running->item.unanswered--;
+    }
     struct flight **link = &flight->evaluation->flights;
     while (*link != flight)
         link = &(*link)->next;
@@ -134,6 +137,15 @@ static bool encode(const struct gd_model *model, const char *text, bool add_bos,
     return gd_tokenizer_encode(model->tokenizer, text, strlen(text), GD_SPECIAL_PARSE, add_bos, tokens, err);
 }
 
+/* What stands before a text that nothing stands before. */
+static bool first_token(const struct gd_model *model, int32_t *first, struct gd_error *err)
+{
+    *first = gd_tokenizer_bos(model->tokenizer);
+    if (*first < 0)
+        *first = gd_tokenizer_eos(model->tokenizer);
+    return *first >= 0 || gd_fail(err, GD_UNSUPPORTED, "the model has no token for the beginning of a text");
+}
+
 /*
  * The continuation's tokens are those that prompt + continuation has beyond the prompt's own; white space that ends the
  * prompt counts as the continuation's, so that words keep the token that has the space in it. An empty prompt is the
@@ -150,18 +162,16 @@ static bool encode_pair(const struct gd_model *model, const struct gd_ask *ask, 
     struct gd_tokens before = {0};
     bool ok = true;
     if (length == 0) {
-        int32_t first = gd_tokenizer_bos(model->tokenizer);
-        if (first < 0)
-            first = gd_tokenizer_eos(model->tokenizer);
-        ok = first >= 0 || gd_fail(err, GD_UNSUPPORTED, "the model has no token for the beginning of a text");
+        int32_t first = 0;
+        ok = first_token(model, &first, err);
         if (ok)
             gd_tokens_push(&before, first, 0, 0);
         for (int i = 0; i < before.count; i++)
             gd_tokens_push(tokens, before.ids[i], 0, 0);
     } else {
-        ok = encode(model, start, false, &before, err);
+        ok = encode(model, start, true, &before, err);
     }
-    ok = ok && encode(model, whole, false, tokens, err);
+    ok = ok && encode(model, whole, length > 0, tokens, err);
     *from = before.count;
     if (ok && tokens->count <= before.count)
         ok = gd_fail(err, GD_INVALID, "the continuation has no tokens");
@@ -191,7 +201,7 @@ static bool set_sampling(const struct gd_model *model, const struct gd_eval_item
     *sampling = (struct gd_sampling){.temperature = ask->temperature, .top_p = ask->top_p, .repetition_penalty = 1,
                                      .seed = (uint64_t)ask->seed, .logprobs = -1};
     sampling->choice = (int)((item->index + (int64_t)index * GD_EVAL_ITEMS_MAX) & INT32_MAX);
-    if (ask->kind == GD_ASK_LOGLIKELIHOOD) {
+    if (ask->kind == GD_ASK_LOGLIKELIHOOD || ask->kind == GD_ASK_ROLLING) {
         *sampling = (struct gd_sampling){.top_p = 1, .repetition_penalty = 1, .logprobs = 1, .echo = true};
         return true;
     }
@@ -199,38 +209,86 @@ static bool set_sampling(const struct gd_model *model, const struct gd_eval_item
     return set_stops(ask, sampling, err);
 }
 
+/* Where an ask is answered. */
+struct place {
+    struct evaluation *evaluation;
+    struct running *running;
+    int ask;
+    struct gd_resident *resident;
+    struct gd_graft *graft;
+};
+
+/* ids: what the model reads; from `from` on it is scored. */
+static bool submit(const struct place *place, const int32_t *ids, int count, int from, struct gd_error *err)
+{
+    struct evaluation *evaluation = place->evaluation;
+    struct gd_ask *ask = &place->running->item.asks[place->ask];
+    struct gd_sampling sampling;
+    if (!set_sampling(place->resident->model, &place->running->item, place->ask, count, &sampling, err))
+        return false;
+    struct flight *flight = gd_alloc(sizeof *flight);
+    *flight = (struct flight){.evaluation = evaluation, .running = place->running, .ask = place->ask,
+                              .infer = place->resident->infer, .scored_from = from, .next = evaluation->flights};
+    gd_buf_init(&flight->text, ANSWER_BYTES_MAX);
+    struct gd_infer_sink sink = {.context = flight, .token = on_token, .finish = on_finish};
+    if (!gd_infer_submit(place->resident->infer, place->graft, ids, count, &sampling, &sink, &flight->sequence, err)) {
+        gd_free(flight);
+        return false;
+    }
+    ask->parts++;
+    evaluation->flights = flight;
+    evaluation->flight_count++;
+    return true;
+}
+
+/*
+ * A whole text, every token of it scored: the first window after the model's first token, each further one after the last
+ * token of the one before, the last one with as much before it as there is room for.
+ */
+static bool submit_windows(const struct place *place, struct gd_error *err)
+{
+    const struct gd_model *model = place->resident->model;
+    struct gd_ask *ask = &place->running->item.asks[place->ask];
+    int room = model->config.context - 1;
+    int32_t first = 0;
+    struct gd_tokens tokens = {0};
+    bool ok = first_token(model, &first, err);
+    if (ok)
+        gd_tokens_push(&tokens, first, 0, 0);
+    ok = ok && encode(model, ask->continuation, true, &tokens, err);
+    if (ok && tokens.count < 2)
+        ok = gd_fail(err, GD_INVALID, "the text has no tokens");
+    for (int begin = 1; ok && begin < tokens.count; begin += room) {
+        int end = tokens.count - begin > room ? begin + room : tokens.count;
+        int start = end - room - 1 > 0 ? end - room - 1 : 0;
+        ok = submit(place, tokens.ids + start, end - start, begin - start, err);
+    }
+    gd_tokens_release(&tokens);
+    if (ok || ask->parts == 0)
+        return ok;
+    ask->error = *err; /* the windows that are on their way end the ask */
+    return true;
+}
+
 static bool send_ask(struct evaluation *evaluation, struct running *running, int index, struct gd_error *err)
 {
     struct gd_ask *ask = &running->item.asks[index];
     const char *id = ask->model != NULL ? ask->model : evaluation->source->model;
-    struct gd_resident *resident = NULL;
-    struct gd_graft *graft = NULL;
+    struct place place = {.evaluation = evaluation, .running = running, .ask = index};
     struct gd_tokens tokens = {0};
-    struct gd_sampling sampling;
     int from = 0;
     if (id == NULL)
         return gd_fail(err, GD_INTERNAL, "an item asks a model, and the run has none");
-    bool ok = seat(evaluation, id, &resident, &graft, err);
-    const struct gd_model *model = ok ? resident->model : NULL;
-    ok = ok && (ask->kind == GD_ASK_CHAT   ? encode_chat(model, ask, &tokens, err)
-                : ask->kind == GD_ASK_TEXT ? encode(model, ask->prompt, true, &tokens, err)
-                                           : encode_pair(model, ask, &tokens, &from, err)) &&
-         set_sampling(model, &running->item, index, tokens.count, &sampling, err);
-    if (ok) {
-        struct flight *flight = gd_alloc(sizeof *flight);
-        *flight = (struct flight){.evaluation = evaluation, .running = running, .ask = index, .infer = resident->infer,
-                                  .scored_from = from, .next = evaluation->flights};
-        gd_buf_init(&flight->text, ANSWER_BYTES_MAX);
-        ask->greedy = ask->kind == GD_ASK_LOGLIKELIHOOD;
-        struct gd_infer_sink sink = {.context = flight, .token = on_token, .finish = on_finish};
-        ok = gd_infer_submit(resident->infer, graft, tokens.ids, tokens.count, &sampling, &sink, &flight->sequence, err);
-        if (ok) {
-            evaluation->flights = flight;
-            evaluation->flight_count++;
-        } else {
-            gd_free(flight);
-        }
-    }
+    if (!seat(evaluation, id, &place.resident, &place.graft, err))
+        return false;
+    const struct gd_model *model = place.resident->model;
+    ask->greedy = ask->kind == GD_ASK_LOGLIKELIHOOD || ask->kind == GD_ASK_ROLLING;
+    if (ask->kind == GD_ASK_ROLLING)
+        return submit_windows(&place, err);
+    bool ok = (ask->kind == GD_ASK_CHAT   ? encode_chat(model, ask, &tokens, err)
+               : ask->kind == GD_ASK_TEXT ? encode(model, ask->prompt, true, &tokens, err)
+                                          : encode_pair(model, ask, &tokens, &from, err)) &&
+              submit(&place, tokens.ids, tokens.count, from, err);
     gd_tokens_release(&tokens);
     return ok;
 }
