@@ -17,18 +17,23 @@ static bool exists(const char *path)
     return stat(path, &info) == 0;
 }
 
+bool gd_adapter_verify(const char *path, const struct gd_graft *graft, const float *block, struct gd_error *err)
+{
+    struct gd_graft *loaded = NULL;
+    size_t bytes = (size_t)gd_graft_floats(graft) * sizeof(float);
+    float *have = gd_alloc(bytes);
+    bool ok = gd_graft_read(&loaded, graft->model, path, err) && gd_graft_resume(graft, loaded, have, err) &&
+              (memcmp(have, block, bytes) == 0 || gd_fail(err, GD_INTERNAL, "%s: what is read is not what was written", path));
+    gd_graft_destroy(loaded);
+    gd_free(have);
+    return ok;
+}
+
 /* Whether a sound adapter with exactly these weights stands at `path`. */
 static bool stands(const char *path, const struct gd_graft *graft, const float *block)
 {
     struct gd_error ignored = {0};
-    struct gd_graft *loaded = NULL;
-    size_t bytes = (size_t)gd_graft_floats(graft) * sizeof(float);
-    float *have = gd_alloc(bytes);
-    bool same = exists(path) && gd_graft_read(&loaded, graft->model, path, &ignored) &&
-                gd_graft_resume(graft, loaded, have, &ignored) && memcmp(have, block, bytes) == 0;
-    gd_graft_destroy(loaded);
-    gd_free(have);
-    return same;
+    return exists(path) && gd_adapter_verify(path, graft, block, &ignored);
 }
 
 bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const float *block, const cJSON *extra,

@@ -32,6 +32,9 @@ struct gd_checkpoint {
 GD_MUST_CHECK bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const float *block,
                                       const cJSON *extra, struct gd_error *err);
 
+/* It loads, and training would continue from it with exactly these parameters. */
+GD_MUST_CHECK bool gd_adapter_verify(const char *path, const struct gd_graft *graft, const float *block, struct gd_error *err);
+
 /* A checkpoint is written in two parts, and the observer hears of it in between: once the second stands, everything before
  * this step is known outside and will not be told again. `facts`: members for graftd.json and trainer.json (job id, spec,
  * device). *adapter_folder gets the path, gd_free it. */

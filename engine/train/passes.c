@@ -4,8 +4,9 @@
 
 #include <string.h>
 
-/* A reference pass is the model without its graft, up to the log-probabilities of the segments. */
-enum kind { EVALUATION, TRAINING, REFERENCE };
+/* A reference pass is the model without its graft, up to the log-probabilities of the segments; a probe is the model with it,
+ * up to those of the tokens. */
+enum kind { EVALUATION, TRAINING, REFERENCE, PROBE };
 
 struct gd_pass {
     int tokens;
@@ -65,6 +66,10 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     if (pass->kind != REFERENCE)
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
     struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, pass->kind == REFERENCE ? &bare : &pass->graft.sites);
+    if (pass->kind == PROBE) {
+        pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model), inputs->labels, 1.0, 0.0);
+        return;
+    }
     passes->objective->build(g, hidden, gd_model_head(g, passes->model), inputs, &pass->outputs);
     pass->loss = pass->outputs.loss;
     if (pass->kind == TRAINING && passes->graft->method->penalty != NULL) {
@@ -78,7 +83,9 @@ static bool plan(struct gd_passes *passes, struct gd_pass *pass, struct gd_error
 {
     int param_count = passes->graft->param_count, wanted_count = 0;
     struct gd_value **wanted = gd_alloc_array((size_t)param_count + 4, sizeof(struct gd_value *));
-    if (pass->kind != REFERENCE) {
+    if (pass->kind == PROBE) {
+        wanted[wanted_count++] = pass->outputs.logprob;
+    } else if (pass->kind != REFERENCE) {
         wanted[wanted_count++] = pass->outputs.loss;
         wanted[wanted_count++] = pass->outputs.argmax;
     } else {
@@ -120,7 +127,8 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd
 
 static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, enum kind kind, struct gd_error *err)
 {
-    static const char *const names[] = {[EVALUATION] = "evaluation", [TRAINING] = "training", [REFERENCE] = "reference"};
+    static const char *const names[] = {[EVALUATION] = "evaluation", [TRAINING] = "training", [REFERENCE] = "reference",
+                                        [PROBE] = "probing"};
     for (int i = 0; i < passes->pass_count; i++)
         if (passes->pass[i]->tokens == tokens && passes->pass[i]->kind == kind)
             return passes->pass[i];
@@ -184,8 +192,9 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
     if (pass->inputs.prefix != NULL)
         gd_plan_bind(pass->plan, pass->inputs.prefix, batch->prefix);
     gd_plan_bind(pass->plan, pass->objective_inputs.labels, batch->labels);
-    gd_plan_bind(pass->plan, pass->objective_inputs.weights, batch->weights);
-    if (pass->objective_inputs.segment_loss != NULL)
+    if (pass->kind != PROBE)
+        gd_plan_bind(pass->plan, pass->objective_inputs.weights, batch->weights);
+    if (pass->objective_inputs.segment_loss != NULL && pass->kind != PROBE)
         gd_plan_bind(pass->plan, pass->objective_inputs.segment_loss, &passes->segment_loss);
     if (pass->share != NULL)
         gd_plan_bind(pass->plan, pass->share, &passes->share);
@@ -322,4 +331,11 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
         result->correct += batch->labels[t] >= 0 && argmax[t] == batch->labels[t];
     }
     return true;
+}
+
+const float *gd_passes_probe(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
+                             struct gd_error *err)
+{
+    struct gd_pass *pass = pass_get(passes, batch->capacity, PROBE, err);
+    return run_pass(passes, pass, batch, NULL, options, err) ? gd_plan_data(pass->plan, pass->outputs.logprob) : NULL;
 }

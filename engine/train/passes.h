@@ -71,4 +71,8 @@ GD_MUST_CHECK bool gd_passes_run(struct gd_passes *passes, bool training, struct
 GD_MUST_CHECK bool gd_passes_logprobs(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
                                       float *own, float *reference, struct gd_error *err);
 
+/* log p of the batch's labels by what is trained, f32 [capacity]; good until the next run. NULL on error. */
+const float *gd_passes_probe(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
+                             struct gd_error *err) GD_MUST_CHECK;
+
 #endif

@@ -725,6 +725,52 @@ static bool load_best(struct gd_trainer *trainer, struct gd_graft **out, struct 
     return ok;
 }
 
+/* ---- reading back ---- */
+
+#define PROBE_TOKENS 256
+
+/* The longest row of few tokens, or else the shortest: of a pair its chosen side. */
+static int64_t probe_row(const struct gd_dataset *data)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < data->row_count; i++) {
+        int32_t length = data->rows[i].length, other = data->rows[best].length;
+        best = length <= PROBE_TOKENS ? (other > PROBE_TOKENS || length > other ? i : best) : length < other ? i : best;
+    }
+    return best;
+}
+
+/* Every token of the batch's first segment is asked for, and nothing else. Returns the first row that is a token. */
+static int ask_all(struct gd_batch *batch)
+{
+    int first = 0, end = batch->cu_seqlens[1];
+    while (first < end && batch->index[GD_ROW_VIRTUAL][first] >= 0)
+        first++;
+    for (int t = 0; t < batch->capacity; t++)
+        batch->labels[t] = t >= first && t + 1 < end ? batch->ids[t + 1] : -100;
+    return first;
+}
+
+static bool read_back(struct gd_trainer *trainer, const char *folder, struct gd_error *err)
+{
+    if (trainer->observer.read_back == NULL)
+        return true;
+    int64_t row = probe_row(trainer->train);
+    struct gd_run_options options = {.between = between_ops, .context = trainer};
+    gd_batch_fill(&trainer->batch, trainer->train, &row, 1, gd_token_bucket(gd_dataset_row_space(trainer->train, row)));
+    int first = ask_all(&trainer->batch), count = trainer->batch.cu_seqlens[1] - first;
+    const float *logprob = gd_passes_probe(&trainer->passes, &trainer->batch, &options, err);
+    if (logprob == NULL)
+        return false;
+    float *shifted = gd_alloc_array((size_t)count, sizeof(float));
+    for (int i = 1; i < count; i++)
+        shifted[i] = logprob[first + i - 1];
+    struct gd_probe probe = {trainer->batch.ids + first, shifted, count, trainer->passes.act};
+    bool ok = trainer->observer.read_back(trainer->observer.context, folder, &probe, err);
+    gd_free(shifted);
+    return ok;
+}
+
 static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
 {
     char *path = gd_format("%s/adapter", trainer->folder);
@@ -737,11 +783,16 @@ static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
     }
     cJSON *json = facts(trainer);
     cJSON_AddNumberToObject(json, "step", (double)step);
-    ok = ok && gd_adapter_publish(path, best != NULL ? best : trainer->graft, best != NULL ? best->block : trainer->state.block, json, err);
-    if (!ok)
+    const struct gd_graft *graft = best != NULL ? best : trainer->graft;
+    const float *block = best != NULL ? best->block : trainer->state.block;
+    char *last = gd_format("%s/checkpoints/step-%lld", trainer->folder, (long long)trainer->state.step);
+    ok = ok && gd_adapter_publish(path, graft, block, json, err) && gd_adapter_verify(path, graft, block, err) &&
+         read_back(trainer, last, err);
+    if (!ok && err->code != GD_CANCELLED)
         gd_error_context(err, "final adapter");
     gd_graft_destroy(best);
     cJSON_Delete(json);
+    gd_free(last);
     gd_free(path);
     return ok;
 }

@@ -17,6 +17,14 @@
 
 enum gd_train_command { GD_TRAIN_GO, GD_TRAIN_PAUSE, GD_TRAIN_CANCEL };
 
+/* A row and what the graph that was trained says of it. */
+struct gd_probe {
+    const int32_t *ids;
+    const float *logprob;        /* of ids[i] after those before it; of the first one: not set */
+    int count;
+    enum gd_dtype act;           /* that it was computed in */
+};
+
 /* What a trainer tells and asks. All calls come from gd_trainer_run, on its thread. */
 struct gd_train_observer {
     void *context;
@@ -37,6 +45,8 @@ struct gd_train_observer {
      * far and this checkpoint are kept by whoever listens: a resumed run starts after it and does not tell them again. */
     bool (*checkpoint)(void *context, int64_t step, const char *folder, const struct gd_metric *metrics,
                        int metric_count, struct gd_error *err);
+    /* The last step's adapter stands at `folder`: whoever serves it must get what the probe says, or the job fails. */
+    bool (*read_back)(void *context, const char *folder, const struct gd_probe *probe, struct gd_error *err);
 };
 
 struct gd_trainer_options {

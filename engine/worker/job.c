@@ -1,11 +1,13 @@
 /* job.c - one job inside the worker, and how fine-tuning is done: trainer callbacks become frames; requests are served
  * between ops. */
+#include "engine/worker/read_back.h"
 #include "engine/worker/worker.h"
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/log.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* Serving comes first, but training keeps at least this share of the time while both have work. */
@@ -13,6 +15,7 @@
 
 struct job {
     struct gd_worker *worker;
+    const struct gd_model *model; /* held while the job runs */
     struct gd_trainer *trainer;
 };
 
@@ -131,6 +134,23 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
     return wait_until_stored(job->worker, step, err);
 }
 
+static bool on_read_back(void *context, const char *folder, const struct gd_probe *probe, struct gd_error *err)
+{
+    struct job *job = context;
+    struct gd_residents *residents = &job->worker->residents;
+    struct gd_resident *resident = NULL;
+    struct gd_graft *graft = NULL;
+    double difference = 0;
+    if (!gd_residents_model(residents, job->model->id, job->model->path, job->model->quantization, &resident, err) ||
+        !gd_residents_infer(residents, resident, err) || !gd_residents_graft(residents, resident, folder, &graft, err) ||
+        !gd_read_back(resident->infer, graft, probe, &difference, err))
+        return false;
+    char text[160];
+    snprintf(text, sizeof(text), "Read back: log-probabilities of %d tokens differ by %.1e in the mean", probe->count, difference);
+    on_message(context, "info", text);
+    return true;
+}
+
 static bool train(struct gd_worker *worker, const cJSON *message, struct job *job, const char *folder, struct gd_error *err)
 {
     const char *model_id = NULL, *model_path = NULL, *training = NULL, *validation = NULL;
@@ -155,8 +175,9 @@ static bool train(struct gd_worker *worker, const cJSON *message, struct job *jo
                                              .validation_path = validation, .keep_checkpoints = (int)keep,
                                              .created_at = created_at};
         struct gd_train_observer observer = {.context = job, .poll = poll_job, .message = on_message, .started = on_started,
-                                             .step = on_step, .checkpoint = on_checkpoint};
+                                             .step = on_step, .checkpoint = on_checkpoint, .read_back = on_read_back};
         gd_residents_hold(&worker->residents, model, 1);
+        job->model = model;
         ok = gd_trainer_create(&job->trainer, model, &spec, &options, &observer, err) && gd_trainer_run(job->trainer, err);
         gd_residents_hold(&worker->residents, model, -1);
     }

@@ -5,6 +5,7 @@
 #include "engine/tensor/device.h"
 #include "engine/train/trainer.h"
 #include "engine/worker/command.h"
+#include "engine/worker/read_back.h"
 #include "engine/worker/usage.h"
 
 #include <errno.h>
@@ -42,6 +43,7 @@ static void on_signal(int number)
 }
 
 struct progress {
+    struct gd_model *model;
     bool terminal;
     FILE *metrics;
     double started;
@@ -153,6 +155,25 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
     return true;
 }
 
+#define READ_BACK_CACHE_BYTES ((size_t)512 << 20)
+
+static bool on_read_back(void *context, const char *folder, const struct gd_probe *probe, struct gd_error *err)
+{
+    struct progress *progress = context;
+    struct gd_graft *graft = NULL;
+    struct gd_infer *infer = NULL;
+    double difference = 0;
+    bool ok = gd_graft_load(&graft, progress->model, folder, err) && gd_graft_make_prefix(graft, err) &&
+              gd_infer_create(&infer, progress->model, READ_BACK_CACHE_BYTES, err) &&
+              gd_read_back(infer, graft, probe, &difference, err);
+    gd_infer_destroy(infer);
+    gd_graft_destroy(graft);
+    end_line(progress);
+    if (ok)
+        printf("read back: log-probabilities of %d tokens differ by %.1e in the mean\n", probe->count, difference);
+    return ok;
+}
+
 static bool refuse_old_run(const char *out, bool resume, struct gd_error *err)
 {
     char *pattern = gd_format("%s/state/step-*", out), *adapter = gd_format("%s/adapter", out);
@@ -198,9 +219,11 @@ static bool run_job(const struct options *options, struct gd_error *err)
         progress.metrics = fopen(options->metrics, options->resume ? "a" : "w");
         ok = progress.metrics != NULL || gd_fail_errno(err, errno, "open %s", options->metrics);
     }
+    progress.model = model;
     if (ok) {
         struct gd_train_observer observer = {.context = &progress, .poll = poll_signals, .message = on_message,
-                                             .started = on_started, .step = on_step, .checkpoint = on_checkpoint};
+                                             .started = on_started, .step = on_step, .checkpoint = on_checkpoint,
+                                             .read_back = on_read_back};
         struct gd_trainer_options trainer_options = {.job_id = "run", .folder = options->out,
                                                      .training_path = spec.training_file,
                                                      .validation_path = spec.validation_file, .keep_checkpoints = 2,
