@@ -153,7 +153,7 @@ struct gd_adapter_method {
     const char *help;
     const struct gd_adapter_option *options;
     int option_count;
-    const char *anchor;          /* end of the name of the tensor that every touched module has; NULL: it touches none */
+    const char *anchor;          /* end of the name of the tensor that every touched module has one of; ends, separated by commas; NULL: it touches none */
     const char *peft_fields;     /* JSON: further members of adapter_config.json, as constant as the method */
     const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
     /* What adapter_config.json must hold beside options and refused members; NULL: nothing. */

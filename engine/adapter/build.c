@@ -120,6 +120,15 @@ struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_gra
     return view->value;
 }
 
+bool gd_graft_check_rank(const struct gd_graft *graft, const struct gd_site *site, int64_t r, struct gd_error *err)
+{
+    int limit = site->in < site->out ? site->in : site->out;
+    if (r <= limit || graft->config.finished)
+        return true;
+    return gd_fail_param(err, GD_INVALID, "adapter.r", "rank %d is larger than %s allows (%d x %d: at most %d)", (int)r, site->name,
+                         site->out, site->in, limit);
+}
+
 float *gd_graft_derive(struct gd_graft *graft, int64_t count)
 {
     int have = graft->derived_count++;
@@ -157,4 +166,9 @@ void gd_fill_normal(float *out, int64_t count, float deviation, uint64_t seed, u
         struct gd_philox word = gd_philox4(seed, key, (uint64_t)i);
         out[i] = deviation * gd_normal_from_bits(word.v[0], word.v[1]);
     }
+}
+
+void gd_fill_kaiming(const struct gd_graft_param *param, float *block, uint64_t seed, uint32_t stream)
+{
+    gd_fill_uniform(block + param->offset, param->shape[0] * param->shape[1], 1.0f / sqrtf((float)param->shape[1]), seed, stream);
 }

@@ -54,6 +54,9 @@ struct gd_value *gd_graft_put_virtual(struct gd_graft_training *training, struct
 struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_graph *g, const struct gd_graft_param *param,
                                int64_t rows);
 
+/* Whether the site takes a product of rank r, at most its smaller side; adapter.r is at fault. */
+GD_MUST_CHECK bool gd_graft_check_rank(const struct gd_graft *graft, const struct gd_site *site, int64_t r, struct gd_error *err);
+
 /* Memory for what a part needs beside the block; lives as long as the graft. */
 float *gd_graft_derive(struct gd_graft *graft, int64_t count);
 
@@ -67,6 +70,9 @@ struct gd_value *gd_graft_list(struct gd_graft_training *training, struct gd_gra
 /* U(-bound, bound), the same for a seed, a stream and a place. */
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream);
 void gd_fill_normal(float *out, int64_t count, float deviation, uint64_t seed, uint32_t stream); /* N(0, deviation^2) */
+
+/* Kaiming-uniform(sqrt 5), as PEFT starts factors: U(-1/sqrt(columns), 1/sqrt(columns)). */
+void gd_fill_kaiming(const struct gd_graft_param *param, float *block, uint64_t seed, uint32_t stream);
 
 /* An option that create works out from others, as files and listings then show it. */
 void gd_adapter_set_value(struct gd_adapter_config *config, const char *option, double value);

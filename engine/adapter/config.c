@@ -159,6 +159,23 @@ static bool has_option(const struct gd_adapter_method *method, const char *name)
     return false;
 }
 
+/* A field that is not this method's may be others'. */
+static bool check_foreign(const struct gd_adapter_method *method, const char *name, struct gd_error *err)
+{
+    char owners[256] = "", param[96];
+    int count = 0;
+    for (int i = 0; i < gd_adapter_count; i++)
+        if (has_option(gd_adapter_table[i], name)) {
+            size_t used = strlen(owners);
+            snprintf(owners + used, sizeof(owners) - used, "%s'%s'", count++ > 0 ? ", " : "", gd_adapter_table[i]->name);
+        }
+    if (count == 0)
+        return true;
+    snprintf(param, sizeof(param), "adapter.%s", name);
+    return gd_fail_param(err, GD_UNKNOWN_FIELD, param, "'%s' is a parameter of adapter type%s %s, not of '%s'", name,
+                         count > 1 ? "s" : "", owners, method->name);
+}
+
 static bool check_fields(const struct gd_adapter_method *method, const cJSON *json, struct gd_error *err)
 {
     const char *known[GD_ADAPTER_OPTIONS_MAX + 2] = {"type"};
@@ -167,15 +184,8 @@ static bool check_fields(const struct gd_adapter_method *method, const cJSON *js
     const cJSON *member;
     cJSON_ArrayForEach(member, json)
     {
-        for (int i = 0; i < gd_adapter_count; i++) {
-            if (strcmp(member->string, "type") == 0 || has_option(method, member->string) ||
-                !has_option(gd_adapter_table[i], member->string))
-                continue;
-            char param[96];
-            snprintf(param, sizeof(param), "adapter.%s", member->string);
-            return gd_fail_param(err, GD_UNKNOWN_FIELD, param, "'%s' is a parameter of adapter type '%s', not of '%s'",
-                                 member->string, gd_adapter_table[i]->name, method->name);
-        }
+        if (strcmp(member->string, "type") != 0 && !has_option(method, member->string) && !check_foreign(method, member->string, err))
+            return false;
     }
     return gd_json_only_known(json, "adapter", known, err);
 }

@@ -246,7 +246,8 @@ static bool read_graft(struct gd_graft **out, struct gd_gguf *file, const struct
     bool ok = check_header(file, target, &alpha, err) && read_modules(file, target->model, &rank, modules, err);
     cJSON_AddNumberToObject(json, "r", (double)rank);
     cJSON_AddNumberToObject(json, "lora_alpha", alpha > 0 ? alpha : (double)rank);
-    ok = ok && gd_adapter_config_parse(&config, json, err) && gd_graft_create(out, target->model, &config, err) &&
+    ok = ok && gd_adapter_config_parse(&config, json, err) && (config.finished = true) &&
+         gd_graft_create(out, target->model, &config, err) &&
          read_tensors(*out, file, target, err);
     if (ok)
         gd_graft_ready(*out);

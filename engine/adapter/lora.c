@@ -55,10 +55,8 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     for (int i = 0; i < site_count; i++) {
         if (graft->site_param[i] < 0)
             continue;
-        int limit = sites[i].in < sites[i].out ? sites[i].in : sites[i].out;
-        if (r > limit && !graft->config.finished)
-            return gd_fail_param(err, GD_INVALID, "adapter.r", "rank %d is larger than %s allows (%d x %d: at most %d)",
-                                 (int)r, sites[i].name, sites[i].out, sites[i].in, limit);
+        if (!gd_graft_check_rank(graft, &sites[i], r, err))
+            return false;
         graft->site_param[i] = graft->param_count;
         gd_graft_add(graft, true, sites[i].name, "lora_A.weight", r, sites[i].in);
         gd_graft_add(graft, true, sites[i].name, "lora_B.weight", sites[i].out, r)->rate = ratio;

@@ -331,6 +331,19 @@ static struct gd_modules *targets_of(struct gd_adapter_config *config)
     return (struct gd_modules *)(uintptr_t)gd_adapter_modules(config, "target_modules");
 }
 
+/* Length of the end of `name` that is "." and one of the anchors; 0: none is. */
+static size_t anchored(const char *name, const char *anchors)
+{
+    size_t length = strlen(name);
+    for (const char *at = anchors; *at != '\0';) {
+        size_t tail = strcspn(at, ",");
+        if (length > tail && name[length - tail - 1] == '.' && strncmp(name + length - tail, at, tail) == 0)
+            return tail + 1;
+        at += tail + (at[tail] == ',');
+    }
+    return 0;
+}
+
 /* Which modules the file touches, from its own tensor names. */
 static bool read_targets(struct gd_adapter_config *config, const struct gd_safetensors *file, struct gd_error *err)
 {
@@ -340,14 +353,13 @@ static bool read_targets(struct gd_adapter_config *config, const struct gd_safet
         return true;
     struct gd_modules *targets = targets_of(config);
     int count = gd_safetensors_count(file);
-    size_t head = sizeof(prefix) - 1, tail = strlen(anchor) + 1;
+    size_t head = sizeof(prefix) - 1;
     targets->names = gd_alloc_array((size_t)count + 1, sizeof(char *));
     for (int i = 0; i < count; i++) {
         const char *name = gd_safetensors_name(file, i);
-        size_t length = strlen(name);
-        if (strncmp(name, prefix, head) == 0 && length > head + tail && name[length - tail] == '.' &&
-            strcmp(name + length - tail + 1, anchor) == 0)
-            targets->names[targets->count++] = gd_strndup(name + head, length - head - tail);
+        size_t tail = anchored(name, anchor);
+        if (tail > 0 && strncmp(name, prefix, head) == 0 && strlen(name) > head + tail)
+            targets->names[targets->count++] = gd_strndup(name + head, strlen(name) - head - tail);
     }
     if (targets->count == 0)
         return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors holds no 'base_model.model.*.%s' tensor", anchor);

@@ -42,6 +42,17 @@ struct gd_value *gd_spread_rows(struct gd_graph *g, struct gd_value *v, int64_t 
 struct gd_value *gd_cast(struct gd_graph *g, struct gd_value *x, enum gd_dtype dtype);
 struct gd_value *gd_detach(struct gd_graph *g, struct gd_value *x);                        /* stop-gradient */
 
+struct gd_value *gd_reshape(struct gd_graph *g, struct gd_value *x, int64_t rows, int64_t columns); /* columns 0: to a vector */
+
+/* x: act [T, in] -> x D^T: act [T, out], D = scale (a1 b1) * (a2 b2) by element; a1, a2: f32 [out, r], b1, b2: f32 [r, in]. */
+struct gd_value *gd_hadamard_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *a1, struct gd_value *b1,
+                                    struct gd_value *a2, struct gd_value *b2, double scale);
+
+/* Rows of x as matrices [m, p], mixed: y[t][i] = sum_j w[i][j] x[t][j]; w: f32 [l, m], [m, l] transposed. [T, m p] -> [T, l p] */
+struct gd_value *gd_mix_middle(struct gd_graph *g, struct gd_value *x, struct gd_value *w, bool transpose);
+/* sum over t and p of a[t][i][p] b[t][j][p], f32 [rows, m]: the backward of mix_middle for w. a: [T, rows p], b: [T, m p] */
+struct gd_value *gd_outer_middle(struct gd_graph *g, struct gd_value *a, struct gd_value *b, int64_t rows);
+
 /* m[o] / ||w[o] + scale b[o] a||, 0 for a row of zeros; w: weight [out, in], b: f32 [out, r], a: f32 [r, in], m: f32 [out] ->
  * f32 [out]. Differentiable in m; the norm counts as a constant. */
 struct gd_value *gd_row_norm_ratio(struct gd_graph *g, struct gd_value *w, struct gd_value *b, struct gd_value *a, double scale,

@@ -13,6 +13,8 @@ SETTINGS = {
     "lora": ({"r": 8, "loraplus_lr_ratio": 4}, 5e-3),
     "dora": ({"type": "lora", "r": 8, "use_dora": True, "init_lora_weights": "gaussian", "lora_dropout": 0.05}, 5e-3),
     "pissa": ({"type": "lora", "r": 8, "init_lora_weights": "pissa"}, 5e-3),
+    "loha": ({"r": 4}, 2e-2),
+    "lokr": ({"r": 4, "alpha": 8}, 2e-2),
     "ia3": ({"target_modules": "all-linear"}, 0.1),
     "ln_tuning": ({}, 0.05),
     "houlsby": ({"reduction_factor": 4, "learned_scaling": True}, 0.01),

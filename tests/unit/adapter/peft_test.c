@@ -133,7 +133,7 @@ static void check_pefts_folder(const char *method)
 
 static void adapters_written_by_peft_give_pefts_logits(void **state)
 {
-    static const char *const variants[] = {"dora", "pissa"};
+    static const char *const variants[] = {"dora", "pissa", "lokr_full"};
     for (size_t i = 0; i < GD_COUNT(variants); i++)
         check_pefts_folder(variants[i]);
     for (int i = 0; i < gd_adapter_count; i++)
@@ -198,6 +198,9 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"r\": 4, \"use_dora\": true, \"init_lora_weights\": \"gaussian\", \"target_modules\": [\"k_proj\", \"up_proj\"]}",
         "{\"type\": \"ia3\", \"target_modules\": \"all-linear\", \"feedforward_modules\": [\"down_proj\", \"layers.0.self_attn.q_proj\"]}",
         "{\"type\": \"ln_tuning\", \"target_modules\": [\"input_layernorm\", \"layers.1.post_attention_layernorm\", \"norm\"]}",
+        "{\"type\": \"loha\", \"r\": 3, \"alpha\": 1.5}",
+        "{\"type\": \"lokr\", \"r\": 2, \"decompose_both\": true, \"decompose_factor\": 3, \"target_modules\": [\"v_proj\", \"mlp.up_proj\"]}",
+        "{\"type\": \"lokr\", \"r\": 2, \"target_modules\": [\"k_proj\", \"down_proj\"]}",
         "{\"type\": \"vera\", \"r\": 5, \"vera_dropout\": 0.1}",
         "{\"type\": \"houlsby\", \"reduction_factor\": 7, \"learned_scaling\": true, \"target_modules\": [\"mlp\", \"layers.0.self_attn\"]}",
         "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
@@ -273,6 +276,13 @@ static void check_count(const char *json, int64_t expected)
     gd_graft_destroy(graft);
 }
 
+static void check_count_of(const char *begin, const char *options, int64_t expected)
+{
+    char json[256];
+    snprintf(json, sizeof(json), "%s%s}", begin, options);
+    check_count(json, expected);
+}
+
 static void parameter_counts_follow_the_formulas(void **state)
 {
     const struct gd_site *sites;
@@ -288,6 +298,14 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count("{\"r\": 6}", lora);
     check_count("{\"r\": 6, \"use_dora\": true}", lora + out);
     check_count("{\"r\": 6, \"init_lora_weights\": \"pissa\"}", lora);
+    check_count("{\"type\": \"loha\", \"r\": 6}", 2 * lora);
+    /* q is 64 x 32, down 32 x 64: 64 = 8 * 8, 32 = 4 * 8; with a factor of 2, 2 * 32 and 2 * 16 */
+    const char *lokr = "{\"type\": \"lokr\", \"target_modules\": [\"q_proj\", \"down_proj\"], ";
+    check_count_of(lokr, "\"r\": 4", config->layers * 2 * (8 * 4 + 8 * 8));
+    check_count_of(lokr, "\"r\": 3", config->layers * 2 * (8 * 4 + 3 * (8 + 8)));
+    check_count_of(lokr, "\"r\": 3, \"decompose_both\": true", config->layers * 2 * (3 * (8 + 4) + 3 * (8 + 8)));
+    check_count_of(lokr, "\"r\": 3, \"decompose_factor\": 2", config->layers * 2 * (2 * 2 + 3 * (32 + 16)));
+    check_count_of(lokr, "\"r\": 3, \"decompose_factor\": 3", config->layers * 2 * (2 * 2 + 3 * (32 + 16)));
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
     check_count("{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 9}", 9 * config->width);
     check_count("{\"type\": \"ln_tuning\"}", (2 * config->layers + 1) * config->width);
@@ -401,7 +419,7 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"lorra\"}", "adapter.type", "'lora'");
     refuse("{\"r\": 0}", "adapter.r", "r");
     refuse("{\"rank\": 8}", "adapter.rank", "rank");
-    refuse("{\"type\": \"ia3\", \"r\": 8}", "adapter.r", "parameter of adapter type 'lora', not of 'ia3'");
+    refuse("{\"type\": \"ia3\", \"r\": 8}", "adapter.r", "'lora', 'vera', not of 'ia3'");
     refuse("{\"d_initial\": 0.5}", "adapter.d_initial", "'vera'");
     refuse("{\"lora_alpa\": 5}", "adapter.lora_alpa", "lora_alpha");
     refuse("{\"loraplus_lr_ratio\": -1}", "adapter.loraplus_lr_ratio", "loraplus_lr_ratio");
@@ -420,6 +438,9 @@ static void bad_options_are_named(void **state)
     refuse("{\"init_lora_weights\": \"pisa\"}", "adapter.init_lora_weights", "did you mean 'pissa'?");
     refuse("{\"init_lora_weights\": \"pissa\", \"use_dora\": true}", "adapter.use_dora", "leave one of them out");
     refuse("{\"init_lora_weights\": \"pissa\", \"r\": 300}", "adapter.r", "at most 256");
+    refuse("{\"type\": \"loha\", \"r\": 500}", "adapter.r", "at most");
+    refuse("{\"type\": \"loha\", \"lora_alpha\": 8}", "adapter.lora_alpha", "'lora'");
+    refuse("{\"type\": \"lokr\", \"decompose_factor\": 0}", "adapter.decompose_factor", "give -1");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 4000}", "adapter.num_virtual_tokens", "at most");

@@ -584,6 +584,10 @@ static const struct {
     {"{\"type\": \"lora\", \"r\": 4}", 0.1f},
     {"{\"type\": \"lora\", \"r\": 7}", 0.1f},
     {"{\"type\": \"lora\", \"r\": 5, \"use_dora\": true}", 0.1f},
+    {"{\"type\": \"loha\", \"r\": 2}", 0.5f}, /* served as low ranks and, in small modules, whole */
+    {"{\"type\": \"loha\", \"r\": 9}", 0.2f},
+    {"{\"type\": \"lokr\", \"r\": 1, \"decompose_both\": true}", 0.5f},
+    {"{\"type\": \"lokr\", \"r\": 3, \"decompose_factor\": 2}", 0.2f},
     {"{\"type\": \"ia3\"}", 0.3f},
     {"{\"type\": \"vera\", \"r\": 24}", 1.0f},
     {"{\"type\": \"ln_tuning\"}", 0.2f},

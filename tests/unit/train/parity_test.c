@@ -29,6 +29,10 @@ static const struct kind {
     {"loraplus", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"loraplus_lr_ratio\": 16}"},
     {"dora", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"use_dora\": true}"},
     {"pissa", "{\"r\": 3, \"lora_alpha\": 6, \"target_modules\": [\"v_proj\", \"down_proj\"], \"init_lora_weights\": \"pissa\"}"},
+    {"loha", "{\"type\": \"loha\", \"r\": 3, \"alpha\": 6, \"target_modules\": [\"q_proj\", \"down_proj\"]}"},
+    {"lokr", "{\"type\": \"lokr\", \"r\": 3, \"alpha\": 6, \"decompose_both\": true, \"decompose_factor\": 2, "
+             "\"target_modules\": [\"q_proj\", \"down_proj\"]}"},
+    {"lokr_full", "{\"type\": \"lokr\", \"alpha\": 4, \"target_modules\": [\"q_proj\", \"v_proj\", \"down_proj\"]}"},
     {"ln_tuning", "{\"type\": \"ln_tuning\"}"},
     {"ia3", "{\"type\": \"ia3\"}"},
     {"vera", "{\"type\": \"vera\", \"r\": 8}"},
