@@ -127,12 +127,17 @@ bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_g
     copy_config(&config, &graft->config);
     config.finished = true;
     bool ok = true;
-    if (graft->method->kept_options != NULL && graft->method->kept_options(&config)) {
-        ok = gd_graft_create(kept, graft->model, &config, err);
+    if (graft->bakes || (graft->method->kept_options != NULL && graft->method->kept_options(&config))) {
+        struct gd_graft *made = NULL;
+        ok = gd_graft_create(&made, graft->model, &config, err);
         if (ok) {
-            (*kept)->block = gd_alloc_array((size_t)gd_graft_floats(*kept), sizeof(float));
-            graft->method->keep(graft, block, *kept, (*kept)->block);
+            made->block = gd_alloc_array((size_t)gd_graft_floats(made), sizeof(float));
+            ok = graft->method->keep(graft, block, made, made->block, err);
         }
+        if (ok)
+            *kept = made;
+        else
+            gd_graft_destroy(made);
     }
     gd_adapter_config_release(&config);
     return ok;

@@ -96,6 +96,8 @@ struct gd_graft_param {
     bool flat;                   /* a graph sees it as a vector */
     bool transposed;             /* the block holds [shape[1]][shape[0]] */
     bool integers;               /* the file holds I32; the block f32 */
+    int piece, pieces;           /* if not 0 of 0: which of so many equal blocks of columns of the file's tensor this is; all
+                                  * pieces follow each other */
     double rate;                 /* factor of the learning rate */
 };
 
@@ -113,6 +115,8 @@ struct gd_graft {
     struct gd_virtual_rows virtual_rows;
     struct gd_picks *picks;      /* of methods that train the base's own tensors (picks.h); else NULL */
     char summary[256];           /* what was chosen, for people; or empty */
+    bool bakes;                  /* what is kept is computed from what is trained, which only a checkpoint's state holds; set by
+                                  * create, never for a finished graft */
     float *block;                /* parameters: loaded grafts own theirs; else NULL (the trainer holds them) */
     /* For serving, made by gd_graft_load; a whole tensor's values in the block are then their difference from the base's. */
     struct gd_wear_part *wear;   /* [slot] */
@@ -187,9 +191,10 @@ struct gd_adapter_method {
     void (*wear)(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                  struct gd_wear_part *part);
     /* Where what is kept differs from what is trained, all three: the options of the kept graft, changed in place (false: no
-     * difference with these options), and the blocks. */
+     * difference with these options), and the blocks. Grafts that bake have `keep` alone. */
     bool (*kept_options)(struct gd_adapter_config *config);
-    void (*keep)(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block);
+    bool (*keep)(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block,
+                 struct gd_error *err);
     void (*resume)(const struct gd_graft *graft, float *block, const struct gd_graft *kept);
 };
 extern const struct gd_adapter_method *const gd_adapter_table[];
@@ -218,6 +223,7 @@ struct gd_graft_training {
         struct gd_value *value;
     } *views;
     int view_count;
+    struct gd_value *made;       /* what a method makes once for all sites of a graph */
     struct gd_value *index[GD_ROW_INDICES]; /* i32 [T] inputs, NULL where the graph needs none */
     struct gd_graft_list {       /* I32 lists that the graft owns */
         struct gd_value *value;

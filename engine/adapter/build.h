@@ -41,6 +41,16 @@ void gd_fill_text(const struct gd_model *model, float *out, int count, const cha
 
 void gd_graft_drop_prefix(struct gd_graft *graft);
 
+/* x W^T (+ b), all f32, and W [out, in], b [out] (or -1) as PyTorch's Linear starts them: U(-1/sqrt(in), 1/sqrt(in)). */
+struct gd_value *gd_graft_layer(struct gd_graph *g, struct gd_value *x, struct gd_value *weight, struct gd_value *bias);
+void gd_fill_layer(const struct gd_graft *graft, float *block, int weight, int bias, uint64_t seed);
+
+/* The f32 values that `build` puts into values[count] (none a bare parameter), computed from a block: out[i] has as many floats. */
+typedef void (*gd_graft_values_fn)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *const *params,
+                                   struct gd_value **values);
+GD_MUST_CHECK bool gd_graft_compute(const struct gd_graft *graft, const float *block, gd_graft_values_fn build,
+                                    float *const *out, int count, struct gd_error *err);
+
 /* i32 [T]: one value per graph, bound by passes. */
 struct gd_value *gd_graft_index(struct gd_graft_training *training, struct gd_graph *g, enum gd_row_index which, int64_t rows);
 /* x with rows added to its virtual rows; rows: f32 [virtual rows, width of x]. */

@@ -32,7 +32,8 @@ void gd_lora_pissa_init(const struct gd_graft *graft, float *block);
 struct gd_value *gd_lora_pissa_base(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                     struct gd_value *x, struct gd_value *y);
 bool gd_lora_pissa_kept_options(struct gd_adapter_config *config);
-void gd_lora_pissa_keep(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block);
+bool gd_lora_pissa_keep(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block,
+                        struct gd_error *err);
 void gd_lora_pissa_resume(const struct gd_graft *graft, float *block, const struct gd_graft *kept);
 
 #endif

@@ -110,9 +110,11 @@ static void convert(const struct gd_graft *graft, float *block, const struct gd_
     }
 }
 
-void gd_lora_pissa_keep(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block)
+bool gd_lora_pissa_keep(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block,
+                        struct gd_error *err)
 {
     convert(graft, (float *)(uintptr_t)block, kept, kept_block, true);
+    return true;
 }
 
 void gd_lora_pissa_resume(const struct gd_graft *graft, float *block, const struct gd_graft *kept)

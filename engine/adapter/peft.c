@@ -111,7 +111,7 @@ static bool write_card(const struct gd_graft *graft, const char *folder, struct 
                   "pipeline_tag: text-generation\n---\n\n# A %s adapter for %s\n\n",
                   graft->model->id, graft->model->id, graft->method->name, graft->method->name, graft->model->id);
     char *options = gd_json_print(config);
-    gd_buf_printf(&card, "Method: %s.\n\n%lld trained parameters, made with\n\n    %s\n\n", graft->method->paper,
+    gd_buf_printf(&card, "Method: %s.\n\n%lld parameters, made with\n\n    %s\n\n", graft->method->paper,
                   (long long)graft->parameter_count, options);
     gd_free(options);
     cJSON_Delete(config);
@@ -144,9 +144,22 @@ static float *integers(const float *from, int64_t count)
     return (float *)to;
 }
 
+/* The file's tensor whose first piece is params[first]. */
+static float *joined(const struct gd_graft *graft, const float *block, int first)
+{
+    const struct gd_graft_param *param = &graft->params[first];
+    int64_t rows = param->shape[0], width = param->shape[1];
+    float *to = gd_alloc_array((size_t)(rows * width), (size_t)param->pieces * sizeof(float));
+    for (int piece = 0; piece < param->pieces; piece++)
+        for (int64_t row = 0; row < rows; row++)
+            memcpy(to + (row * param->pieces + piece) * width, block + graft->params[first + piece].offset + row * width,
+                   (size_t)width * sizeof(float));
+    return to;
+}
+
 static bool write_weights(const struct gd_graft *graft, const float *block, const char *folder, struct gd_error *err)
 {
-    int count = graft->param_count + graft->frozen_param_count;
+    int count = graft->param_count + graft->frozen_param_count, entry_count = 0;
     struct gd_safetensors_entry *entries = gd_alloc_array((size_t)count, sizeof(*entries));
     float **copies = gd_alloc_array((size_t)count, sizeof(*copies));
     for (int i = 0; i < count; i++) {
@@ -156,15 +169,20 @@ static bool write_weights(const struct gd_graft *graft, const float *block, cons
             data = copies[i] = transposed(data, param->shape[0], param->shape[1]);
         if (param->integers)
             data = copies[i] = integers(data, param->shape[0] * param->shape[1]);
-        entries[i].name = param->name;
-        entries[i].tensor = (struct gd_tensor){.dtype = param->integers ? GD_I32 : GD_F32, .rank = param->rank,
-                                               .shape = {param->shape[0], param->rank == 2 ? param->shape[1] : 0},
-                                               .data = (void *)(uintptr_t)data};
+        if (param->pieces > 0 && param->piece > 0)
+            continue;
+        if (param->pieces > 0)
+            data = copies[i] = joined(graft, block, i);
+        int64_t columns = param->shape[1] * (param->pieces > 0 ? param->pieces : 1);
+        entries[entry_count++] = (struct gd_safetensors_entry){
+            .name = param->name,
+            .tensor = {.dtype = param->integers ? GD_I32 : GD_F32, .rank = param->rank, .shape = {param->shape[0], param->rank == 2 ? columns : 0},
+                       .data = (void *)(uintptr_t)data}};
     }
     cJSON *metadata = cJSON_CreateObject();
     cJSON_AddStringToObject(metadata, "format", "pt");
     char *path = gd_format("%s/adapter_model.safetensors", folder);
-    bool ok = gd_safetensors_write(path, entries, count, metadata, err);
+    bool ok = gd_safetensors_write(path, entries, entry_count, metadata, err);
     gd_free(path);
     cJSON_Delete(metadata);
     for (int i = 0; i < count; i++)
@@ -422,13 +440,18 @@ static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *par
     float *to = graft->block + param->offset;
     if (!gd_safetensors_find(file, param->name, &tensor))
         return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: tensor '%s' is missing", param->name);
-    int64_t columns = param->rank == 2 ? param->shape[1] : 1, have = tensor.rank == 2 ? tensor.shape[1] : 1;
+    int64_t columns = (param->rank == 2 ? param->shape[1] : 1) * (param->pieces > 0 ? param->pieces : 1), have = tensor.rank == 2 ? tensor.shape[1] : 1;
     if (tensor.rank != param->rank || tensor.shape[0] != param->shape[0] || have != columns)
         return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: '%s' has shape [%lld, %lld]; this base and these options "
                                           "need [%lld, %lld]",
                        param->name, tensor.rank > 0 ? (long long)tensor.shape[0] : 1LL, (long long)have,
                        (long long)param->shape[0], (long long)columns);
-    gd_convert_to_f32(to, tensor.data, tensor.dtype, param->shape[0] * columns);
+    for (int64_t row = 0; param->pieces > 0 && row < param->shape[0]; row++)
+        gd_convert_to_f32(to + row * param->shape[1],
+                          (const char *)tensor.data + gd_dtype_bytes(tensor.dtype, row * columns + param->piece * param->shape[1]),
+                          tensor.dtype, param->shape[1]);
+    if (param->pieces == 0)
+        gd_convert_to_f32(to, tensor.data, tensor.dtype, param->shape[0] * columns);
     if (param->transposed) {
         float *turned = transposed(to, columns, param->shape[0]);
         memcpy(to, turned, (size_t)(param->shape[0] * columns) * sizeof(float));

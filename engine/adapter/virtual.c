@@ -8,6 +8,7 @@
 #include "engine/tensor/plan.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -96,8 +97,9 @@ struct gd_value *gd_graft_add_virtual(struct gd_graft_training *training, struct
 {
     if (x == NULL || rows == NULL)
         return NULL;
-    struct gd_value *cast = rows->dtype == x->dtype ? rows : gd_cast(g, rows, x->dtype);
-    return gd_add(g, x, gd_gather_rows(g, cast, gd_graft_index(training, g, GD_ROW_VIRTUAL, x->shape[0])));
+    struct gd_value *placed = gd_gather_rows(g, rows, gd_graft_index(training, g, GD_ROW_VIRTUAL, x->shape[0]));
+    /* Cast last: gradients of all segments are then added in f32. */
+    return gd_add(g, x, rows->dtype == x->dtype ? placed : gd_cast(g, placed, x->dtype));
 }
 
 struct gd_value *gd_graft_put_virtual(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *x,
@@ -107,6 +109,61 @@ struct gd_value *gd_graft_put_virtual(struct gd_graft_training *training, struct
         return NULL;
     struct gd_value *tokens = gd_gather_rows(g, x, gd_graft_index(training, g, GD_ROW_TOKEN, x->shape[0]));
     return gd_graft_add_virtual(training, g, tokens, rows);
+}
+
+struct gd_value *gd_graft_layer(struct gd_graph *g, struct gd_value *x, struct gd_value *weight, struct gd_value *bias)
+{
+    struct gd_value *y = gd_matmul(g, x, false, weight, true, 1.0, NULL, GD_F32);
+    return bias != NULL ? gd_add_row(g, y, bias) : y;
+}
+
+void gd_fill_layer(const struct gd_graft *graft, float *block, int weight, int bias, uint64_t seed)
+{
+    const struct gd_graft_param *w = &graft->params[weight];
+    float bound = 1.0f / sqrtf((float)w->shape[1]);
+    gd_fill_uniform(block + w->offset, w->shape[0] * w->shape[1], bound, seed, (uint32_t)weight);
+    if (bias >= 0)
+        gd_fill_uniform(block + graft->params[bias].offset, graft->params[bias].shape[0], bound, seed, (uint32_t)bias);
+}
+
+/* ---- values of a graft by themselves ---- */
+
+static bool run_values(struct gd_graft_training *training, struct gd_plan *plan, float *block, struct gd_value *const *values,
+                       float *const *out, int count, struct gd_error *err)
+{
+    void *arena = NULL;
+    size_t bytes = gd_plan_arena_bytes(plan);
+    if (!gd_large_alloc(&arena, bytes, "the values of an adapter", err))
+        return false;
+    gd_plan_attach(plan, arena);
+    gd_graft_training_bind(training, plan, block);
+    bool ok = gd_plan_run(plan, NULL, err);
+    for (int i = 0; ok && i < count; i++) {
+        int64_t floats = values[i]->rank == 2 ? values[i]->shape[0] * values[i]->shape[1] : values[i]->shape[0];
+        memcpy(out[i], gd_plan_data(plan, values[i]), (size_t)floats * sizeof(float));
+    }
+    gd_large_free(arena, bytes);
+    return ok;
+}
+
+bool gd_graft_compute(const struct gd_graft *graft, const float *block, gd_graft_values_fn build, float *const *out, int count,
+                      struct gd_error *err)
+{
+    struct gd_graph *g = NULL;
+    struct gd_plan *plan = NULL;
+    struct gd_graft_training training;
+    if (!gd_graph_create(&g, GD_F32, err))
+        return false;
+    struct gd_value **values = gd_alloc_array((size_t)count, sizeof(*values));
+    gd_graft_training_sites(&training, g, graft, false);
+    build(&training, g, training.params, values);
+    bool ok = gd_graph_ok(g, err) && gd_plan_create(&plan, g, values, count, false, err) &&
+              run_values(&training, plan, (float *)(uintptr_t)block, values, out, count, err);
+    gd_plan_destroy(plan);
+    gd_graph_destroy(g);
+    gd_graft_training_release(&training);
+    gd_free(values);
+    return ok;
 }
 
 /* ---- keys and values for serving ---- */

@@ -17,14 +17,27 @@ static bool exists(const char *path)
     return stat(path, &info) == 0;
 }
 
+static bool same_floats(const float *a, const float *b, const struct gd_graft *graft)
+{
+    return memcmp(a, b, (size_t)gd_graft_floats(graft) * sizeof(float)) == 0;
+}
+
 bool gd_adapter_verify(const char *path, const struct gd_graft *graft, const float *block, struct gd_error *err)
 {
-    struct gd_graft *loaded = NULL;
-    size_t bytes = (size_t)gd_graft_floats(graft) * sizeof(float);
-    float *have = gd_alloc(bytes);
-    bool ok = gd_graft_read(&loaded, graft->model, path, err) && gd_graft_resume(graft, loaded, have, err) &&
-              (memcmp(have, block, bytes) == 0 || gd_fail(err, GD_INTERNAL, "%s: what is read is not what was written", path));
+    struct gd_graft *loaded = NULL, *kept = NULL;
+    float *have = gd_alloc((size_t)gd_graft_floats(graft) * sizeof(float));
+    bool ok = gd_graft_read(&loaded, graft->model, path, err), same = false;
+    if (ok && graft->bakes) {
+        ok = gd_graft_keep(graft, block, &kept, err);
+        same = ok && gd_graft_floats(kept) == gd_graft_floats(loaded) && same_floats(loaded->block, kept->block, kept);
+    } else if (ok) {
+        ok = gd_graft_resume(graft, loaded, have, err);
+        same = ok && same_floats(have, block, graft);
+    }
+    if (ok && !same)
+        ok = gd_fail(err, GD_INTERNAL, "%s: what is read is not what was written", path);
     gd_graft_destroy(loaded);
+    gd_graft_destroy(kept);
     gd_free(have);
     return ok;
 }
@@ -91,7 +104,9 @@ static bool fill_state(const char *path, const struct gd_graft *graft, const str
     struct gd_safetensors_entry entries[] = {
         {"exp_avg", {.dtype = GD_F32, .rank = 1, .shape = {count}, .data = checkpoint->exp_avg}},
         {"exp_avg_sq", {.dtype = GD_F32, .rank = 1, .shape = {count}, .data = checkpoint->exp_avg_sq}},
+        {"parameters", {.dtype = GD_F32, .rank = 1, .shape = {gd_graft_floats(graft)}, .data = checkpoint->block}},
     };
+    int entry_count = graft->bakes ? 3 : 2; /* else the adapter has them */
     char *weights = gd_format("%s/optimizer.safetensors", path), *json_path = gd_format("%s/trainer.json", path);
     cJSON *json = cJSON_Duplicate(facts, true);
     cJSON_AddNumberToObject(json, "step", (double)checkpoint->step);
@@ -104,7 +119,7 @@ static bool fill_state(const char *path, const struct gd_graft *graft, const str
     add_exact(json, "running_mean", checkpoint->running_mean);
     add_exact(json, "running_count", checkpoint->running_count);
     char *text = gd_json_print(json);
-    bool ok = gd_safetensors_write(weights, entries, 2, NULL, err) && gd_file_write_durable(json_path, text, strlen(text), err);
+    bool ok = gd_safetensors_write(weights, entries, entry_count, NULL, err) && gd_file_write_durable(json_path, text, strlen(text), err);
     gd_free(text);
     cJSON_Delete(json);
     gd_free(weights);
@@ -191,7 +206,7 @@ bool gd_checkpoint_write_state(const char *folder, const struct gd_graft *graft,
     return ok;
 }
 
-static bool read_moment(const struct gd_safetensors *file, const char *name, float *out, int64_t count, struct gd_error *err)
+static bool read_floats(const struct gd_safetensors *file, const char *name, float *out, int64_t count, struct gd_error *err)
 {
     struct gd_tensor tensor;
     if (!gd_safetensors_find(file, name, &tensor) || tensor.dtype != GD_F32 || tensor.rank != 1 || tensor.shape[0] != count)
@@ -227,9 +242,10 @@ static bool read_step(const char *folder, const struct gd_graft *graft, int64_t 
          gd_json_get_int(json, "", "best_since", false, 0, INT32_MAX, &since, err) &&
          get_exact(json, "running_mean", &checkpoint->running_mean, err) &&
          get_exact(json, "running_count", &checkpoint->running_count, err) &&
-         read_moment(file, "exp_avg", checkpoint->exp_avg, graft->parameter_count, err) &&
-         read_moment(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err) &&
-         gd_graft_resume(graft, loaded, checkpoint->block, err);
+         read_floats(file, "exp_avg", checkpoint->exp_avg, graft->parameter_count, err) &&
+         read_floats(file, "exp_avg_sq", checkpoint->exp_avg_sq, graft->parameter_count, err) &&
+         (graft->bakes ? read_floats(file, "parameters", checkpoint->block, gd_graft_floats(graft), err)
+                       : gd_graft_resume(graft, loaded, checkpoint->block, err));
     if (ok) {
         memcpy(checkpoint->data_fingerprint, fingerprint, 33);
         checkpoint->step = step;

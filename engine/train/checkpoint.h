@@ -9,7 +9,8 @@
  * Life     write (adapter, then state) after a step; read the newest before the first.
  *
  * FOLDER/checkpoints/step-N  the adapter as of step N, in PEFT format: a model by itself, kept for good.
- * FOLDER/state/step-N        optimizer.safetensors (exp_avg, exp_avg_sq), trainer.json. Its appearance completes the
+ * FOLDER/state/step-N        optimizer.safetensors (exp_avg, exp_avg_sq; parameters, where the adapter
+ *                            holds others), trainer.json. Its appearance completes the
  *                            checkpoint; the newest `keep` are kept.
  */
 #ifndef GD_TRAIN_CHECKPOINT_H

@@ -649,6 +649,8 @@ static void virtual_rows_lead_and_are_shared(void **state)
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 3}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 32}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 70}",
+        "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 5}",
+        "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 70, \"prefix_projection\": true}",
     };
     enum { LED = GD_COUNT(options), GRAFTS = LED + 2, REQUESTS = 2 * GRAFTS };
     struct gd_model *model = open_model("tiny-llama");

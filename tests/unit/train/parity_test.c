@@ -39,6 +39,8 @@ static const struct kind {
     {"houlsby", "{\"type\": \"houlsby\", \"bottleneck_size\": 5, \"learned_scaling\": true}"},
     {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
     {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
+    {"prefix_tuning", "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 5}"},
+    {"prefix_projection", "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 4, \"prefix_projection\": true, \"encoder_hidden_size\": 8}"},
     {"prompt_tuning", "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 5}"},
     {"full", "{\"type\": \"full\"}", "tiny-qwen2"},
     {"bitfit", "{\"type\": \"bitfit\"}"},
@@ -70,11 +72,20 @@ static struct gd_tensor tensor(const struct setting *s, const char *prefix, cons
     return found;
 }
 
+static struct gd_tensor tensor_of(const struct setting *s, const char *prefix, const struct gd_graft_param *param)
+{
+    char name[256];
+    if (param->pieces == 0)
+        return tensor(s, prefix, param->name);
+    snprintf(name, sizeof(name), "%s.%d", param->name, param->piece);
+    return tensor(s, prefix, name);
+}
+
 static void load_block(const struct setting *s, const char *prefix, float *block)
 {
     for (int i = 0; i < s->graft->param_count + s->graft->frozen_param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
-        struct gd_tensor t = tensor(s, prefix, param->name);
+        struct gd_tensor t = tensor_of(s, prefix, param);
         int64_t count = gd_tensor_count(&t), columns = t.rank == 2 ? t.shape[1] : 1, rows = count / columns;
         for (int64_t j = 0; j < count; j++)
             block[param->offset + (param->transposed ? j % columns * rows + j / columns : j)] =
@@ -189,7 +200,7 @@ static void check_gradients(struct setting *s)
     run_step(s, 0);
     for (int i = 0; i < s->graft->param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
-        struct gd_tensor expected = tensor(s, "grad.", param->name);
+        struct gd_tensor expected = tensor_of(s, "grad.", param);
         assert_near("gradient", param->name, s->grad + param->offset, expected.data, gd_tensor_count(&expected), 1e-4);
     }
 }
@@ -215,7 +226,7 @@ static void check_steps(struct setting *s)
     }
     for (int i = 0; i < s->graft->param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
-        struct gd_tensor expected = tensor(s, "final.", param->name);
+        struct gd_tensor expected = tensor_of(s, "final.", param);
         assert_near("final value", param->name, s->block + param->offset, expected.data, gd_tensor_count(&expected), 1e-4);
     }
 }
