@@ -15,8 +15,8 @@ void gd_job_record_copy(struct gd_job_record *out, const struct gd_job_record *r
     *out = *record;
     char **texts[] = {&out->id, &out->project, &out->model, &out->training_file, &out->validation_file, &out->suffix,
                       &out->body, &out->hyperparameters, &out->metadata, &out->integrations, &out->error,
-                      &out->fine_tuned_model, &out->result_files, &out->idempotency_key, &out->memory, &out->eval_id,
-                      &out->name};
+                      &out->fine_tuned_model, &out->result_files, &out->idempotency_key, &out->memory, &out->start_folder,
+                      &out->eval_id, &out->name};
     for (size_t i = 0; i < GD_COUNT(texts); i++)
         *texts[i] = gd_strdup(*texts[i]);
 }
@@ -288,16 +288,22 @@ static bool write_results(struct gd_db *db, const struct gd_job_change *change, 
 static bool publish(struct gd_db *db, const struct gd_job_record *record, const char *name, const char *folder,
                     bool is_checkpoint, struct gd_error *err)
 {
+    struct gd_error ignored = {0};
+    cJSON *body = gd_json_parse(record->body, strlen(record->body), SIZE_MAX, &ignored);
+    const cJSON *init_from = gd_json_find(body, "init_from");
     struct gd_model_record model = {
         .id = (char *)name,
         .project = record->project,
         .job_id = record->id,
         .base_model = record->model,
         .folder = (char *)folder,
+        .parent = cJSON_IsString(init_from) ? init_from->valuestring : NULL,
         .is_checkpoint = is_checkpoint,
         .created_at = gd_time_unix(),
     };
-    return gd_db_model_publish(db, &model, err);
+    bool ok = gd_db_model_publish(db, &model, err);
+    cJSON_Delete(body);
+    return ok;
 }
 
 static bool folder_is_there(const char *data_dir, const char *folder)

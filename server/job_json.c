@@ -64,7 +64,11 @@ static void add_standard_fields(cJSON *out, const struct gd_app *app, const stru
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
     add_count(out, "finished_at", record->finished_at);
     add_count(out, "estimated_finish", record->estimated_finish);
-    add_text(out, "model", record->model);
+    cJSON *body = stored(record->body);
+    const cJSON *init_from = gd_json_find(body, "init_from");
+    add_text(out, "model", cJSON_IsString(init_from) ? init_from->valuestring : record->model);
+    add_text(out, "base_model", record->model);
+    cJSON_Delete(body);
     add_text(out, "fine_tuned_model", record->fine_tuned_model);
     add_text(out, "organization_id", app->organization_id);
     add_text(out, "status", gd_job_status_name(record->status));

@@ -46,6 +46,9 @@ static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored
                           validation != NULL ? cJSON_CreateString(validation) : cJSON_CreateNull());
     cJSON_AddStringToObject(message, "folder", folder);
     cJSON_AddStringToObject(message, "model_path", base->path);
+    char *start = record->start_folder != NULL ? gd_format("%s/%s", job->app->config.data_dir, record->start_folder) : NULL;
+    cJSON_AddItemToObject(message, "init_path", start != NULL ? cJSON_CreateString(start) : cJSON_CreateNull());
+    gd_free(start);
     cJSON_AddNumberToObject(message, "keep_checkpoints", job->app->config.keep_checkpoints);
     cJSON_AddNumberToObject(message, "created_at", (double)job->record.created_at);
     gd_free(training);

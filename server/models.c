@@ -186,7 +186,8 @@ static void lookup_done(void *argument, const struct gd_error *stored)
     if (err.code == GD_OK) {
         char *base_path = gd_strdup(base->path);
         char *adapter_path = gd_format("%s/%s", lookup->app->config.data_dir, record->folder);
-        struct gd_model_ref ref = {record->id, record->base_model, base_path, adapter_path, record->job_id,
+        struct gd_model_ref ref = {record->id, record->base_model, base_path,
+                                   record->parent != NULL ? record->parent : record->base_model, adapter_path, record->job_id,
                                    record->created_at};
         lookup->found(lookup->context, &ref, &err);
         gd_free(adapter_path);
@@ -203,7 +204,7 @@ void gd_models_resolve(struct gd_app *app, const char *project, const char *id, 
     const struct gd_base_model *base = gd_models_find(app->models, id);
     if (base != NULL) {
         char *base_id = gd_strdup(base->id), *path = gd_strdup(base->path);
-        struct gd_model_ref ref = {base_id, base_id, path, NULL, NULL, base->created};
+        struct gd_model_ref ref = {base_id, base_id, path, NULL, NULL, NULL, base->created};
         found(context, &ref, &err);
         gd_free(base_id);
         gd_free(path);

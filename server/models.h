@@ -39,6 +39,7 @@ struct gd_model_ref {
     const char *id;
     const char *base_model;
     const char *base_path;
+    const char *parent;       /* what it was tuned from: a tuned model, or base_model; NULL for a base */
     const char *adapter_path; /* absolute; NULL: the base itself */
     const char *job_id;       /* NULL for a base */
     int64_t created;

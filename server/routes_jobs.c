@@ -25,6 +25,7 @@ struct create {
     struct gd_job_spec spec;
     struct gd_job_record record;
     struct gd_job_record earlier;    /* the job that this Idempotency-Key made */
+    struct gd_model_record start;    /* what spec.init_from names */
     bool repeated, seed_given, tried_again;
 };
 
@@ -33,6 +34,7 @@ static void release_create(struct create *create)
     gd_job_spec_release(&create->spec);
     gd_job_record_release(&create->record);
     gd_job_record_release(&create->earlier);
+    gd_model_record_release(&create->start);
     gd_free(create);
 }
 
@@ -73,11 +75,25 @@ static bool check_idempotency_key(const struct gd_request *request, char **out, 
     return true;
 }
 
-static bool check_model(const struct gd_app *app, const char *model, struct gd_error *err)
+static bool is_tuned(const char *model)
 {
-    if (strncmp(model, "ft:", 3) == 0)
-        return gd_fail_param(err, GD_UNSUPPORTED, "model",
-                             "'%.200s' is a tuned model; tuning starts from a base model: GET /v1/models lists them", model);
+    return strncmp(model, "ft:", 3) == 0;
+}
+
+/* A tuned model as "model" is where the job starts from, and its base what is tuned; look_up_for_create finds both. */
+static bool check_model(const struct gd_app *app, struct gd_job_spec *spec, struct gd_error *err)
+{
+    const char *model = spec->model;
+    if (is_tuned(model)) {
+        if (spec->init_from != NULL)
+            return gd_fail_param(err, GD_INVALID, "init_from", "model is a tuned model, and so names what the job starts from: leave "
+                                 "init_from out, or give its base as model");
+        spec->init_from = gd_strdup(model);
+        return true;
+    }
+    if (spec->init_from != NULL && !is_tuned(spec->init_from))
+        return gd_fail_param(err, GD_INVALID, "init_from", "init_from is '%.200s'; it must be a tuned model (ft:...): a base alone "
+                             "stands in model", spec->init_from);
     if (gd_models_find(app->models, model) == NULL)
         return gd_fail_param(err, GD_NOT_FOUND, "model", "model '%.200s' is not in the models folder: GET /v1/models lists "
                              "what is there", model);
@@ -138,7 +154,8 @@ static bool look_up_for_create(struct gd_db *db, void *argument, struct gd_error
         return false;
     if (create->repeated)
         return true;
-    return check_file(db, record->project, record->training_file, "training_file", err) &&
+    return (create->spec.init_from == NULL || gd_db_model_get(db, record->project, create->spec.init_from, &create->start, err)) &&
+           check_file(db, record->project, record->training_file, "training_file", err) &&
            (record->validation_file == NULL ||
             check_file(db, record->project, record->validation_file, "validation_file", err));
 }
@@ -187,11 +204,44 @@ static void on_created(void *context, const struct gd_job_record *job, const str
     release_create(create);
 }
 
-static void on_looked_up(void *argument, const struct gd_error *err)
+static void set_text(char **text, const char *value)
+{
+    char *copy = gd_strdup(value);
+    gd_free(*text);
+    *text = copy;
+}
+
+/* The tuned model that the job starts from is found: its base is the job's. */
+static bool adopt_start(struct create *create, struct gd_error *err)
+{
+    const struct gd_model_record *start = &create->start;
+    if (!is_tuned(create->spec.model) && strcmp(create->spec.model, start->base_model) != 0)
+        return gd_fail_param(err, GD_INVALID, "init_from", "%.200s was tuned on '%.100s', not on '%.100s'", start->id,
+                             start->base_model, create->spec.model);
+    if (gd_models_find(create->app->models, start->base_model) == NULL)
+        return gd_fail_param(err, GD_NOT_FOUND, "model", "%.200s was tuned on '%.100s', which is not in the models folder", start->id,
+                             start->base_model);
+    set_text(&create->spec.model, start->base_model);
+    set_text(&create->record.model, start->base_model);
+    set_text(&create->record.start_folder, start->folder);
+    cJSON *body = gd_job_spec_json(&create->spec);
+    gd_free(create->record.body);
+    create->record.body = gd_json_print(body);
+    cJSON_Delete(body);
+    return true;
+}
+
+static void on_looked_up(void *argument, const struct gd_error *stored)
 {
     struct create *create = argument;
-    if (err->code != GD_OK) {
-        fail_create(create, err);
+    struct gd_error err = *stored;
+    if (err.code == GD_OK && create->spec.init_from != NULL && create->repeated)
+        set_text(&create->spec.model, create->earlier.model);
+    if (err.code == GD_NOT_FOUND || (err.code == GD_OK && create->start.id != NULL && !adopt_start(create, &err))) {
+        gd_http_fail_as(create->request, &err, err.code == GD_NOT_FOUND ? "model_not_found" : NULL);
+        release_create(create);
+    } else if (err.code != GD_OK) {
+        fail_create(create, &err);
     } else if (create->repeated) {
         reply_repeated(create);
     } else {
@@ -204,6 +254,7 @@ static void on_looked_up(void *argument, const struct gd_error *err)
 static void start_create(struct create *create)
 {
     struct gd_error err = {0};
+    gd_model_record_release(&create->start);
     if (!gd_store_submit(create->app->store, false, look_up_for_create, on_looked_up, create, &err))
         fail_create(create, &err);
 }
@@ -218,7 +269,7 @@ void gd_handle_job_create(struct gd_app *app, struct gd_request *request)
     bool ok = !app->draining || gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
     ok = ok && gd_job_spec_parse(&create->spec, body, &err) && gd_metadata_read(body, &create->record.metadata, &err) &&
          check_integrations(body, &create->record.integrations, &err) &&
-         check_idempotency_key(request, &create->record.idempotency_key, &err) && check_model(app, create->spec.model, &err);
+         check_idempotency_key(request, &create->record.idempotency_key, &err) && check_model(app, &create->spec, &err);
     if (!ok && err.code == GD_NOT_FOUND) {
         gd_http_fail_as(request, &err, "model_not_found");
         release_create(create);

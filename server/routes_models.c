@@ -85,7 +85,7 @@ static void list_done(void *argument, const struct gd_error *err)
     for (int i = 0; i < visit->count; i++) {
         const struct gd_model_record *record = &visit->records[i];
         cJSON_AddItemToArray(data, model_json(record->id, record->created_at, visit->project, record->base_model,
-                                              record->base_model, record->job_id));
+                                              record->parent != NULL ? record->parent : record->base_model, record->job_id));
     }
     gd_http_reply(visit->request, 200, json);
     visit_free(visit);
@@ -110,7 +110,7 @@ static void get_found(void *context, const struct gd_model_ref *ref, const struc
         gd_http_reply(visit->request, 200, model_json(ref->id, ref->created, "graftd", ref->id, NULL, NULL));
     else
         gd_http_reply(visit->request, 200, model_json(ref->id, ref->created, visit->project, ref->base_model,
-                                                      ref->base_model, ref->job_id));
+                                                      ref->parent, ref->job_id));
     visit_free(visit);
 }
 

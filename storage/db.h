@@ -103,6 +103,7 @@ struct gd_job_record {
     char *memory;            /* JSON account of the plan or NULL */
     char *eval_id, *name;    /* of a run; NULL otherwise (name may be) */
     enum gd_job_kind kind;
+    char *start_folder;      /* adapter that the job goes on from, relative to the data dir; NULL: none (body: init_from) */
     enum gd_job_status status;
     int64_t created_at, started_at, finished_at, estimated_finish; /* 0 = null */
     int64_t seed, trained_tokens, step, total_steps;
@@ -248,6 +249,7 @@ GD_MUST_CHECK bool gd_db_checkpoint_list(struct gd_db *db, const char *job_id, c
 
 struct gd_model_record {
     char *id, *project, *job_id, *base_model, *folder; /* folder relative to the data dir */
+    char *parent;            /* the tuned model that its job went on from, or NULL */
     bool is_checkpoint;
     int64_t created_at;
 };

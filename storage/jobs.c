@@ -7,8 +7,8 @@
 
 #define COLUMNS                                                                                                           \
     "id, project, model, training_file, validation_file, suffix, body, hyperparameters, metadata, integrations, error, "  \
-    "fine_tuned_model, result_files, idempotency_key, memory, status, created_at, started_at, finished_at, "              \
-    "estimated_finish, seed, trained_tokens, step, total_steps, attempt, priority, kind, eval_id, name"
+    "fine_tuned_model, result_files, idempotency_key, memory, start_folder, status, created_at, started_at, "             \
+    "finished_at, estimated_finish, seed, trained_tokens, step, total_steps, attempt, priority, kind, eval_id, name"
 
 #define TO(status) (1u << GD_JOB_##status)
 static const uint8_t next_status[GD_JOB_STATUS_COUNT] = {
@@ -64,6 +64,7 @@ void gd_job_record_release(struct gd_job_record *record)
     gd_free(record->memory);
     gd_free(record->eval_id);
     gd_free(record->name);
+    gd_free(record->start_folder);
     *record = (struct gd_job_record){0};
 }
 
@@ -99,7 +100,7 @@ static void read_job(struct gd_query *query, void *out)
     char **const texts[] = {&record->id, &record->project, &record->model, &record->training_file,
                             &record->validation_file, &record->suffix, &record->body, &record->hyperparameters,
                             &record->metadata, &record->integrations, &record->error, &record->fine_tuned_model,
-                            &record->result_files, &record->idempotency_key, &record->memory};
+                            &record->result_files, &record->idempotency_key, &record->memory, &record->start_folder};
     for (size_t i = 0; i < GD_COUNT(texts); i++)
         *texts[i] = gd_take_text(query);
     char *status = gd_take_text(query);
@@ -129,11 +130,11 @@ static const struct gd_record_kind job_kind = {sizeof(struct gd_job_record), rea
 bool gd_db_job_insert(struct gd_db *db, const struct gd_job_record *record, struct gd_error *err)
 {
     struct gd_query query = gd_query_start(db, "INSERT INTO main.jobs (" COLUMNS ") VALUES "
-                                               "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
+                                               "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
     const char *const texts[] = {record->id, record->project, record->model, record->training_file,
                                  record->validation_file, record->suffix, record->body, record->hyperparameters,
                                  record->metadata, record->integrations, record->error, record->fine_tuned_model,
-                                 record->result_files, record->idempotency_key, record->memory,
+                                 record->result_files, record->idempotency_key, record->memory, record->start_folder,
                                  gd_job_status_name(record->status)};
     for (size_t i = 0; i < GD_COUNT(texts); i++)
         gd_put_text(&query, texts[i]);

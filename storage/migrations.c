@@ -90,6 +90,10 @@ static const struct {
      "  cached_tokens INTEGER NOT NULL, PRIMARY KEY (run_id, item_index, model)"
      ") STRICT, WITHOUT ROWID;"},
 
+    {"main", 3,
+     "ALTER TABLE main.jobs ADD COLUMN start_folder TEXT;"
+     "ALTER TABLE main.models ADD COLUMN parent TEXT;"},
+
     /* kind: 0 finite (in value), 1 NaN, 2 +infinity, 3 -infinity: SQLite would turn a NaN into NULL. */
     {"metrics", 1,
      "CREATE TABLE metrics.series ("

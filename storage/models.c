@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#define COLUMNS "id, project, job_id, base_model, folder, is_checkpoint, created_at"
+#define COLUMNS "id, project, job_id, base_model, folder, parent, is_checkpoint, created_at"
 
 void gd_model_record_release(struct gd_model_record *record)
 {
@@ -13,6 +13,7 @@ void gd_model_record_release(struct gd_model_record *record)
     gd_free(record->job_id);
     gd_free(record->base_model);
     gd_free(record->folder);
+    gd_free(record->parent);
     *record = (struct gd_model_record){0};
 }
 
@@ -24,6 +25,7 @@ static void read_model(struct gd_query *query, void *out)
     record->job_id = gd_take_text(query);
     record->base_model = gd_take_text(query);
     record->folder = gd_take_text(query);
+    record->parent = gd_take_text(query);
     record->is_checkpoint = gd_take_int(query) != 0;
     record->created_at = gd_take_int(query);
 }
@@ -63,12 +65,13 @@ bool gd_db_model_publish(struct gd_db *db, const struct gd_model_record *record,
         return true;
     if (found)
         return gd_fail(err, GD_CONFLICT, "model %s is published already with another job or folder", record->id);
-    struct gd_query query = gd_query_start(db, "INSERT INTO main.models (" COLUMNS ") VALUES (?,?,?,?,?,?,?)");
+    struct gd_query query = gd_query_start(db, "INSERT INTO main.models (" COLUMNS ") VALUES (?,?,?,?,?,?,?,?)");
     gd_put_text(&query, record->id);
     gd_put_text(&query, record->project);
     gd_put_text(&query, record->job_id);
     gd_put_text(&query, record->base_model);
     gd_put_text(&query, record->folder);
+    gd_put_text(&query, record->parent);
     gd_put_int(&query, record->is_checkpoint);
     gd_put_int(&query, record->created_at);
     bool ok = gd_query_run(&query, NULL, err);

@@ -141,18 +141,22 @@ static void append_side(struct gd_dataset *data, const struct gd_chat_encoding *
     data->token_count += length;
 }
 
-/* One segment, or those of a pair: chosen, rejected, and the third one. */
-static bool keep_row(struct loader *loader, int64_t line, const struct gd_chat_encoding *sides, int side_count, bool desirable,
-                     struct gd_error *err)
+/* One segment, or those of a pair: chosen, rejected, and the third one. `side`: that the segment is of its source. */
+static bool keep_row(struct loader *loader, const struct gd_row *source, int side, int64_t line, const struct gd_chat_encoding *sides,
+                     int side_count, bool desirable, struct gd_error *err)
 {
     struct gd_dataset *data = &loader->owned->dataset;
-    struct gd_dataset_row row = {.line = line, .offset = data->token_count, .desirable = desirable};
+    struct gd_dataset_row row = {.line = line, .offset = data->token_count, .desirable = desirable,
+                                 .has_reference = source->has_reference};
+    for (int s = 0; s < 2 && side + s < 2; s++)
+        row.reference[s] = (float)source->reference[side + s];
     int32_t length[SIDES_MAX] = {0};
     bool trained = true;
     if (!count_overlong(loader, line, sides, side_count))
         return true;
     for (int s = 0; s < side_count; s++) {
         length[s] = kept_length(loader, sides[s].tokens.count);
+        row.has_reference &= length[s] == sides[s].tokens.count; /* it is the whole answer's */
         int32_t count = trained_tokens(&sides[s], length[s]);
         trained &= count > 0;
         row.trained += count;
@@ -208,9 +212,9 @@ static bool keep_sides(struct loader *loader, const struct gd_row *row, int64_t 
                        struct gd_error *err)
 {
     if (!loader->options->labelled)
-        return keep_row(loader, line, sides, count, false, err);
+        return keep_row(loader, row, 0, line, sides, count, false, err);
     for (int s = 0; s < count; s++)
-        if (!keep_row(loader, line, &sides[s], 1, count == 2 ? s == 0 : row->desirable, err))
+        if (!keep_row(loader, row, s, line, &sides[s], 1, count == 2 ? s == 0 : row->desirable, err))
             return false;
     return true;
 }

@@ -42,6 +42,8 @@ struct gd_dataset_row {
     int32_t chosen;              /* of a pair: tokens of the chosen side; 0: no pair */
     int32_t gold;                /* of a row with three answers: tokens of the third side; else 0 */
     bool desirable;              /* of a labelled row */
+    bool has_reference;          /* the row's file brings what stands in reference */
+    float reference[3];          /* log p of each of its answers under a reference, where known */
     int32_t shared;              /* of a pair: first tokens that both sides have in common and a batch holds once */
 };
 
@@ -85,9 +87,11 @@ struct gd_batch {
     int32_t *labels;             /* [capacity]: the next token of the same segment, -100 where none or weight 0; a segment's
                                   * first token is nobody's target */
     float *weights;              /* [capacity]: weight of labels[t] */
+    float *reference;            /* [segment_max]: what the rows have of the reference, 0 where nothing */
     int64_t *row_index;          /* [rows in it]: rows of the dataset */
     int32_t *index[GD_ROW_INDICES]; /* [capacity] each */
     bool *desirable;             /* [rows in it]: of labelled rows */
+    bool mismatched;             /* its answers are other rows': what a row has of the reference does not hold */
     int segment_max;
 };
 void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max);

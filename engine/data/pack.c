@@ -100,6 +100,7 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->weights = gd_alloc_array(tokens, sizeof(float));
     batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
     batch->prefix = gd_alloc_array(2 * (size_t)segment_max, sizeof(int32_t));
+    batch->reference = gd_alloc_array((size_t)segment_max, sizeof(float));
     batch->row_index = gd_alloc_array((size_t)segment_max, sizeof(int64_t));
     for (int i = 0; i < GD_ROW_INDICES; i++)
         batch->index[i] = gd_alloc_array(tokens, sizeof(int32_t));
@@ -114,6 +115,7 @@ void gd_batch_release(struct gd_batch *batch)
     gd_free(batch->weights);
     gd_free(batch->cu_seqlens);
     gd_free(batch->prefix);
+    gd_free(batch->reference);
     gd_free(batch->row_index);
     for (int i = 0; i < GD_ROW_INDICES; i++)
         gd_free(batch->index[i]);
@@ -201,6 +203,7 @@ static void begin_batch(struct gd_batch *batch, int row_count, int capacity)
     batch->capacity = capacity;
     batch->segment_count = batch->used = 0;
     batch->cu_seqlens[0] = 0;
+    batch->mismatched = false;
 }
 
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
@@ -211,11 +214,13 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         const struct gd_dataset_row *row = &dataset->rows[row_index[r]];
         batch->row_index[r] = row_index[r];
         batch->desirable[r] = row->desirable;
+        int first = batch->segment_count;
         if (row->chosen > 0)
             append_segment(batch, dataset, row->offset, row->chosen, 0);
         append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen - row->gold, row->shared);
         if (row->gold > 0)
             append_segment(batch, dataset, row->offset + row->length - row->gold, row->gold, 0);
+        memcpy(batch->reference + first, row->reference, (size_t)(batch->segment_count - first) * sizeof(float));
     }
     fill_rest(batch);
 }
@@ -294,6 +299,7 @@ void gd_batch_fill_mismatched(struct gd_batch *batch, const struct gd_dataset *d
                               const int64_t *partner, int row_count, int longest, int capacity)
 {
     begin_batch(batch, row_count, capacity);
+    batch->mismatched = true;
     for (int r = 0; r < row_count; r++) {
         batch->row_index[r] = row_index[r];
         batch->desirable[r] = false;

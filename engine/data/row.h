@@ -49,6 +49,8 @@ struct gd_row {
     cJSON *gold_messages;      /* of gd_row_parse_gold; owned by tree, or NULL */
     const char *gold;          /* or NULL */
     bool desirable;            /* of a labelled row */
+    bool has_reference;        /* of a row with two answers: it brings ref_chosen_logps and ref_rejected_logps */
+    double reference[2];       /* these: log p of the whole answers under a reference, as TRL keeps them */
 };
 
 /* text: one line without its newline. line: 1-based, for errors. purpose is training (an assistant turn is required). */

@@ -86,10 +86,26 @@ static bool one_of(const cJSON *tree, const char *name, const char *other, const
     return gd_json_get_array(tree, "", *key, true, value, err);
 }
 
+/* The reference's log-probabilities, both or none. */
+static bool parse_reference(struct gd_row *row, struct gd_error *err)
+{
+    static const char *const names[] = {"ref_chosen_logps", "ref_rejected_logps"};
+    int given = 0;
+    for (int side = 0; side < 2; side++) {
+        const cJSON *value = gd_json_find(row->tree, names[side]);
+        given += value != NULL && !cJSON_IsNull(value);
+        if (!gd_json_get_number(row->tree, "", names[side], false, -1e9, 0.0, &row->reference[side], err))
+            return false;
+    }
+    row->has_reference = given == 2;
+    return given != 1 || gd_fail_param(err, GD_MISSING, names[gd_json_find(row->tree, names[0]) != NULL],
+                                       "the row has only one of ref_chosen_logps and ref_rejected_logps: give both or none");
+}
+
 bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
 {
     static const char *const known[] = {"input", "preferred_output", "non_preferred_output", "preferred_completion",
-                                        "non_preferred_completion", NULL};
+                                        "non_preferred_completion", "ref_chosen_logps", "ref_rejected_logps", NULL};
     static const char *const known_input[] = {"messages", "tools", "parallel_tool_calls", NULL};
     const cJSON *input = NULL, *prompt = NULL, *chosen = NULL, *rejected = NULL;
     const char *chosen_key = NULL, *rejected_key = NULL;
@@ -103,6 +119,8 @@ bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
         !one_of(row->tree, "non_preferred_output", "non_preferred_completion", &rejected_key, &rejected, err) ||
         !gd_chat_check_messages(prompt, "input.messages", false, err) || !gd_chat_check_tools(row->tools, "input.tools", err) ||
         !check_answer(chosen, chosen_key, err) || !check_answer(rejected, rejected_key, err))
+        return false;
+    if (!parse_reference(row, err))
         return false;
     if (cJSON_Compare(chosen, rejected, true))
         return fail_identical(chosen_key, rejected_key, err);
@@ -164,9 +182,11 @@ static bool parse_texts(struct gd_row *row, struct gd_error *err)
 
 bool gd_row_parse_chosen_rejected(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"prompt", "chosen", "rejected", "tools", NULL};
+    static const char *const known[] = {"prompt", "chosen", "rejected", "tools", "ref_chosen_logps", "ref_rejected_logps", NULL};
     const cJSON *chosen = gd_json_find(row->tree, "chosen"), *rejected = gd_json_find(row->tree, "rejected");
     if (!gd_row_no_slips(row->tree, "", known, err) || !gd_json_get_array(row->tree, "", "tools", false, &row->tools, err))
+        return false;
+    if (!parse_reference(row, err))
         return false;
     const char *missing = chosen == NULL ? "chosen" : rejected == NULL ? "rejected" : NULL;
     if (missing != NULL)

@@ -98,6 +98,17 @@ extern const struct gd_preference_loss gd_preference_table[];
 extern const int gd_preference_count;
 const struct gd_preference_loss *gd_preference_find(const char *name); /* by name or alias; or NULL */
 
+/* What a0 and b0 come from. */
+/*    name          wire */
+#define GD_REFERENCE_LIST(X)                                                                          \
+    X(BASE,        "base")        /* the model without its graft */                                   \
+    X(START,       "start")       /* the model as it is before the first step */                      \
+    X(PRECOMPUTED, "precomputed") /* the same, computed once for each row or given with it */         \
+    X(NONE,        "none")        /* nothing: a0 = b0 = 0 */
+#define GD_REFERENCE_ENUM(name, wire) GD_REFERENCE_##name,
+enum gd_reference { GD_REFERENCE_LIST(GD_REFERENCE_ENUM) GD_REFERENCES };
+#undef GD_REFERENCE_ENUM
+
 /* A loss with its parameters. */
 struct gd_preference_term {
     const struct gd_preference_loss *loss;
@@ -119,7 +130,7 @@ struct gd_preference {
 };
 /* One loss, weight 1, no modifiers. */
 void gd_preference_default(struct gd_preference *preference, const struct gd_preference_loss *loss);
-/* {"loss": NAME or list, "weights"/"loss_weights", parameters and modifiers by name, "hyperparameters": ignored here}. */
+/* {"loss": NAME or list, "weights"/"loss_weights", parameters and modifiers by name, "hyperparameters", "reference": ignored here}. */
 GD_MUST_CHECK bool gd_preference_parse(struct gd_preference *preference, const cJSON *object, const char *path,
                                        struct gd_error *err);
 /* The same members, resolved, into `object`. */

@@ -348,7 +348,7 @@ static bool parse_modifiers(struct gd_preference *preference, const cJSON *objec
 
 bool gd_preference_parse(struct gd_preference *preference, const cJSON *object, const char *path, struct gd_error *err)
 {
-    static const char *const own[] = {"loss", "loss_type", "loss_weights", "hyperparameters", "f_divergence_type",
+    static const char *const own[] = {"loss", "loss_type", "loss_weights", "hyperparameters", "reference", "f_divergence_type",
                                       "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "nll_scope"};
     const char *known[GD_PREFERENCE_PARAMETERS + GD_COUNT(own) + 1] = {NULL};
     for (int i = 0; i < GD_PREFERENCE_PARAMETERS; i++)

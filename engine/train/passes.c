@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-/* A reference pass is the model without its graft, up to the log-probabilities of the segments; a probe is the model with it,
- * up to those of the tokens. */
+/* A reference pass is the model without its graft, or with the one that it started from, up to the log-probabilities of
+ * the segments; a probe is the model with its graft, up to those of the tokens. */
 enum kind { EVALUATION, TRAINING, REFERENCE, PROBE };
 
 struct gd_pass {
@@ -49,10 +49,15 @@ void gd_passes_release(struct gd_passes *passes)
     memset(passes, 0, sizeof(*passes));
 }
 
-/* The loss over the model's last hidden states, with the graft's sites unless it is the reference's. */
+static bool bare(const struct gd_passes *passes, const struct gd_pass *pass)
+{
+    return pass->kind == REFERENCE && passes->reference == GD_REFERENCE_BASE;
+}
+
+/* The loss over the model's last hidden states, with the graft's sites unless the reference has none. */
 static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
 {
-    static const struct gd_sites bare;
+    static const struct gd_sites none;
     struct gd_graph *g = pass->graph;
     struct gd_objective_inputs *inputs = &pass->objective_inputs;
     gd_model_inputs_create(&pass->inputs, g, passes->model, pass->tokens, GD_BATCH_SEGMENTS_MAX, false);
@@ -63,9 +68,9 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         inputs->segment_loss = gd_graph_handle(g, "segment_loss");
         inputs->prefix = pass->inputs.prefix = gd_graph_input(g, "prefix", GD_I32, 1, (int64_t[]){2 * GD_BATCH_SEGMENTS_MAX});
     }
-    if (pass->kind != REFERENCE)
+    if (!bare(passes, pass))
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
-    struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, pass->kind == REFERENCE ? &bare : &pass->graft.sites);
+    struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, bare(passes, pass) ? &none : &pass->graft.sites);
     if (pass->kind == PROBE) {
         pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model), inputs->labels, 1.0, 0.0);
         return;
@@ -117,8 +122,8 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd
         return false;
 
     gd_plan_bind(pass->plan, pass->inputs.inv_freq, passes->model->config.inv_freq);
-    if (pass->kind != REFERENCE)
-        gd_graft_training_bind(&pass->graft, pass->plan, passes->block);
+    if (!bare(passes, pass))
+        gd_graft_training_bind(&pass->graft, pass->plan, pass->kind == REFERENCE ? passes->start_block : passes->block);
     for (int i = 0; i < param_count; i++)
         if (pass->kind == TRAINING && pass->grads[i] != NULL)
             gd_plan_bind(pass->plan, pass->grads[i], passes->grad + passes->graft->params[i].offset);
@@ -164,15 +169,17 @@ static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error
 
 static bool has_reference(const struct gd_passes *passes)
 {
-    return passes->objective->pairs && gd_preference_has(passes->preference, GD_LOSS_REFERENCE);
+    return passes->objective->pairs && passes->reference != GD_REFERENCE_NONE &&
+           gd_preference_has(passes->preference, GD_LOSS_REFERENCE);
 }
 
 bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, struct gd_error *err)
 {
     int bucket = gd_token_bucket(tokens);
-    struct gd_pass *reference = has_reference(passes) ? pass_get(passes, bucket, REFERENCE, err) : NULL;
+    bool live = has_reference(passes) && passes->reference != GD_REFERENCE_PRECOMPUTED;
+    struct gd_pass *reference = live ? pass_get(passes, bucket, REFERENCE, err) : NULL;
     struct gd_pass *pass = pass_get(passes, bucket, training ? TRAINING : EVALUATION, err);
-    if (pass == NULL || (has_reference(passes) && reference == NULL))
+    if (pass == NULL || (live && reference == NULL))
         return false;
     *arena_bytes = gd_plan_arena_bytes(pass->plan);
     if (reference != NULL && gd_plan_arena_bytes(reference->plan) > *arena_bytes)
@@ -206,20 +213,20 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
     return gd_plan_run(pass->plan, options, err);
 }
 
-/* The reference has no virtual rows. */
+/* The bare model has no virtual rows. */
 static struct gd_batch *stripped(struct gd_passes *passes, const struct gd_batch *batch)
 {
-    struct gd_batch *bare = &passes->bare;
+    struct gd_batch *bare_batch = &passes->bare;
     int tokens = 0;
     for (int t = 0; t < batch->used; t++)
         tokens += batch->index[GD_ROW_VIRTUAL][t] < 0;
     if (batch->capacity > passes->bare_capacity) {
-        gd_batch_release(bare);
-        gd_batch_init(bare, batch->capacity, GD_BATCH_SEGMENTS_MAX);
+        gd_batch_release(bare_batch);
+        gd_batch_init(bare_batch, batch->capacity, GD_BATCH_SEGMENTS_MAX);
         passes->bare_capacity = batch->capacity;
     }
-    gd_batch_strip(bare, batch, gd_token_bucket(tokens));
-    return bare;
+    gd_batch_strip(bare_batch, batch, gd_token_bucket(tokens));
+    return bare_batch;
 }
 
 static float *nll_of(struct gd_passes *passes, int capacity)
@@ -248,21 +255,31 @@ static void set_rows(struct gd_passes *passes, const struct gd_batch *batch, int
     }
 }
 
-static bool run_reference(struct gd_passes *passes, struct gd_batch *batch, float *out, const struct gd_run_options *options,
-                          struct gd_error *err)
+/* A pass of its own, over what begin_rows has made of the batch. */
+static bool reference_pass(struct gd_passes *passes, struct gd_batch *batch, float *out, const struct gd_run_options *options,
+                           struct gd_error *err)
 {
-    if (!has_reference(passes))
-        return true;
-    struct gd_batch *bare = passes->graft->virtual_rows.count > 0 ? stripped(passes, batch) : batch;
-    struct gd_pass *pass = pass_get(passes, bare->capacity, REFERENCE, err);
-    if (!run_pass(passes, pass, bare, NULL, options, err))
+    bool strip = passes->reference == GD_REFERENCE_BASE && passes->graft->virtual_rows.count > 0;
+    struct gd_batch *seen = strip ? stripped(passes, batch) : batch;
+    struct gd_pass *pass = pass_get(passes, seen->capacity, REFERENCE, err);
+    if (!run_pass(passes, pass, seen, NULL, options, err))
         return false;
     memcpy(out, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
     return true;
 }
 
-/* What the loss over answers needs to know of this batch; the reference's log-probabilities come from a pass of its own. */
-static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options, struct gd_error *err)
+static bool run_reference(struct gd_passes *passes, struct gd_batch *batch, float *out, const struct gd_run_options *options,
+                          struct gd_error *err)
+{
+    if (!has_reference(passes))
+        return true;
+    if (passes->reference != GD_REFERENCE_PRECOMPUTED || batch->mismatched)
+        return reference_pass(passes, batch, out, options, err);
+    memcpy(out, batch->reference, (size_t)batch->segment_count * sizeof(float));
+    return true;
+}
+
+static void begin_rows(struct gd_passes *passes, struct gd_batch *batch)
 {
     struct gd_preference_batch *pairs = &passes->pairs;
     int sides = gd_preference_sides(passes->preference);
@@ -272,7 +289,26 @@ static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, const 
                                           .nll = nll_of(passes, batch->capacity)};
     passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
     gd_preference_batch_begin(pairs, batch->ids, batch->index[GD_ROW_VIRTUAL]);
-    set_rows(passes, batch, sides);
+}
+
+bool gd_passes_reference(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options, float *logps,
+                         struct gd_error *err)
+{
+    static const struct gd_survey unknown;
+    const struct gd_survey *survey = passes->survey;
+    passes->survey = &unknown;
+    begin_rows(passes, batch);
+    passes->survey = survey;
+    return reference_pass(passes, batch, logps, options, err);
+}
+
+/* What the loss over answers needs to know of this batch; the reference's log-probabilities come from a pass of its own, or
+ * with the rows. */
+static bool begin_pairs(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options, struct gd_error *err)
+{
+    struct gd_preference_batch *pairs = &passes->pairs;
+    begin_rows(passes, batch);
+    set_rows(passes, batch, gd_preference_sides(passes->preference));
     return passes->survey->has_reference || run_reference(passes, batch, pairs->reference, options, err);
 }
 

@@ -2,7 +2,7 @@
  * passes.h - one packed micro-batch forward (and backward): a graph and a plan for each bucket of tokens.
  *
  * Why      The trainer thinks in micro-batches; graphs, plans and the arena that they share are kept here. A loss over
- *          pairs that has a reference runs the bare model over the same micro-batch first.
+ *          pairs that has a reference runs that over the same micro-batch first, unless the batch brings what it would say.
  * Memory   Owns graphs, plans, arena. Borrows model, graft, and the flat blocks.
  * Threads  engine thread
  * Errors   GD_NO_MEMORY with the sizes, GD_CANCELLED from the hook, errors of ops.
@@ -30,6 +30,8 @@ struct gd_passes {
     const struct gd_objective *objective;
     const struct gd_preference *preference; /* with an objective over pairs; else NULL */
     const struct gd_survey *survey;         /* of the step that the next runs belong to; the trainer sets it */
+    enum gd_reference reference;            /* of the losses that have one; set after init */
+    float *start_block;         /* the parameters that the job started from; with GD_REFERENCE_START, and to compute others once */
     struct gd_preference_batch pairs;       /* of the newest run */
     float *recorded;                        /* where a run without a loss puts the sums */
     float *nll;                             /* [nll_capacity]: tokens whose NLL is learnt */
@@ -61,6 +63,9 @@ void gd_passes_release(struct gd_passes *passes);
 /* Builds the pass for `tokens` now and returns its arena need (an account before the first step). */
 GD_MUST_CHECK bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes,
                                      struct gd_error *err);
+/* log p of each segment under the reference. */
+GD_MUST_CHECK bool gd_passes_reference(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
+                                       float *logps, struct gd_error *err);
 /* scale: 1 / the step's divisor; without pairs the batch's weights are multiplied by it. dropout_key: i32 [4], used by
  * training passes. Gradients are written to passes->grad (training only). */
 GD_MUST_CHECK bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale,

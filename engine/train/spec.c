@@ -12,6 +12,7 @@ void gd_job_spec_release(struct gd_job_spec *spec)
 {
     gd_evaluation_release(&spec->evaluation);
     gd_free(spec->model);
+    gd_free(spec->init_from);
     gd_free(spec->training_file);
     gd_free(spec->validation_file);
     gd_free(spec->suffix);
@@ -133,18 +134,37 @@ static bool find_options(const cJSON *method, const char *type, const cJSON **op
     return gd_json_get_object(method, "method", type, false, options, err);
 }
 
+#define GD_REFERENCE_NAME(name, wire) [GD_REFERENCE_##name] = wire,
+static const char *const reference_names[] = {GD_REFERENCE_LIST(GD_REFERENCE_NAME)};
+#undef GD_REFERENCE_NAME
+
+static bool parse_reference(struct gd_job_spec *spec, const cJSON *options, const char *path, struct gd_error *err)
+{
+    bool has = gd_preference_has(&spec->preference, GD_LOSS_REFERENCE);
+    int reference = has ? GD_REFERENCE_BASE : GD_REFERENCE_NONE;
+    char param[64];
+    if (options != NULL && !get_choice(options, path, "reference", reference_names, GD_REFERENCES, &reference, err))
+        return false;
+    spec->reference = (enum gd_reference)reference;
+    snprintf(param, sizeof param, "%s.reference", path);
+    return has || reference == GD_REFERENCE_NONE ||
+           gd_fail_param(err, GD_INVALID, param, "loss %s compares with no reference; leave %s out, or set it to 'none'",
+                         spec->preference.term[0].loss->name, param);
+}
+
 /* The loss of the method; the members beside "hyperparameters" are checked. */
 static bool parse_options(struct gd_job_spec *spec, const cJSON *options, const char *path, struct gd_error *err)
 {
-    static const char *const known[] = {"hyperparameters", NULL};
+    bool dpo = strcmp(spec->method, "dpo") == 0;
+    const char *const known[] = {"hyperparameters", dpo ? "reference" : NULL, NULL};
     if (strcmp(spec->method, "preference") == 0) {
         if (options == NULL)
             return gd_fail_param(err, GD_MISSING, "method.preference", "method.preference is missing: it names the loss");
-        return gd_preference_parse(&spec->preference, options, path, err);
+        return gd_preference_parse(&spec->preference, options, path, err) && parse_reference(spec, options, path, err);
     }
-    if (strcmp(spec->method, "dpo") == 0)
+    if (dpo)
         gd_preference_default(&spec->preference, gd_preference_find("dpo"));
-    return options == NULL || gd_json_only_known(options, path, known, err);
+    return (options == NULL || gd_json_only_known(options, path, known, err)) && (!dpo || parse_reference(spec, options, path, err));
 }
 
 /* KTO pairs each row's prompt with another row's answer. */
@@ -212,12 +232,13 @@ static bool suffix_ok(const char *suffix)
 
 static bool parse_top(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
 {
-    static const char *const known[] = {"model", "training_file", "validation_file", "suffix", "seed", "metadata",
+    static const char *const known[] = {"model", "init_from", "training_file", "validation_file", "suffix", "seed", "metadata",
                                         "integrations", "hyperparameters", "method", "adapter", "data", "precision", "quantization",
                                         "evaluation", NULL};
-    const char *model = NULL, *training = NULL, *validation = NULL, *suffix = NULL;
+    const char *model = NULL, *init = NULL, *training = NULL, *validation = NULL, *suffix = NULL;
     if (!gd_json_only_known(body, "", known, err) ||
         !gd_json_get_string(body, "", "model", true, 1, 512, &model, err) ||
+        !gd_json_get_string(body, "", "init_from", false, 1, 4095, &init, err) ||
         !gd_json_get_string(body, "", "training_file", true, 1, 4095, &training, err) ||
         !gd_json_get_string(body, "", "validation_file", false, 1, 4095, &validation, err) ||
         !gd_json_get_string(body, "", "suffix", false, 1, 64, &suffix, err) ||
@@ -234,6 +255,7 @@ static bool parse_top(struct gd_job_spec *spec, const cJSON *body, struct gd_err
         return false;
     spec->quantization = (enum gd_quantization)quantization;
     spec->model = gd_strdup(model);
+    spec->init_from = gd_strdup(init);
     spec->training_file = gd_strdup(training);
     spec->validation_file = gd_strdup(validation);
     spec->suffix = gd_strdup(suffix);
@@ -248,6 +270,7 @@ bool gd_job_spec_parse(struct gd_job_spec *spec, const cJSON *body, struct gd_er
     ok = ok && parse_top(spec, body, err) && parse_method(spec, body, err) && parse_data(spec, body, err) &&
          gd_adapter_config_parse(&spec->adapter, gd_json_find(body, "adapter"), err) &&
          gd_evaluation_parse(&spec->evaluation, body, spec->validation_file != NULL, err);
+    spec->adapter_given = ok && cJSON_IsObject(gd_json_find(body, "adapter"));
     if (!ok)
         gd_job_spec_release(spec);
     return ok;
@@ -350,6 +373,8 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
 {
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "model", spec->model);
+    if (spec->init_from != NULL)
+        cJSON_AddStringToObject(json, "init_from", spec->init_from);
     cJSON_AddStringToObject(json, "training_file", spec->training_file);
     if (spec->validation_file != NULL)
         cJSON_AddStringToObject(json, "validation_file", spec->validation_file);
@@ -359,7 +384,8 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
         cJSON_AddNumberToObject(json, "seed", (double)spec->seed);
     cJSON_AddStringToObject(json, "precision", spec->precision);
     cJSON_AddStringToObject(json, "quantization", gd_quantization_names[spec->quantization]);
-    cJSON_AddItemToObject(json, "adapter", gd_adapter_config_json(&spec->adapter));
+    if (spec->adapter_given || spec->init_from == NULL)
+        cJSON_AddItemToObject(json, "adapter", gd_adapter_config_json(&spec->adapter));
     cJSON *evaluation = gd_evaluation_json(&spec->evaluation);
     if (evaluation != NULL)
         cJSON_AddItemToObject(json, "evaluation", evaluation);
@@ -371,6 +397,8 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     cJSON *options = cJSON_AddObjectToObject(method, spec->method);
     if (strcmp(spec->method, "preference") == 0)
         gd_preference_add_json(&spec->preference, options);
+    if (spec->preference.term_count > 0)
+        cJSON_AddStringToObject(options, "reference", reference_names[spec->reference]);
     cJSON *hyper = cJSON_AddObjectToObject(options, "hyperparameters");
     if (strcmp(spec->method, "dpo") == 0)
         cJSON_AddNumberToObject(hyper, "beta", spec->preference.term[0].parameter[GD_PREFERENCE_BETA]);

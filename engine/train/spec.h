@@ -19,13 +19,17 @@
 enum gd_schedule { GD_SCHEDULE_CONSTANT, GD_SCHEDULE_LINEAR, GD_SCHEDULE_COSINE };
 
 struct gd_job_spec {
-    char *model;                     /* model id: base (a graft as a starting point is a later issue: refused) */
+    char *model;                     /* model id: the base */
+    char *init_from;                 /* the graft to start from: a tuned model's id in the API, an adapter's folder in `graftd run`;
+                                      * NULL: a fresh one */
     char *training_file, *validation_file; /* file ids in the API, paths in `graftd run`; validation may be NULL */
     char *suffix;                    /* or NULL */
     int64_t seed;                    /* -1: to be picked by the server and echoed */
     char method[32];                 /* "supervised", "dpo", "preference" */
     struct gd_preference preference; /* no term with supervised; dpo: the loss of that name */
+    enum gd_reference reference;     /* NONE with losses that have none */
     struct gd_adapter_config adapter;
+    bool adapter_given;              /* the request has it; else a start's own is gone on with */
 
     /* 0 / negative = "auto" until resolved */
     int batch_size;                  /* rows of an optimiser step */

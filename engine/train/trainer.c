@@ -8,6 +8,8 @@
 #include "engine/train/leaves.h"
 #include "engine/train/optimizer.h"
 #include "engine/train/passes.h"
+#include "engine/train/reference.h"
+#include "engine/train/start.h"
 
 #include <assert.h>
 #include <math.h>
@@ -25,7 +27,8 @@ struct gd_trainer {
 
     struct gd_chat *chat;            /* the model's template with the job's own clock */
     struct gd_dataset *train, *valid;
-    struct gd_graft *graft;
+    struct gd_graft *graft, *start;  /* start: what the job goes on from, or NULL */
+    float *start_block;              /* parameters before the first step, where the reference needs them */
     struct gd_passes passes;
     struct gd_survey survey;         /* of the step at hand */
     struct gd_leaves leaves;
@@ -158,10 +161,12 @@ static void fingerprint(const struct gd_dataset *data, char out[33])
     snprintf(out, 33, "%016llx%016llx", (unsigned long long)digest.high64, (unsigned long long)digest.low64);
 }
 
-static bool make_graft(struct gd_trainer *trainer, struct gd_error *err)
+static bool make_graft(struct gd_trainer *trainer, const char *init_path, struct gd_error *err)
 {
     struct gd_graft_source source = {.seed = (uint64_t)trainer->spec->seed};
-    if (!gd_graft_create_by(&trainer->graft, trainer->model, &trainer->spec->adapter, &source, err))
+    if (trainer->spec->init_from != NULL && !gd_start_open(&trainer->start, trainer->model, trainer->folder, init_path, err))
+        return false;
+    if (!gd_start_make_graft(&trainer->graft, trainer->model, trainer->spec, trainer->start, trainer->folder, &source, err))
         return false;
     if (trainer->graft->summary[0] != '\0')
         say(trainer, "info", "%s", trainer->graft->summary);
@@ -231,6 +236,29 @@ static int longest_survey(const struct gd_trainer *trainer)
     return longest;
 }
 
+static void first_parameters(const struct gd_trainer *trainer, float *block)
+{
+    if (trainer->start != NULL)
+        memcpy(block, trainer->start->block, trainer->block_bytes);
+    else
+        gd_graft_init(trainer->graft, block, (uint64_t)trainer->spec->seed);
+}
+
+/* What the losses' reference needs before the first step. */
+static bool set_reference(struct gd_trainer *trainer, struct gd_error *err)
+{
+    enum gd_reference reference = trainer->spec->reference;
+    void *block = NULL;
+    trainer->passes.reference = reference;
+    if (!has_answers(trainer) || (reference != GD_REFERENCE_START && reference != GD_REFERENCE_PRECOMPUTED))
+        return true;
+    if (!gd_large_alloc(&block, trainer->block_bytes, "the reference's parameters", err))
+        return false;
+    trainer->passes.start_block = trainer->start_block = block;
+    first_parameters(trainer, block);
+    return true;
+}
+
 static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
 {
     const struct gd_job_spec *spec = trainer->spec;
@@ -240,6 +268,8 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     const struct gd_objective *objective = gd_objective_find(has_answers(trainer) ? "preference" : "supervised");
     gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
                    trainer->grad);
+    if (!set_reference(trainer, err))
+        return false;
 
     int64_t step_tokens = 0;
     for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
@@ -280,6 +310,33 @@ static void report_damaged(void *context, int64_t step, const char *why)
     say(context, "warn", "checkpoint of step %lld is damaged and was passed over: %s", (long long)step, why);
 }
 
+static bool prepare_reference(struct gd_trainer *trainer, struct gd_dataset *data, const char *name, struct gd_error *err)
+{
+    struct gd_run_options options = {.between = between_ops, .context = trainer};
+    char mine[33], model[33], *key;
+    bool computed = false;
+    fingerprint(data, mine);
+    gd_hash_xxh3(trainer->start_block, trainer->block_bytes, model);
+    key = gd_format("%s %s %s %s", trainer->model->digest, model, trainer->spec->precision,
+                    gd_quantization_names[trainer->spec->quantization]);
+    struct gd_reference_facts facts = {name, mine, key};
+    bool ok = gd_reference_prepare(&trainer->passes, data, &trainer->batch, trainer->spec->tokens_per_batch, trainer->folder, &facts,
+                                   &options, &computed, err);
+    gd_free(key);
+    if (ok && computed)
+        say(trainer, "info", "%s_file: the reference's log-probabilities of %lld rows are computed and kept", name,
+            (long long)data->row_count);
+    return ok;
+}
+
+static bool precompute_reference(struct gd_trainer *trainer, struct gd_error *err)
+{
+    if (trainer->start_block == NULL || trainer->spec->reference != GD_REFERENCE_PRECOMPUTED)
+        return true;
+    return prepare_reference(trainer, trainer->train, "training", err) &&
+           (trainer->valid == NULL || prepare_reference(trainer, trainer->valid, "validation", err));
+}
+
 static bool restore(struct gd_trainer *trainer, struct gd_error *err)
 {
     char mine[33];
@@ -287,7 +344,7 @@ static bool restore(struct gd_trainer *trainer, struct gd_error *err)
     cJSON *facts = NULL;
     gd_checkpoint_read_newest(trainer->folder, trainer->graft, &trainer->state, &facts, report_damaged, trainer);
     if (trainer->state.step == 0) {
-        gd_graft_init(trainer->graft, trainer->state.block, (uint64_t)trainer->spec->seed);
+        first_parameters(trainer, trainer->state.block);
         memset(trainer->state.exp_avg, 0, trainer->block_bytes);
         memset(trainer->state.exp_avg_sq, 0, trainer->block_bytes);
         trainer->state.trained_tokens = trainer->state.tokens = 0;
@@ -330,7 +387,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);
-    if (!make_graft(trainer, err) || !open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
+    if (!make_graft(trainer, options->init_path, err) || !open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
         (options->validation_path != NULL &&
          !open_data(trainer, &trainer->valid, options->validation_path, "validation_file", err)))
         return false;
@@ -346,7 +403,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     trainer->packed_rows = gd_alloc_array((size_t)spec->batch_size, sizeof(int64_t));
     trainer->micro_begin = gd_alloc_array((size_t)spec->batch_size + 1, sizeof(int));
     trainer->leaf_of = gd_alloc_array((size_t)spec->batch_size, sizeof(int));
-    return make_blocks(trainer, err) && make_passes(trainer, err) && restore(trainer, err);
+    return make_blocks(trainer, err) && make_passes(trainer, err) && restore(trainer, err) && precompute_reference(trainer, err);
 }
 
 bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
@@ -381,6 +438,8 @@ void gd_trainer_destroy(struct gd_trainer *trainer)
     gd_dataset_destroy(trainer->valid);
     gd_chat_destroy(trainer->chat);
     gd_graft_destroy(trainer->graft);
+    gd_graft_destroy(trainer->start);
+    gd_large_free(trainer->start_block, trainer->block_bytes);
     gd_large_free(trainer->state.block, trainer->block_bytes);
     gd_large_free(trainer->state.exp_avg, trainer->block_bytes);
     gd_large_free(trainer->state.exp_avg_sq, trainer->block_bytes);
@@ -673,6 +732,10 @@ static cJSON *facts(const struct gd_trainer *trainer)
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "job_id", trainer->job_id);
     cJSON_AddItemToObject(json, "spec", gd_job_spec_json(trainer->spec));
+    if (trainer->start != NULL) {
+        cJSON_AddStringToObject(json, "init_from", trainer->spec->init_from);
+        cJSON_AddStringToObject(json, "init_digest", trainer->start->digest);
+    }
     cJSON_AddStringToObject(json, "device", gd_device()->name);
     cJSON_AddStringToObject(json, "isa", gd_device()->isa);
     cJSON_AddNumberToObject(json, "threads", gd_device()->threads);

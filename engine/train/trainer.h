@@ -53,6 +53,7 @@ struct gd_trainer_options {
     const char *job_id;
     const char *folder;          /* the job's own folder: checkpoints/step-N/, adapter/ */
     const char *training_path, *validation_path;
+    const char *init_path;       /* spec->init_from's folder; not needed once the job's own folder has a copy (start.h) */
     int keep_checkpoints;        /* newest kept; at least 2 */
     int64_t created_at;          /* Unix seconds: the date that templates see, the same in every attempt */
 };

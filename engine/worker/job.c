@@ -153,7 +153,7 @@ static bool on_read_back(void *context, const char *folder, const struct gd_prob
 
 static bool train(struct gd_worker *worker, const cJSON *message, struct job *job, const char *folder, struct gd_error *err)
 {
-    const char *model_id = NULL, *model_path = NULL, *training = NULL, *validation = NULL;
+    const char *model_id = NULL, *model_path = NULL, *training = NULL, *validation = NULL, *init = NULL;
     const cJSON *body = NULL;
     int64_t keep = 3, created_at = 0;
     struct gd_resident *resident = NULL;
@@ -161,6 +161,7 @@ static bool train(struct gd_worker *worker, const cJSON *message, struct job *jo
         !gd_json_get_string(message, "", "model_path", true, 1, GD_PATH_BYTES_MAX, &model_path, err) ||
         !gd_json_get_string(message, "", "training_path", true, 1, GD_PATH_BYTES_MAX, &training, err) ||
         !gd_json_get_string(message, "", "validation_path", false, 1, GD_PATH_BYTES_MAX, &validation, err) ||
+        !gd_json_get_string(message, "", "init_path", false, 1, GD_PATH_BYTES_MAX, &init, err) ||
         !gd_json_get_int(message, "", "keep_checkpoints", false, 2, 1000, &keep, err) ||
         !gd_json_get_int(message, "", "created_at", false, 0, INT64_MAX >> 11, &created_at, err))
         return false;
@@ -172,7 +173,7 @@ static bool train(struct gd_worker *worker, const cJSON *message, struct job *jo
     if (ok) {
         const struct gd_model *model = resident->model;
         struct gd_trainer_options options = {.job_id = worker->job_id, .folder = folder, .training_path = training,
-                                             .validation_path = validation, .keep_checkpoints = (int)keep,
+                                             .validation_path = validation, .init_path = init, .keep_checkpoints = (int)keep,
                                              .created_at = created_at};
         struct gd_train_observer observer = {.context = job, .poll = poll_job, .message = on_message, .started = on_started,
                                              .step = on_step, .checkpoint = on_checkpoint, .read_back = on_read_back};

@@ -11,7 +11,8 @@
  * A frame is a u32 little-endian length and that many bytes of JSON: {"type": ..., ...}. Version 1.
  *
  * server -> worker
- *   job_start   {job_id, spec{..}, training_path, validation_path|null, folder, model_path, keep_checkpoints, created_at}
+ *   job_start   {job_id, spec{..}, training_path, validation_path|null, folder, model_path, keep_checkpoints, created_at,
+ *                init_path|null}                            (the adapter that spec.init_from names)
  *               an eval's run: {job_id, kind: "eval", data_source_config, testing_criteria, data_source, file_path|null,
  *               models[{id, base_id, base_path, adapter_path|null}], done[[first, last]..]}  (items that are stored)
  *   job_items_stored {job_id, sequence}                       (the batch is durable)

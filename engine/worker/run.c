@@ -226,7 +226,8 @@ static bool run_job(const struct options *options, struct gd_error *err)
                                              .read_back = on_read_back};
         struct gd_trainer_options trainer_options = {.job_id = "run", .folder = options->out,
                                                      .training_path = spec.training_file,
-                                                     .validation_path = spec.validation_file, .keep_checkpoints = 2,
+                                                     .validation_path = spec.validation_file,
+                                                     .init_path = spec.init_from, .keep_checkpoints = 2,
                                                      .created_at = changed_at(options->job)};
         ok = gd_trainer_create(&trainer, model, &spec, &trainer_options, &observer, err) && gd_trainer_run(trainer, err);
         end_line(&progress);

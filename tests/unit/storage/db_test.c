@@ -52,7 +52,7 @@ static void an_empty_folder_gets_the_newest_schema_and_safe_settings(void **stat
     struct gd_db *db;
     char *deep = gd_format("%s/new/data", folder);
     assert_ok(gd_db_open(&db, deep, &err), &err);
-    assert_int_equal(number(db, "PRAGMA main.user_version"), 2);
+    assert_int_equal(number(db, "PRAGMA main.user_version"), 3);
     assert_int_equal(number(db, "PRAGMA metrics.user_version"), 1);
     assert_int_equal(number(db, "PRAGMA main.synchronous"), 2);
     assert_int_equal(number(db, "PRAGMA metrics.synchronous"), 1);
@@ -128,9 +128,9 @@ static void a_newer_schema_is_refused_and_left_alone(void **state)
     raw("metrics.db", "PRAGMA user_version = 7");
     open_fails("metrics.db has schema 7, this graftd " GD_VERSION " knows schemas up to 1", GD_UNSUPPORTED);
     raw("metrics.db", "PRAGMA user_version = 1");
+    raw("state.db", "PRAGMA user_version = 9");
+    open_fails("state.db has schema 9", GD_UNSUPPORTED);
     raw("state.db", "PRAGMA user_version = 3");
-    open_fails("state.db has schema 3", GD_UNSUPPORTED);
-    raw("state.db", "PRAGMA user_version = 2");
     assert_ok(gd_db_open(&db, folder, &err), &err);
     gd_db_close(db);
 }
@@ -151,6 +151,11 @@ static void jobs_of_the_first_schema_are_fine_tuning_jobs(void **state)
         "  step INTEGER NOT NULL, total_steps INTEGER NOT NULL, attempt INTEGER NOT NULL, priority INTEGER NOT NULL,"
         "  UNIQUE (project, idempotency_key)"
         ") STRICT;"
+        "CREATE TABLE models ("
+        "  seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, project TEXT NOT NULL,"
+        "  job_id TEXT REFERENCES jobs (id), base_model TEXT NOT NULL, folder TEXT NOT NULL,"
+        "  is_checkpoint INTEGER NOT NULL, created_at INTEGER NOT NULL"
+        ") STRICT;"
         "INSERT INTO jobs VALUES (1, 'ftjob-1', 'p', 'm', 'file-1', NULL, NULL, '{}', '{}', NULL, NULL, NULL, NULL, '[]',"
         "  NULL, NULL, 'succeeded', 7, 8, 9, 0, 42, 5, 3, 3, 1, 0);"
         "PRAGMA user_version = 1;");
@@ -159,6 +164,7 @@ static void jobs_of_the_first_schema_are_fine_tuning_jobs(void **state)
     assert_int_equal(job.status, GD_JOB_SUCCEEDED);
     assert_int_equal(job.finished_at, 9);
     assert_null(job.eval_id);
+    assert_null(job.start_folder);
     gd_job_record_release(&job);
     assert_fails(gd_db_job_get_kind(db, GD_JOB_KIND_EVAL, "p", "ftjob-1", &job, &err), &err, GD_NOT_FOUND, "ftjob-1");
     gd_db_close(db);
@@ -229,7 +235,7 @@ static void a_crash_while_migrating_is_made_good_by_the_next_start(void **state)
         struct gd_error err = {0};
         struct gd_db *db;
         assert_ok(gd_db_open(&db, data_dir, &err), &err);
-        assert_int_equal(number(db, "PRAGMA main.user_version"), 2);
+        assert_int_equal(number(db, "PRAGMA main.user_version"), 3);
         assert_ok(insert_file(db, "file-1", &err), &err);
         gd_db_close(db);
         assert_ok(gd_remove_tree(data_dir, &err), &err);
