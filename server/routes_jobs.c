@@ -124,7 +124,22 @@ static void fill_record(struct create *create)
     record->seed = spec->seed;
 }
 
-static bool check_file(struct gd_db *db, const char *project, const char *id, const char *param, struct gd_error *err)
+/* What the check of the file on its arrival left to the job. */
+static bool check_report(const struct gd_job_spec *spec, const struct gd_file_record *file, const char *param, struct gd_error *err)
+{
+    struct gd_error ignored = {0};
+    cJSON *report = file->report != NULL ? gd_json_parse(file->report, strlen(file->report), SIZE_MAX, &ignored) : NULL;
+    const cJSON *count = gd_json_find(report, "incomparable_rows");
+    double rows = cJSON_IsNumber(count) ? count->valuedouble : 0;
+    cJSON_Delete(report);
+    return rows == 0 || spec->drop_incomparable ||
+           gd_fail_param(err, GD_INVALID, "data.incomparable", "%s %.200s has %.0f row%s with identical or empty answers, where there is "
+                         "nothing to compare (GET /v1/files/%.200s names the lines): upload it without them, or set data.incomparable to "
+                         "\"drop\"", param, file->id, rows, rows == 1 ? "" : "s", file->id);
+}
+
+static bool check_file(struct gd_db *db, const struct gd_job_spec *spec, const char *project, const char *id, const char *param,
+                       struct gd_error *err)
 {
     struct gd_file_record file = {0};
     struct gd_error lookup = {0};
@@ -141,6 +156,7 @@ static bool check_file(struct gd_db *db, const char *project, const char *id, co
     else if (strcmp(file.status, "processed") != 0)
         ok = gd_fail_param(err, GD_INVALID, param, "file %s has the status '%s': %s", id, file.status,
                            file.status_details != NULL ? file.status_details : "it cannot be used");
+    ok = ok && check_report(spec, &file, param, err);
     gd_file_record_release(&file);
     return ok;
 }
@@ -155,9 +171,9 @@ static bool look_up_for_create(struct gd_db *db, void *argument, struct gd_error
     if (create->repeated)
         return true;
     return (create->spec.init_from == NULL || gd_db_model_get(db, record->project, create->spec.init_from, &create->start, err)) &&
-           check_file(db, record->project, record->training_file, "training_file", err) &&
+           check_file(db, &create->spec, record->project, record->training_file, "training_file", err) &&
            (record->validation_file == NULL ||
-            check_file(db, record->project, record->validation_file, "validation_file", err));
+            check_file(db, &create->spec, record->project, record->validation_file, "validation_file", err));
 }
 
 static bool same_text(const char *a, const char *b)

@@ -244,13 +244,39 @@ static bool parse_gold(struct gd_row *row, int64_t line, struct gd_error *err)
            gd_fail_param(err, GD_BAD_FILE, why.param, "line %lld: %s", (long long)line, why.message);
 }
 
+/* A row with nothing to compare. */
+static bool keep_out(struct loader *loader, int64_t line)
+{
+    struct gd_dataset *data = &loader->owned->dataset;
+    if (data->incomparable_rows < GD_DATASET_LINES_NAMED)
+        data->incomparable_lines[data->incomparable_rows] = line;
+    data->incomparable_rows++;
+    return true;
+}
+
+/* Parsed as far as the job looks at it. */
+static bool parse_row(struct loader *loader, struct gd_row *row, const char *text, size_t length, int64_t line, struct gd_error *err)
+{
+    if (!gd_row_parse(row, text, length, line, err))
+        return false;
+    if (check_kind(row, loader->options, line, err) && (!loader->options->triples || parse_gold(row, line, err)))
+        return true;
+    bool incomparable = row->incomparable;
+    gd_row_release(row);
+    row->incomparable = incomparable;
+    return false;
+}
+
 static bool read_row(struct loader *loader, const char *text, size_t length, int64_t line, struct gd_error *err)
 {
     struct gd_row row;
-    if (!gd_row_parse(&row, text, length, line, err))
-        return false;
-    bool ok = check_kind(&row, loader->options, line, err) && (!loader->options->triples || parse_gold(&row, line, err)) &&
-              encode_and_keep(loader, &row, line, err);
+    if (!parse_row(loader, &row, text, length, line, err)) {
+        if (!row.incomparable || !(loader->options->pairs || loader->options->labelled))
+            return false;
+        gd_error_clear(err);
+        return keep_out(loader, line);
+    }
+    bool ok = encode_and_keep(loader, &row, line, err);
     gd_row_release(&row);
     return ok;
 }
@@ -270,6 +296,28 @@ static bool on_line(void *context, const char *text, size_t length, int64_t line
     return gd_fail(err, GD_CANCELLED, "stopped while reading the rows");
 }
 
+/* "3, 9" and ", ..." behind the last that is kept. */
+static void name_lines(struct gd_buf *text, const int64_t *lines, int64_t count)
+{
+    for (int64_t i = 0; i < count && i < GD_DATASET_LINES_NAMED; i++)
+        gd_buf_printf(text, "%s%lld", i > 0 ? ", " : "", (long long)lines[i]);
+    if (count > GD_DATASET_LINES_NAMED)
+        gd_buf_printf(text, ", ...");
+}
+
+static bool refuse_incomparable(const struct loader *loader, struct gd_error *err)
+{
+    const struct gd_dataset *data = &loader->owned->dataset;
+    struct gd_buf lines;
+    gd_buf_init(&lines, 0);
+    name_lines(&lines, data->incomparable_lines, data->incomparable_rows);
+    gd_fail_param(err, GD_BAD_FILE, "data.incomparable",
+                  "%lld row%s identical or empty answers, so there is nothing to compare: line %s; remove them, or set data.incomparable "
+                  "to \"drop\"", (long long)data->incomparable_rows, data->incomparable_rows == 1 ? " has" : "s have", lines.data);
+    gd_buf_release(&lines);
+    return false;
+}
+
 static bool refuse_overlong(const struct loader *loader, struct gd_error *err)
 {
     const struct gd_dataset *data = &loader->owned->dataset;
@@ -279,12 +327,11 @@ static bool refuse_overlong(const struct loader *loader, struct gd_error *err)
     if (loader->options->virtual_rows > 0)
         snprintf(room, sizeof room, ", beside %d virtual ones,", loader->options->virtual_rows);
     gd_buf_init(&lines, 0);
-    for (int64_t i = 0; i < count && i < GD_DATASET_LINES_NAMED; i++)
-        gd_buf_printf(&lines, "%s%lld", i > 0 ? ", " : "", (long long)data->overlong_lines[i]);
+    name_lines(&lines, data->overlong_lines, count);
     gd_fail_param(err, GD_CONTEXT, "data.overlong",
-                  "%lld row%s longer than %d tokens%s (the longest has %lld): line %s%s; shorten them, or set data.overlong "
+                  "%lld row%s longer than %d tokens%s (the longest has %lld): line %s; shorten them, or set data.overlong "
                   "to \"truncate\" or \"drop\"", (long long)count, count == 1 ? " is" : "s are", loader->options->context, room,
-                  (long long)data->longest_row_tokens, lines.data, count > GD_DATASET_LINES_NAMED ? ", ..." : "");
+                  (long long)data->longest_row_tokens, lines.data);
     gd_buf_release(&lines);
     return false;
 }
@@ -298,6 +345,8 @@ bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_
     owned->dataset.labelled = options->labelled;
     struct loader loader = {.owned = owned, .chat = chat, .options = options};
     bool ok = gd_lines_each(path, on_line, &loader, err);
+    if (ok && owned->dataset.incomparable_rows > 0 && !options->drop_incomparable)
+        ok = refuse_incomparable(&loader, err);
     if (ok && loader.overlong_count > 0 && options->overlong == GD_OVERLONG_REFUSE)
         ok = refuse_overlong(&loader, err);
     if (ok)

@@ -28,6 +28,7 @@ struct gd_dataset_options {
     bool pairs;                  /* rows must have two answers; else one. A row of the other kind is an error */
     bool triples;                /* with pairs: and a third one */
     bool labelled;               /* rows must have one answer and a label; one with two answers is a row each, as TRL does it */
+    bool drop_incomparable;      /* leave out preference rows with identical or empty answers; else they are an error */
     bool whole_sides;            /* nothing is shared by the sides of a pair: to compare with */
     /* Called now and then with rows done (of the file's rows when known, else 0); false stops. May be NULL. */
     bool (*progress)(void *context, int64_t rows_done, int64_t rows_total);
@@ -55,8 +56,10 @@ struct gd_dataset {
     struct gd_dataset_row *rows;
     int64_t row_count, token_count, trained_token_count;
     int64_t dropped_rows, truncated_rows, truncated_tokens, untrained_rows; /* untrained: kept out, counted */
-    /* The first lines that were too long and those without a trained token; the longest row, in tokens. */
+    int64_t incomparable_rows;   /* kept out, counted */
+    /* The first lines that were too long, those without a trained token, those with nothing to compare; the longest row, in tokens. */
     int64_t overlong_lines[GD_DATASET_LINES_NAMED], untrained_lines[GD_DATASET_LINES_NAMED];
+    int64_t incomparable_lines[GD_DATASET_LINES_NAMED];
     int64_t longest_row_tokens;
 };
 

@@ -22,7 +22,6 @@ static void copy_cut(char *out, size_t capacity, const char *text)
 
 static void add_problem(struct gd_file_report *report, int64_t line, const char *field, const char *reason)
 {
-    report->bad_rows++;
     if (report->problem_count == GD_REPORT_ERRORS_MAX)
         return;
     struct gd_row_problem *problem = &report->problems[report->problem_count++];
@@ -40,6 +39,7 @@ static bool check_line(void *context, const char *text, size_t length, int64_t l
     if (text == NULL) {
         char reason[80];
         snprintf(reason, sizeof reason, "the line has more than %u bytes", GD_ROW_BYTES_MAX);
+        report->bad_rows++;
         add_problem(report, line, "row", reason);
         return true;
     }
@@ -47,6 +47,7 @@ static bool check_line(void *context, const char *text, size_t length, int64_t l
         report->longest_row_bytes = (int64_t)length;
     if (!gd_row_parse(&row, text, length, line, &why)) {
         const char *reason = strstr(why.message, ": "); /* after "line N" */
+        *(row.incomparable ? &report->incomparable_rows : &report->bad_rows) += 1;
         add_problem(report, line, why.param, reason != NULL ? reason + 2 : why.message);
         return true;
     }
@@ -67,6 +68,7 @@ cJSON *gd_file_report_json(const struct gd_file_report *report)
     cJSON *json = cJSON_CreateObject();
     cJSON_AddNumberToObject(json, "rows", (double)report->rows);
     cJSON_AddNumberToObject(json, "bad_rows", (double)report->bad_rows);
+    cJSON_AddNumberToObject(json, "incomparable_rows", (double)report->incomparable_rows);
     cJSON_AddNumberToObject(json, "messages", (double)report->messages);
     cJSON_AddNumberToObject(json, "longest_row_bytes", (double)report->longest_row_bytes);
     cJSON *formats = cJSON_AddObjectToObject(json, "formats");

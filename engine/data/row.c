@@ -179,7 +179,9 @@ bool gd_row_parse(struct gd_row *row, const char *text, size_t length, int64_t l
     memset(row, 0, sizeof *row);
     if (parse(row, text, length, &why))
         return true;
+    bool incomparable = row->incomparable;
     gd_row_release(row);
+    row->incomparable = incomparable;
     return gd_fail_param(err, GD_BAD_FILE, why.param[0] != '\0' ? why.param : "row", "line %lld: %s", (long long)line,
                          why.message);
 }

@@ -51,6 +51,7 @@ struct gd_row {
     bool desirable;            /* of a labelled row */
     bool has_reference;        /* of a row with two answers: it brings ref_chosen_logps and ref_rejected_logps */
     double reference[2];       /* these: log p of the whole answers under a reference, as TRL keeps them */
+    bool incomparable;         /* stays after an error: all that is wrong is that answers are identical or empty */
 };
 
 /* text: one line without its newline. line: 1-based, for errors. purpose is training (an assistant turn is required). */
@@ -72,6 +73,7 @@ struct gd_row_problem {
 };
 struct gd_file_report {
     int64_t rows, bad_rows;
+    int64_t incomparable_rows; /* preference rows with identical or empty answers; among the problems, but no bad rows */
     int64_t format_rows[GD_ROW_FORMAT_COUNT];
     int64_t messages, longest_row_bytes;
     struct gd_row_problem problems[GD_REPORT_ERRORS_MAX];
@@ -81,7 +83,7 @@ struct gd_file_report {
 /* Reads a whole JSONL file. Returns false only when it cannot be read or is hopeless (empty, binary, too large); bad
  * rows are in the report. CRLF, a BOM and a missing last newline are accepted. */
 GD_MUST_CHECK bool gd_file_check(const char *path, struct gd_file_report *report, struct gd_error *err);
-/* {"rows":..,"bad_rows":..,"formats":{..},"problems":[{"line","field","reason"}]} */
+/* {"rows":..,"bad_rows":..,"incomparable_rows":..,"formats":{..},"problems":[{"line","field","reason"}]} */
 cJSON *gd_file_report_json(const struct gd_file_report *report);
 /* "line 3: messages[0].role: ...; line 9: ... (12 bad rows in all)" into err (GD_BAD_FILE). Returns false. */
 bool gd_file_report_fail(const struct gd_file_report *report, struct gd_error *err);

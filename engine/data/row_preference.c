@@ -18,8 +18,15 @@ static bool has_words(const cJSON *content)
     return false;
 }
 
+/* A row that says nothing is well formed for all that: data.incomparable decides. */
+static bool fail_empty(struct gd_row *row, const char *path, struct gd_error *err)
+{
+    row->incomparable = true;
+    return gd_fail_param(err, GD_INVALID, path, "%s is empty: there is nothing to compare in this row", path);
+}
+
 /* An answer: messages that end with the assistant's and say something. */
-static bool check_answer(const cJSON *answer, const char *path, struct gd_error *err)
+static bool check_answer(struct gd_row *row, const cJSON *answer, const char *path, struct gd_error *err)
 {
     const cJSON *message;
     if (!gd_chat_check_messages(answer, path, true, err))
@@ -29,11 +36,12 @@ static bool check_answer(const cJSON *answer, const char *path, struct gd_error 
             cJSON_IsObject(gd_json_find(message, "function_call")))
             return true;
     }
-    return gd_fail_param(err, GD_INVALID, path, "%s is empty: there is nothing to compare in this row", path);
+    return fail_empty(row, path, err);
 }
 
-static bool fail_identical(const char *chosen, const char *rejected, struct gd_error *err)
+static bool fail_identical(struct gd_row *row, const char *chosen, const char *rejected, struct gd_error *err)
 {
+    row->incomparable = true;
     return gd_fail_param(err, GD_INVALID, rejected, "%s and %s are identical: there is nothing to prefer in this row", chosen,
                          rejected);
 }
@@ -118,12 +126,12 @@ bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
         !one_of(row->tree, "preferred_output", "preferred_completion", &chosen_key, &chosen, err) ||
         !one_of(row->tree, "non_preferred_output", "non_preferred_completion", &rejected_key, &rejected, err) ||
         !gd_chat_check_messages(prompt, "input.messages", false, err) || !gd_chat_check_tools(row->tools, "input.tools", err) ||
-        !check_answer(chosen, chosen_key, err) || !check_answer(rejected, rejected_key, err))
+        !check_answer(row, chosen, chosen_key, err) || !check_answer(row, rejected, rejected_key, err))
         return false;
     if (!parse_reference(row, err))
         return false;
     if (cJSON_Compare(chosen, rejected, true))
-        return fail_identical(chosen_key, rejected_key, err);
+        return fail_identical(row, chosen_key, rejected_key, err);
     return adopt(row, prompt, cJSON_GetArraySize(prompt), "input.messages", chosen, rejected, 0, err);
 }
 
@@ -157,10 +165,10 @@ static bool parse_conversations(struct gd_row *row, const cJSON *prompt, const c
 
 static bool parse_lists(struct gd_row *row, const cJSON *prompt, const cJSON *chosen, const cJSON *rejected, struct gd_error *err)
 {
-    if (!check_answer(chosen, "chosen", err) || !check_answer(rejected, "rejected", err))
+    if (!check_answer(row, chosen, "chosen", err) || !check_answer(row, rejected, "rejected", err))
         return false;
     if (cJSON_Compare(chosen, rejected, true))
-        return fail_identical("chosen", "rejected", err);
+        return fail_identical(row, "chosen", "rejected", err);
     if (prompt == NULL || cJSON_IsNull(prompt) || cJSON_IsString(prompt))
         return parse_conversations(row, prompt, chosen, rejected, err);
     return gd_chat_check_messages(prompt, "prompt", false, err) &&
@@ -175,9 +183,8 @@ static bool parse_texts(struct gd_row *row, struct gd_error *err)
         return false;
     for (int side = 0; side < 2; side++)
         if ((side == 0 ? row->completion : row->rejected)[0] == '\0')
-            return gd_fail_param(err, GD_INVALID, side == 0 ? "chosen" : "rejected",
-                                 "%s is empty: there is nothing to compare in this row", side == 0 ? "chosen" : "rejected");
-    return strcmp(row->completion, row->rejected) != 0 || fail_identical("chosen", "rejected", err);
+            return fail_empty(row, side == 0 ? "chosen" : "rejected", err);
+    return strcmp(row->completion, row->rejected) != 0 || fail_identical(row, "chosen", "rejected", err);
 }
 
 bool gd_row_parse_chosen_rejected(struct gd_row *row, struct gd_error *err)
@@ -215,7 +222,7 @@ static bool parse_gold_messages(struct gd_row *row, const cJSON *gold, struct gd
 {
     const cJSON *prompt = gd_json_find(row->tree, "prompt"), *chosen = gd_json_find(row->tree, "chosen");
     int answer = cJSON_GetArraySize(chosen), shared = cJSON_GetArraySize(prompt), skip = 0;
-    if (!check_answer(gold, "reference", err))
+    if (!check_answer(row, gold, "reference", err))
         return false;
     if (!cJSON_IsArray(prompt)) { /* whole conversations */
         const cJSON *rejected = gd_json_find(row->tree, "rejected");
@@ -244,8 +251,7 @@ bool gd_row_parse_gold(struct gd_row *row, struct gd_error *err)
     if (!cJSON_IsString(gold))
         return fail_gold("no text", err);
     row->gold = gold->valuestring;
-    return row->gold[0] != '\0' ||
-           gd_fail_param(err, GD_INVALID, "reference", "reference is empty: there is nothing to learn from it in this row");
+    return row->gold[0] != '\0' || fail_empty(row, "reference", err);
 }
 
 /* ---- one answer with a label ---- */
@@ -264,7 +270,7 @@ bool gd_row_parse_labelled(struct gd_row *row, struct gd_error *err)
         return gd_fail_param(err, GD_INVALID, "completion", "prompt and completion must both be text or both be lists of messages");
     if (cJSON_IsArray(answer)) {
         if (!gd_chat_check_tools(row->tools, "tools", err) || !gd_chat_check_messages(prompt, "prompt", false, err) ||
-            !check_answer(answer, "completion", err))
+            !check_answer(row, answer, "completion", err))
             return false;
         row->messages = conversation(row, "\x01" "answer", prompt, cJSON_GetArraySize(prompt), answer, 0);
         return gd_chat_check_messages(row->messages, "prompt", true, err);
@@ -274,6 +280,5 @@ bool gd_row_parse_labelled(struct gd_row *row, struct gd_error *err)
     if (!gd_row_text(row->tree, "", "prompt", true, &row->prompt, err) ||
         !gd_row_text(row->tree, "", "completion", true, &row->completion, err))
         return false;
-    return row->completion[0] != '\0' ||
-           gd_fail_param(err, GD_INVALID, "completion", "completion is empty: there is nothing to judge in this row");
+    return row->completion[0] != '\0' || fail_empty(row, "completion", err);
 }

@@ -21,6 +21,7 @@ void gd_job_spec_release(struct gd_job_spec *spec)
 }
 
 static const char *const schedule_names[] = {"constant", "linear", "cosine"};
+static const char *const incomparable_names[] = {"error", "drop"};
 static const char *const overlong_names[] = {"error", "truncate", "drop"};
 static const char *const precision_names[] = {"auto", "f32", "bf16"};
 
@@ -208,17 +209,19 @@ static bool parse_method(struct gd_job_spec *spec, const cJSON *body, struct gd_
 
 static bool parse_data(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
 {
-    static const char *const known[] = {"overlong", "max_length", NULL};
+    static const char *const known[] = {"overlong", "incomparable", "max_length", NULL};
     const cJSON *data = NULL;
-    int overlong = (int)spec->overlong;
+    int overlong = (int)spec->overlong, incomparable = spec->drop_incomparable;
     if (!gd_json_get_object(body, "", "data", false, &data, err))
         return false;
     if (data == NULL)
         return true;
     bool ok = gd_json_only_known(data, "data", known, err) &&
               get_choice(data, "data", "overlong", overlong_names, 3, &overlong, err) &&
+              get_choice(data, "data", "incomparable", incomparable_names, 2, &incomparable, err) &&
               get_auto_int(data, "data", "max_length", 8, 1 << 24, &spec->max_length, err);
     spec->overlong = (enum gd_overlong)overlong;
+    spec->drop_incomparable = incomparable != 0;
     return ok;
 }
 
@@ -391,6 +394,8 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
         cJSON_AddItemToObject(json, "evaluation", evaluation);
     cJSON *data = cJSON_AddObjectToObject(json, "data");
     cJSON_AddStringToObject(data, "overlong", overlong_names[spec->overlong]);
+    if (spec->drop_incomparable)
+        cJSON_AddStringToObject(data, "incomparable", "drop");
     add_number_unless_auto(data, "max_length", spec->max_length);
     cJSON *method = cJSON_AddObjectToObject(json, "method");
     cJSON_AddStringToObject(method, "type", spec->method);

@@ -49,6 +49,7 @@ struct gd_job_spec {
     int eval_interval;               /* steps; auto = each epoch's end and the last step */
     int checkpoint_interval;         /* steps; auto = min(200 steps, about 5 minutes) resolved to steps at start */
     enum gd_overlong overlong;       /* data.overlong: "error" | "truncate" | "drop" */
+    bool drop_incomparable;          /* data.incomparable: "error" | "drop" */
     int max_length;                  /* data.max_length: tokens; auto = the model's context */
     struct gd_evaluation evaluation; /* "evaluation": what is kept and when to stop */
     char precision[8];               /* "auto" | "f32" | "bf16" */

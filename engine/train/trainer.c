@@ -106,6 +106,7 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
         .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : room,
         .virtual_rows = virtual_rows,
         .overlong = trainer->spec->overlong,
+        .drop_incomparable = trainer->spec->drop_incomparable,
         .pairs = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) != GD_ANSWERS_LABELLED,
         .triples = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_TRIPLE,
         .labelled = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_LABELLED,
@@ -139,6 +140,10 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
     if (data->truncated_rows > 0)
         say(trainer, "warn", "%s: %lld over-long rows were truncated by %lld tokens in all, as data.overlong asks (line %s)", param,
             (long long)data->truncated_rows, (long long)data->truncated_tokens, lines);
+    name_lines(data->incomparable_lines, data->incomparable_rows, lines, sizeof(lines));
+    if (data->incomparable_rows > 0)
+        say(trainer, "warn", "%s: %lld rows with identical or empty answers were dropped, as data.incomparable asks (line %s)", param,
+            (long long)data->incomparable_rows, lines);
     name_lines(data->untrained_lines, data->untrained_rows, lines, sizeof(lines));
     if (data->untrained_rows > 0)
         say(trainer, "warn", "%s: %lld rows have no token to train (every weight is 0) and are left out (line %s)", param,

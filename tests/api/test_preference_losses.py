@@ -134,14 +134,12 @@ def test_a_killed_run_over_whole_steps_continues_bit_for_bit(tmp_path, loss):
 
 
 @pytest.mark.parametrize("row,field,reason", [
-    ({"prompt": "p", "completion": "", "label": True}, "completion", "empty"),
     ({"prompt": "p", "completion": "c", "label": "yes"}, "label", ""),
     ({"prompt": "p", "completion": "c", "label": None}, "label", ""),
     ({"prompt": "p", "completions": "c", "label": True}, "completions", "completion"),
     ({"prompt": "p", "label": True}, "completion", "missing"),
     ({"prompt": "p", "completion": [message("assistant", "c")], "label": True}, "completion", "both"),
     ({"prompt": [message("user", "p")], "completion": [message("user", "c")], "label": True}, "completion", ""),
-    ({"prompt": [message("user", "p")], "completion": [message("assistant", "")], "label": False}, "completion", "empty"),
 ])
 def test_bad_labelled_rows_are_named(daemon, row, field, reason):
     answer = daemon.upload([labelled_rows(0)[0], row])
@@ -174,3 +172,30 @@ def test_combinations_that_mean_nothing_are_refused(daemon, pairs, method, param
     answer = daemon.post("/v1/fine_tuning/jobs", preference_body(pairs, method))
     assert answer.status == 400, answer.body
     assert answer.json["error"]["param"] == param and part in answer.json["error"]["message"], answer.json
+
+
+@pytest.mark.parametrize("row,field,reason", [
+    ({**openai_row(1), "non_preferred_output": openai_row(1)["preferred_output"]}, "non_preferred_output", "identical"),
+    ({**openai_row(1), "preferred_output": [message("assistant", "")]}, "preferred_output", "empty"),
+    ({"prompt": "p", "chosen": "a", "rejected": "a"}, "rejected", "identical"),
+    ({"prompt": "p", "chosen": "a", "rejected": ""}, "rejected", "empty"),
+    ({"prompt": "p", "completion": "", "label": True}, "completion", "empty"),
+    ({"prompt": [message("user", "p")], "completion": [message("assistant", "")], "label": False}, "completion", "empty"),
+])
+def test_rows_with_nothing_to_compare_are_counted_refused_and_dropped_where_asked(daemon, tmp_path, row, field, reason):
+    label = "label" in row
+    rows = [labelled_rows(i)[i % 2] if label else openai_row(i) for i in range(6)] + [row]
+    made = daemon.upload(rows).json
+    assert made["report"]["incomparable_rows"] == 1 and made["report"]["bad_rows"] == 0
+    assert made["report"]["problems"][0]["line"] == 7 and made["report"]["problems"][0]["field"] == field
+    assert reason in made["report"]["problems"][0]["reason"]
+    method = preference("kto" if label else "dpo", hyper={"max_steps": 1})
+    answer = daemon.post("/v1/fine_tuning/jobs", preference_body(made["id"], method))
+    assert answer.status == 400 and answer.json["error"]["param"] == "data.incomparable", answer.body
+    assert "1 row with identical or empty answers" in answer.json["error"]["message"] and "drop" in answer.json["error"]["message"]
+    job, _ = succeed(daemon, made["id"], method, data={"incomparable": "drop"})
+    said = [e["message"] for e in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=100").json["data"]]
+    assert any("1 rows with identical or empty answers were dropped" in text and "line 7" in text for text in said), said
+    command = run_job(tmp_path, "job", method, rows, tmp_path / "out")
+    refused = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert refused.returncode != 0 and "line 7; remove them, or set data.incomparable" in refused.stdout
