@@ -21,6 +21,7 @@ SETTINGS = {
     "pfeiffer": ({"bottleneck_size": 8, "non_linearity": "gelu"}, 0.01),
     "parallel": ({"residual": False, "adapter_dropout": 0.05}, 0.01),
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
+    "p_tuning": ({"num_virtual_tokens": 8, "encoder_hidden_size": 32}, 0.02),
     "prefix_tuning": ({"num_virtual_tokens": 8, "prefix_projection": True}, 0.02),
     "prompt_tuning": ({"num_virtual_tokens": 12}, 0.1),
     "full": ({"target_norms": [], "first_layer": 1}, 2e-3),

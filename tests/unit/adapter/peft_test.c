@@ -221,6 +221,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"houlsby\", \"reduction_factor\": 7, \"learned_scaling\": true, \"target_modules\": [\"mlp\", \"layers.0.self_attn\"]}",
         "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
         "{\"type\": \"parallel\", \"reduction_factor\": 8, \"use_bias\": false, \"scaling\": 2.5, \"target_modules\": [\"self_attn\"]}",
+        "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 6, \"encoder_hidden_size\": 10}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 6}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 3, \"prefix_projection\": true, \"encoder_hidden_size\": 9}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 7, \"prompt_tuning_init\": \"TEXT\", \"prompt_tuning_init_text\": \"ab\"}",
@@ -329,6 +330,8 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count_of(lokr, "\"r\": 3, \"decompose_factor\": 2", config->layers * 2 * (2 * 2 + 3 * (32 + 16)));
     check_count_of(lokr, "\"r\": 3, \"decompose_factor\": 3", config->layers * 2 * (2 * 2 + 3 * (32 + 16)));
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
+    check_count("{\"type\": \"p_tuning\", \"num_virtual_tokens\": 9, \"encoder_hidden_size\": 5}",
+                (9 + 5 + 5 + 1) * config->width + 5 + 5 * 5 + 5);
     check_count("{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 9}", 9 * 2 * config->layers * kv);
     check_count("{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 9, \"prefix_projection\": true, \"encoder_hidden_size\": 5}",
                 9 * kv + 5 * kv + 5 + 2 * config->layers * kv * (5 + 1));
@@ -468,6 +471,7 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"lokr\", \"decompose_factor\": 0}", "adapter.decompose_factor", "give -1");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
+    refuse("{\"type\": \"p_tuning\", \"encoder_reparameterization_type\": \"LSTM\"}", "adapter.encoder_reparameterization_type", "there are 'MLP'");
     refuse("{\"type\": \"prefix_tuning\", \"encoder_hidden_size\": 7}", "adapter.encoder_hidden_size", "prefix_projection");
     refuse("{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 4000}", "adapter.num_virtual_tokens", "at most");
     refuse("{\"type\": \"prompt_tuning\", \"prompt_tuning_init\": \"TEXT\"}", "adapter.prompt_tuning_init_text", "missing");

@@ -649,6 +649,7 @@ static void virtual_rows_lead_and_are_shared(void **state)
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 3}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 32}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 70}",
+        "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 9}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 5}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 70, \"prefix_projection\": true}",
     };

@@ -39,6 +39,7 @@ static const struct kind {
     {"houlsby", "{\"type\": \"houlsby\", \"bottleneck_size\": 5, \"learned_scaling\": true}"},
     {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
     {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
+    {"p_tuning", "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 5, \"encoder_hidden_size\": 12}"},
     {"prefix_tuning", "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 5}"},
     {"prefix_projection", "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 4, \"prefix_projection\": true, \"encoder_hidden_size\": 8}"},
     {"prompt_tuning", "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 5}"},
