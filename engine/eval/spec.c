@@ -162,7 +162,8 @@ static bool add_criterion(struct gd_eval_spec *spec, const cJSON *json, const ch
         if (strcmp(gd_grader_name(spec->graders[i]), gd_grader_name(grader)) == 0)
             return gd_fail_param(err, GD_INVALID, path, "%s: there are two criteria named '%.64s': their results could not be "
                                  "told apart", path, gd_grader_name(grader));
-    if (grader->type->threshold_required && gd_json_find(json, "pass_threshold") == NULL) {
+    const cJSON *threshold = gd_json_find(json, "pass_threshold");
+    if (grader->type->threshold_required && (threshold == NULL || cJSON_IsNull(threshold))) {
         char *param = gd_format("%s.pass_threshold", path);
         gd_fail_param(err, GD_MISSING, param, "%s is missing: the score from which on an answer passes", param);
         gd_free(param);
