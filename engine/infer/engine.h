@@ -19,6 +19,7 @@
 #define GD_INFER_PREFILL_TOKENS 256
 #define GD_STOPS_MAX 16
 #define GD_TOP_LOGPROBS_MAX 20
+#define GD_OUTPUTS_MAX 256
 
 struct gd_sampling {
     double temperature;          /* 0 = greedy */
@@ -36,6 +37,11 @@ struct gd_sampling {
     int32_t *bias_ids;           /* logit_bias, borrowed until submit returns */
     float *bias_values;
     int bias_count;
+    /* The output is one of these and nothing else (extension): output i is output_ids[output_begin[i] .. output_begin[i + 1]).
+     * Borrowed until submit returns. output_count 0: anything. */
+    int32_t *output_ids;
+    int *output_begin;           /* output_count + 1 */
+    int output_count;
     int logprobs;                /* -1: none; 0..20: chosen token and that many alternatives */
     bool echo;                   /* report prompt tokens too (with log-probabilities if logprobs >= 0) */
 };

@@ -209,6 +209,43 @@ int32_t gd_sample(struct gd_sampler *sampler, const float *logits, const struct 
     return top[kept > 0 ? -(kept - 1) : 0];
 }
 
+/* Largest first, lower ids first where equal: there are few. */
+static void sort_by_weight(int32_t *ids, int count, const float *weight)
+{
+    for (int i = 1; i < count; i++) {
+        int32_t id = ids[i];
+        int at = i;
+        for (; at > 0 && before(weight, id, ids[at - 1]); at--)
+            ids[at] = ids[at - 1];
+        ids[at] = id;
+    }
+}
+
+int32_t gd_sample_among(struct gd_sampler *sampler, const float *logits, const struct gd_sampling *sampling,
+                        const uint16_t *counts, const uint8_t *seen, int32_t *ids, int count, uint32_t choice,
+                        uint32_t position)
+{
+    float *z = sampler->work;
+    memcpy(z, logits, (size_t)sampler->vocab * sizeof(float));
+    adjust(z, sampler->vocab, sampling, counts, seen);
+    sort_by_weight(ids, count, z);
+    double inverse = 1 / sampling->temperature, total = 0, mass = 0;
+    if (sampling->temperature <= 0 || !isfinite(inverse))
+        return ids[0];
+    for (int i = 0; i < count; i++)
+        total += exp(((double)z[ids[i]] - (double)z[ids[0]]) * inverse);
+    int kept = 0;
+    while (kept < count && (kept == 0 || mass < sampling->top_p * total))
+        mass += exp(((double)z[ids[kept++]] - (double)z[ids[0]]) * inverse);
+    double first = (double)z[ids[0]], target = uniform(sampling->seed, choice, position) * mass;
+    for (int i = 0; i < kept; i++) {
+        target -= exp(((double)z[ids[i]] - first) * inverse);
+        if (target < 0)
+            return ids[i];
+    }
+    return ids[kept - 1];
+}
+
 void gd_logprobs(struct gd_sampler *sampler, const float *logits, int32_t id, double *logprob,
                  struct gd_token_logprob *top, int top_count)
 {

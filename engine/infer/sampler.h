@@ -37,6 +37,11 @@ void gd_sampler_release(struct gd_sampler *sampler);
 int32_t gd_sample(struct gd_sampler *sampler, const float *logits, const struct gd_sampling *sampling,
                   const uint16_t *counts, const uint8_t *seen, uint32_t choice, uint32_t position);
 
+/* The same where only `ids` may come (count >= 1, each once); of top_k, top_p and min_p, top_p counts. */
+int32_t gd_sample_among(struct gd_sampler *sampler, const float *logits, const struct gd_sampling *sampling,
+                        const uint16_t *counts, const uint8_t *seen, int32_t *ids, int count, uint32_t choice,
+                        uint32_t position);
+
 /* log softmax of raw logits: log-probability of `id` and the `top_count` largest, descending (ties: lower id first).
  * top_count <= GD_TOP_LOGPROBS_MAX and <= vocab. */
 void gd_logprobs(struct gd_sampler *sampler, const float *logits, int32_t id, double *logprob,

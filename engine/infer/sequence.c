@@ -55,6 +55,24 @@ static bool check_prompt(const struct gd_model *model, int lead, const int32_t *
     return true;
 }
 
+static bool check_outputs(const struct gd_sampling *s, int vocab, struct gd_error *err)
+{
+    if (s->output_count < 0 || s->output_count > GD_OUTPUTS_MAX)
+        return gd_fail_param(err, GD_INVALID, "choices", "%d choices are given; at most %d may be", s->output_count,
+                             GD_OUTPUTS_MAX);
+    if (s->output_count > 0 && s->ignore_eos)
+        return gd_fail_param(err, GD_INVALID, "ignore_eos", "ignore_eos and choices cannot be had together");
+    for (int i = 0; i < s->output_count; i++) {
+        if (s->output_begin[i + 1] <= s->output_begin[i])
+            return gd_fail_param(err, GD_INVALID, "choices", "choice %d has no tokens", i);
+        for (int at = s->output_begin[i]; at < s->output_begin[i + 1]; at++)
+            if (s->output_ids[at] < 0 || s->output_ids[at] >= vocab)
+                return gd_fail_param(err, GD_INVALID, "choices", "choice %d has the token %d; the vocabulary has %d", i,
+                                     s->output_ids[at], vocab);
+    }
+    return true;
+}
+
 /* ---- life ---- */
 
 static void copy_sampling(struct gd_sequence *sequence, const struct gd_sampling *sampling)
@@ -67,6 +85,13 @@ static void copy_sampling(struct gd_sequence *sequence, const struct gd_sampling
     for (int i = 0; i < s->bias_count; i++) {
         s->bias_ids[i] = sampling->bias_ids[i];
         s->bias_values[i] = sampling->bias_values[i];
+    }
+    if (s->output_count > 0) {
+        size_t tokens = (size_t)sampling->output_begin[s->output_count];
+        s->output_begin = gd_alloc_array((size_t)s->output_count + 1, sizeof(*s->output_begin));
+        memcpy(s->output_begin, sampling->output_begin, ((size_t)s->output_count + 1) * sizeof(*s->output_begin));
+        s->output_ids = gd_alloc_array(tokens, sizeof(*s->output_ids));
+        memcpy(s->output_ids, sampling->output_ids, tokens * sizeof(*s->output_ids));
     }
     size_t vocab = (size_t)sequence->model->config.vocab;
     if (s->frequency_penalty != 0 || s->presence_penalty != 0)
@@ -85,7 +110,7 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
     assert(*out == NULL);
     int lead = graft != NULL ? graft->virtual_rows.count : 0;
     if (!check_prompt(model, lead, prompt, prompt_count, sampling->max_tokens, err) ||
-        !check_sampling(sampling, model->config.vocab, err))
+        !check_sampling(sampling, model->config.vocab, err) || !check_outputs(sampling, model->config.vocab, err))
         return false;
     struct gd_sequence *sequence = gd_alloc(sizeof(*sequence));
     int capacity = prompt_count + sampling->max_tokens;
@@ -119,6 +144,10 @@ void gd_sequence_destroy(struct gd_sequence *sequence)
     gd_free(sequence->pages);
     gd_free(sequence->sampling.bias_ids);
     gd_free(sequence->sampling.bias_values);
+    if (sequence->sampling.output_count > 0) {
+        gd_free(sequence->sampling.output_ids);
+        gd_free(sequence->sampling.output_begin);
+    }
     gd_text_hold_release(&sequence->hold);
     gd_buf_release(&sequence->text);
     gd_buf_release(&sequence->piece);
@@ -193,6 +222,51 @@ static bool is_end(const struct gd_sequence *sequence, int32_t id)
     return false;
 }
 
+/* ---- outputs that are given ---- */
+
+/* Is what was generated so far how output i begins? */
+static bool begins(const struct gd_sequence *sequence, int i)
+{
+    const struct gd_sampling *s = &sequence->sampling;
+    int count = sequence->count - sequence->prompt_count, length = s->output_begin[i + 1] - s->output_begin[i];
+    return count <= length && memcmp(s->output_ids + s->output_begin[i], sequence->ids + sequence->prompt_count,
+                                     (size_t)count * sizeof(*sequence->ids)) == 0;
+}
+
+static bool contains(const int32_t *list, int count, int32_t id)
+{
+    for (int i = 0; i < count; i++)
+        if (list[i] == id)
+            return true;
+    return false;
+}
+
+int gd_sequence_next_tokens(const struct gd_sequence *sequence, int32_t *next)
+{
+    const struct gd_sampling *s = &sequence->sampling;
+    int count = 0, generated = sequence->count - sequence->prompt_count;
+    for (int i = 0; i < s->output_count; i++) {
+        bool whole = s->output_begin[i + 1] - s->output_begin[i] == generated;
+        if (!begins(sequence, i) || (whole && sequence->model->config.eos_count == 0))
+            continue;
+        int32_t id = whole ? sequence->model->config.eos_ids[0] : s->output_ids[s->output_begin[i] + generated];
+        if (!contains(next, count, id))
+            next[count++] = id;
+    }
+    return count;
+}
+
+/* What is there is an output, and none goes on from it. */
+static bool is_whole_output(const struct gd_sequence *sequence)
+{
+    const struct gd_sampling *s = &sequence->sampling;
+    int generated = sequence->count - sequence->prompt_count;
+    for (int i = 0; i < s->output_count; i++)
+        if (begins(sequence, i) && s->output_begin[i + 1] - s->output_begin[i] > generated)
+            return false;
+    return s->output_count > 0;
+}
+
 void gd_sequence_accept(struct gd_sequence *sequence, const struct gd_sequence_result *result)
 {
     int32_t id = result->id;
@@ -213,7 +287,7 @@ void gd_sequence_accept(struct gd_sequence *sequence, const struct gd_sequence_r
     report(sequence, id, false, result);
     if (sequence->finished) /* cancelled by its sink */
         return;
-    if (!goes_on)
+    if (!goes_on || is_whole_output(sequence))
         gd_sequence_finish(sequence, GD_FINISH_STOP, NULL);
     else if (sequence->usage.completion_tokens == sequence->sampling.max_tokens)
         gd_sequence_finish(sequence, GD_FINISH_LENGTH, NULL);

@@ -72,6 +72,9 @@ void gd_sequence_report_prompt(struct gd_sequence *sequence);
 void gd_sequence_report_scored(struct gd_sequence *sequence, int index, const struct gd_sequence_result *result);
 /* Takes the next token: reports it, finishes at an end-of-sequence token, a stop string or max_tokens. */
 void gd_sequence_accept(struct gd_sequence *sequence, const struct gd_sequence_result *result);
+/* Where the sampling names the outputs: the tokens that may come next, at most GD_OUTPUTS_MAX + 1, each once; an end token is
+ * among them where what is there is an output and others go on. Returns how many. */
+int gd_sequence_next_tokens(const struct gd_sequence *sequence, int32_t *next);
 /* Tells the sink, once. error only with GD_FINISH_ERROR. */
 void gd_sequence_finish(struct gd_sequence *sequence, enum gd_finish finish, const struct gd_error *error);
 

@@ -177,6 +177,16 @@ static void advance(struct gd_infer *infer)
 
 /* ---- from logits to tokens ---- */
 
+static int32_t choose_output(struct gd_sampler *sampler, const struct gd_wanted_row *wanted, const float *logits)
+{
+    const struct gd_sequence *sequence = wanted->sequence;
+    int32_t next[GD_OUTPUTS_MAX + 1];
+    int count = gd_sequence_next_tokens(sequence, next);
+    assert(count > 0);
+    return gd_sample_among(sampler, logits, &sequence->sampling, sequence->counts, sequence->seen, next, count,
+                           (uint32_t)sequence->sampling.choice, (uint32_t)wanted->next);
+}
+
 static void choose_token(struct gd_sampler *sampler, const struct gd_wanted_row *wanted, const float *logits,
                          struct gd_sequence_result *result)
 {
@@ -184,6 +194,8 @@ static void choose_token(struct gd_sampler *sampler, const struct gd_wanted_row 
     const struct gd_sampling *sampling = &sequence->sampling;
     if (wanted->next < sequence->count)
         result->id = sequence->ids[wanted->next];
+    else if (sampling->output_count > 0)
+        result->id = choose_output(sampler, wanted, logits);
     else
         result->id = gd_sample(sampler, logits, sampling, sequence->counts, sequence->seen, (uint32_t)sampling->choice,
                                (uint32_t)wanted->next);

@@ -1,10 +1,12 @@
 #include "engine/worker/evaluate.h"
 
 #include "engine/base/alloc.h"
+#include "engine/worker/choices.h"
 
 #include <string.h>
 
 #define ANSWER_BYTES_MAX (8u << 20)
+#define CHOICES (1 << 20) /* that one seed of the engine has */
 
 struct running {
     struct gd_eval_item item;
@@ -193,20 +195,29 @@ static bool set_stops(const struct gd_ask *ask, struct gd_sampling *sampling, st
     return true;
 }
 
-static bool set_sampling(const struct gd_model *model, const struct gd_eval_item *item, int index, int prompt_count,
-                         struct gd_sampling *sampling, struct gd_error *err)
+/* Seed, item and ask name the random numbers of an answer. */
+static void set_seed(const struct gd_eval_item *item, int index, struct gd_sampling *sampling)
+{
+    uint64_t more = (uint64_t)(item->index / CHOICES) * GD_EVAL_ASKS_MAX + (uint64_t)index;
+    sampling->seed = (uint64_t)item->asks[index].seed + more * UINT64_C(0x9E3779B97F4A7C15);
+    sampling->choice = (int)(item->index % CHOICES);
+}
+
+/* `taken`: tokens of the context that the prompt has, and the graft. */
+static bool set_sampling(const struct gd_model *model, const struct gd_eval_item *item, int index, int taken,
+                         struct gd_choices *choices, struct gd_sampling *sampling, struct gd_error *err)
 {
     const struct gd_ask *ask = &item->asks[index];
-    int room = model->config.context - prompt_count;
+    int room = model->config.context - taken;
     *sampling = (struct gd_sampling){.temperature = ask->temperature, .top_p = ask->top_p, .repetition_penalty = 1,
-                                     .seed = (uint64_t)ask->seed, .logprobs = -1};
-    sampling->choice = (int)((item->index + (int64_t)index * GD_EVAL_ITEMS_MAX) & INT32_MAX);
+                                     .logprobs = -1};
+    set_seed(item, index, sampling);
     if (ask->kind == GD_ASK_LOGLIKELIHOOD || ask->kind == GD_ASK_ROLLING) {
         *sampling = (struct gd_sampling){.top_p = 1, .repetition_penalty = 1, .logprobs = 1, .echo = true};
         return true;
     }
     sampling->max_tokens = ask->max_tokens >= 0 ? (int)ask->max_tokens : room > 0 ? room : 0;
-    return set_stops(ask, sampling, err);
+    return set_stops(ask, sampling, err) && gd_choices_encode(choices, model->tokenizer, ask->choices, sampling, err);
 }
 
 /* Where an ask is answered. */
@@ -223,15 +234,21 @@ static bool submit(const struct place *place, const int32_t *ids, int count, int
 {
     struct evaluation *evaluation = place->evaluation;
     struct gd_ask *ask = &place->running->item.asks[place->ask];
+    struct gd_choices choices = {{0}};
     struct gd_sampling sampling;
-    if (!set_sampling(place->resident->model, &place->running->item, place->ask, count, &sampling, err))
+    int taken = count + (place->graft != NULL ? place->graft->virtual_rows.count : 0);
+    if (!set_sampling(place->resident->model, &place->running->item, place->ask, taken, &choices, &sampling, err)) {
+        gd_choices_release(&choices);
         return false;
+    }
     struct flight *flight = gd_alloc(sizeof *flight);
     *flight = (struct flight){.evaluation = evaluation, .running = place->running, .ask = place->ask,
                               .infer = place->resident->infer, .scored_from = from, .next = evaluation->flights};
     gd_buf_init(&flight->text, ANSWER_BYTES_MAX);
     struct gd_infer_sink sink = {.context = flight, .token = on_token, .finish = on_finish};
-    if (!gd_infer_submit(place->resident->infer, place->graft, ids, count, &sampling, &sink, &flight->sequence, err)) {
+    bool ok = gd_infer_submit(place->resident->infer, place->graft, ids, count, &sampling, &sink, &flight->sequence, err);
+    gd_choices_release(&choices);
+    if (!ok) {
         gd_free(flight);
         return false;
     }

@@ -23,7 +23,7 @@
  *                prompt: string | [ids]               (text; exactly one sequence)
  *                choice, sampling{temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty,
  *                repetition_penalty, seed (string of decimal digits), max_tokens|null, stop[], ignore_eos,
- *                logit_bias{"id": v}, logprobs: -1..20, echo}}
+ *                logit_bias{"id": v}, choices[] (the answer is one of them), logprobs: -1..20, echo}}
  *   generate_cancel {id}
  *   render      {id, model_path, row_text, line}              (preview of one training row)
  *   tokenize    {id, model_path, text, add_special_tokens} ; detokenize {id, model_path, tokens[]}

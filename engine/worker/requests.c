@@ -2,6 +2,7 @@
 #include "engine/worker/worker.h"
 
 #include "engine/base/alloc.h"
+#include "engine/worker/choices.h"
 
 #include <errno.h>
 #include <math.h>
@@ -242,13 +243,16 @@ static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_e
     struct gd_graft *graft = NULL;
     struct gd_tokens prompt = {0};
     struct gd_sampling sampling = {0};
+    struct gd_choices choices = {{0}};
     const char *adapter = NULL;
     const cJSON *id = gd_json_find(message, "id");
     bool ok = find_model(worker, message, &resident, err) && gd_residents_infer(&worker->residents, resident, err) &&
               gd_json_get_string(message, "", "adapter_path", false, 1, 4095, &adapter, err) &&
               (adapter == NULL || gd_residents_graft(&worker->residents, resident, adapter, &graft, err)) &&
               read_prompt(message, resident->model, &prompt, err) &&
-              read_sampling(message, resident->model, prompt.count + (graft != NULL ? graft->virtual_rows.count : 0), &sampling, err);
+              read_sampling(message, resident->model, prompt.count + (graft != NULL ? graft->virtual_rows.count : 0), &sampling, err) &&
+              gd_choices_encode(&choices, resident->model->tokenizer, gd_json_find(gd_json_find(message, "sampling"), "choices"), &sampling,
+                                err);
     if (ok) {
         struct generation *generation = gd_alloc(sizeof(*generation));
         *generation = (struct generation){.worker = worker, .id = id->valuedouble, .infer = resident->infer,
@@ -264,6 +268,7 @@ static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_e
     gd_free(sampling.bias_ids);
     gd_free(sampling.bias_values);
     gd_tokens_release(&prompt);
+    gd_choices_release(&choices);
     return ok;
 }
 

@@ -316,3 +316,100 @@ def test_projects_do_not_see_each_others_evals(own_daemon, tmp_path):
         assert answer.status == 404, (method, path, answer.body)
     assert daemon.get("/v1/evals").json["data"] == []
     daemon.stop()
+
+
+# ---- models that judge ----
+
+LABEL = {"type": "label_model", "name": "label", "model": "tiny-llama", "labels": ["good", "good enough", "bad"], "passing_labels": ["good", "bad"],
+         "input": [{"role": "system", "content": "judge"}, {"role": "user", "content": [{"type": "input_text", "text": "is "}, "{{sample.output_text}} ", "{{item.a}}?"]}]}
+SCORE = {"type": "score_model", "name": "score", "model": "tiny-llama", "range": [1, 5], "pass_threshold": 3,
+         "input": [{"role": "user", "content": "rate {{sample.output_text}}"}], "sampling_params": {"temperature": 1, "seed": 5}}
+
+
+def test_judges_say_labels_and_scores_and_nothing_else(daemon):
+    rows = [graded(f"answer {i}") for i in range(24)]
+    result, found = run(daemon, [LABEL, SCORE], jsonl(rows))
+    assert result["status"] == "completed" and result["result_counts"]["errored"] == 0
+    usage, = result["per_model_usage"]
+    assert usage["model_name"] == "tiny-llama" and usage["invocation_count"] == 48 and usage["prompt_tokens"] > 0
+    scores = set()
+    for item, row in zip(found, rows):
+        label, score = item["results"]
+        said = label["sample"]["output"][0]["content"]
+        assert said in LABEL["labels"] and label["passed"] == (said in LABEL["passing_labels"])
+        assert label["sample"]["input"] == [{"role": "system", "content": "judge"},
+                                            {"role": "user", "content": f"is {row['sample']['output_text']} b?"}]
+        assert score["score"] in (1, 2, 3, 4, 5) and score["passed"] == (score["score"] >= 3)
+        assert score["sample"]["output"][0]["content"] == f"{score['score']:g}"
+        scores.add(score["score"])
+    assert len(scores) > 1
+    again, found_again = run(daemon, [LABEL, SCORE], jsonl(rows))
+    assert [[r["sample"]["output"] for r in i["results"]] for i in found_again] == [[r["sample"]["output"] for r in i["results"]] for i in found]
+    assert again["per_testing_criteria_results"][1]["score"]["n"] == 24
+
+
+def test_what_a_free_judge_says_is_read_strictly_and_shown(daemon):
+    free = {**SCORE, "output": "free", "sampling_params": {"max_completion_tokens": 4}}
+    result, found = run(daemon, [EXACT, free], jsonl([graded("b")]))
+    item, = found
+    assert item["status"] == "error" and result["result_counts"]["errored"] == 1
+    said = item["results"][1]["sample"]["output"][0]["content"]
+    assert item["results"][1]["score"] is None and "neither a number" in item["results"][1]["error"] and said is not None
+    assert item["results"][0]["passed"] # the other criterion stands
+
+
+def test_judges_within_a_formula(daemon):
+    multi = {"type": "multi", "name": "both", "calculate_output": "0.5 * score + 10 * exact", "pass_threshold": 11,
+             "graders": {"score": {k: v for k, v in SCORE.items() if k != "name"}, "exact": EXACT}}
+    result, found = run(daemon, [multi], jsonl([graded("b"), graded("c")]))
+    assert result["status"] == "completed" and [i["results"][0]["score"] >= 10.5 for i in found] == [True, False]
+    assert all(0.5 <= i["results"][0]["score"] % 10 <= 2.5 for i in found)
+    assert found[0]["results"][0]["sample"]["model"] == "tiny-llama"
+
+
+def test_a_judge_that_is_not_there_is_refused_by_name(daemon):
+    eval_id = make(daemon, [{**LABEL, "model": "tiny-lama"}])
+    answer = daemon.post(f"/v1/evals/{eval_id}/runs", {"data_source": jsonl([graded("b")])})
+    assert answer.status == 404 and answer.json["error"]["code"] == "model_not_found"
+    assert "tiny-lama" in answer.json["error"]["message"] and "judge" in answer.json["error"]["message"]
+
+
+def test_judges_answer_single_grades(client, daemon):
+    graders = client.fine_tuning.alpha.graders
+    answer = graders.run(grader=SCORE, model_sample="yes", item={})
+    assert answer.reward in (1, 2, 3, 4, 5) and answer.metadata.sampled_model_name == "tiny-llama"
+    assert answer.metadata.token_usage > 0 and answer.metadata.errors.model_grader_parse_error is False
+    assert answer.model_grader_token_usage_per_model["tiny-llama"]["invocations"] == 1
+    body = {"model_sample": "yes", "item": {"a": "x"}}
+    path = "/v1/fine_tuning/alpha/graders/"
+    assert daemon.post(path + "run", {"grader": LABEL, **body}).json["reward"] in (0, 1)
+    free = daemon.post(path + "run", {"grader": {**SCORE, "output": "free", "sampling_params": {"max_completion_tokens": 3}}, **body}).json
+    assert free["reward"] == 0 and free["metadata"]["errors"]["model_grader_parse_error"]
+    lost = daemon.post(path + "run", {"grader": {**LABEL, "model": "nobody"}, **body}).json
+    assert lost["reward"] == 0 and lost["metadata"]["errors"]["model_grader_server_error"]
+    assert "nobody" in lost["metadata"]["errors"]["model_grader_server_error_details"]
+    missing = daemon.post(path + "run", {"grader": LABEL, "model_sample": "yes", "item": {}}).json
+    assert missing["metadata"]["errors"]["invalid_variable_error"] and "{{item.a}}" in missing["metadata"]["errors"]["message"]
+    multi = {"type": "multi", "name": "m", "calculate_output": "score + label", "graders": {"score": SCORE, "label": LABEL}}
+    both = daemon.post(path + "run", {"grader": multi, **body}).json
+    assert both["reward"] == sum(both["sub_rewards"].values()) and both["model_grader_token_usage_per_model"]["tiny-llama"]["invocations"] == 2
+    assert daemon.post(path + "validate", {"grader": multi}).json == {"grader": multi}
+    refused = daemon.post(path + "validate", {"grader": {**LABEL, "model": "nobody"}})
+    assert refused.status == 404 and refused.json["error"]["code"] == "model_not_found"
+
+
+def test_tuned_models_answer_and_judge(daemon):
+    from daemon import chat_rows, job_body
+    job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", job_body(daemon.upload(chat_rows(8)).json["id"], hyper={"n_epochs": 1})).json["id"])
+    model = job["fine_tuned_model"]
+    result, found = run(daemon, [{**LABEL, "model": model}], completions([{"item": {"q": "number 1", "a": "odd"}}], model=model))
+    assert result["status"] == "completed" and result["model"] == model and [u["model_name"] for u in result["per_model_usage"]] == [model]
+    assert result["per_model_usage"][0]["invocation_count"] == 2 and found[0]["status"] in ("pass", "fail")
+
+
+def test_python_grades_in_runs(daemon):
+    source = "def grade(sample, item):\n    return len(sample['output_text']) / float(item['a'])"
+    rows = [{"item": {"q": "", "a": a}, "sample": {"output_text": "xx"}} for a in ("2", "4", "0")]
+    result, found = run(daemon, [{"type": "python", "name": "p", "source": source, "pass_threshold": 0.6}], jsonl(rows))
+    assert [(i["status"], i["results"][0]["score"]) for i in found] == [("pass", 1), ("fail", 0.5), ("error", None)]
+    assert "ZeroDivisionError" in found[2]["results"][0]["error"] and result["result_counts"]["errored"] == 1

@@ -547,6 +547,39 @@ static void stop_strings_and_end_tokens_end_a_sequence(void **state)
     gd_model_destroy(model);
 }
 
+static void outputs_that_are_given_are_the_only_ones(void **state)
+{
+    struct gd_model *model = open_model("tiny-llama");
+    struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+    int32_t prompt[20], outputs[] = {7, 8, /**/ 7, 8, 9, /**/ 30, /**/ 7, 11};
+    int begin[] = {0, 2, 5, 6, 8}, seen[4] = {0};
+    make_prompt(prompt, 20, 13, model->config.vocab);
+    struct gd_sampling sampling = greedy;
+    sampling.ignore_eos = false;
+    sampling.temperature = 5;
+    sampling.max_tokens = 4;
+    sampling.output_ids = outputs;
+    sampling.output_begin = begin;
+    sampling.output_count = 4;
+    for (int i = 0; i < 60; i++) {
+        sampling.seed = (uint64_t)i;
+        struct heard *heard = submit(infer, NULL, prompt, 20, &sampling);
+        run_all(infer);
+        int which = 0;
+        while (which < 4 && (begin[which + 1] - begin[which] != heard->count ||
+                             memcmp(outputs + begin[which], heard->ids, (size_t)heard->count * sizeof(int32_t)) != 0))
+            which++;
+        assert_true(which < 4);
+        seen[which]++;
+        assert_int_equal(heard->finish, GD_FINISH_STOP);
+        heard_destroy(heard);
+    }
+    assert_true(seen[0] > 0 && seen[1] > 0 && seen[2] > 0 && seen[3] > 0);
+    check_empty(infer);
+    gd_infer_destroy(infer);
+    gd_model_destroy(model);
+}
+
 /* A graft somewhere around its start, as it is served. */
 static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const char *options, float distance)
 {
@@ -758,7 +791,16 @@ static void bad_requests_are_refused_with_the_field(void **state)
         {{1, 2}, 2, greedy, GD_INVALID, "repetition_penalty"},
         {{1, 2}, 2, greedy, GD_INVALID, "logprobs"},
         {{1, 2}, 2, greedy, GD_INVALID, "logit_bias"},
+        {{1, 2}, 2, greedy, GD_INVALID, "choices"},
+        {{1, 2}, 2, greedy, GD_INVALID, "choices"},
+        {{1, 2}, 2, greedy, GD_INVALID, "ignore_eos"},
     };
+    for (int i = 10; i < 13; i++) {
+        cases[i].s.ignore_eos = i == 12;
+        cases[i].s.output_ids = (int32_t[]){320, 1};
+        cases[i].s.output_begin = (int[]){0, i == 11 ? 0 : 1, 2};
+        cases[i].s.output_count = 2;
+    }
     cases[3].s.max_tokens = INT32_MAX;
     cases[4].s.max_tokens = -1;
     cases[5].s.temperature = NAN;
@@ -814,6 +856,7 @@ int main(void)
         cmocka_unit_test(many_requests_of_mixed_lengths_all_finish_in_a_small_cache),
         cmocka_unit_test(echo_scores_the_prompt_exactly),
         cmocka_unit_test(stop_strings_and_end_tokens_end_a_sequence),
+        cmocka_unit_test(outputs_that_are_given_are_the_only_ones),
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
         cmocka_unit_test(virtual_rows_lead_and_are_shared),
         cmocka_unit_test(trained_tensors_are_served_as_they_were_trained),

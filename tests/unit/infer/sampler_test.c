@@ -183,6 +183,33 @@ static void filters_agree_with_the_whole_on_a_large_vocabulary(void **state)
     }
 }
 
+static void among_a_few_the_draw_follows_their_softmax(void **state)
+{
+    const float logits[] = {0.5f, -1, 2, 0, 1.5f, -3, 0.25f, 9};
+    static const int32_t few[] = {4, 0, 2};
+    struct gd_sampler sampler = {0};
+    gd_sampler_init(&sampler, 8);
+    for (int round = 0; round < 3; round++) {
+        struct gd_sampling sampling = plain;
+        sampling.temperature = round == 2 ? 0 : 2;
+        sampling.top_p = round == 1 ? 0.7 : 1; /* of .44, .35, .21 */
+        int counts[VOCAB_MAX] = {0};
+        double p[VOCAB_MAX], sum = 0;
+        softmax(p, logits, 8, 2);
+        for (int i = 0; i < 8; i++)
+            sum += p[i] *= i == 2 || (round < 2 && i == 4) || (round == 0 && i == 0);
+        for (int i = 0; i < 8; i++)
+            p[i] /= sum;
+        for (uint32_t i = 0; i < DRAWS; i++) {
+            int32_t ids[3];
+            memcpy(ids, few, sizeof ids);
+            counts[gd_sample_among(&sampler, logits, &sampling, NULL, NULL, ids, 3, 0, i)]++;
+        }
+        check_distribution(counts, p, 8);
+    }
+    gd_sampler_release(&sampler);
+}
+
 static void bias_and_penalties_change_the_choice_by_their_formulas(void **state)
 {
     struct gd_sampler sampler = {0};
@@ -262,6 +289,7 @@ int main(void)
         cmocka_unit_test(top_p_counts_what_top_k_left),
         cmocka_unit_test(min_p_keeps_what_is_large_against_the_largest),
         cmocka_unit_test(filters_agree_with_the_whole_on_a_large_vocabulary),
+        cmocka_unit_test(among_a_few_the_draw_follows_their_softmax),
         cmocka_unit_test(bias_and_penalties_change_the_choice_by_their_formulas),
         cmocka_unit_test(the_same_key_gives_the_same_draw_and_another_choice_another),
         cmocka_unit_test(logprobs_are_the_log_softmax_in_falling_order),
