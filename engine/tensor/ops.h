@@ -53,6 +53,15 @@ struct gd_value *gd_mix_middle(struct gd_graph *g, struct gd_value *x, struct gd
 /* sum over t and p of a[t][i][p] b[t][j][p], f32 [rows, m]: the backward of mix_middle for w. a: [T, rows p], b: [T, m p] */
 struct gd_value *gd_outer_middle(struct gd_graph *g, struct gd_value *a, struct gd_value *b, int64_t rows);
 
+/* Rotations from skew-symmetric matrices (cayley.h): x f32 [n, size (size - 1) / 2] -> f32 [n size, size]. terms 0: exact. */
+struct gd_value *gd_cayley_rotation(struct gd_graph *g, struct gd_value *x, int64_t size, int terms);
+struct gd_value *gd_cayley_grad(struct gd_graph *g, struct gd_value *x, struct gd_value *dy, int64_t size, int terms);
+
+/* Rows of x as n rows of b, each times its square of r f32 [n b, b], or times the one of r [b, b]; or times its transpose. */
+struct gd_value *gd_block_rotate(struct gd_graph *g, struct gd_value *x, struct gd_value *r, bool transpose);
+/* The backward of block_rotate for r: sums of outer products of parts of `size`; shared: of all parts. */
+struct gd_value *gd_block_outer(struct gd_graph *g, struct gd_value *a, struct gd_value *b, int64_t size, bool shared);
+
 /* m[o] / ||w[o] + scale b[o] a||, 0 for a row of zeros; w: weight [out, in], b: f32 [out, r], a: f32 [r, in], m: f32 [out] ->
  * f32 [out]. Differentiable in m; the norm counts as a constant. */
 struct gd_value *gd_row_norm_ratio(struct gd_graph *g, struct gd_value *w, struct gd_value *b, struct gd_value *a, double scale,

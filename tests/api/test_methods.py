@@ -15,6 +15,7 @@ SETTINGS = {
     "pissa": ({"type": "lora", "r": 8, "init_lora_weights": "pissa"}, 5e-3),
     "loha": ({"r": 4}, 2e-2),
     "lokr": ({"r": 4, "alpha": 8}, 2e-2),
+    "oft": ({"oft_block_size": 16}, 1e-2),
     "ia3": ({"target_modules": "all-linear"}, 0.1),
     "ln_tuning": ({}, 0.05),
     "houlsby": ({"reduction_factor": 4, "learned_scaling": True}, 0.01),

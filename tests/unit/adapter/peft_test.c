@@ -133,7 +133,7 @@ static void check_pefts_folder(const char *method)
 
 static void adapters_written_by_peft_give_pefts_logits(void **state)
 {
-    static const char *const variants[] = {"dora", "pissa", "lokr_full"};
+    static const char *const variants[] = {"dora", "pissa", "oft_cayley", "lokr_full"};
     for (size_t i = 0; i < GD_COUNT(variants); i++)
         check_pefts_folder(variants[i]);
     for (int i = 0; i < gd_adapter_count; i++)
@@ -217,6 +217,8 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"loha\", \"r\": 3, \"alpha\": 1.5}",
         "{\"type\": \"lokr\", \"r\": 2, \"decompose_both\": true, \"decompose_factor\": 3, \"target_modules\": [\"v_proj\", \"mlp.up_proj\"]}",
         "{\"type\": \"lokr\", \"r\": 2, \"target_modules\": [\"k_proj\", \"down_proj\"]}",
+        "{\"type\": \"oft\", \"oft_block_size\": 4, \"num_cayley_neumann_terms\": 3}",
+        "{\"type\": \"oft\", \"r\": 2, \"oft_block_size\": 0, \"use_cayley_neumann\": false, \"block_share\": true}",
         "{\"type\": \"vera\", \"r\": 5, \"vera_dropout\": 0.1}",
         "{\"type\": \"houlsby\", \"reduction_factor\": 7, \"learned_scaling\": true, \"target_modules\": [\"mlp\", \"layers.0.self_attn\"]}",
         "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
@@ -329,6 +331,9 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count_of(lokr, "\"r\": 3, \"decompose_both\": true", config->layers * 2 * (3 * (8 + 4) + 3 * (8 + 8)));
     check_count_of(lokr, "\"r\": 3, \"decompose_factor\": 2", config->layers * 2 * (2 * 2 + 3 * (32 + 16)));
     check_count_of(lokr, "\"r\": 3, \"decompose_factor\": 3", config->layers * 2 * (2 * 2 + 3 * (32 + 16)));
+    check_count("{\"type\": \"oft\", \"oft_block_size\": 8, \"target_modules\": [\"q_proj\"]}", config->layers * 4 * 28);
+    check_count("{\"type\": \"oft\", \"r\": 2, \"oft_block_size\": 0, \"target_modules\": [\"q_proj\"]}", config->layers * 2 * 120);
+    check_count("{\"type\": \"oft\", \"oft_block_size\": 8, \"block_share\": true, \"target_modules\": [\"q_proj\"]}", config->layers * 28);
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
     check_count("{\"type\": \"p_tuning\", \"num_virtual_tokens\": 9, \"encoder_hidden_size\": 5}",
                 (9 + 5 + 5 + 1) * config->width + 5 + 5 * 5 + 5);
@@ -447,7 +452,7 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"lorra\"}", "adapter.type", "'lora'");
     refuse("{\"r\": 0}", "adapter.r", "r");
     refuse("{\"rank\": 8}", "adapter.rank", "rank");
-    refuse("{\"type\": \"ia3\", \"r\": 8}", "adapter.r", "'lora', 'vera', not of 'ia3'");
+    refuse("{\"type\": \"ia3\", \"r\": 8}", "adapter.r", "not of 'ia3'");
     refuse("{\"d_initial\": 0.5}", "adapter.d_initial", "'vera'");
     refuse("{\"lora_alpa\": 5}", "adapter.lora_alpa", "lora_alpha");
     refuse("{\"loraplus_lr_ratio\": -1}", "adapter.loraplus_lr_ratio", "loraplus_lr_ratio");
@@ -469,6 +474,11 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"loha\", \"r\": 500}", "adapter.r", "at most");
     refuse("{\"type\": \"loha\", \"lora_alpha\": 8}", "adapter.lora_alpha", "'lora'");
     refuse("{\"type\": \"lokr\", \"decompose_factor\": 0}", "adapter.decompose_factor", "give -1");
+    refuse("{\"type\": \"oft\", \"oft_block_size\": 12}", "adapter.oft_block_size", "32 inputs of model.layers.0.self_attn.q_proj");
+    refuse("{\"type\": \"oft\", \"r\": 4}", "adapter.oft_block_size", "not both");
+    refuse("{\"type\": \"oft\", \"oft_block_size\": 0}", "adapter.oft_block_size", "give one of them");
+    refuse("{\"type\": \"oft\", \"r\": 32, \"oft_block_size\": 0}", "adapter.r", "two and more");
+    refuse("{\"type\": \"oft\", \"num_cayley_neumann_terms\": 1}", "adapter.num_cayley_neumann_terms", "2");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"type\": \"p_tuning\", \"encoder_reparameterization_type\": \"LSTM\"}", "adapter.encoder_reparameterization_type", "there are 'MLP'");
@@ -533,6 +543,10 @@ static void leftovers_and_foreign_bases_are_errors(void **state)
     load_must_fail(folder, "use_qalora");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 2, \"init_lora_weights\": \"pissa\", \"target_modules\": [\"q_proj\"]}");
     load_must_fail(folder, "path_initial_model_for_weight_conversion");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"OFT\", \"oft_block_size\": 8, \"target_modules\": [\"q_proj\"]}");
+    load_must_fail(folder, "sign of the rotation");
+    damage(folder, "adapter_config.json", "{\"peft_type\": \"OFT\", \"oft_block_size\": 8, \"use_cayley_neumann\": true, \"peft_version\": \"0.17.1\"}");
+    load_must_fail(folder, "PEFT 0.17.1 is another series");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"XLORA\"}");
     load_must_fail(folder, "XLORA");
     damage(folder, "adapter_config.json", "{\"peft_type\": \"VERA\"}");

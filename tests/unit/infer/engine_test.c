@@ -621,6 +621,8 @@ static const struct {
     {"{\"type\": \"loha\", \"r\": 9}", 0.2f},
     {"{\"type\": \"lokr\", \"r\": 1, \"decompose_both\": true}", 0.5f},
     {"{\"type\": \"lokr\", \"r\": 3, \"decompose_factor\": 2}", 0.2f},
+    {"{\"type\": \"oft\", \"oft_block_size\": 8}", 0.1f},
+    {"{\"type\": \"oft\", \"r\": 2, \"oft_block_size\": 0, \"use_cayley_neumann\": false, \"block_share\": true}", 0.1f},
     {"{\"type\": \"ia3\"}", 0.3f},
     {"{\"type\": \"vera\", \"r\": 24}", 1.0f},
     {"{\"type\": \"ln_tuning\"}", 0.2f},

@@ -48,6 +48,8 @@ static double fill_at(const struct gd_case_input *input, uint64_t key, int64_t i
         return test_normal(key, (uint64_t)i);
     case GD_FILL_POSITIVE:
         return 0.5 + test_uniform(key, (uint64_t)i);
+    case GD_FILL_SMALL:
+        return 0.05 * test_normal(key, (uint64_t)i);
     case GD_FILL_IDS:
         return floor(test_uniform(key, (uint64_t)i) * (double)input->fill_limit);
     case GD_FILL_POSITIONS:

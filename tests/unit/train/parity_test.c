@@ -33,6 +33,9 @@ static const struct kind {
     {"lokr", "{\"type\": \"lokr\", \"r\": 3, \"alpha\": 6, \"decompose_both\": true, \"decompose_factor\": 2, "
              "\"target_modules\": [\"q_proj\", \"down_proj\"]}"},
     {"lokr_full", "{\"type\": \"lokr\", \"alpha\": 4, \"target_modules\": [\"q_proj\", \"v_proj\", \"down_proj\"]}"},
+    {"oft", "{\"type\": \"oft\", \"oft_block_size\": 8, \"target_modules\": [\"q_proj\", \"down_proj\"]}"},
+    {"oft_cayley", "{\"type\": \"oft\", \"r\": 4, \"oft_block_size\": 0, \"use_cayley_neumann\": false, \"block_share\": true, "
+                   "\"target_modules\": [\"q_proj\", \"down_proj\"]}"},
     {"ln_tuning", "{\"type\": \"ln_tuning\"}"},
     {"ia3", "{\"type\": \"ia3\"}"},
     {"vera", "{\"type\": \"vera\", \"r\": 8}"},
