@@ -148,6 +148,9 @@ static bool parse_reference(struct gd_job_spec *spec, const cJSON *options, cons
         return false;
     spec->reference = (enum gd_reference)reference;
     snprintf(param, sizeof param, "%s.reference", path);
+    if (has && reference == GD_REFERENCE_NONE && gd_preference_answers(&spec->preference) == GD_ANSWERS_LABELLED)
+        return gd_fail_param(err, GD_INVALID, param, "loss %s cannot do without a reference: one answer is likely or not only against it",
+                             spec->preference.term[0].loss->name);
     return has || reference == GD_REFERENCE_NONE ||
            gd_fail_param(err, GD_INVALID, param, "loss %s compares with no reference; leave %s out, or set it to 'none'",
                          spec->preference.term[0].loss->name, param);

@@ -872,9 +872,10 @@ static bool write_result(struct gd_trainer *trainer, struct gd_error *err)
 enum part { TRAIN, VALID, FULL_VALID };
 
 /* Means over the answers of a step or of the validation file; a side that has no row has none. */
-static int add_answer_metrics(struct gd_metric *metrics, enum part part, const struct gd_preference *preference,
+static int add_answer_metrics(struct gd_metric *metrics, enum part part, const struct gd_job_spec *spec,
                               const struct step_result *result)
 {
+    const struct gd_preference *preference = &spec->preference;
     static const char *const names[][10] = {
         {"rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "logps_chosen", "logps_rejected", "kl",
          "reward_shift", "rows_desirable", "rows_undesirable"},
@@ -894,7 +895,7 @@ static int add_answer_metrics(struct gd_metric *metrics, enum part part, const s
         {true, (double)sums->preferred / (double)sums->rows},
         {chosen > 0, sums->logp_chosen / chosen},
         {rejected > 0, sums->logp_rejected / rejected},
-        {gd_preference_has(preference, GD_LOSS_REFERENCE), kto ? result->kl : sums->ratio / answers},
+        {spec->reference != GD_REFERENCE_NONE, kto ? result->kl : sums->ratio / answers},
         {gd_preference_has(preference, GD_LOSS_SHIFT), preference->term[0].parameter[GD_PREFERENCE_BETA] * result->shift},
         {labelled, chosen},
         {labelled, rejected},
@@ -907,7 +908,7 @@ static int add_answer_metrics(struct gd_metric *metrics, enum part part, const s
 }
 
 /* What is said of a step's rows, or of the validation file's, by their kind. */
-static int add_row_metrics(struct gd_metric *metrics, enum part part, const struct gd_preference *preference,
+static int add_row_metrics(struct gd_metric *metrics, enum part part, const struct gd_job_spec *spec,
                            const struct step_result *result)
 {
     static const char *const loss[] = {"train_loss", "valid_loss", "full_valid_loss"};
@@ -915,7 +916,7 @@ static int add_row_metrics(struct gd_metric *metrics, enum part part, const stru
     int count = 0;
     metrics[count++] = (struct gd_metric){loss[part], result->loss};
     if (result->pairs.rows > 0)
-        return part == FULL_VALID ? count : count + add_answer_metrics(metrics + count, part, preference, result);
+        return part == FULL_VALID ? count : count + add_answer_metrics(metrics + count, part, spec, result);
     metrics[count++] = (struct gd_metric){accuracy[part],
                                           result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0};
     return count;
@@ -942,7 +943,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     bool last = step == trainer->total_steps;
     double seconds = gd_time_monotonic() - started;
     struct gd_metric metrics[METRICS_MAX];
-    int count = add_row_metrics(metrics, TRAIN, &spec->preference, result);
+    int count = add_row_metrics(metrics, TRAIN, spec, result);
     if (trainer->graft->method->penalty != NULL)
         metrics[count++] = (struct gd_metric){"penalty_loss", result->penalty};
     metrics[count++] = (struct gd_metric){"learning_rate", result->learning_rate};
@@ -952,7 +953,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     bool evaluated = trainer->valid != NULL && (last || step % spec->eval_interval == 0);
     if (evaluated && !evaluate(trainer, &valid, err))
         return false;
-    count += evaluated ? add_row_metrics(metrics + count, VALID, &spec->preference, &valid) : 0;
+    count += evaluated ? add_row_metrics(metrics + count, VALID, spec, &valid) : 0;
 
     struct gd_best *best = &trainer->state.best;
     bool improved = gd_best_consider(best, &spec->evaluation, step, metrics, count);
@@ -961,7 +962,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     char *folder = NULL;
     bool ok = !keep || (begin_checkpoint(trainer, &folder, err) && run_evals(trainer, folder, metrics, &count, err));
     if (ok && evaluated && (last || gd_best_stops(best, &spec->evaluation)))
-        count += add_row_metrics(metrics + count, FULL_VALID, &spec->preference, &valid);
+        count += add_row_metrics(metrics + count, FULL_VALID, spec, &valid);
     assert(count <= METRICS_MAX);
     if (ok && trainer->observer.step != NULL)
         trainer->observer.step(trainer->observer.context, step, trainer->total_steps, trainer->state.trained_tokens,

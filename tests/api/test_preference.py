@@ -224,9 +224,10 @@ def test_the_document_and_the_readme_name_the_losses_that_there_are(daemon, pair
         daemon.post(f"/v1/fine_tuning/jobs/{job.json['id']}/cancel")
 
 
-def test_the_readme_example_works(daemon, tmp_path):
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_readme_examples_work(daemon, tmp_path, number):
     section = (ROOT / "README.md").read_text().split("## Preferences")[1]
-    block = re.search(r"((?:^    .*\n)+)", section, re.MULTILINE).group(1)
+    block = re.findall(r"((?:^    .*\n)+)", section.split("\n## ")[0], re.MULTILINE)[number]
     script = textwrap.dedent(block).replace("http://127.0.0.1:8900", daemon.url).replace("SmolLM2-135M-Instruct", "tiny-llama")
     made = subprocess.run(["bash", "-euc", script], cwd=tmp_path, stdout=subprocess.PIPE, check=True)
     job = daemon.wait_job(json.loads(made.stdout)["id"])

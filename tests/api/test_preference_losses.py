@@ -87,13 +87,14 @@ def test_rows_with_two_answers_become_two_labelled_ones(daemon, pairs):
     (preference("sigmoid", f_divergence_type="js_divergence"), 0.693147),
     (preference("sigmoid", f_divergence_type="alpha", f_alpha_divergence_coef=0.3), 0.693147),
     (preference("ipo", length_normalize=False), 25), (preference("dpo", ld_alpha=0.5), 0.693147),
-    (preference("dpo", use_weighting=True), None), (preference("cpo", alpha=0.25, label_smoothing=0.1), None)])
+    (preference("hinge", reference="none", beta=0.05), None), (preference("dpo", use_weighting=True), None), (preference("cpo", alpha=0.25, label_smoothing=0.1), None)])
 def test_sums_and_modifiers_widen_the_margin(daemon, pairs, method, first):
     job, values = succeed(daemon, pairs, method, validation_file=pairs)
     margin = [float(v) for v in values["reward_margin"].values()]
     assert sum(margin[-4:]) > sum(margin[:4])
     assert first is None or abs(float(values["train_loss"][1]) - first) < 1e-5
-    assert "valid_reward_margin" in values and ("kl" in values) == (method["preference"].get("loss") != "cpo")
+    compares = method["preference"].get("loss") != "cpo" and "reference" not in method["preference"]
+    assert "valid_reward_margin" in values and ("kl" in values) == compares
 
 
 @pytest.mark.parametrize("loss", ["tpo", "tpo_l"])
@@ -162,6 +163,7 @@ def test_rows_that_do_not_fit_the_loss_fail_the_job_with_line_and_way_out(daemon
 @pytest.mark.parametrize("method,param,part", [
     (preference("kto", hyper={"batch_size": 1}), "method.preference.hyperparameters.batch_size", "2"),
     (preference(["dpo", "kto"]), "method.preference.loss", "cannot be summed"),
+    (preference("kto", reference="none"), "method.preference.reference", "kto"),
     (preference("bco", udm=True), "method.preference.udm", ""),
     (preference("simpo", f_divergence_type="js"), "method.preference.f_divergence_type", "simpo"),
     (preference("aot", use_weighting=True), "method.preference.use_weighting", "aot"),
