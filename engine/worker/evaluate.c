@@ -109,7 +109,7 @@ static bool seat(struct evaluation *evaluation, const char *id, struct gd_reside
     struct gd_residents *residents = evaluation->options->residents;
     const struct gd_evaluate_model *model = find_model(evaluation, id, err);
     *graft = NULL;
-    if (model == NULL || !gd_residents_model(residents, model->base_id, model->base_path, GD_QUANTIZATION_NONE, resident, err))
+    if (model == NULL || !gd_residents_model(residents, model->base_id, model->base_path, model->quantization, resident, err))
         return false;
     int at = 0;
     while (at < evaluation->held_count && evaluation->held[at] != (*resident)->model)

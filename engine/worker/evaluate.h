@@ -24,6 +24,7 @@
 struct gd_evaluate_model {
     const char *id, *base_id, *base_path;
     const char *adapter_path; /* NULL: the base itself */
+    enum gd_quantization quantization; /* of the base */
 };
 
 /* One finished item. */

@@ -1,5 +1,6 @@
 /* job.c - one job inside the worker, and how fine-tuning is done: trainer callbacks become frames; requests are served
  * between ops. */
+#include "engine/worker/attached.h"
 #include "engine/worker/read_back.h"
 #include "engine/worker/worker.h"
 
@@ -16,6 +17,7 @@
 struct job {
     struct gd_worker *worker;
     const struct gd_model *model; /* held while the job runs */
+    struct gd_attached attached;
     struct gd_trainer *trainer;
 };
 
@@ -134,6 +136,31 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
     return wait_until_stored(job->worker, step, err);
 }
 
+/* A pause waits for the evals of this checkpoint: the next attempt does not repeat them. */
+static enum gd_evaluate_command poll_evals(void *context, bool idle)
+{
+    struct gd_worker *worker = ((struct job *)context)->worker;
+    cJSON *message;
+    while ((message = gd_channel_receive(&worker->channel, 0)) != NULL) {
+        gd_worker_message(worker, message);
+        cJSON_Delete(message);
+    }
+    atomic_fetch_add(&worker->watermark, 1);
+    gd_worker_publish_stats(worker);
+    return worker->stop == GD_STOP_CANCEL ? GD_EVALUATE_STOP : GD_EVALUATE_GO;
+}
+
+static bool on_evaluate(void *context, int64_t step, const char *folder, const cJSON *evals, struct gd_metric *metrics, int metric_max,
+                        int *metric_count, struct gd_error *err)
+{
+    struct job *job = context;
+    job->attached.residents = &job->worker->residents;
+    job->attached.base = job->model;
+    job->attached.poll = poll_evals;
+    job->attached.context = job;
+    return gd_attached_run(&job->attached, folder, evals, metrics, metric_max, metric_count, err);
+}
+
 static bool on_read_back(void *context, const char *folder, const struct gd_probe *probe, struct gd_error *err)
 {
     struct job *job = context;
@@ -176,7 +203,8 @@ static bool train(struct gd_worker *worker, const cJSON *message, struct job *jo
                                              .validation_path = validation, .init_path = init, .keep_checkpoints = (int)keep,
                                              .created_at = created_at};
         struct gd_train_observer observer = {.context = job, .poll = poll_job, .message = on_message, .started = on_started,
-                                             .step = on_step, .checkpoint = on_checkpoint, .read_back = on_read_back};
+                                             .step = on_step, .checkpoint = on_checkpoint, .evaluate = on_evaluate,
+                                             .read_back = on_read_back};
         gd_residents_hold(&worker->residents, model, 1);
         job->model = model;
         ok = gd_trainer_create(&job->trainer, model, &spec, &options, &observer, err) && gd_trainer_run(job->trainer, err);

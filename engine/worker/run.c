@@ -4,6 +4,7 @@
 #include "engine/base/log.h"
 #include "engine/tensor/device.h"
 #include "engine/train/trainer.h"
+#include "engine/worker/attached.h"
 #include "engine/worker/command.h"
 #include "engine/worker/read_back.h"
 #include "engine/worker/usage.h"
@@ -35,6 +36,8 @@ static const char help[] =
     "\n"
     "Exit code: 0 done, 1 failed or stopped (SIGTERM and ^C write a checkpoint first), 2 wrong usage.\n";
 
+#define CACHE_BYTES ((size_t)512 << 20) /* at most, of keys and values, where the job generates */
+
 static volatile sig_atomic_t stop_requested;
 
 static void on_signal(int number)
@@ -43,7 +46,9 @@ static void on_signal(int number)
 }
 
 struct progress {
-    struct gd_model *model;
+    struct gd_residents residents;
+    struct gd_resident *resident; /* the only one with a job: it stays where it is */
+    struct gd_attached attached;
     bool terminal;
     FILE *metrics;
     double started;
@@ -155,19 +160,32 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
     return true;
 }
 
-#define READ_BACK_CACHE_BYTES ((size_t)512 << 20)
+static enum gd_evaluate_command poll_evals(void *context, bool idle)
+{
+    return stop_requested ? GD_EVALUATE_STOP : GD_EVALUATE_GO;
+}
+
+static bool on_evaluate(void *context, int64_t step, const char *folder, const cJSON *evals, struct gd_metric *metrics, int metric_max,
+                        int *metric_count, struct gd_error *err)
+{
+    struct progress *progress = context;
+    int before = *metric_count;
+    if (!gd_attached_run(&progress->attached, folder, evals, metrics, metric_max, metric_count, err))
+        return false;
+    end_line(progress);
+    for (int i = before; i < *metric_count; i++)
+        printf("%s %g\n", metrics[i].name, metrics[i].value);
+    return true;
+}
 
 static bool on_read_back(void *context, const char *folder, const struct gd_probe *probe, struct gd_error *err)
 {
     struct progress *progress = context;
     struct gd_graft *graft = NULL;
-    struct gd_infer *infer = NULL;
     double difference = 0;
-    bool ok = gd_graft_load(&graft, progress->model, folder, err) && gd_graft_make_prefix(graft, err) &&
-              gd_infer_create(&infer, progress->model, READ_BACK_CACHE_BYTES, err) &&
-              gd_read_back(infer, graft, probe, &difference, err);
-    gd_infer_destroy(infer);
-    gd_graft_destroy(graft);
+    bool ok = gd_residents_infer(&progress->residents, progress->resident, err) &&
+              gd_residents_graft(&progress->residents, progress->resident, folder, &graft, err) &&
+              gd_read_back(progress->resident->infer, graft, probe, &difference, err);
     end_line(progress);
     if (ok)
         printf("read back: log-probabilities of %d tokens differ by %.1e in the mean\n", probe->count, difference);
@@ -204,26 +222,28 @@ struct options {
 static bool run_job(const struct options *options, struct gd_error *err)
 {
     struct gd_job_spec spec = {0};
-    struct gd_model *model = NULL;
     struct gd_trainer *trainer = NULL;
-    int plain = 0;
     char *id = NULL, *path = NULL;
     struct progress progress = {.terminal = isatty(STDOUT_FILENO) && getenv("NO_COLOR") == NULL};
+    gd_residents_init(&progress.residents, CACHE_BYTES);
     cJSON *body = gd_json_parse_file(options->job, 16u << 20, err);
     bool parsed = body != NULL && gd_job_spec_parse(&spec, body, err);
     bool ok = parsed && refuse_old_run(options->out, options->resume, err) &&
               gd_device_init(options->device, (int)options->threads, err) &&
               gd_usage_model(spec.model, options->models, &id, &path, err) && gd_mkdirs(options->out, err) &&
-              gd_model_open(&model, id, path, err) && gd_model_quantise(model, spec.quantization, &plain, err);
+              gd_residents_model(&progress.residents, id, path, spec.quantization, &progress.resident, err);
     if (ok && options->metrics != NULL) {
         progress.metrics = fopen(options->metrics, options->resume ? "a" : "w");
         ok = progress.metrics != NULL || gd_fail_errno(err, errno, "open %s", options->metrics);
     }
-    progress.model = model;
     if (ok) {
+        const struct gd_model *model = progress.resident->model;
+        gd_residents_hold(&progress.residents, model, 1);
+        progress.attached = (struct gd_attached){.residents = &progress.residents, .base = model, .models_dir = options->models,
+                                                 .poll = poll_evals};
         struct gd_train_observer observer = {.context = &progress, .poll = poll_signals, .message = on_message,
                                              .started = on_started, .step = on_step, .checkpoint = on_checkpoint,
-                                             .read_back = on_read_back};
+                                             .evaluate = on_evaluate, .read_back = on_read_back};
         struct gd_trainer_options trainer_options = {.job_id = "run", .folder = options->out,
                                                      .training_path = spec.training_file,
                                                      .validation_path = spec.validation_file,
@@ -237,7 +257,7 @@ static bool run_job(const struct options *options, struct gd_error *err)
     if (progress.metrics != NULL)
         fclose(progress.metrics);
     gd_trainer_destroy(trainer);
-    gd_model_destroy(model);
+    gd_residents_release(&progress.residents);
     if (parsed)
         gd_job_spec_release(&spec);
     cJSON_Delete(body);
