@@ -95,6 +95,9 @@ cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
     move_member(out, body, "precision");
     move_member(out, body, "quantization");
     move_member(out, body, "evaluation");
+    cJSON *eval;
+    cJSON_ArrayForEach(eval, gd_json_find(gd_json_find(out, "evaluation"), "evals"))
+        cJSON_DeleteItemFromObjectCaseSensitive(eval, "models"); /* where judges are is the server's own business */
     cJSON_Delete(body);
     const cJSON *resolved = gd_json_find(gd_json_find(out, "hyperparameters"), "precision");
     if (resolved != NULL)

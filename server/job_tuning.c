@@ -3,6 +3,7 @@
 #include "engine/base/fsio.h"
 #include "server/files.h"
 #include "server/job.h"
+#include "server/job_attached.h"
 #include "server/models.h"
 #include <inttypes.h>
 #include <string.h>
@@ -51,6 +52,10 @@ static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored
     gd_free(start);
     cJSON_AddNumberToObject(message, "keep_checkpoints", job->app->config.keep_checkpoints);
     cJSON_AddNumberToObject(message, "created_at", (double)job->record.created_at);
+    if (!gd_attached_place(job->app, cJSON_GetObjectItemCaseSensitive(gd_json_find(spec, "evaluation"), "evals"), err)) {
+        cJSON_Delete(message);
+        message = NULL;
+    }
     gd_free(training);
     gd_free(validation);
     gd_free(folder);

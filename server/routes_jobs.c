@@ -4,6 +4,7 @@
 #include "engine/train/spec.h"
 #include "server/handlers.h"
 #include "server/http.h"
+#include "server/job_attached.h"
 #include "server/job_change.h"
 #include "server/job_json.h"
 #include "server/metadata.h"
@@ -26,7 +27,7 @@ struct create {
     struct gd_job_record record;
     struct gd_job_record earlier;    /* the job that this Idempotency-Key made */
     struct gd_model_record start;    /* what spec.init_from names */
-    bool repeated, seed_given, tried_again;
+    bool repeated, seed_given, tried_again, resolved;
 };
 
 static void release_create(struct create *create)
@@ -165,6 +166,9 @@ static bool look_up_for_create(struct gd_db *db, void *argument, struct gd_error
 {
     struct create *create = argument;
     const struct gd_job_record *record = &create->record;
+    if (!create->resolved && !gd_attached_resolve(db, record->project, create->spec.evaluation.evals, err))
+        return false;
+    create->resolved = true;
     if (record->idempotency_key != NULL && !gd_db_job_by_idempotency(db, record->project, record->idempotency_key,
                                                                      &create->earlier, &create->repeated, err))
         return false;
@@ -227,6 +231,14 @@ static void set_text(char **text, const char *value)
     *text = copy;
 }
 
+static void renew_body(struct create *create)
+{
+    cJSON *body = gd_job_spec_json(&create->spec);
+    gd_free(create->record.body);
+    create->record.body = gd_json_print(body);
+    cJSON_Delete(body);
+}
+
 /* The tuned model that the job starts from is found: its base is the job's. */
 static bool adopt_start(struct create *create, struct gd_error *err)
 {
@@ -240,10 +252,6 @@ static bool adopt_start(struct create *create, struct gd_error *err)
     set_text(&create->spec.model, start->base_model);
     set_text(&create->record.model, start->base_model);
     set_text(&create->record.start_folder, start->folder);
-    cJSON *body = gd_job_spec_json(&create->spec);
-    gd_free(create->record.body);
-    create->record.body = gd_json_print(body);
-    cJSON_Delete(body);
     return true;
 }
 
@@ -260,8 +268,11 @@ static void on_looked_up(void *argument, const struct gd_error *stored)
         fail_create(create, &err);
     } else if (create->repeated) {
         reply_repeated(create);
+    } else if (!gd_attached_check_bases(create->app, create->spec.evaluation.evals, &err)) {
+        fail_create(create, &err);
     } else {
         struct gd_job_record record;
+        renew_body(create);
         gd_job_record_copy(&record, &create->record);
         gd_scheduler_submit(create->app->scheduler, &record, on_created, create);
     }

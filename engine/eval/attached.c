@@ -5,15 +5,29 @@
 #include <stdio.h>
 #include <string.h>
 
+/* A stored eval's config is as it was answered. */
+static bool parse_spec(struct gd_attached_eval *eval, const cJSON *json, bool stored, struct gd_error *err)
+{
+    const cJSON *config = gd_json_find(json, "data_source_config"), *criteria = gd_json_find(json, "testing_criteria");
+    if (!stored)
+        return gd_eval_spec_parse(&eval->spec, json, err);
+    if (config == NULL || criteria == NULL)
+        return gd_fail_param(err, GD_UNSUPPORTED, "eval_id", "eval_id names an eval of a server: in the foreground, give its "
+                             "data_source_config and testing_criteria instead");
+    return gd_eval_spec_restore(&eval->spec, config, criteria, err);
+}
+
 static bool parse_parts(struct gd_attached_eval *eval, const cJSON *json, struct gd_error *err)
 {
-    static const char *const known[] = {"name", "data_source_config", "testing_criteria", "data_source", "max_items", "file_path",
-                                        "second_file_path", "models", NULL};
+    static const char *const known[] = {"name", "data_source_config", "testing_criteria", "data_source", "max_items", "eval_id",
+                                        "file_path", "second_file_path", "models", NULL};
     const cJSON *given = NULL;
+    const char *stored = NULL;
     eval->max_items = GD_EVAL_ITEMS_MAX;
     if (!gd_json_only_known(json, "", known, err) || !gd_json_get_string(json, "", "name", true, 1, 64, &eval->name, err) ||
         !gd_json_get_int(json, "", "max_items", false, 1, GD_EVAL_ITEMS_MAX, &eval->max_items, err) ||
-        !gd_json_get_object(json, "", "data_source", true, &given, err) || !gd_eval_spec_parse(&eval->spec, json, err))
+        !gd_json_get_object(json, "", "data_source", true, &given, err) ||
+        !gd_json_get_string(json, "", "eval_id", false, 1, 64, &stored, err) || !parse_spec(eval, json, stored != NULL, err))
         return false;
     if (gd_json_find(given, "model") != NULL)
         return gd_fail_param(err, GD_INVALID, "data_source.model", "data_source.model: the job's own checkpoints answer; leave it out");

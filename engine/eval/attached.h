@@ -9,6 +9,7 @@
  * Life     parse -> (open the source) -> release, also after a failed parse.
  *
  *   {name, data_source_config, testing_criteria, data_source, max_items}
+ *   {name, eval_id, data_source, max_items}     the server adds the stored eval's data_source_config and testing_criteria
  *
  * data_source is that of a run, without `model`: the checkpoint answers.
  */
