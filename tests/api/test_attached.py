@@ -41,15 +41,14 @@ def test_scores_of_checkpoints_are_metrics_and_choose_the_best(daemon):
     job = daemon.wait_job(made.json["id"])
     assert job["status"] == "succeeded", job["error"]
     metrics = daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json
-    names = {series["name"]: series["points"] for series in metrics["data"]}
+    series = {entry["name"]: dict(zip(entry["x"], entry["last"])) for entry in metrics["series"]}
     for name in ("eval/stored", "eval/stored_passed", "eval/inline"):
-        assert len(names[name]) >= 2
-        assert all(0 <= point["value"] <= 1 for point in names[name])
-    assert all(point["value"] == 0 for point in names["eval/stored_errors"])
+        assert len(series[name]) >= 2 and all(0 <= value <= 1 for value in series[name].values())
+    assert set(series["eval/stored_errors"].values()) == {0}
     told = [event["message"] for event in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=100").json["data"]]
-    best = max(names["eval/stored"], key=lambda point: (point["value"], -point["step"]))
-    last = max(point["step"] for point in names["eval/stored"])
-    assert best["step"] == last or any(f"the adapter of step {best['step']}:" in message for message in told)
+    scores = series["eval/stored"]
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert best == max(scores) or any(f"the adapter of step {int(best)}:" in message for message in told)
 
 
 @pytest.mark.parametrize("change, param, words", [
