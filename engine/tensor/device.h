@@ -41,6 +41,7 @@ bool gd_device_quiet_environment(void);
 /* Vector work outside graphs; fixed order of summation for a thread count. */
 void gd_vector_zero(float *x, int64_t count);
 void gd_vector_add(float *y, const float *x, int64_t count);                 /* y += x */
+void gd_vector_add_squares(float *y, const float *x, int64_t count);         /* y += x x */
 void gd_vector_scale(float *x, float factor, int64_t count);
 double gd_vector_sum_squares(const float *x, int64_t count);
 bool gd_vector_all_finite(const float *x, int64_t count);

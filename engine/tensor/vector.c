@@ -23,6 +23,12 @@ GD_KERNEL static double sum_squares(const float *x, int64_t count)
     return sum;
 }
 
+GD_KERNEL static void add_squares(float *y, const float *x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        y[i] += x[i] * x[i];
+}
+
 /* x - x is 0 for finite x and NaN otherwise. */
 GD_KERNEL static bool all_finite(const float *x, int64_t count)
 {
@@ -48,6 +54,15 @@ void gd_vector_add(float *y, const float *x, int64_t count)
     {
         struct gd_range r = gd_thread_range(count, 16);
         add(y + r.begin, x + r.begin, r.end - r.begin);
+    }
+}
+
+void gd_vector_add_squares(float *y, const float *x, int64_t count)
+{
+    GD_PARALLEL(count)
+    {
+        struct gd_range r = gd_thread_range(count, 16);
+        add_squares(y + r.begin, x + r.begin, r.end - r.begin);
     }
 }
 

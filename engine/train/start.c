@@ -23,13 +23,13 @@ static bool copy(struct gd_graft **out, const struct gd_model *model, const char
     if (!there)
         return gd_fail_param(err, GD_NOT_FOUND, "model", "the tuned model that the job starts from is gone: there is no adapter in %s",
                              path);
-    return gd_graft_load(out, model, path, err) && gd_adapter_publish(kept, *out, (*out)->block, NULL, err);
+    return gd_graft_read(out, model, path, err) && gd_adapter_publish(kept, *out, (*out)->block, NULL, err);
 }
 
 bool gd_start_open(struct gd_graft **out, const struct gd_model *model, const char *folder, const char *path, struct gd_error *err)
 {
     char *kept = gd_format("%s/start", folder);
-    bool ok = exists(kept) ? gd_graft_load(out, model, kept, err) : copy(out, model, kept, path, err);
+    bool ok = exists(kept) ? gd_graft_read(out, model, kept, err) : copy(out, model, kept, path, err);
     if (!ok) {
         gd_graft_destroy(*out);
         *out = NULL;

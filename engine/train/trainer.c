@@ -3,6 +3,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/philox.h"
+#include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/train/checkpoint.h"
 #include "engine/train/leaves.h"
@@ -15,12 +16,14 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 struct gd_trainer {
     const struct gd_model *model;
     struct gd_job_spec *spec;
     char *job_id, *folder;
+    const char *training_path, *validation_path; /* the caller's, while it sets up */
     int keep_checkpoints;
     struct gd_train_observer observer;
     enum gd_train_command command;
@@ -39,6 +42,7 @@ struct gd_trainer {
 
     int64_t total_steps, steps_per_epoch, resumed_from;
     int64_t checkpointed_step;
+    bool sensed;                     /* the graft was chosen by gradients of rows */
     int epoch;                       /* whose order is in `order`; -1 = none */
     int64_t *order;
     int64_t *packed_rows;            /* the step's rows, by leaf */
@@ -166,18 +170,6 @@ static void fingerprint(const struct gd_dataset *data, char out[33])
     snprintf(out, 33, "%016llx%016llx", (unsigned long long)digest.high64, (unsigned long long)digest.low64);
 }
 
-static bool make_graft(struct gd_trainer *trainer, const char *init_path, struct gd_error *err)
-{
-    struct gd_graft_source source = {.seed = (uint64_t)trainer->spec->seed};
-    if (trainer->spec->init_from != NULL && !gd_start_open(&trainer->start, trainer->model, trainer->folder, init_path, err))
-        return false;
-    if (!gd_start_make_graft(&trainer->graft, trainer->model, trainer->spec, trainer->start, trainer->folder, &source, err))
-        return false;
-    if (trainer->graft->summary[0] != '\0')
-        say(trainer, "info", "%s", trainer->graft->summary);
-    return true;
-}
-
 static size_t prepared_weights(const struct gd_trainer *trainer)
 {
     size_t bytes = 0;
@@ -186,11 +178,12 @@ static size_t prepared_weights(const struct gd_trainer *trainer)
     return bytes;
 }
 
-/* Values, moments and gradients; before anything is touched, and again when the activations are known. */
+/* Values, moments, gradients, and two copies while a result is read back; before anything is touched, and again when the
+ * activations are known. */
 static bool check_memory(const struct gd_trainer *trainer, struct gd_error *err)
 {
     const double gib = 1073741824.0;
-    size_t floats = 4 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
+    size_t floats = 6 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
     size_t need = floats + trainer->activation_bytes + prepared_weights(trainer), limit = gd_memory_bytes();
     if (need <= limit)
         return true;
@@ -383,6 +376,58 @@ static bool sweep(struct gd_trainer *trainer, struct gd_error *err)
     return ok;
 }
 
+/* Both files and what is resolved from them; once. */
+static bool make_data(struct gd_trainer *trainer, struct gd_error *err)
+{
+    struct gd_job_spec *spec = trainer->spec;
+    if (trainer->train != NULL)
+        return true;
+    if (!open_data(trainer, &trainer->train, trainer->training_path, "training_file", err) ||
+        (trainer->validation_path != NULL && !open_data(trainer, &trainer->valid, trainer->validation_path, "validation_file", err)))
+        return false;
+    if (!gd_job_spec_resolve(spec, trainer->train->row_count, trainer->train->token_count, trainer->model->config.width,
+                             trainer->model->config.context - trainer->graft->virtual_rows.count, err))
+        return false;
+    char advice[400];
+    if (has_answers(trainer) && gd_label_advice(&spec->preference, trainer->train, advice, sizeof(advice)))
+        say(trainer, "warn", "%s", advice);
+    return true;
+}
+
+/* What a step needs beside the graft, for steps of `batch_size` rows. */
+static bool make_steps(struct gd_trainer *trainer, int batch_size, struct gd_error *err)
+{
+    trainer->spec->batch_size = batch_size;
+    trainer->steps_per_epoch = (trainer->train->row_count + batch_size - 1) / batch_size;
+    trainer->order = gd_alloc_array((size_t)trainer->train->row_count, sizeof(int64_t));
+    trainer->packed_rows = gd_alloc_array((size_t)batch_size, sizeof(int64_t));
+    trainer->micro_begin = gd_alloc_array((size_t)batch_size + 1, sizeof(int));
+    trainer->leaf_of = gd_alloc_array((size_t)batch_size, sizeof(int));
+    return make_blocks(trainer, err) && make_passes(trainer, err);
+}
+
+static void release_steps(struct gd_trainer *trainer)
+{
+    gd_passes_release(&trainer->passes);
+    gd_leaves_release(&trainer->leaves);
+    gd_batch_release(&trainer->batch);
+    gd_large_free(trainer->state.block, trainer->block_bytes);
+    gd_large_free(trainer->state.exp_avg, trainer->block_bytes);
+    gd_large_free(trainer->state.exp_avg_sq, trainer->block_bytes);
+    gd_large_free(trainer->grad, trainer->block_bytes);
+    gd_large_free(trainer->start_block, trainer->block_bytes);
+    gd_free(trainer->order);
+    gd_free(trainer->packed_rows);
+    gd_free(trainer->micro_begin);
+    gd_free(trainer->leaf_of);
+    trainer->state.block = trainer->state.exp_avg = trainer->state.exp_avg_sq = trainer->grad = trainer->start_block = NULL;
+    trainer->order = trainer->packed_rows = NULL;
+    trainer->micro_begin = trainer->leaf_of = NULL;
+    trainer->epoch = -1;
+}
+
+static bool make_graft(struct gd_trainer *trainer, const char *init_path, struct gd_error *err);
+
 static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *options, struct gd_error *err)
 {
     struct gd_job_spec *spec = trainer->spec;
@@ -392,23 +437,10 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);
-    if (!make_graft(trainer, options->init_path, err) || !open_data(trainer, &trainer->train, options->training_path, "training_file", err) ||
-        (options->validation_path != NULL &&
-         !open_data(trainer, &trainer->valid, options->validation_path, "validation_file", err)))
+    if (!make_graft(trainer, options->init_path, err) || !make_data(trainer, err) || !make_steps(trainer, spec->batch_size, err))
         return false;
-    if (!gd_job_spec_resolve(spec, trainer->train->row_count, trainer->train->token_count, trainer->model->config.width,
-                             trainer->model->config.context - trainer->graft->virtual_rows.count, err))
-        return false;
-    char advice[400];
-    if (has_answers(trainer) && gd_label_advice(&spec->preference, trainer->train, advice, sizeof(advice)))
-        say(trainer, "warn", "%s", advice);
-    trainer->steps_per_epoch = (trainer->train->row_count + spec->batch_size - 1) / spec->batch_size;
     trainer->total_steps = spec->max_steps > 0 ? spec->max_steps : trainer->steps_per_epoch * spec->n_epochs;
-    trainer->order = gd_alloc_array((size_t)trainer->train->row_count, sizeof(int64_t));
-    trainer->packed_rows = gd_alloc_array((size_t)spec->batch_size, sizeof(int64_t));
-    trainer->micro_begin = gd_alloc_array((size_t)spec->batch_size + 1, sizeof(int));
-    trainer->leaf_of = gd_alloc_array((size_t)spec->batch_size, sizeof(int));
-    return make_blocks(trainer, err) && make_passes(trainer, err) && restore(trainer, err) && precompute_reference(trainer, err);
+    return restore(trainer, err) && precompute_reference(trainer, err);
 }
 
 bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
@@ -421,6 +453,8 @@ bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, st
     trainer->spec = spec;
     trainer->job_id = gd_strdup(options->job_id);
     trainer->folder = gd_strdup(options->folder);
+    trainer->training_path = options->training_path;
+    trainer->validation_path = options->validation_path;
     trainer->keep_checkpoints = options->keep_checkpoints;
     trainer->observer = *observer;
     trainer->epoch = -1;
@@ -436,23 +470,12 @@ void gd_trainer_destroy(struct gd_trainer *trainer)
 {
     if (trainer == NULL)
         return;
-    gd_passes_release(&trainer->passes);
-    gd_leaves_release(&trainer->leaves);
-    gd_batch_release(&trainer->batch);
+    release_steps(trainer);
     gd_dataset_destroy(trainer->train);
     gd_dataset_destroy(trainer->valid);
     gd_chat_destroy(trainer->chat);
     gd_graft_destroy(trainer->graft);
     gd_graft_destroy(trainer->start);
-    gd_large_free(trainer->start_block, trainer->block_bytes);
-    gd_large_free(trainer->state.block, trainer->block_bytes);
-    gd_large_free(trainer->state.exp_avg, trainer->block_bytes);
-    gd_large_free(trainer->state.exp_avg_sq, trainer->block_bytes);
-    gd_large_free(trainer->grad, trainer->block_bytes);
-    gd_free(trainer->order);
-    gd_free(trainer->packed_rows);
-    gd_free(trainer->micro_begin);
-    gd_free(trainer->leaf_of);
     gd_free(trainer->job_id);
     gd_free(trainer->folder);
     gd_free(trainer);
@@ -628,20 +651,27 @@ static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_
     return true;
 }
 
-static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_result *result, struct gd_error *err)
+/* The gradient of the rows' mean loss, left as the leaves' sum. */
+static bool run_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count, struct step_result *result,
+                     struct gd_error *err)
 {
     const struct gd_job_spec *spec = trainer->spec;
-    memset(result, 0, sizeof(*result));
-    int row_count;
-    const int64_t *rows = step_rows(trainer, step, &row_count);
     double total_weight = 0;
+    memset(result, 0, sizeof(*result));
     for (int i = 0; i < row_count; i++)
         total_weight += row_weight(trainer->train, rows[i]);
     int micro_count = gd_step_pack(trainer->train, rows, row_count, spec->leaf_count, spec->tokens_per_batch,
                                    trainer->packed_rows, trainer->micro_begin, trainer->leaf_of);
-    if (!survey_step(trainer, rows, row_count, err))
-        return false;
-    if (!run_micro_batches(trainer, step, row_count, micro_count, total_weight, result, err))
+    return survey_step(trainer, rows, row_count, err) &&
+           run_micro_batches(trainer, step, row_count, micro_count, total_weight, result, err);
+}
+
+static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_result *result, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    int row_count;
+    const int64_t *rows = step_rows(trainer, step, &row_count);
+    if (!run_rows(trainer, step, rows, row_count, result, err))
         return false;
 
     float *grad = gd_leaves_sum(&trainer->leaves);
@@ -668,6 +698,73 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
     trainer->state.trained_tokens += result->labelled;
     trainer->state.tokens += result->tokens;
     return true;
+}
+
+/* ---- before training: what a graft is made of may depend on the rows ---- */
+
+/* Runs with `probe` in place of the job's graft, which does not exist yet. */
+static bool sense(void *context, const struct gd_graft *probe, int batches, int batch_size, float *squares, struct gd_error *err)
+{
+    struct gd_trainer *trainer = context;
+    struct gd_job_spec *spec = trainer->spec;
+    trainer->graft = (struct gd_graft *)(uintptr_t)probe;
+    bool ok = make_data(trainer, err);
+    int own_batch = spec->batch_size, own_leaves = spec->leaf_count;
+    spec->leaf_count = 1;
+    ok = ok && make_steps(trainer, batch_size, err);
+    if (ok)
+        gd_graft_init(probe, trainer->state.block, 0);
+    for (int64_t step = 1; ok && step <= batches && step <= trainer->steps_per_epoch; step++) {
+        struct step_result result;
+        int row_count;
+        const int64_t *rows = step_rows(trainer, step, &row_count);
+        ok = run_rows(trainer, step, rows, row_count, &result, err);
+        if (ok)
+            gd_vector_add_squares(squares, gd_leaves_sum(&trainer->leaves), probe->parameter_count);
+    }
+    if (trainer->order != NULL)
+        release_steps(trainer);
+    spec->batch_size = own_batch;
+    spec->leaf_count = own_leaves;
+    trainer->graft = NULL;
+    trainer->sensed = true;
+    if (!ok)
+        gd_error_context(err, "sensitivities");
+    return ok;
+}
+
+/* What was chosen by the rows stays chosen: FOLDER/start is the graft as it began. */
+static bool keep_start(struct gd_trainer *trainer, const char *path, struct gd_error *err)
+{
+    void *block = NULL;
+    size_t bytes = (size_t)gd_graft_floats(trainer->graft) * sizeof(float);
+    if (!gd_large_alloc(&block, bytes, "adapter parameters", err))
+        return false;
+    gd_graft_init(trainer->graft, block, (uint64_t)trainer->spec->seed);
+    bool ok = gd_adapter_publish(path, trainer->graft, block, NULL, err);
+    gd_large_free(block, bytes);
+    return ok;
+}
+
+static bool make_graft(struct gd_trainer *trainer, const char *init_path, struct gd_error *err)
+{
+    struct gd_safetensors *file = NULL;
+    struct gd_error damaged = {0};
+    char *start = gd_format("%s/start", trainer->folder), *weights = gd_format("%s/adapter_model.safetensors", start);
+    bool from = trainer->spec->init_from != NULL, ok = !from || gd_start_open(&trainer->start, trainer->model, trainer->folder, init_path, err);
+    if (!from && access(start, F_OK) == 0 && (!gd_dir_verify(start, &damaged) || !gd_safetensors_open(&file, weights, &damaged)))
+        say(trainer, "warn", "the choice that this job began with is damaged and is made again: %s", damaged.message);
+    struct gd_graft_source source = {.file = file, .seed = (uint64_t)trainer->spec->seed, .squares = sense, .context = trainer};
+    struct gd_graft *graft = NULL;
+    ok = ok && gd_start_make_graft(&graft, trainer->model, trainer->spec, trainer->start, trainer->folder, &source, err);
+    trainer->graft = graft;
+    if (ok && graft->summary[0] != '\0')
+        say(trainer, "info", "%s", graft->summary);
+    ok = ok && (!trainer->sensed || keep_start(trainer, start, err));
+    gd_safetensors_close(file);
+    gd_free(start);
+    gd_free(weights);
+    return ok;
 }
 
 /* ---- evaluation ---- */

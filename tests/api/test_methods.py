@@ -27,6 +27,7 @@ SETTINGS = {
     "prompt_tuning": ({"num_virtual_tokens": 12}, 0.1),
     "full": ({"target_norms": [], "first_layer": 1}, 2e-3),
     "bitfit": ({"target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"]}, 0.1),
+    "spt": ({"budget": 3000, "r": 2, "sensitivity_batch_size": 8, "lora_dropout": 0.05}, 2e-2),
     "hft": ({"share": 0.6, "selection_seed": 4, "round": 1}, 2e-3),
 }
 HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
@@ -126,6 +127,8 @@ def test_all_answer_together_as_they_do_alone(daemon, trained):
     ({"type": "full", "last_layer": -2}, "adapter.last_layer", "-1"),
     ({"type": "hft", "level": "layers"}, "adapter.level", "layer"),
     ({"type": "hft", "share": 0}, "adapter.share", "0.001"),
+    ({"type": "spt", "structured": "adapter"}, "adapter.structured", "lora"),
+    ({"type": "spt", "beta": 0.5}, "adapter.beta", "1"),
     ({"type": "bitfit", "bitfit_ad": True}, "adapter.bitfit_ad", "bitfit_add"),
 ])
 def test_bad_parameters_are_named(daemon, adapter, param, part):

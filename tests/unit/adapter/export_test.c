@@ -109,7 +109,7 @@ static double merge(const struct gd_graft *graft, enum gd_dtype dtype, const cha
     return apart;
 }
 
-static const char *const adapters[] = {"peft-lora", "peft-vera", "peft-ia3", "peft-ln_tuning", "torch-full", "torch-bitfit", "torch-hft"};
+static const char *const adapters[] = {"peft-lora", "peft-vera", "peft-ia3", "peft-ln_tuning", "torch-full", "torch-bitfit", "torch-hft", "torch-spt"};
 
 static void a_merged_folder_has_the_grafts_logits(void **state)
 {

@@ -140,14 +140,23 @@ static void adapters_written_by_peft_give_pefts_logits(void **state)
         check_pefts_folder(gd_adapter_table[i]->name);
 }
 
+/* Sensitivities for methods that choose by them. */
+static bool some_squares(void *context, const struct gd_graft *probe, int batches, int batch_size, float *squares, struct gd_error *err)
+{
+    for (int64_t i = 0; i < probe->parameter_count; i++)
+        squares[i] = (float)(i * 7919 % 10007) / 10007.0f;
+    return true;
+}
+
 static struct gd_graft *make_graft(const char *json)
 {
     struct gd_error err = {0};
     struct gd_adapter_config config;
     struct gd_graft *graft = NULL;
+    struct gd_graft_source source = {.squares = some_squares};
     cJSON *parsed = cJSON_Parse(json);
     must(gd_adapter_config_parse(&config, parsed, &err), &err);
-    must(gd_graft_create(&graft, model, &config, &err), &err);
+    must(gd_graft_create_by(&graft, model, &config, &source, &err), &err);
     gd_adapter_config_release(&config);
     cJSON_Delete(parsed);
     return graft;
@@ -229,6 +238,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 7, \"prompt_tuning_init\": \"TEXT\", \"prompt_tuning_init_text\": \"ab\"}",
         "{\"type\": \"full\", \"first_layer\": 1, \"target_norms\": [\"norm\"], \"target_modules\": [\"k_proj\", \"mlp.up_proj\"]}",
         "{\"type\": \"hft\", \"share\": 0.4, \"target_modules\": [\"mlp.up_proj\", \"self_attn.k_proj\"]}",
+        "{\"type\": \"spt\", \"tau\": 2000, \"r\": 2, \"alpha\": 1.5, \"target_modules\": [\"v_proj\", \"mlp.up_proj\"]}",
         "{\"type\": \"bitfit\", \"target_modules\": [\"k_proj\", \"layers.1.mlp.up_proj\"]}",
     };
     int seen[64] = {0};

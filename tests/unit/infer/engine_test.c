@@ -751,7 +751,7 @@ static void trained_tensors_are_served_as_they_were_trained(void **state)
 {
     static const struct {
         const char *model, *adapter;
-    } cases[] = {{"tiny-llama", "torch-full"}, {"tiny-llama", "torch-hft"}, {"tiny-llama", "torch-bitfit"}};
+    } cases[] = {{"tiny-llama", "torch-full"}, {"tiny-llama", "torch-hft"}, {"tiny-llama", "torch-spt"}, {"tiny-llama", "torch-bitfit"}};
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_model *model = open_model(cases[i].model);
         struct gd_graft *served = NULL, *plain = NULL;

@@ -48,6 +48,7 @@ static const struct kind {
     {"prompt_tuning", "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 5}"},
     {"full", "{\"type\": \"full\"}", "tiny-qwen2"},
     {"bitfit", "{\"type\": \"bitfit\"}"},
+    {"spt", "{\"type\": \"spt\", \"lora_dropout\": 0}", "tiny-qwen2"},
 };
 
 struct setting {
