@@ -23,6 +23,7 @@
 struct gd_completion_ask {
     bool chat;
     const char *model;
+    char task[64];                    /* of a model that was trained by task; "": none given */
     const cJSON *messages, *tools;    /* chat; tools NULL: none */
     const cJSON **prompts;            /* text: a string or an array of ids each */
     int prompt_count;                 /* chat: 1 */

@@ -358,7 +358,7 @@ static bool parse_text(struct gd_completion_ask *ask, const cJSON *body, struct 
 
 static const char *const honoured_both[] = {
     "model", "stream", "stream_options", "n", "max_tokens", "stop", "seed", "temperature", "top_p", "frequency_penalty",
-    "presence_penalty", "logit_bias", "logprobs", "top_k", "min_p", "repetition_penalty", "ignore_eos", NULL};
+    "presence_penalty", "logit_bias", "logprobs", "top_k", "min_p", "repetition_penalty", "ignore_eos", "task", NULL};
 static const char *const honoured_chat[] = {
     "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "response_format", "modalities", "audio",
     "functions", "function_call", "web_search_options", NULL};
@@ -401,10 +401,26 @@ static void list_ignored(struct gd_completion_ask *ask, const cJSON *body)
     gd_buf_release(&names);
 }
 
+/* A name, or a number as rows have it. */
+static bool parse_task(struct gd_completion_ask *ask, const cJSON *body, struct gd_error *err)
+{
+    const cJSON *task = gd_json_find(body, "task");
+    const char *name = NULL;
+    int64_t number = 0;
+    if (!cJSON_IsNumber(task)) {
+        bool ok = gd_json_get_string(body, "", "task", false, 1, sizeof ask->task - 1, &name, err);
+        snprintf(ask->task, sizeof ask->task, "%s", ok && name != NULL ? name : "");
+        return ok;
+    }
+    bool ok = gd_json_get_int(body, "", "task", false, 0, INT32_MAX, &number, err);
+    snprintf(ask->task, sizeof ask->task, "%" PRId64, number);
+    return ok;
+}
+
 bool gd_completion_parse(struct gd_completion_ask *ask, bool chat, const cJSON *body, struct gd_error *err)
 {
     *ask = (struct gd_completion_ask){.chat = chat};
-    bool ok = gd_json_get_string(body, "", "model", true, 1, 512, &ask->model, err) &&
+    bool ok = gd_json_get_string(body, "", "model", true, 1, 512, &ask->model, err) && parse_task(ask, body, err) &&
               (chat ? parse_chat(ask, body, err) : parse_text(ask, body, err)) && parse_stream(ask, body, err) &&
               parse_counts(ask, body, err) && parse_sampling(ask, body, err);
     if (ok)

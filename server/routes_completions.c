@@ -347,6 +347,7 @@ static cJSON *generate_message(const struct completion *completion, const struct
     cJSON_AddStringToObject(message, "model_path", model->base_path);
     cJSON_AddItemToObject(message, "adapter_path",
                           model->adapter_path != NULL ? cJSON_CreateString(model->adapter_path) : cJSON_CreateNull());
+    cJSON_AddItemToObject(message, "task", ask->task[0] != '\0' ? cJSON_CreateString(ask->task) : cJSON_CreateNull());
     cJSON_AddStringToObject(message, "kind", ask->chat ? "chat" : "text");
     if (ask->chat) {
         cJSON_AddItemToObject(message, "messages", cJSON_Duplicate(ask->messages, true));

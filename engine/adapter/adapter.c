@@ -1,4 +1,4 @@
-#include "engine/adapter/adapter.h"
+#include "engine/adapter/build.h"
 #include "engine/adapter/picks.h"
 
 #include "adapter_list.h"
@@ -18,15 +18,21 @@ const struct gd_adapter_method *const gd_adapter_table[] = {GD_ADAPTER_LIST};
 #undef GD_ADAPTER
 const int gd_adapter_count = (int)GD_COUNT(gd_adapter_table);
 
+static void copy_names(struct gd_modules *to, const struct gd_modules *from)
+{
+    to->names = gd_alloc_array((size_t)from->count, sizeof(char *));
+    for (int i = 0; i < from->count; i++)
+        to->names[i] = gd_strdup(from->names[i]);
+}
+
 static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_config *from)
 {
     *to = *from;
     for (int i = 0; i < GD_ADAPTER_OPTIONS_MAX; i++) {
         to->texts[i] = gd_strdup(from->texts[i]);
-        to->modules[i].names = gd_alloc_array((size_t)from->modules[i].count, sizeof(char *));
-        for (int j = 0; j < from->modules[i].count; j++)
-            to->modules[i].names[j] = gd_strdup(from->modules[i].names[j]);
+        copy_names(&to->modules[i], &from->modules[i]);
     }
+    copy_names(&to->tasks, &from->tasks);
 }
 
 int gd_slot_count(const struct gd_model *model)
@@ -107,9 +113,7 @@ void gd_graft_destroy(struct gd_graft *graft)
     gd_picks_destroy(graft->picks);
     gd_free(graft->block);
     gd_free(graft->wear);
-    for (int i = 0; i < graft->derived_count; i++)
-        gd_free(graft->derived[i]);
-    gd_free(graft->derived);
+    gd_graft_drop_derived(graft);
     gd_graft_drop_prefix(graft);
     gd_free((void *)(uintptr_t)graft->virtual_rows.ids);
     gd_free((void *)(uintptr_t)graft->virtual_rows.weights);
@@ -223,19 +227,30 @@ void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph
     for (int i = 0; i < graft->param_count; i++) {
         const struct gd_graft_param *param = &graft->params[i];
         int64_t flat = param->shape[0] * param->shape[1];
-        int rank = param->flat ? 1 : param->rank;
+        int rank = param->flat ? 1 : param->rank > 2 ? 2 : param->rank;
         const int64_t *shape = param->flat ? &flat : param->shape;
         training->params[i] = training_pass ? gd_graph_param(graph, param->name, rank, shape)
                                             : gd_graph_input(graph, param->name, GD_F32, rank, shape);
     }
-    if (training_pass && graft->dropout > 0.0)
+    if (training_pass && (graft->dropout > 0.0 || graft->noisy))
         training->dropout_key = gd_graph_input(graph, "dropout_key", GD_I32, 1, (int64_t[]){4});
+    training->noise_key = graft->noisy ? training->dropout_key : NULL;
     training->sites.context = training;
     training->sites.linear = training_linear;
     training->sites.norm = training_norm;
     training->sites.block = training_block;
     training->sites.embed = graft->method->embed != NULL ? training_embed : NULL;
     training->sites.kv = graft->method->kv != NULL ? training_kv : NULL;
+}
+
+void gd_graft_training_segments(struct gd_graft_training *training, struct gd_graph *graph, struct gd_value *cu_seqlens)
+{
+    if (!training->graft->method->by_task || cu_seqlens == NULL)
+        return;
+    training->cu_seqlens = cu_seqlens;
+    training->tasks = gd_graph_input(graph, "tasks", GD_I32, 1, (int64_t[]){cu_seqlens->shape[0] - 1});
+    if (training->noise_key != NULL)
+        training->owner = gd_graph_input(graph, "owner", GD_I32, 1, (int64_t[]){cu_seqlens->shape[0] - 1});
 }
 
 void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block)

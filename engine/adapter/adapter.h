@@ -65,6 +65,7 @@ struct gd_adapter_config {
     double values[GD_ADAPTER_OPTIONS_MAX];
     struct gd_modules modules[GD_ADAPTER_OPTIONS_MAX];
     char *texts[GD_ADAPTER_OPTIONS_MAX];
+    struct gd_modules tasks;     /* of a method by task: their names, by number; not among the options */
 };
 void gd_adapter_config_release(struct gd_adapter_config *config);
 
@@ -85,6 +86,9 @@ cJSON *gd_adapter_value_json(const struct gd_adapter_option *option, double valu
 GD_MUST_CHECK bool gd_adapter_choice(const struct gd_adapter_option *option, const cJSON *json, const char *param_prefix,
                                      double *value, struct gd_error *err);
 
+/* The names that a method by task is to know; copied. */
+void gd_adapter_set_tasks(struct gd_adapter_config *config, char *const *names, int count);
+
 /* Every method with its options, as GET /v1/tuning/methods shows them: an array. */
 cJSON *gd_adapter_registry_json(void);
 
@@ -93,6 +97,7 @@ struct gd_graft_param {
     int64_t offset;              /* into the flat block, in floats */
     int rank;                    /* of the file's tensor */
     int64_t shape[2];
+    int64_t file_shape[4];       /* of a tensor of rank 4, which the block holds as [shape[0]][shape[1]] */
     bool flat;                   /* a graph sees it as a vector */
     bool transposed;             /* the block holds [shape[1]][shape[0]] */
     bool integers;               /* the file holds I32; the block f32 */
@@ -111,6 +116,7 @@ struct gd_graft {
     int64_t frozen_count;        /* frozen floats after them */
     double scale;                /* of a low-rank product */
     double dropout;              /* of the input of a site's own part */
+    bool noisy;                  /* its training draws other numbers too (noise_key) */
     int *site_param;             /* [slot] -> index of its first param, -1 where untouched */
     struct gd_virtual_rows virtual_rows;
     struct gd_picks *picks;      /* of methods that train the base's own tensors (picks.h); else NULL */
@@ -119,6 +125,7 @@ struct gd_graft {
                                   * create, never for a finished graft */
     float *block;                /* parameters: loaded grafts own theirs; else NULL (the trainer holds them) */
     /* For serving, made by gd_graft_load; a whole tensor's values in the block are then their difference from the base's. */
+    int task;                    /* of a method by task: what it is worn for; -1: the mean of all */
     struct gd_wear_part *wear;   /* [slot] */
     enum gd_wear_depth depth;
     float **derived;             /* what the parts need beside the block (gd_graft_derive) */
@@ -160,6 +167,7 @@ struct gd_adapter_method {
     const char *anchor;          /* end of the name of the tensor that every touched module has one of; ends, separated by commas; NULL: it touches none */
     const char *peft_fields;     /* JSON: further members of adapter_config.json, as constant as the method */
     const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
+    bool by_task;                /* rows of its training data name tasks (gd_graft_training_segments, gd_graft_wear_task) */
     /* What adapter_config.json must hold beside options and refused members; NULL: nothing. */
     bool (*check_file)(const cJSON *json, struct gd_error *err);
     /* Before create, or NULL: fills picks. Its loaded grafts take their targets from there. */
@@ -217,6 +225,9 @@ struct gd_graft_training {
     const struct gd_graft *graft;
     struct gd_value **params;
     struct gd_value *dropout_key;
+    struct gd_value *noise_key;  /* the same value, in a training pass of a noisy graft */
+    struct gd_value *cu_seqlens; /* of a method by task: i32 [S+1], the task of each segment and its owner, i32 [S] */
+    struct gd_value *tasks, *owner;
     struct gd_sites sites;
     struct gd_graft_view {       /* the first rows of a frozen parameter */
         const struct gd_graft_param *param;
@@ -233,6 +244,9 @@ struct gd_graft_training {
 };
 void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph *graph, const struct gd_graft *graft,
                              bool training_pass);
+/* The segments of the batch, for methods by task: `tasks` is an input then, and in a noisy training pass `owner`, the row of the
+ * batch that a segment belongs to. Before the graph is built. */
+void gd_graft_training_segments(struct gd_graft_training *training, struct gd_graph *graph, struct gd_value *cu_seqlens);
 struct gd_plan;
 /* Binds all parameters, trained and frozen, to a flat block. */
 void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block);
@@ -268,5 +282,10 @@ GD_MUST_CHECK bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error 
 /* The same without what serving needs: the block holds the parameters as they are in the file. */
 GD_MUST_CHECK bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const char *folder,
                                  struct gd_error *err);
+
+#define GD_TASK_AVERAGE "average" /* the mean of all tasks, unless one is called so */
+
+/* Chooses what a loaded graft is worn for. `task`: a name; NULL: the only one there is. A graft without tasks takes NULL only. */
+GD_MUST_CHECK bool gd_graft_wear_task(struct gd_graft *graft, const char *task, struct gd_error *err);
 
 #endif

@@ -149,6 +149,15 @@ struct gd_value *gd_graft_list(struct gd_graft_training *training, struct gd_gra
     return list->value;
 }
 
+void gd_graft_drop_derived(struct gd_graft *graft)
+{
+    for (int i = 0; i < graft->derived_count; i++)
+        gd_free(graft->derived[i]);
+    gd_free(graft->derived);
+    graft->derived = NULL;
+    graft->derived_count = 0;
+}
+
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream)
 {
     uint64_t key = gd_philox_stream(GD_RANDOM_INIT, stream, 0);

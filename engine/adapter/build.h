@@ -69,6 +69,7 @@ GD_MUST_CHECK bool gd_graft_check_rank(const struct gd_graft *graft, const struc
 
 /* Memory for what a part needs beside the block; lives as long as the graft. */
 float *gd_graft_derive(struct gd_graft *graft, int64_t count);
+void gd_graft_drop_derived(struct gd_graft *graft);
 
 /* What serving needs (wear, depth, digest), once the graft owns its filled block. */
 void gd_graft_ready(struct gd_graft *graft);
@@ -84,6 +85,8 @@ void gd_fill_normal(float *out, int64_t count, float deviation, uint64_t seed, u
 /* Kaiming-uniform(sqrt 5), as PEFT starts factors: U(-1/sqrt(columns), 1/sqrt(columns)). */
 void gd_fill_kaiming(const struct gd_graft_param *param, float *block, uint64_t seed, uint32_t stream);
 
+/* Names of tasks where nobody gave any: "0", "1", ... */
+void gd_adapter_number_tasks(struct gd_adapter_config *config, int count);
 /* An option that create works out from others, as files and listings then show it. */
 void gd_adapter_set_value(struct gd_adapter_config *config, const char *option, double value);
 

@@ -16,6 +16,21 @@ static void add_module(struct gd_modules *modules, const char *name, size_t leng
     modules->names[modules->count++] = gd_strndup(name, length);
 }
 
+static void drop_tasks(struct gd_adapter_config *config)
+{
+    for (int i = 0; i < config->tasks.count; i++)
+        gd_free(config->tasks.names[i]);
+    gd_free(config->tasks.names);
+    config->tasks = (struct gd_modules){0};
+}
+
+void gd_adapter_set_tasks(struct gd_adapter_config *config, char *const *names, int count)
+{
+    drop_tasks(config);
+    for (int i = 0; i < count; i++)
+        add_module(&config->tasks, names[i], strlen(names[i]));
+}
+
 void gd_adapter_config_release(struct gd_adapter_config *config)
 {
     for (int i = 0; i < GD_ADAPTER_OPTIONS_MAX; i++) {
@@ -24,6 +39,7 @@ void gd_adapter_config_release(struct gd_adapter_config *config)
         gd_free(config->modules[i].names);
         gd_free(config->texts[i]);
     }
+    drop_tasks(config);
     memset(config, 0, sizeof(*config));
 }
 
@@ -40,6 +56,15 @@ static int option_index(const struct gd_adapter_config *config, const char *name
 double gd_adapter_value(const struct gd_adapter_config *config, const char *option)
 {
     return config->values[option_index(config, option)];
+}
+
+void gd_adapter_number_tasks(struct gd_adapter_config *config, int count)
+{
+    for (int i = 0; i < count; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "%d", i);
+        add_module(&config->tasks, name, strlen(name));
+    }
 }
 
 void gd_adapter_set_value(struct gd_adapter_config *config, const char *option, double value)
@@ -351,6 +376,8 @@ cJSON *gd_adapter_registry_json(void)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("embed"));
         if (method->kv != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("kv"));
+        if (method->by_task)
+            cJSON_AddItemToArray(hooks, cJSON_CreateString("task"));
         if (method->penalty != NULL)
             cJSON_AddItemToArray(hooks, cJSON_CreateString("penalty"));
         parameters = cJSON_AddArrayToObject(json, "parameters");

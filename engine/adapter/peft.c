@@ -178,6 +178,8 @@ static bool write_weights(const struct gd_graft *graft, const float *block, cons
             .name = param->name,
             .tensor = {.dtype = param->integers ? GD_I32 : GD_F32, .rank = param->rank, .shape = {param->shape[0], param->rank == 2 ? columns : 0},
                        .data = (void *)(uintptr_t)data}};
+        if (param->rank == 4)
+            memcpy(entries[entry_count - 1].tensor.shape, param->file_shape, sizeof(param->file_shape));
     }
     cJSON *metadata = cJSON_CreateObject();
     cJSON_AddStringToObject(metadata, "format", "pt");
@@ -202,6 +204,8 @@ bool gd_graft_save(const struct gd_graft *graft, const float *block, const char 
     cJSON_AddStringToObject(facts, "tokenizer_digest", graft->model->tokenizer_digest);
     cJSON_AddStringToObject(facts, "template_digest", graft->model->template_digest);
     cJSON_AddItemToObject(facts, "adapter", gd_adapter_config_json(&graft->config));
+    if (graft->method->by_task)
+        cJSON_AddItemToObject(facts, "tasks", cJSON_CreateStringArray((const char *const *)graft->config.tasks.names, graft->config.tasks.count));
     const cJSON *member;
     cJSON_ArrayForEach(member, extra) cJSON_AddItemToObject(facts, member->string, cJSON_Duplicate(member, true));
     struct gd_graft *kept = NULL;
@@ -349,6 +353,21 @@ static struct gd_modules *targets_of(struct gd_adapter_config *config)
     return (struct gd_modules *)(uintptr_t)gd_adapter_modules(config, "target_modules");
 }
 
+/* The names of tasks, which PEFT's files lack: there they are numbers. */
+static bool read_tasks(struct gd_adapter_config *config, const char *folder, struct gd_error *err)
+{
+    char *path = gd_format("%s/graftd.json", folder);
+    struct stat info;
+    bool ok = true;
+    if (config->method->by_task && stat(path, &info) == 0) {
+        cJSON *facts = gd_json_parse_file(path, CONFIG_BYTES_MAX, err);
+        ok = facts != NULL && read_modules(&config->tasks, facts, "tasks", err);
+        cJSON_Delete(facts);
+    }
+    gd_free(path);
+    return ok;
+}
+
 /* Length of the end of `name` that is "." and one of the anchors; 0: none is. */
 static size_t anchored(const char *name, const char *anchors)
 {
@@ -433,6 +452,18 @@ static void name_targets(struct gd_graft *graft)
             targets->names[targets->count++] = gd_strdup(gd_slot_site(graft->model, slot)->name);
 }
 
+static bool read_rank_4(float *to, const struct gd_graft_param *param, const struct gd_tensor *tensor, struct gd_error *err)
+{
+    const int64_t *have = tensor->shape, *need = param->file_shape;
+    if (tensor->rank != 4 || memcmp(have, need, sizeof(param->file_shape)) != 0)
+        return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: '%s' has shape [%lld, %lld, ...] of rank %d; this base and these "
+                                          "options need [%lld, %lld, %lld, %lld]",
+                       param->name, tensor->rank > 0 ? (long long)have[0] : 1LL, tensor->rank > 1 ? (long long)have[1] : 1LL,
+                       tensor->rank, (long long)need[0], (long long)need[1], (long long)need[2], (long long)need[3]);
+    gd_convert_to_f32(to, tensor->data, tensor->dtype, param->shape[0] * param->shape[1]);
+    return true;
+}
+
 static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *param, const struct gd_safetensors *file,
                         struct gd_error *err)
 {
@@ -440,6 +471,8 @@ static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *par
     float *to = graft->block + param->offset;
     if (!gd_safetensors_find(file, param->name, &tensor))
         return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: tensor '%s' is missing", param->name);
+    if (param->rank == 4)
+        return read_rank_4(to, param, &tensor, err);
     int64_t columns = (param->rank == 2 ? param->shape[1] : 1) * (param->pieces > 0 ? param->pieces : 1), have = tensor.rank == 2 ? tensor.shape[1] : 1;
     if (tensor.rank != param->rank || tensor.shape[0] != param->shape[0] || have != columns)
         return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: '%s' has shape [%lld, %lld]; this base and these options "
@@ -509,7 +542,7 @@ static void make_digest(struct gd_graft *graft)
     options = gd_json_print(config);
     gd_buf_init(&text, 0);
     gd_hash_xxh3(graft->block, (size_t)gd_graft_floats(graft) * sizeof(float), digest);
-    gd_buf_printf(&text, "%s scale %a xxh3 %s", options, graft->scale, digest);
+    gd_buf_printf(&text, "%s scale %a task %d xxh3 %s", options, graft->scale, graft->task, digest);
     for (int i = 0; i < graft->param_count + graft->frozen_param_count; i++)
         gd_buf_printf(&text, "\n%s %lld", graft->params[i].name, (long long)graft->params[i].offset);
     gd_hash_sha256(text.data, text.length, graft->digest);
@@ -522,6 +555,55 @@ void gd_graft_ready(struct gd_graft *graft)
 {
     make_digest(graft);
     make_wear(graft); /* may use the block up */
+}
+
+/* "'a', 'b', 'c'" as far as it fits. */
+static void list_tasks(const struct gd_modules *tasks, char *text, size_t size)
+{
+    text[0] = '\0';
+    for (int i = 0; i < tasks->count; i++) {
+        size_t used = strlen(text);
+        if (used + strlen(tasks->names[i]) + 12 > size) {
+            snprintf(text + used, size - used, ", ...");
+            break;
+        }
+        snprintf(text + used, size - used, "%s'%s'", i > 0 ? ", " : "", tasks->names[i]);
+    }
+}
+
+static bool find_task(const struct gd_graft *graft, const char *task, int *index, struct gd_error *err)
+{
+    const struct gd_modules *tasks = &graft->config.tasks;
+    char list[512];
+    list_tasks(tasks, list, sizeof(list));
+    *index = tasks->count == 1 ? 0 : -1;
+    if (task == NULL)
+        return tasks->count == 1 || gd_fail_param(err, GD_MISSING, "task", "this model was trained on several tasks: give task, one of "
+                                                  "%s, or '%s' for the mean of all", list, GD_TASK_AVERAGE);
+    for (*index = 0; *index < tasks->count; ++*index)
+        if (strcmp(tasks->names[*index], task) == 0)
+            return true;
+    *index = -1;
+    return strcmp(task, GD_TASK_AVERAGE) == 0 ||
+           gd_fail_param(err, GD_INVALID, "task", "this model was not trained on task '%.64s'; its tasks are %s, and '%s' is the mean "
+                         "of all", task, list, GD_TASK_AVERAGE);
+}
+
+bool gd_graft_wear_task(struct gd_graft *graft, const char *task, struct gd_error *err)
+{
+    int index;
+    if (!graft->method->by_task)
+        return task == NULL || gd_fail_param(err, GD_INVALID, "task", "this model (%s) has no tasks to choose from: leave task out",
+                                             graft->method->name);
+    if (!find_task(graft, task, &index, err))
+        return false;
+    if (index == graft->task)
+        return true;
+    graft->task = index;
+    gd_free(graft->wear);
+    gd_graft_drop_derived(graft);
+    gd_graft_ready(graft);
+    return true;
 }
 
 static bool is_file(const char *path)
@@ -564,8 +646,10 @@ bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const ch
         ok = json != NULL;
     }
     ok = ok && check_facts(model, folder, err) && read_config(&config, json, err) &&
-         gd_safetensors_open(&file, weights_path, err) && make_graft(&graft, model, &config, file, json, err);
+         read_tasks(&config, folder, err) && gd_safetensors_open(&file, weights_path, err) &&
+         make_graft(&graft, model, &config, file, json, err);
     if (ok) {
+        graft->task = graft->config.tasks.count == 1 ? 0 : -1;
         make_digest(graft);
         *out = graft;
     } else {

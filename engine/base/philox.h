@@ -23,6 +23,7 @@ enum gd_random_purpose {
     GD_RANDOM_EVAL = 5,
     GD_RANDOM_TEST = 6,
     GD_RANDOM_CHOICE = 7,   /* which tensors are trained */
+    GD_RANDOM_ROUTE = 8,    /* noise of routing weights */
 };
 
 struct gd_philox {

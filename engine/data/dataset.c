@@ -141,6 +141,36 @@ static void append_side(struct gd_dataset *data, const struct gd_chat_encoding *
     data->token_count += length;
 }
 
+static bool number_task(struct loader *loader, struct gd_dataset_row *row, const char *name, struct gd_error *err)
+{
+    struct gd_dataset *data = &loader->owned->dataset;
+    const struct gd_tasks *wanted = loader->options->tasks;
+    row->task = -1;
+    if (wanted == NULL && name[0] == '\0') {
+        data->taskless_line = data->taskless_rows++ == 0 ? row->line : data->taskless_line;
+        return true;
+    }
+    if (wanted != NULL && gd_tasks_find(wanted, name) < 0) {
+        char list[512];
+        gd_tasks_list(wanted->names, wanted->count, list, sizeof list);
+        return gd_fail_param(err, GD_BAD_FILE, "task", "line %lld: %s%s%s; the training file's tasks are: %s", (long long)row->line,
+                             name[0] ? "there is no task '" : "the row names no task", name, name[0] ? "'" : "", list);
+    }
+    row->task = gd_tasks_add(&data->tasks, name, err);
+    return row->task >= 0;
+}
+
+/* The options' tasks are in their order already, which is this one. */
+static void renumber_tasks(struct gd_dataset *data)
+{
+    int *renumbered = gd_alloc_array((size_t)data->tasks.count + 1, sizeof *renumbered);
+    gd_tasks_sort(&data->tasks, renumbered);
+    for (int64_t i = 0; i < data->row_count; i++)
+        if (data->rows[i].task >= 0)
+            data->rows[i].task = renumbered[data->rows[i].task];
+    gd_free(renumbered);
+}
+
 /* One segment, or those of a pair: chosen, rejected, and the third one. `side`: that the segment is of its source. */
 static bool keep_row(struct loader *loader, const struct gd_row *source, int side, int64_t line, const struct gd_chat_encoding *sides,
                      int side_count, bool desirable, struct gd_error *err)
@@ -168,7 +198,8 @@ static bool keep_row(struct loader *loader, const struct gd_row *source, int sid
         data->untrained_rows++;
         return true;
     }
-    if (!reserve_tokens(loader->owned, (size_t)row.length, err) || !reserve_row(loader->owned, err))
+    if (!number_task(loader, &row, source->task, err) || !reserve_tokens(loader->owned, (size_t)row.length, err) ||
+        !reserve_row(loader->owned, err))
         return false;
     row.chosen = side_count >= 2 ? length[0] : 0;
     row.gold = length[2];
@@ -344,9 +375,14 @@ bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_
     owned->dataset.triples = options->triples;
     owned->dataset.labelled = options->labelled;
     struct loader loader = {.owned = owned, .chat = chat, .options = options};
+    for (int i = 0; options->tasks != NULL && i < options->tasks->count; i++) {
+        gd_tasks_add(&owned->dataset.tasks, options->tasks->names[i], err);
+        owned->dataset.tasks.rows[i] = 0;
+    }
     bool ok = gd_lines_each(path, on_line, &loader, err);
     if (ok && owned->dataset.incomparable_rows > 0 && !options->drop_incomparable)
         ok = refuse_incomparable(&loader, err);
+    renumber_tasks(&owned->dataset);
     if (ok && loader.overlong_count > 0 && options->overlong == GD_OVERLONG_REFUSE)
         ok = refuse_overlong(&loader, err);
     if (ok)
@@ -365,6 +401,7 @@ void gd_dataset_destroy(struct gd_dataset *dataset)
         gd_large_free(dataset->tokens, owned->token_capacity * sizeof *dataset->tokens);
     if (dataset->weights != NULL)
         gd_large_free(dataset->weights, owned->token_capacity * sizeof *dataset->weights);
+    gd_tasks_release(&dataset->tasks);
     if (dataset->rows != NULL)
         gd_large_free(dataset->rows, owned->row_capacity * sizeof *dataset->rows);
     gd_free(owned);

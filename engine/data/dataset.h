@@ -30,6 +30,7 @@ struct gd_dataset_options {
     bool labelled;               /* rows must have one answer and a label; one with two answers is a row each, as TRL does it */
     bool drop_incomparable;      /* leave out preference rows with identical or empty answers; else they are an error */
     bool whole_sides;            /* nothing is shared by the sides of a pair: to compare with */
+    const struct gd_tasks *tasks; /* a row that names none of these is an error; NULL: the file's own */
     /* Called now and then with rows done (of the file's rows when known, else 0); false stops. May be NULL. */
     bool (*progress)(void *context, int64_t rows_done, int64_t rows_total);
     void *progress_context;
@@ -45,6 +46,7 @@ struct gd_dataset_row {
     bool desirable;              /* of a labelled row */
     bool has_reference;          /* the row's file brings what stands in reference */
     float reference[3];          /* log p of each of its answers under a reference, where known */
+    int32_t task;                /* its number in `tasks`; -1: the row names none */
     int32_t shared;              /* of a pair: first tokens that both sides have in common and a batch holds once */
 };
 
@@ -54,6 +56,8 @@ struct gd_dataset {
     bool pairs, triples, labelled; /* as the options: every row is two segments, or three, or one */
     struct gd_virtual_rows virtual_rows; /* what its batches put before each segment; set by whoever trains */
     struct gd_dataset_row *rows;
+    struct gd_tasks tasks;       /* as the options have them, with this file's counts, or the file's own */
+    int64_t taskless_rows, taskless_line; /* rows that name none, and the first */
     int64_t row_count, token_count, trained_token_count;
     int64_t dropped_rows, truncated_rows, truncated_tokens, untrained_rows; /* untrained: kept out, counted */
     int64_t incomparable_rows;   /* kept out, counted */
@@ -87,6 +91,8 @@ struct gd_batch {
     int32_t *positions;          /* [capacity], restarting at 0 in each segment without prefix */
     int32_t *cu_seqlens;         /* [segment_max + 1], tail repeats `used` */
     int32_t *prefix;             /* [2 * segment_max]: rows [begin, end) that a segment continues; 0, 0: it has no prefix */
+    int32_t *tasks;              /* [segment_max]: the task of each segment; -1: none */
+    int32_t *owner;              /* [segment_max]: which of its rows a segment belongs to */
     int32_t *labels;             /* [capacity]: the next token of the same segment, -100 where none or weight 0; a segment's
                                   * first token is nobody's target */
     float *weights;              /* [capacity]: weight of labels[t] */

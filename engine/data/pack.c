@@ -101,6 +101,8 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
     batch->prefix = gd_alloc_array(2 * (size_t)segment_max, sizeof(int32_t));
     batch->reference = gd_alloc_array((size_t)segment_max, sizeof(float));
+    batch->tasks = gd_alloc_array((size_t)segment_max, sizeof(int32_t));
+    batch->owner = gd_alloc_array((size_t)segment_max, sizeof(int32_t));
     batch->row_index = gd_alloc_array((size_t)segment_max, sizeof(int64_t));
     for (int i = 0; i < GD_ROW_INDICES; i++)
         batch->index[i] = gd_alloc_array(tokens, sizeof(int32_t));
@@ -116,6 +118,8 @@ void gd_batch_release(struct gd_batch *batch)
     gd_free(batch->cu_seqlens);
     gd_free(batch->prefix);
     gd_free(batch->reference);
+    gd_free(batch->tasks);
+    gd_free(batch->owner);
     gd_free(batch->row_index);
     for (int i = 0; i < GD_ROW_INDICES; i++)
         gd_free(batch->index[i]);
@@ -186,6 +190,8 @@ static void fill_rest(struct gd_batch *batch)
     for (int s = batch->segment_count; s < batch->segment_max; s++) {
         batch->cu_seqlens[s + 1] = batch->used;
         batch->prefix[2 * s] = batch->prefix[2 * s + 1] = 0;
+        batch->tasks[s] = -1;
+        batch->owner[s] = s;
     }
     for (int at = batch->used; at < batch->capacity; at++) {
         batch->ids[at] = 0;
@@ -206,12 +212,22 @@ static void begin_batch(struct gd_batch *batch, int row_count, int capacity)
     batch->mismatched = false;
 }
 
+/* Segments from `first` on are those of row `r` of the batch. */
+static void own_segments(struct gd_batch *batch, int first, int r, int32_t task)
+{
+    for (int s = first; s < batch->segment_count; s++) {
+        batch->tasks[s] = task;
+        batch->owner[s] = r;
+    }
+}
+
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
                    int capacity)
 {
     begin_batch(batch, row_count, capacity);
     for (int r = 0; r < row_count; r++) {
         const struct gd_dataset_row *row = &dataset->rows[row_index[r]];
+        int segments = batch->segment_count;
         batch->row_index[r] = row_index[r];
         batch->desirable[r] = row->desirable;
         int first = batch->segment_count;
@@ -221,6 +237,7 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         if (row->gold > 0)
             append_segment(batch, dataset, row->offset + row->length - row->gold, row->gold, 0);
         memcpy(batch->reference + first, row->reference, (size_t)(batch->segment_count - first) * sizeof(float));
+        own_segments(batch, segments, r, row->task);
     }
     fill_rest(batch);
 }
@@ -302,8 +319,10 @@ void gd_batch_fill_mismatched(struct gd_batch *batch, const struct gd_dataset *d
     batch->mismatched = true;
     for (int r = 0; r < row_count; r++) {
         batch->row_index[r] = row_index[r];
+        int segments = batch->segment_count;
         batch->desirable[r] = false;
         append_mismatched(batch, dataset, row_index[r], partner[r], longest);
+        own_segments(batch, segments, r, dataset->rows[row_index[r]].task);
     }
     fill_rest(batch);
 }

@@ -76,7 +76,7 @@ void gd_row_adopt_functions(struct gd_row *row, const cJSON *functions)
 
 bool gd_row_parse_chat(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"messages", "tools", "functions", "parallel_tool_calls", NULL};
+    static const char *const known[] = {"messages", "tools", "functions", "parallel_tool_calls", "task", NULL};
     const cJSON *functions = NULL;
     bool parallel;
     if (!gd_json_only_known(row->tree, "", known, err) ||
@@ -95,7 +95,7 @@ bool gd_row_parse_chat(struct gd_row *row, struct gd_error *err)
 
 bool gd_row_parse_pair(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"prompt", "completion", NULL};
+    static const char *const known[] = {"prompt", "completion", "task", NULL};
     if (gd_json_find(row->tree, "label") != NULL) {
         row->format = GD_ROW_LABELLED;
         return gd_row_parse_labelled(row, err);
@@ -159,6 +159,22 @@ static bool find_format(const cJSON *tree, const struct format **out, struct gd_
                          nearest != NULL ? "'?)" : "");
 }
 
+static bool read_task(struct gd_row *row, struct gd_error *err)
+{
+    const cJSON *task = gd_json_find(row->tree, "task");
+    size_t length = cJSON_IsString(task) ? strlen(task->valuestring) : 0;
+    if (task == NULL || cJSON_IsNull(task))
+        return true;
+    if (cJSON_IsNumber(task) && task->valuedouble >= 0 && task->valuedouble <= INT32_MAX && task->valuedouble == task->valueint)
+        snprintf(row->task, sizeof row->task, "%d", task->valueint);
+    else if (length >= 1 && length <= GD_TASK_NAME_MAX)
+        memcpy(row->task, task->valuestring, length);
+    else
+        return gd_fail_param(err, GD_INVALID, "task", "task must be a string of 1 to %d bytes, or a whole number from 0",
+                             GD_TASK_NAME_MAX);
+    return true;
+}
+
 static bool parse(struct gd_row *row, const char *text, size_t length, struct gd_error *err)
 {
     const struct format *format;
@@ -170,7 +186,7 @@ static bool parse(struct gd_row *row, const char *text, size_t length, struct gd
     if (!find_format(row->tree, &format, err))
         return false;
     row->format = format->format;
-    return format->parse(row, err);
+    return format->parse(row, err) && read_task(row, err);
 }
 
 bool gd_row_parse(struct gd_row *row, const char *text, size_t length, int64_t line, struct gd_error *err)

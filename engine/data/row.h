@@ -13,6 +13,7 @@
 
 #include "engine/base/buf.h"
 #include "engine/base/json.h"
+#include "engine/data/tasks.h"
 #include <stdint.h>
 
 #define GD_ROW_BYTES_MAX (16u << 20)
@@ -37,7 +38,8 @@ const char *gd_row_format_name(enum gd_row_format format);
 /* An unknown field is an error in chat, prompt_completion and preference rows. The other files carry columns of their own;
  * there only one that looks like a misspelt field is. All formats become one of two shapes: messages or prompt +
  * completion. A row with two answers (preference, chosen_rejected) holds the chosen one there, and the other one in
- * rejected_messages or rejected; a labelled row says whether its answer is desirable. */
+ * rejected_messages or rejected; a labelled row says whether its answer is desirable. Rows of every format may name a task:
+ * "task", a string or a whole number. */
 struct gd_row {
     enum gd_row_format format;
     cJSON *tree;               /* owned */
@@ -52,6 +54,7 @@ struct gd_row {
     bool has_reference;        /* of a row with two answers: it brings ref_chosen_logps and ref_rejected_logps */
     double reference[2];       /* these: log p of the whole answers under a reference, as TRL keeps them */
     bool incomparable;         /* stays after an error: all that is wrong is that answers are identical or empty */
+    char task[GD_TASK_NAME_MAX + 1]; /* "" where the row names none; a whole number is its decimal digits */
 };
 
 /* text: one line without its newline. line: 1-based, for errors. purpose is training (an assistant turn is required). */

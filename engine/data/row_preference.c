@@ -113,7 +113,8 @@ static bool parse_reference(struct gd_row *row, struct gd_error *err)
 bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
 {
     static const char *const known[] = {"input", "preferred_output", "non_preferred_output", "preferred_completion",
-                                        "non_preferred_completion", "ref_chosen_logps", "ref_rejected_logps", NULL};
+                                        "non_preferred_completion", "ref_chosen_logps", "ref_rejected_logps", "task",
+                                        NULL};
     static const char *const known_input[] = {"messages", "tools", "parallel_tool_calls", NULL};
     const cJSON *input = NULL, *prompt = NULL, *chosen = NULL, *rejected = NULL;
     const char *chosen_key = NULL, *rejected_key = NULL;

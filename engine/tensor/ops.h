@@ -102,6 +102,15 @@ struct gd_value *gd_activation(struct gd_graph *g, struct gd_value *x, enum gd_a
 /* x * mask / (1-p), mask from Philox (key i32 [4] = seed lo, seed hi, step, leaf) at counter (site, element). p = 0: x. */
 struct gd_value *gd_dropout(struct gd_graph *g, struct gd_value *x, struct gd_value *key, double p, int site);
 
+/* x: act [T, in] times a matrix of its segment's own, mixed of factors (ops/mix.h): f: f32, skills of them for each of
+ * `splits` parts of the inputs or outputs; w: f32 [S, splits * skills]; cu_seqlens: i32 [S+1] -> act [T, out]. */
+struct gd_value *gd_mix_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *f, struct gd_value *w,
+                               struct gd_value *cu_seqlens, int splits, int skills, bool by_output);
+/* Mixing weights from logits z: f32 [S, splits * skills]. A key (as dropout's) adds noise, the same to segments of one
+ * owner: i32 [S] (ops/route.h). */
+struct gd_value *gd_route(struct gd_graph *g, struct gd_value *z, struct gd_value *key, struct gd_value *owner, int splits,
+                          int skills, int site);
+
 /* Rows x[index[i]]; index: i32 [n]; a negative index gives a zero row. -> [n, d] */
 struct gd_value *gd_gather_rows(struct gd_graph *g, struct gd_value *x, struct gd_value *index);
 

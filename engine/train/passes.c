@@ -70,6 +70,8 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     }
     if (!bare(passes, pass))
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
+    if (!bare(passes, pass))
+        gd_graft_training_segments(&pass->graft, g, pass->inputs.cu_seqlens);
     struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, bare(passes, pass) ? &none : &pass->graft.sites);
     if (pass->kind == PROBE) {
         pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model), inputs->labels, 1.0, 0.0);
@@ -208,6 +210,10 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
     for (int i = 0; i < GD_ROW_INDICES; i++)
         if (pass->graft.index[i] != NULL)
             gd_plan_bind(pass->plan, pass->graft.index[i], batch->index[i]);
+    if (pass->graft.tasks != NULL)
+        gd_plan_bind(pass->plan, pass->graft.tasks, batch->tasks);
+    if (pass->graft.owner != NULL)
+        gd_plan_bind(pass->plan, pass->graft.owner, batch->owner);
     if (pass->graft.dropout_key != NULL)
         gd_plan_bind(pass->plan, pass->graft.dropout_key, dropout_key);
     return gd_plan_run(pass->plan, options, err);

@@ -30,6 +30,7 @@ struct gd_trainer {
 
     struct gd_chat *chat;            /* the model's template with the job's own clock */
     struct gd_dataset *train, *valid;
+    struct gd_tasks tasks;           /* of the training file, for a method by task */
     struct gd_graft *graft, *start;  /* start: what the job goes on from, or NULL */
     float *start_block;              /* parameters before the first step, where the reference needs them */
     struct gd_passes passes;
@@ -97,6 +98,22 @@ static void name_lines(const int64_t *lines, int64_t count, char *text, size_t s
         snprintf(text + strlen(text), size - strlen(text), ", and %lld more", (long long)(count - GD_DATASET_LINES_NAMED));
 }
 
+/* "20 of sum, 12 of case" */
+static void report_tasks(struct gd_trainer *trainer, const char *param, const struct gd_tasks *tasks)
+{
+    char text[600] = "";
+    for (int i = 0; i < tasks->count; i++) {
+        size_t used = strlen(text);
+        if (used + strlen(tasks->names[i]) + 32 > sizeof(text)) {
+            snprintf(text + used, sizeof(text) - used, ", and %d tasks more", tasks->count - i);
+            break;
+        }
+        snprintf(text + used, sizeof(text) - used, "%s%lld of %s", i > 0 ? ", " : "", (long long)tasks->rows[i], tasks->names[i]);
+    }
+    if (tasks->count > 0)
+        say(trainer, "info", "%s: rows by task: %s", param, text);
+}
+
 static bool has_answers(const struct gd_trainer *trainer)
 {
     return trainer->spec->preference.term_count > 0;
@@ -114,6 +131,7 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
         .pairs = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) != GD_ANSWERS_LABELLED,
         .triples = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_TRIPLE,
         .labelled = has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_LABELLED,
+        .tasks = trainer->spec->adapter.method->by_task ? &trainer->tasks : NULL,
         .progress = dataset_progress,
         .progress_context = trainer,
     };
@@ -152,6 +170,7 @@ static bool open_data(struct gd_trainer *trainer, struct gd_dataset **out, const
     if (data->untrained_rows > 0)
         say(trainer, "warn", "%s: %lld rows have no token to train (every weight is 0) and are left out (line %s)", param,
             (long long)data->untrained_rows, lines);
+    report_tasks(trainer, param, &data->tasks);
     return true;
 }
 
@@ -165,6 +184,10 @@ static void fingerprint(const struct gd_dataset *data, char out[33])
         int32_t facts[] = {data->rows[i].chosen, data->rows[i].gold, data->rows[i].desirable};
         XXH3_128bits_update(hash, facts, data->triples || data->labelled ? sizeof(facts) : sizeof(facts[0]));
     }
+    for (int64_t i = 0; data->tasks.count > 0 && i < data->row_count; i++)
+        XXH3_128bits_update(hash, &data->rows[i].task, sizeof(data->rows[i].task));
+    for (int i = 0; i < data->tasks.count; i++)
+        XXH3_128bits_update(hash, data->tasks.names[i], strlen(data->tasks.names[i]) + 1);
     XXH128_hash_t digest = XXH3_128bits_digest(hash);
     XXH3_freeState(hash);
     snprintf(out, 33, "%016llx%016llx", (unsigned long long)digest.high64, (unsigned long long)digest.low64);
@@ -376,6 +399,19 @@ static bool sweep(struct gd_trainer *trainer, struct gd_error *err)
     return ok;
 }
 
+/* A graft by task is made for the tasks of its data. */
+static bool read_tasks(struct gd_trainer *trainer, const char *path, struct gd_error *err)
+{
+    if (!trainer->spec->adapter.method->by_task)
+        return true;
+    if (!gd_tasks_read(&trainer->tasks, path, err)) {
+        gd_error_context(err, "training_file");
+        return false;
+    }
+    gd_adapter_set_tasks(&trainer->spec->adapter, trainer->tasks.names, trainer->tasks.count);
+    return true;
+}
+
 /* Both files and what is resolved from them; once. */
 static bool make_data(struct gd_trainer *trainer, struct gd_error *err)
 {
@@ -434,6 +470,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     if (spec->seed < 0)
         spec->seed = 0;
     if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
+        !read_tasks(trainer, options->training_path, err) ||
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);
@@ -473,6 +510,7 @@ void gd_trainer_destroy(struct gd_trainer *trainer)
     release_steps(trainer);
     gd_dataset_destroy(trainer->train);
     gd_dataset_destroy(trainer->valid);
+    gd_tasks_release(&trainer->tasks);
     gd_chat_destroy(trainer->chat);
     gd_graft_destroy(trainer->graft);
     gd_graft_destroy(trainer->start);
@@ -930,7 +968,9 @@ static bool read_back(struct gd_trainer *trainer, const char *folder, struct gd_
     float *shifted = gd_alloc_array((size_t)count, sizeof(float));
     for (int i = 1; i < count; i++)
         shifted[i] = logprob[first + i - 1];
-    struct gd_probe probe = {trainer->batch.ids + first, shifted, count, trainer->passes.act};
+    bool by_task = trainer->graft->method->by_task;
+    struct gd_probe probe = {trainer->batch.ids + first, shifted, count, trainer->passes.act,
+                             by_task ? trainer->tasks.names[trainer->train->rows[row].task] : NULL};
     bool ok = trainer->observer.read_back(trainer->observer.context, folder, &probe, err);
     gd_free(shifted);
     return ok;

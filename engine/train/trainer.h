@@ -23,6 +23,7 @@ struct gd_probe {
     const float *logprob;        /* of ids[i] after those before it; of the first one: not set */
     int count;
     enum gd_dtype act;           /* that it was computed in */
+    const char *task;            /* that it was computed for, with a method by task; else NULL */
 };
 
 /* What a trainer tells and asks. All calls come from gd_trainer_run, on its thread. */

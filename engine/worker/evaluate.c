@@ -119,7 +119,7 @@ static bool seat(struct evaluation *evaluation, const char *id, struct gd_reside
         gd_residents_hold(residents, (*resident)->model, 1);
     }
     return gd_residents_infer(residents, *resident, err) &&
-           (model->adapter_path == NULL || gd_residents_graft(residents, *resident, model->adapter_path, graft, err));
+           (model->adapter_path == NULL || gd_residents_graft(residents, *resident, model->adapter_path, NULL, graft, err));
 }
 
 static bool encode_chat(const struct gd_model *model, const struct gd_ask *ask, struct gd_tokens *tokens,

@@ -22,6 +22,7 @@ static const char help[] =
     "  --format F         merged (default): the base with the adapter folded in, a Hugging Face folder or a GGUF file as the\n"
     "                     base is one; gguf-lora: llama.cpp's adapter file\n"
     "  --base MODEL       the base: a folder, a .gguf file, or an id in --models (default: the id that the adapter names)\n"
+    "  --task NAME        of an adapter that was trained by task: whose mixture, or \"average\"\n"
     "  --models DIR       look ids up here\n"
     "  --dtype D          f32, bf16 or f16. merged: of all matrices (default: as they are, bf16 for those that were quantised\n"
     "                     and changed); gguf-lora: default f32\n"
@@ -29,7 +30,7 @@ static const char help[] =
     "  --help             this text\n";
 
 struct options {
-    const char *adapter, *out, *format, *base, *models, *dtype;
+    const char *adapter, *out, *format, *base, *models, *dtype, *task;
     int64_t threads;
 };
 
@@ -106,7 +107,7 @@ static bool export(const struct options *options, struct gd_error *err)
     bool ok = dtype_of(options->dtype, merged ? GD_DTYPE_COUNT : GD_F32, &dtype, err) &&
               gd_device_init("cpu", (int)options->threads, err) && base_of(options, &base, err) &&
               gd_usage_model(base, options->models, &id, &path, err) && gd_model_open(&model, id, path, err) &&
-              gd_graft_load(&graft, model, options->adapter, err);
+              gd_graft_load(&graft, model, options->adapter, err) && gd_graft_wear_task(graft, options->task, err);
     ok = ok && (merged ? gd_graft_merge(graft, dtype, options->out, err) : gd_graft_write_gguf(graft, dtype, options->out, err));
     if (ok) {
         struct gd_worn meant = {model, graft};
@@ -127,8 +128,8 @@ int gd_command_export(int argc, char **argv)
 {
     static const struct option known[] = {
         {"out", required_argument, NULL, 'o'},     {"format", required_argument, NULL, 'f'}, {"base", required_argument, NULL, 'b'},
-        {"models", required_argument, NULL, 'm'},  {"dtype", required_argument, NULL, 'D'},  {"threads", required_argument, NULL, 't'},
-        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
+        {"models", required_argument, NULL, 'm'},  {"dtype", required_argument, NULL, 'D'},  {"task", required_argument, NULL, 'k'},
+        {"threads", required_argument, NULL, 't'}, {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
     struct options options = {.format = "merged"};
     int option;
     opterr = 0;
@@ -138,6 +139,7 @@ int gd_command_export(int argc, char **argv)
                             : option == 'b' ? &options.base
                             : option == 'm' ? &options.models
                             : option == 'D' ? &options.dtype
+                            : option == 'k' ? &options.task
                                             : NULL;
         if (text != NULL) {
             *text = optarg;

@@ -20,6 +20,7 @@ static const char help[] =
     "  --system TEXT      a system message before it\n"
     "  --prompt TEXT      plain text to continue\n"
     "  --adapter DIR      wear this adapter (a PEFT folder or a GGUF LoRA)\n"
+    "  --task NAME        of an adapter that was trained by task\n"
     "  --models DIR       look ids up here\n"
     "  --max-tokens N     default 256\n"
     "  --temperature T    default 0 (greedy)\n"
@@ -31,7 +32,7 @@ static const char help[] =
     "  --help             this text\n";
 
 struct options {
-    const char *model, *models, *chat, *system, *prompt, *adapter, *device;
+    const char *model, *models, *chat, *system, *prompt, *adapter, *task, *device;
     int64_t max_tokens, seed, threads;
     double temperature, top_p;
     bool verbose;
@@ -101,7 +102,8 @@ static bool generate(const struct options *options, struct gd_error *err)
     bool ok = gd_device_init(options->device, (int)options->threads, err) &&
               gd_usage_model(options->model, options->models, &id, &path, err) && gd_model_open(&model, id, path, err) &&
               (options->adapter == NULL ||
-               (gd_graft_load(&graft, model, options->adapter, err) && gd_graft_make_prefix(graft, err))) &&
+               (gd_graft_load(&graft, model, options->adapter, err) && gd_graft_wear_task(graft, options->task, err) &&
+                gd_graft_make_prefix(graft, err))) &&
               encode(model, options, &chat, &tokens, err) && gd_infer_create(&infer, model, (size_t)512 << 20, err);
     if (ok) {
         int room = model->config.context - tokens.count - (graft != NULL ? graft->virtual_rows.count : 0);
@@ -139,6 +141,7 @@ int gd_command_generate(int argc, char **argv)
     static const struct option known[] = {
         {"chat", required_argument, NULL, 'c'},        {"system", required_argument, NULL, 's'},
         {"prompt", required_argument, NULL, 'p'},      {"adapter", required_argument, NULL, 'a'},
+        {"task", required_argument, NULL, 'k'},
         {"models", required_argument, NULL, 'm'},      {"max-tokens", required_argument, NULL, 'n'},
         {"temperature", required_argument, NULL, 'T'}, {"top-p", required_argument, NULL, 'P'},
         {"seed", required_argument, NULL, 'S'},        {"device", required_argument, NULL, 'd'},
@@ -161,6 +164,9 @@ int gd_command_generate(int argc, char **argv)
             break;
         case 'a':
             options.adapter = optarg;
+            break;
+        case 'k':
+            options.task = optarg;
             break;
         case 'm':
             options.models = optarg;

@@ -169,7 +169,7 @@ static bool on_read_back(void *context, const char *folder, const struct gd_prob
     struct gd_graft *graft = NULL;
     double difference = 0;
     if (!gd_residents_model(residents, job->model->id, job->model->path, job->model->quantization, &resident, err) ||
-        !gd_residents_infer(residents, resident, err) || !gd_residents_graft(residents, resident, folder, &graft, err) ||
+        !gd_residents_infer(residents, resident, err) || !gd_residents_graft(residents, resident, folder, probe->task, &graft, err) ||
         !gd_read_back(resident->infer, graft, probe, &difference, err))
         return false;
     char text[160];

@@ -18,7 +18,7 @@
  *   job_items_stored {job_id, sequence}                       (the batch is durable)
  *   job_stop    {job_id, how: "pause"|"cancel"|"requeue"}     (pause, requeue: checkpoint first)
  *   job_checkpoint_stored {job_id, step}                      (all steps so far and this checkpoint are durable)
- *   generate    {id, model_id, model_path, adapter_path|null, kind: "chat"|"text",
+ *   generate    {id, model_id, model_path, adapter_path|null, task|null, kind: "chat"|"text",
  *                messages[], tools[]|null             (chat)
  *                prompt: string | [ids]               (text; exactly one sequence)
  *                choice, sampling{temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty,

@@ -237,6 +237,12 @@ static bool find_model(struct gd_worker *worker, const cJSON *message, struct gd
     return gd_residents_model(&worker->residents, id ? id : path, path, GD_QUANTIZATION_NONE, resident, err);
 }
 
+static bool check_task(const char *adapter, const char *task, struct gd_error *err)
+{
+    return adapter != NULL || task == NULL ||
+           gd_fail_param(err, GD_INVALID, "task", "a base model has no tasks to choose from: leave task out");
+}
+
 static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_error *err)
 {
     struct gd_resident *resident = NULL;
@@ -244,11 +250,12 @@ static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_e
     struct gd_tokens prompt = {0};
     struct gd_sampling sampling = {0};
     struct gd_choices choices = {{0}};
-    const char *adapter = NULL;
+    const char *adapter = NULL, *task = NULL;
     const cJSON *id = gd_json_find(message, "id");
     bool ok = find_model(worker, message, &resident, err) && gd_residents_infer(&worker->residents, resident, err) &&
               gd_json_get_string(message, "", "adapter_path", false, 1, 4095, &adapter, err) &&
-              (adapter == NULL || gd_residents_graft(&worker->residents, resident, adapter, &graft, err)) &&
+              gd_json_get_string(message, "", "task", false, 1, 63, &task, err) && check_task(adapter, task, err) &&
+              (adapter == NULL || gd_residents_graft(&worker->residents, resident, adapter, task, &graft, err)) &&
               read_prompt(message, resident->model, &prompt, err) &&
               read_sampling(message, resident->model, prompt.count + (graft != NULL ? graft->virtual_rows.count : 0), &sampling, err) &&
               gd_choices_encode(&choices, resident->model->tokenizer, gd_json_find(gd_json_find(message, "sampling"), "choices"), &sampling,

@@ -16,6 +16,7 @@ static void graft_drop(struct gd_resident *resident, int index)
 {
     gd_graft_destroy(resident->grafts[index].graft);
     gd_free(resident->grafts[index].path);
+    gd_free(resident->grafts[index].task);
     resident->grafts[index] = resident->grafts[--resident->graft_count];
 }
 
@@ -99,11 +100,16 @@ static bool graft_idle(const struct gd_resident *resident, int index)
     return resident->infer == NULL || gd_infer_graft_users(resident->infer, resident->grafts[index].graft) == 0;
 }
 
-bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resident, const char *folder,
+static bool same_task(const char *a, const char *b)
+{
+    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resident, const char *folder, const char *task,
                         struct gd_graft **out, struct gd_error *err)
 {
     for (int i = 0; i < resident->graft_count; i++) {
-        if (strcmp(resident->grafts[i].path, folder) == 0) {
+        if (strcmp(resident->grafts[i].path, folder) == 0 && same_task(resident->grafts[i].task, task)) {
             resident->grafts[i].used = ++residents->clock;
             *out = resident->grafts[i].graft;
             return true;
@@ -121,12 +127,12 @@ bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resi
     struct gd_graft *graft = NULL;
     if (!gd_graft_load(&graft, resident->model, folder, err))
         return false;
-    if (!gd_graft_make_prefix(graft, err)) {
+    if (!gd_graft_wear_task(graft, task, err) || !gd_graft_make_prefix(graft, err)) {
         gd_graft_destroy(graft);
         return false;
     }
     resident->grafts[resident->graft_count++] =
-        (struct gd_resident_graft){.path = gd_strdup(folder), .graft = graft, .used = ++residents->clock};
+        (struct gd_resident_graft){.path = gd_strdup(folder), .task = gd_strdup(task), .graft = graft, .used = ++residents->clock};
     *out = graft;
     return true;
 }
@@ -135,7 +141,7 @@ void gd_residents_forget(struct gd_residents *residents, const char *folder)
 {
     for (int i = 0; i < residents->count; i++) {
         struct gd_resident *resident = &residents->entry[i];
-        for (int j = 0; j < resident->graft_count; j++) {
+        for (int j = resident->graft_count - 1; j >= 0; j--) { /* the last one takes the place of one that goes */
             if (strcmp(resident->grafts[j].path, folder) != 0)
                 continue;
             if (graft_idle(resident, j)) {
@@ -144,7 +150,6 @@ void gd_residents_forget(struct gd_residents *residents, const char *folder)
                 resident->grafts[j].path[0] = '\0';
                 resident->grafts[j].used = 0;
             }
-            break;
         }
     }
 }

@@ -17,7 +17,7 @@
 #define GD_RESIDENT_GRAFTS_MAX 64
 
 struct gd_resident_graft {
-    char *path;
+    char *path, *task;       /* task NULL: none was asked for */
     struct gd_graft *graft;
     uint64_t used;           /* clock of last use */
 };
@@ -44,8 +44,9 @@ void gd_residents_release(struct gd_residents *residents);
 GD_MUST_CHECK bool gd_residents_model(struct gd_residents *residents, const char *id, const char *path,
                                       enum gd_quantization quantization, struct gd_resident **out, struct gd_error *err);
 GD_MUST_CHECK bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err);
+/* `task`: what a graft by task is worn for, or NULL (gd_graft_wear_task); each is a graft of its own here. */
 GD_MUST_CHECK bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resident, const char *folder,
-                                      struct gd_graft **out, struct gd_error *err);
+                                      const char *task, struct gd_graft **out, struct gd_error *err);
 /* A job trains on this base (+1) or does so no more (-1): a held base is not evicted. */
 void gd_residents_hold(struct gd_residents *residents, const struct gd_model *model, int change);
 /* Drops a graft that was deleted, once nobody wears it. */

@@ -184,7 +184,7 @@ static bool on_read_back(void *context, const char *folder, const struct gd_prob
     struct gd_graft *graft = NULL;
     double difference = 0;
     bool ok = gd_residents_infer(&progress->residents, progress->resident, err) &&
-              gd_residents_graft(&progress->residents, progress->resident, folder, &graft, err) &&
+              gd_residents_graft(&progress->residents, progress->resident, folder, probe->task, &graft, err) &&
               gd_read_back(progress->resident->infer, graft, probe, &difference, err);
     end_line(progress);
     if (ok)

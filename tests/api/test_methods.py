@@ -21,6 +21,7 @@ SETTINGS = {
     "houlsby": ({"reduction_factor": 4, "learned_scaling": True}, 0.01),
     "pfeiffer": ({"bottleneck_size": 8, "non_linearity": "gelu"}, 0.01),
     "parallel": ({"residual": False, "adapter_dropout": 0.05}, 0.01),
+    "poly": ({"n_splits": 4, "n_skills": 3}, 5e-3),
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
     "p_tuning": ({"num_virtual_tokens": 8, "encoder_hidden_size": 32}, 0.02),
     "prefix_tuning": ({"num_virtual_tokens": 8, "prefix_projection": True}, 0.02),
@@ -45,7 +46,7 @@ def methods(daemon):
 @pytest.fixture(scope="module")
 def trained(daemon, methods):
     """Method -> its finished job."""
-    file_id = daemon.upload(chat_rows(60)).json["id"]
+    file_id = daemon.upload([{**row, "task": "parity"} for row in chat_rows(60)]).json["id"]
     assert set(methods) == {kind(name) for name in SETTINGS}
     jobs = {}
     for method, (options, rate) in SETTINGS.items():
@@ -122,6 +123,8 @@ def test_all_answer_together_as_they_do_alone(daemon, trained):
     ({"type": "houlsby", "non_linearity": "relo"}, "adapter.non_linearity", "relu"),
     ({"type": "pfeifer"}, "adapter.type", "pfeiffer"),
     ({"type": "parallel", "bottleneck_size": 513}, "adapter.bottleneck_size", "512"),
+    ({"type": "poly", "n_split": 2}, "adapter.n_split", "n_splits"),
+    ({"type": "poly", "router_noise": "gumbel"}, "adapter.router_noise", "relaxed_bernoulli"),
     ({"loraplus_lr_ratio": 0}, "adapter.loraplus_lr_ratio", "0.001"),
     ({"init_lora_weights": "gausian"}, "adapter.init_lora_weights", "gaussian"),
     ({"type": "full", "last_layer": -2}, "adapter.last_layer", "-1"),

@@ -60,6 +60,7 @@ static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int co
     int lead = graft->virtual_rows.count, rows = lead + count;
     gd_model_inputs_create(&inputs, g, model, rows, 1, false);
     gd_graft_training_sites(&sites, g, graft, false);
+    gd_graft_training_segments(&sites, g, inputs.cu_seqlens);
     struct gd_value *logits = gd_linear(g, gd_model_hidden(g, model, &inputs, &sites.sites), gd_model_head(g, model));
     must(gd_graph_ok(g, &err), &err);
     must(gd_plan_create(&plan, g, &logits, 1, false, &err), &err);
@@ -80,6 +81,9 @@ static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int co
     gd_plan_bind(plan, inputs.cu_seqlens, bounds);
     gd_plan_bind(plan, inputs.inv_freq, model->config.inv_freq);
     gd_graft_training_bind(&sites, plan, graft->block);
+    int32_t task = graft->config.tasks.count - 1;
+    if (sites.tasks != NULL)
+        gd_plan_bind(plan, sites.tasks, &task);
     void *arena = NULL;
     must(gd_large_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
     gd_plan_attach(plan, arena);
@@ -229,6 +233,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"oft\", \"oft_block_size\": 4, \"num_cayley_neumann_terms\": 3}",
         "{\"type\": \"oft\", \"r\": 2, \"oft_block_size\": 0, \"use_cayley_neumann\": false, \"block_share\": true}",
         "{\"type\": \"vera\", \"r\": 5, \"vera_dropout\": 0.1}",
+        "{\"type\": \"poly\", \"r\": 3, \"n_splits\": 2, \"n_tasks\": 4, \"target_modules\": \"all-linear\"}",
         "{\"type\": \"houlsby\", \"reduction_factor\": 7, \"learned_scaling\": true, \"target_modules\": [\"mlp\", \"layers.0.self_attn\"]}",
         "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
         "{\"type\": \"parallel\", \"reduction_factor\": 8, \"use_bias\": false, \"scaling\": 2.5, \"target_modules\": [\"self_attn\"]}",
@@ -353,6 +358,8 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count("{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 9}", 9 * config->width);
     check_count("{\"type\": \"ln_tuning\"}", (2 * config->layers + 1) * config->width);
     check_count("{\"type\": \"ia3\"}", config->layers * (2 * kv + config->ffn_width));
+    check_count("{\"type\": \"poly\", \"r\": 6, \"n_skills\": 5, \"n_splits\": 2, \"n_tasks\": 7, \"target_modules\": \"all-linear\"}",
+                5 * lora + 7 * 2 * 5 * count);
     int64_t d = config->width, m = d / 4, module = 2 * d * m + m + d;
     check_count("{\"type\": \"houlsby\", \"reduction_factor\": 4}", config->layers * 2 * module);
     check_count("{\"type\": \"pfeiffer\", \"reduction_factor\": 4}", config->layers * module);
@@ -489,6 +496,9 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"oft\", \"oft_block_size\": 0}", "adapter.oft_block_size", "give one of them");
     refuse("{\"type\": \"oft\", \"r\": 32, \"oft_block_size\": 0}", "adapter.r", "two and more");
     refuse("{\"type\": \"oft\", \"num_cayley_neumann_terms\": 1}", "adapter.num_cayley_neumann_terms", "2");
+    refuse("{\"type\": \"poly\", \"n_splits\": 3}", "adapter.n_splits", "these do: 1, 2, 4, 8, 16, 32");
+    refuse("{\"type\": \"poly\", \"r\": 40}", "adapter.r", "q_proj");
+    refuse("{\"type\": \"poly\", \"poly_type\": \"pooly\"}", "adapter.poly_type", "'poly'");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"type\": \"p_tuning\", \"encoder_reparameterization_type\": \"LSTM\"}", "adapter.encoder_reparameterization_type", "there are 'MLP'");

@@ -267,6 +267,79 @@ static void many_rows_grow_the_arrays_without_moving_content(void **state)
     gd_buf_release(&text);
 }
 
+#define TASK(name) "{\"prompt\":\"x\",\"completion\":\"y\",\"task\":" name "}\n"
+
+static void check_task(const struct gd_dataset *data, int64_t row, const char *name)
+{
+    assert_string_equal(data->tasks.names[data->rows[row].task], name);
+    assert_int_equal(gd_tasks_find(&data->tasks, name), data->rows[row].task);
+}
+
+static void tasks_are_numbered_whatever_the_order_of_rows(void **state)
+{
+    struct room *room = *state;
+    struct gd_error err = {0};
+    struct gd_dataset *data = open_text(room, TASK("\"sum\"") TASK("\"case\"") SHORT TASK("\"sum\"") TASK("12"),
+                                        (struct gd_dataset_options){.context = 100}, &err);
+    assert_non_null(data);
+    assert_int_equal(data->tasks.count, 3);
+    check_task(data, 0, "sum");
+    check_task(data, 1, "case");
+    check_task(data, 3, "sum");
+    check_task(data, 4, "12");
+    assert_string_equal(data->tasks.names[2], "sum"); /* sorted by name */
+    assert_int_equal(data->tasks.rows[2], 2);
+    assert_int_equal(data->rows[2].task, -1);
+    assert_int_equal(data->taskless_rows, 1);
+    assert_int_equal(data->taskless_line, 3);
+    gd_dataset_destroy(data);
+    data = open_text(room, TASK("10") TASK("2") TASK("0"), (struct gd_dataset_options){.context = 100}, &err);
+    assert_non_null(data);
+    assert_string_equal(data->tasks.names[1], "2"); /* sorted by value */
+    assert_int_equal(data->rows[0].task, 2);
+    gd_dataset_destroy(data);
+}
+
+static void tasks_of_another_file_are_kept_to(void **state)
+{
+    struct room *room = *state;
+    struct gd_error err = {0};
+    struct gd_dataset *data = open_text(room, TASK("\"b\"") TASK("\"a\"") TASK("\"c\""), (struct gd_dataset_options){.context = 100}, &err);
+    assert_non_null(data);
+    struct gd_tasks tasks = data->tasks;
+    memset(&data->tasks, 0, sizeof data->tasks);
+    gd_dataset_destroy(data);
+    data = open_text(room, TASK("\"c\"") TASK("\"b\""), (struct gd_dataset_options){.context = 100, .tasks = &tasks}, &err);
+    assert_non_null(data);
+    assert_int_equal(data->rows[0].task, 2);
+    assert_int_equal(data->rows[1].task, 1);
+    assert_int_equal(data->tasks.rows[0], 0);
+    gd_dataset_destroy(data);
+    assert_null(open_text(room, TASK("\"d\""), (struct gd_dataset_options){.context = 100, .tasks = &tasks}, &err));
+    assert_string_equal(err.message, "line 1: there is no task 'd'; the training file's tasks are: a, b, c");
+    gd_error_clear(&err);
+    assert_null(open_text(room, SHORT, (struct gd_dataset_options){.context = 100, .tasks = &tasks}, &err));
+    assert_string_equal(err.message, "line 1: the row names no task; the training file's tasks are: a, b, c");
+    gd_error_clear(&err);
+    assert_null(open_text(room, TASK("[1]"), (struct gd_dataset_options){.context = 100}, &err));
+    assert_string_equal(err.param, "task");
+    gd_tasks_release(&tasks);
+}
+
+static void a_batch_has_the_task_of_each_segment(void **state)
+{
+    struct room *room = *state;
+    struct gd_error err = {0};
+    struct gd_batch batch;
+    struct gd_dataset *data = open_text(room, TASK("\"b\"") TASK("\"a\"") SHORT, (struct gd_dataset_options){.context = 100}, &err);
+    assert_non_null(data);
+    gd_batch_init(&batch, 256, 4);
+    gd_batch_fill(&batch, data, (int64_t[]){0, 2, 1}, 3, 256);
+    assert_memory_equal(batch.tasks, ((int32_t[]){1, -1, 0, -1}), 4 * sizeof(int32_t));
+    gd_batch_release(&batch);
+    gd_dataset_destroy(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -280,6 +353,9 @@ int main(void)
         cmocka_unit_test(rows_of_the_other_kind_are_refused_by_line_and_field),
         cmocka_unit_test(progress_can_stop_the_reading),
         cmocka_unit_test(many_rows_grow_the_arrays_without_moving_content),
+        cmocka_unit_test(tasks_are_numbered_whatever_the_order_of_rows),
+        cmocka_unit_test(tasks_of_another_file_are_kept_to),
+        cmocka_unit_test(a_batch_has_the_task_of_each_segment),
     };
     return cmocka_run_group_tests(tests, enter, leave);
 }

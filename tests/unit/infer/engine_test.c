@@ -184,6 +184,8 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
     gd_model_inputs_create(&inputs, graph, model, count, 1, false);
     if (graft != NULL)
         gd_graft_training_sites(&training, graph, graft, false);
+    if (graft != NULL)
+        gd_graft_training_segments(&training, graph, inputs.cu_seqlens);
     struct gd_value *label_value = gd_graph_input(graph, "labels", GD_I32, 1, (int64_t[]){count});
     struct gd_value *weight_value = gd_graph_input(graph, "weights", GD_F32, 1, (int64_t[]){count});
     struct gd_value *hidden = gd_model_hidden(graph, model, &inputs, graft != NULL ? &training.sites : NULL);
@@ -206,6 +208,9 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
             gd_plan_bind(plan, training.index[i], index[i]);
     if (graft != NULL)
         gd_graft_training_bind(&training, plan, graft->block);
+    int32_t task = graft != NULL ? graft->task : 0;
+    if (training.tasks != NULL)
+        gd_plan_bind(plan, training.tasks, &task);
     if (!gd_plan_run(plan, NULL, &err))
         fail_msg("%s", err.message);
     for (int t = 0; t + 1 < token_count; t++) {
@@ -612,6 +617,7 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
 static const struct {
     const char *options;
     float distance;
+    const char *task;
 } worn[] = {
     {NULL, 0},
     {"{\"type\": \"lora\", \"r\": 4}", 0.1f},
@@ -626,6 +632,8 @@ static const struct {
     {"{\"type\": \"ia3\"}", 0.3f},
     {"{\"type\": \"vera\", \"r\": 24}", 1.0f},
     {"{\"type\": \"ln_tuning\"}", 0.2f},
+    {"{\"type\": \"poly\", \"n_tasks\": 3, \"n_splits\": 4, \"r\": 5}", 0.3f, "1"},
+    {"{\"type\": \"poly\", \"n_tasks\": 3, \"n_splits\": 2, \"target_modules\": \"all-linear\"}", 0.3f, "2"},
     {"{\"type\": \"houlsby\", \"reduction_factor\": 8, \"learned_scaling\": true}", 0.2f},
     {"{\"type\": \"pfeiffer\", \"bottleneck_size\": 9, \"residual\": false, \"non_linearity\": \"gelu_new\"}", 0.2f},
     {"{\"type\": \"parallel\", \"residual\": true, \"non_linearity\": \"tanh\"}", 0.1f},
@@ -639,8 +647,11 @@ static void check_company(const char *model_name)
     for (int i = 1; i < GRAFTS; i++)
         grafts[i] = make_graft(model, (uint64_t)i, worn[i].options, worn[i].distance);
     struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+    struct gd_error err = {0};
     int32_t prompt[70];
     struct heard *heard[REQUESTS];
+    for (int i = 1; i < GRAFTS; i++)
+        assert_true(gd_graft_wear_task(grafts[i], worn[i].task, &err));
     make_prompt(prompt, 70, 21, model->config.vocab);
     for (int i = 0; i < REQUESTS; i++)
         heard[i] = submit(infer, grafts[i % GRAFTS], prompt, 70 - i / GRAFTS, &greedy);

@@ -39,6 +39,8 @@ static const struct kind {
     {"ln_tuning", "{\"type\": \"ln_tuning\"}"},
     {"ia3", "{\"type\": \"ia3\"}"},
     {"vera", "{\"type\": \"vera\", \"r\": 8}"},
+    {"poly", "{\"type\": \"poly\", \"r\": 2, \"n_tasks\": 3, \"n_skills\": 3, \"n_splits\": 4, \"target_modules\": [\"q_proj\", "
+             "\"down_proj\"], \"router_noise\": \"none\", \"router_lr_ratio\": 20}"},
     {"houlsby", "{\"type\": \"houlsby\", \"bottleneck_size\": 5, \"learned_scaling\": true}"},
     {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
     {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
@@ -91,7 +93,7 @@ static void load_block(const struct setting *s, const char *prefix, float *block
     for (int i = 0; i < s->graft->param_count + s->graft->frozen_param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
         struct gd_tensor t = tensor_of(s, prefix, param);
-        int64_t count = gd_tensor_count(&t), columns = t.rank == 2 ? t.shape[1] : 1, rows = count / columns;
+        int64_t count = gd_tensor_count(&t), columns = t.rank >= 2 ? t.shape[t.rank - 1] : 1, rows = count / columns;
         for (int64_t j = 0; j < count; j++)
             block[param->offset + (param->transposed ? j % columns * rows + j / columns : j)] =
                 param->integers ? (float)((const int32_t *)t.data)[j] : ((const float *)t.data)[j];
@@ -110,7 +112,8 @@ static void load_rows(struct setting *s)
     data->tokens = gd_alloc_array(STEPS * ROWS * LENGTH_MAX, sizeof(int32_t));
     data->weights = gd_alloc_array(STEPS * ROWS * LENGTH_MAX, sizeof(float));
     for (int row = 0; row < STEPS * ROWS; row++) {
-        data->rows[row] = (struct gd_dataset_row){.line = row + 1, .offset = data->token_count, .length = lengths[row]};
+        data->rows[row] = (struct gd_dataset_row){.line = row + 1, .offset = data->token_count, .length = lengths[row],
+                                                    .task = (row / ROWS + row % ROWS) % 3}; /* where the method asks */
         for (int i = 0; i < lengths[row]; i++) {
             data->tokens[data->token_count] = ids[row * LENGTH_MAX + i];
             data->weights[data->token_count++] = (float)trained[row * LENGTH_MAX + i];
