@@ -314,11 +314,17 @@ static bool is_origin(const char *text, size_t length)
     return true;
 }
 
+bool gd_config_check_python(const struct gd_config *config, struct gd_error *err)
+{
+    return config->python[0] == '/' || strcmp(config->python, "off") == 0 ||
+           gd_fail_param(err, GD_INVALID, "graders.python",
+                         "graders.python: \"%.64s\" is neither an absolute path nor \"off\"", config->python);
+}
+
 bool gd_config_check(const struct gd_config *config, struct gd_error *err)
 {
-    if (config->python[0] != '/' && strcmp(config->python, "off") != 0)
-        return gd_fail_param(err, GD_INVALID, "graders.python",
-                             "graders.python: \"%.64s\" is neither an absolute path nor \"off\"", config->python);
+    if (!gd_config_check_python(config, err))
+        return false;
     if (config->data_dir == NULL)
         return gd_fail_param(err, GD_MISSING, "server.data_dir", "no data folder; give --data-dir DIR");
     if (config->models_dir == NULL)

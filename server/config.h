@@ -45,6 +45,8 @@ GD_MUST_CHECK bool gd_config_set(struct gd_config *config, const char *key, cons
                                  struct gd_error *err);
 GD_MUST_CHECK bool gd_config_load_file(struct gd_config *config, const char *path, struct gd_error *err);
 GD_MUST_CHECK bool gd_config_load_environment(struct gd_config *config, struct gd_error *err); /* GRAFTD_SERVER_LISTEN ... */
+/* graders.python alone: what commands without a server need. */
+GD_MUST_CHECK bool gd_config_check_python(const struct gd_config *config, struct gd_error *err);
 /* Tells engine/eval/sandbox.h what the operator decided about Python. */
 void gd_config_apply_sandbox(const struct gd_config *config);
 GD_MUST_CHECK bool gd_config_check(const struct gd_config *config, struct gd_error *err);

@@ -107,6 +107,23 @@ static int serve(int argc, char **argv)
     return code;
 }
 
+/* Python graders follow the settings in the foreground too. */
+static int run(int argc, char **argv)
+{
+    struct gd_config config;
+    struct gd_error err = {0};
+    gd_config_init(&config);
+    int code = gd_config_load_environment(&config, &err) && gd_config_check_python(&config, &err)
+                   ? -1
+                   : gd_usage_error("run", "%s", err.message);
+    if (code < 0) {
+        gd_config_apply_sandbox(&config);
+        code = gd_command_run(argc, argv);
+    }
+    gd_config_release(&config);
+    return code;
+}
+
 static int version(void)
 {
     struct gd_error err = {0};
@@ -143,7 +160,7 @@ int main(int argc, char **argv)
     if (strcmp(command, "worker") == 0)
         return gd_command_worker(argc - 1, argv + 1);
     if (strcmp(command, "run") == 0)
-        return gd_command_run(argc - 1, argv + 1);
+        return run(argc - 1, argv + 1);
     if (strcmp(command, "inspect") == 0)
         return gd_command_inspect(argc - 1, argv + 1);
     if (strcmp(command, "generate") == 0)

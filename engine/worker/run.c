@@ -5,8 +5,10 @@
 #include "engine/tensor/device.h"
 #include "engine/train/trainer.h"
 #include "engine/worker/attached.h"
+#include "engine/eval/task.h"
 #include "engine/worker/command.h"
 #include "engine/worker/read_back.h"
+#include "engine/worker/run_eval.h"
 #include "engine/worker/usage.h"
 
 #include <errno.h>
@@ -21,17 +23,23 @@
 #include <unistd.h>
 
 static const char help[] =
-    "Usage: graftd run JOB.json --models DIR --out DIR [options]\n"
+    "Usage: graftd run JOB.json|TASK.yaml --models DIR --out DIR [options]\n"
     "\n"
-    "Runs one fine-tuning job in the foreground. JOB.json is the body of POST /v1/fine_tuning/jobs with file paths\n"
-    "(relative to the current folder) in place of file ids.\n"
+    "Runs one job in the foreground. JOB.json is the body of POST /v1/fine_tuning/jobs, or of POST /v1/evals with the\n"
+    "data_source of a run in it; file paths (relative to the current folder) stand in place of file ids. TASK.yaml is a task\n"
+    "of lm-evaluation-harness whose data_files are local.\n"
     "\n"
     "  --models DIR     folder of base models (Hugging Face folders, NAME.gguf)\n"
-    "  --out DIR        checkpoints/, state/ and the final adapter/ go here\n"
-    "  --resume         continue from the newest checkpoint in --out\n"
+    "  --out DIR        checkpoints/, state/ and the final adapter/ go here; of an eval items.jsonl and scores.json\n"
+    "  --resume         continue from the newest checkpoint, or the finished items, in --out\n"
     "  --device D       auto (default), cpu\n"
     "  --threads N      threads of arithmetic (default: all cores)\n"
     "  --metrics FILE   append one JSON object per step to FILE\n"
+    "  --model ID       of an eval or task: the model that answers\n"
+    "  --adapter DIR    of an eval or task: the adapter that it wears\n"
+    "  --limit N        of a task: the first N rows\n"
+    "  --num-fewshot N  of a task: that many examples\n"
+    "  --fewshot-seed N of a task: chooses the examples (default 1234, as the harness)\n"
     "  --help           this text\n"
     "\n"
     "Exit code: 0 done, 1 failed or stopped (SIGTERM and ^C write a checkpoint first), 2 wrong usage.\n";
@@ -214,9 +222,9 @@ static int64_t changed_at(const char *path)
 }
 
 struct options {
-    const char *job, *models, *out, *device, *metrics;
+    const char *job, *models, *out, *device, *metrics, *model, *adapter;
     bool resume;
-    int64_t threads;
+    int64_t threads, limit, shots, seed;
 };
 
 static bool run_job(const struct options *options, struct gd_error *err)
@@ -266,13 +274,37 @@ static bool run_job(const struct options *options, struct gd_error *err)
     return ok;
 }
 
+/* A task file, or a request that has a data source; whatever cannot be read is a job with an error. */
+static bool is_eval(const struct options *options)
+{
+    struct gd_error ignored = {0};
+    if (gd_run_is_task(options->job))
+        return true;
+    cJSON *body = gd_json_parse_file(options->job, 64u << 20, &ignored);
+    bool found = body != NULL && gd_json_find(body, "data_source") != NULL;
+    cJSON_Delete(body);
+    return found;
+}
+
+static bool run_eval(const struct options *options, struct gd_error *err)
+{
+    struct gd_run_eval_options eval = {.job = options->job, .models = options->models, .out = options->out,
+                                       .device = options->device, .model = options->model, .adapter = options->adapter,
+                                       .resume = options->resume, .threads = (int)options->threads, .limit = options->limit,
+                                       .shots = options->shots, .seed = options->seed, .stop = &stop_requested};
+    return gd_run_eval(&eval, err);
+}
+
 int gd_command_run(int argc, char **argv)
 {
     static const struct option known[] = {{"models", required_argument, NULL, 'm'}, {"out", required_argument, NULL, 'o'},
                                           {"resume", no_argument, NULL, 'r'},       {"device", required_argument, NULL, 'd'},
                                           {"threads", required_argument, NULL, 't'}, {"metrics", required_argument, NULL, 'j'},
+                                          {"model", required_argument, NULL, 'M'}, {"adapter", required_argument, NULL, 'a'},
+                                          {"limit", required_argument, NULL, 'l'}, {"num-fewshot", required_argument, NULL, 'n'},
+                                          {"fewshot-seed", required_argument, NULL, 's'},
                                           {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
-    struct options options = {.device = "auto"};
+    struct options options = {.device = "auto", .limit = -1, .shots = -1, .seed = -1};
     int option;
     opterr = 0;
     while ((option = getopt_long(argc, argv, "h", known, NULL)) != -1) {
@@ -296,6 +328,24 @@ int gd_command_run(int argc, char **argv)
         case 'j':
             options.metrics = optarg;
             break;
+        case 'M':
+            options.model = optarg;
+            break;
+        case 'a':
+            options.adapter = optarg;
+            break;
+        case 'l':
+            if (!gd_usage_int("run", "--limit", optarg, 1, GD_EVAL_ITEMS_MAX, &options.limit))
+                return 2;
+            break;
+        case 'n':
+            if (!gd_usage_int("run", "--num-fewshot", optarg, 0, GD_TASK_SHOTS_MAX, &options.shots))
+                return 2;
+            break;
+        case 's':
+            if (!gd_usage_int("run", "--fewshot-seed", optarg, 0, INT64_MAX >> 11, &options.seed))
+                return 2;
+            break;
         case 'h':
             fputs(help, stdout);
             return 0;
@@ -313,5 +363,5 @@ int gd_command_run(int argc, char **argv)
     sigaction(SIGINT, &action, NULL);
     gd_log_init("run");
     struct gd_error err = {0};
-    return run_job(&options, &err) ? 0 : gd_command_failed("run", &err);
+    return (is_eval(&options) ? run_eval(&options, &err) : run_job(&options, &err)) ? 0 : gd_command_failed("run", &err);
 }

@@ -153,7 +153,7 @@ def harness(work, name, model, arguments, environment=None):
 def serve(graftd, models, work):
     log = open(work / "daemon.log", "ab")
     process = subprocess.Popen([graftd, "serve", "--data-dir", str(work / "data"), "--models", str(models), "--listen", "127.0.0.1:0"],
-                               stdout=subprocess.PIPE, stderr=log)
+                               stdout=subprocess.PIPE, stderr=log, env={**os.environ, "GRAFTD_COMPUTE": "f32"})
     return process, process.stdout.readline().decode().split()[-1]
 
 
