@@ -1,8 +1,10 @@
 #include "server/eval_json.h"
 
-#include "engine/eval/stats.h"
+#include "engine/eval/scores.h"
 #include <math.h>
 #include <string.h>
+
+#define RESAMPLES 200 /* of a bootstrap: a run is shown often */
 
 /* ---- statuses ---- */
 
@@ -59,6 +61,8 @@ static cJSON *stat_json(const struct gd_stat *stat)
     add_finite(out, "low", stat->low);
     add_finite(out, "high", stat->high);
     add_text(out, "interval", stat->interval);
+    if (stat->resamples > 0)
+        cJSON_AddNumberToObject(out, "resamples", stat->resamples);
     return out;
 }
 
@@ -110,7 +114,9 @@ static void add_criteria(cJSON *out, const struct gd_eval_results *results)
     cJSON *list = cJSON_AddArrayToObject(out, "per_testing_criteria_results");
     for (int i = 0; i < results->criterion_count; i++) {
         const struct gd_eval_criterion *criterion = &results->criteria[i];
-        struct gd_stat score = gd_stats_mean(criterion->scores, criterion->count);
+        struct gd_stat score = gd_scores_stat(criterion->aggregation,
+                                              criterion->aggregation != NULL ? criterion->numbers : criterion->scores, NULL,
+                                              criterion->count, RESAMPLES);
         struct gd_stat rate = gd_stats_proportion((size_t)criterion->passed, (size_t)(criterion->passed + criterion->failed));
         cJSON *json = cJSON_CreateObject();
         add_text(json, "testing_criteria", criterion->name);
@@ -193,8 +199,9 @@ cJSON *gd_run_comparison_json(const char *run_id, const char *with_run_id, const
     cJSON *list = cJSON_AddArrayToObject(out, "criteria");
     for (int i = 0; i < pairs->count; i++) {
         const struct gd_eval_pair *pair = &pairs->pairs[i];
-        struct gd_stat a = gd_stats_mean(pair->a, pair->count), b = gd_stats_mean(pair->b, pair->count);
-        struct gd_stat difference = gd_stats_paired(pair->a, pair->b, pair->count);
+        struct gd_stat a = gd_scores_stat(pair->aggregation, pair->a, NULL, pair->count, RESAMPLES);
+        struct gd_stat b = gd_scores_stat(pair->aggregation, pair->b, NULL, pair->count, RESAMPLES);
+        struct gd_stat difference = gd_scores_stat(pair->aggregation, pair->a, pair->b, pair->count, RESAMPLES);
         cJSON *json = cJSON_CreateObject();
         add_text(json, "testing_criteria", pair->name);
         cJSON_AddNumberToObject(json, "errored", (double)pair->errored);

@@ -128,6 +128,17 @@ static char *digest_of(const cJSON *datasource_item)
     return gd_strdup(digest);
 }
 
+/* What adds up to the run's score where that is not the mean of scores. */
+static void add_numbers(struct gd_eval_score *score, const cJSON *result)
+{
+    const char *aggregation = gd_frame_text(result, "aggregation", NULL);
+    const cJSON *values = gd_json_find(result, "values");
+    if (aggregation == NULL || strcmp(aggregation, "mean") == 0 || !cJSON_IsArray(values))
+        return;
+    score->aggregation = gd_strdup(aggregation);
+    score->numbers = gd_json_print(values);
+}
+
 static void add_scores(struct gd_eval_item_record *record, const cJSON *results)
 {
     const cJSON *result;
@@ -142,6 +153,7 @@ static void add_scores(struct gd_eval_item_record *record, const cJSON *results)
             .passed = cJSON_IsTrue(gd_json_find(result, "passed")),
             .failed = !cJSON_IsNumber(score),
         };
+        add_numbers(&record->scores[record->score_count - 1], result);
     }
 }
 

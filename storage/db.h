@@ -158,6 +158,7 @@ struct gd_eval_score {
     char *name, *type;
     double score;
     bool passed, failed;                 /* failed: there is no score */
+    char *aggregation, *numbers;         /* engine/eval/corpus.h; a JSON list; NULL: scores have a mean */
 };
 struct gd_eval_usage {
     char *model;
@@ -193,6 +194,9 @@ struct gd_eval_criterion {
     int64_t passed, failed, errored;
     double *scores;                      /* of the items that have one, by index */
     size_t count;
+    char *aggregation;                   /* NULL: the mean of scores; else what adds up numbers, */
+    double *numbers;                     /* ... `width` of each item of `count` */
+    size_t width;
 };
 struct gd_eval_results {
     int64_t passed, failed, errored;     /* items */
@@ -209,6 +213,8 @@ struct gd_eval_pair {
     char *name;                          /* of a criterion that both runs have */
     double *a, *b;                       /* scores of the items that both have scored */
     size_t count, capacity;
+    char *aggregation;                   /* as a criterion's; then a and b have `width` numbers of each item */
+    size_t width;
     int64_t errored;                     /* shared items without a score in one of them */
 };
 struct gd_eval_pairs {

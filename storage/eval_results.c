@@ -1,14 +1,52 @@
 /* What the items of a run come to: counts, scores by criterion, tokens by model; and two runs side by side. */
 #include "engine/base/alloc.h"
+#include "engine/base/json.h"
 #include "storage/db_internal.h"
 
 #include <string.h>
 
-static void add_value(struct gd_eval_criterion *criterion, size_t *capacity, double value)
+#define NUMBERS_MAX 64
+
+/* A JSON list of numbers; 0: it is none, or not `width` of them (0: any number). */
+static size_t read_numbers(const char *text, size_t width, double out[NUMBERS_MAX])
+{
+    struct gd_error ignored = {0};
+    cJSON *list = text != NULL ? gd_json_parse(text, strlen(text), SIZE_MAX, &ignored) : NULL, *number;
+    size_t count = 0;
+    cJSON_ArrayForEach(number, list)
+    {
+        if (!cJSON_IsNumber(number) || count == NUMBERS_MAX) {
+            count = 0;
+            break;
+        }
+        out[count++] = number->valuedouble;
+    }
+    cJSON_Delete(list);
+    return width == 0 || count == width ? count : 0;
+}
+
+/* The numbers of an item beside its score; false: they do not fit those of the others. */
+static bool add_numbers(struct gd_eval_criterion *criterion, size_t capacity, const char *text)
+{
+    double numbers[NUMBERS_MAX];
+    size_t width = read_numbers(text, criterion->width, numbers);
+    if (width == 0)
+        return false;
+    criterion->width = width;
+    criterion->numbers = gd_realloc_array(criterion->numbers, capacity * width, sizeof *criterion->numbers);
+    memcpy(criterion->numbers + criterion->count * width, numbers, width * sizeof *numbers);
+    return true;
+}
+
+static void add_value(struct gd_eval_criterion *criterion, size_t *capacity, double value, const char *numbers)
 {
     if (criterion->count == *capacity) {
         *capacity = *capacity > 0 ? *capacity * 2 : 64;
         criterion->scores = gd_realloc_array(criterion->scores, *capacity, sizeof *criterion->scores);
+    }
+    if (criterion->aggregation != NULL && !add_numbers(criterion, *capacity, numbers)) {
+        criterion->errored++;
+        return;
     }
     criterion->scores[criterion->count++] = value;
 }
@@ -44,7 +82,8 @@ static bool read_counts(struct gd_db *db, const char *run_id, struct gd_eval_res
 static bool read_criteria(struct gd_db *db, const char *run_id, struct gd_eval_results *results, struct gd_error *err)
 {
     struct gd_query query = gd_query_start(db,
-        "SELECT name, type, score IS NULL, score, passed FROM main.eval_scores WHERE run_id = ?1 ORDER BY name, item_index");
+        "SELECT name, type, score IS NULL, score, passed, aggregation, numbers FROM main.eval_scores WHERE run_id = ?1"
+        " ORDER BY name, item_index");
     gd_put_text(&query, run_id);
     struct gd_eval_criterion *criterion = NULL;
     size_t capacity = 0;
@@ -60,11 +99,16 @@ static bool read_criteria(struct gd_db *db, const char *run_id, struct gd_eval_r
         bool missing = gd_take_int(&query) != 0;
         double score = gd_take_real(&query);
         bool passed = gd_take_int(&query) != 0;
+        char *aggregation = gd_take_text(&query), *numbers = gd_take_text(&query);
+        if (criterion->aggregation == NULL && criterion->count == 0)
+            criterion->aggregation = gd_strdup(aggregation);
         criterion->errored += missing;
         criterion->passed += !missing && passed;
         criterion->failed += !missing && !passed;
         if (!missing)
-            add_value(criterion, &capacity, score);
+            add_value(criterion, &capacity, score, numbers);
+        gd_free(aggregation);
+        gd_free(numbers);
     }
     return gd_query_end(&query, err);
 }
@@ -102,6 +146,8 @@ static void release_criteria(struct gd_eval_criterion *criteria, int count)
         gd_free(criteria[i].name);
         gd_free(criteria[i].type);
         gd_free(criteria[i].scores);
+        gd_free(criteria[i].aggregation);
+        gd_free(criteria[i].numbers);
     }
     gd_free(criteria);
 }
@@ -130,15 +176,33 @@ static struct gd_eval_pair *pair_of(struct gd_eval_pairs *pairs, char *name_take
     return last;
 }
 
-static void add_pair(struct gd_eval_pair *pair, double a, double b)
+static void add_pair(struct gd_eval_pair *pair, const double *a, const double *b)
 {
     if (pair->count == pair->capacity) {
         pair->capacity = pair->capacity > 0 ? pair->capacity * 2 : 64;
-        pair->a = gd_realloc_array(pair->a, pair->capacity, sizeof *pair->a);
-        pair->b = gd_realloc_array(pair->b, pair->capacity, sizeof *pair->b);
+        pair->a = gd_realloc_array(pair->a, pair->capacity * pair->width, sizeof *pair->a);
+        pair->b = gd_realloc_array(pair->b, pair->capacity * pair->width, sizeof *pair->b);
     }
-    pair->a[pair->count] = a;
-    pair->b[pair->count++] = b;
+    memcpy(pair->a + pair->count * pair->width, a, pair->width * sizeof *a);
+    memcpy(pair->b + pair->count * pair->width, b, pair->width * sizeof *b);
+    pair->count++;
+}
+
+/* Scores, or what they add up from where that is not a mean. */
+static void add_scores(struct gd_eval_pair *pair, double left, double right, const char *aggregation, const char *left_numbers,
+                       const char *right_numbers)
+{
+    double a[NUMBERS_MAX] = {left}, b[NUMBERS_MAX] = {right};
+    size_t width = aggregation != NULL ? read_numbers(left_numbers, pair->width, a) : 1;
+    if (width == 0 || (aggregation != NULL && read_numbers(right_numbers, width, b) == 0)) {
+        pair->errored++;
+        return;
+    }
+    if (pair->width == 0) {
+        pair->width = width;
+        pair->aggregation = gd_strdup(aggregation);
+    }
+    add_pair(pair, a, b);
 }
 
 static bool count_items(struct gd_db *db, const char *a, const char *b, struct gd_eval_pairs *pairs, struct gd_error *err)
@@ -163,8 +227,10 @@ bool gd_db_eval_pairs(struct gd_db *db, const char *a, const char *b, struct gd_
     if (!count_items(db, a, b, out, err))
         return false;
     struct gd_query query = gd_query_start(db,
-        "SELECT s.name, s.score IS NULL OR t.score IS NULL, s.score, t.score FROM main.eval_scores AS s"
+        "SELECT s.name, s.score IS NULL OR t.score IS NULL, s.score, t.score, s.aggregation, s.numbers, t.numbers"
+        " FROM main.eval_scores AS s"
         " JOIN main.eval_scores AS t ON t.run_id = ?2 AND t.item_index = s.item_index AND t.name = s.name"
+        " AND t.aggregation IS s.aggregation"
         " JOIN main.eval_items AS x ON x.run_id = s.run_id AND x.item_index = s.item_index"
         " JOIN main.eval_items AS y ON y.run_id = t.run_id AND y.item_index = t.item_index AND y.digest = x.digest"
         " WHERE s.run_id = ?1 ORDER BY s.name, s.item_index");
@@ -175,8 +241,12 @@ bool gd_db_eval_pairs(struct gd_db *db, const char *a, const char *b, struct gd_
         bool missing = gd_take_int(&query) != 0;
         double left = gd_take_real(&query), right = gd_take_real(&query);
         pair->errored += missing;
+        char *aggregation = gd_take_text(&query), *left_numbers = gd_take_text(&query), *right_numbers = gd_take_text(&query);
         if (!missing)
-            add_pair(pair, left, right);
+            add_scores(pair, left, right, aggregation, left_numbers, right_numbers);
+        gd_free(aggregation);
+        gd_free(left_numbers);
+        gd_free(right_numbers);
     }
     if (gd_query_end(&query, err))
         return true;
@@ -190,6 +260,7 @@ void gd_eval_pairs_release(struct gd_eval_pairs *pairs)
         gd_free(pairs->pairs[i].name);
         gd_free(pairs->pairs[i].a);
         gd_free(pairs->pairs[i].b);
+        gd_free(pairs->pairs[i].aggregation);
     }
     gd_free(pairs->pairs);
     *pairs = (struct gd_eval_pairs){0};

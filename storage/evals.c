@@ -166,6 +166,8 @@ void gd_eval_item_record_release(struct gd_eval_item_record *record)
     for (int i = 0; i < record->score_count; i++) {
         gd_free(record->scores[i].name);
         gd_free(record->scores[i].type);
+        gd_free(record->scores[i].aggregation);
+        gd_free(record->scores[i].numbers);
     }
     gd_free(record->scores);
     for (int i = 0; i < record->usage_count; i++)
@@ -197,7 +199,8 @@ static bool put_score(struct gd_db *db, const struct gd_eval_item_record *item, 
                       struct gd_error *err)
 {
     struct gd_query query = gd_query_start(db,
-        "INSERT OR IGNORE INTO main.eval_scores (run_id, item_index, name, type, score, passed) VALUES (?,?,?,?,?,?)");
+        "INSERT OR IGNORE INTO main.eval_scores (run_id, item_index, name, type, score, passed, aggregation, numbers)"
+        " VALUES (?,?,?,?,?,?,?,?)");
     gd_put_text(&query, item->run_id);
     gd_put_int(&query, item->index);
     gd_put_text(&query, score->name);
@@ -207,6 +210,8 @@ static bool put_score(struct gd_db *db, const struct gd_eval_item_record *item, 
     else
         gd_put_real(&query, score->score);
     gd_put_int(&query, score->passed);
+    gd_put_text(&query, score->aggregation);
+    gd_put_text(&query, score->numbers);
     return gd_query_run(&query, NULL, err);
 }
 

@@ -94,6 +94,11 @@ static const struct {
      "ALTER TABLE main.jobs ADD COLUMN start_folder TEXT;"
      "ALTER TABLE main.models ADD COLUMN parent TEXT;"},
 
+    /* aggregation NULL: scores have a mean; else numbers is a JSON list, what it adds up. */
+    {"main", 4,
+     "ALTER TABLE main.eval_scores ADD COLUMN aggregation TEXT;"
+     "ALTER TABLE main.eval_scores ADD COLUMN numbers TEXT;"},
+
     /* kind: 0 finite (in value), 1 NaN, 2 +infinity, 3 -infinity: SQLite would turn a NaN into NULL. */
     {"metrics", 1,
      "CREATE TABLE metrics.series ("

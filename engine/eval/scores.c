@@ -174,16 +174,27 @@ static double score_of(const void *context, const uint32_t *pick, size_t n)
     return side->b != NULL ? a - side->aggregation->score(side->b, pick, n) : a;
 }
 
+static struct gd_stat stat_of(const struct gd_aggregation *aggregation, const double *a, const double *b, size_t n, int resamples)
+{
+    struct side side = {.aggregation = aggregation, .a = a, .b = b};
+    if (aggregation->resamples == 0)
+        return b != NULL ? gd_stats_paired(a, b, n) : gd_stats_mean(a, n);
+    return gd_stats_bootstrap(score_of, &side, n, aggregation->resamples < resamples ? aggregation->resamples : resamples);
+}
+
+struct gd_stat gd_scores_stat(const char *aggregation, const double *a, const double *b, size_t n, int resamples)
+{
+    const struct gd_aggregation *found = aggregation != NULL ? gd_aggregation_find(aggregation) : NULL;
+    return stat_of(found != NULL ? found : gd_aggregation_find("mean"), a, b, n, resamples);
+}
+
 cJSON *gd_scores_json(const struct gd_scores *scores)
 {
     cJSON *list = cJSON_CreateArray();
     for (size_t i = 0; i < scores->count; i++) {
         const struct score *score = &scores->list[i];
         double *values = sorted_values(score, NULL);
-        struct side side = {.aggregation = score->aggregation, .a = values};
-        struct gd_stat stat = score->aggregation->resamples == 0
-                                  ? gd_stats_mean(values, score->count)
-                                  : gd_stats_bootstrap(score_of, &side, score->count, score->aggregation->resamples);
+        struct gd_stat stat = stat_of(score->aggregation, values, NULL, score->count, GD_STATS_RESAMPLES);
         cJSON *json = cJSON_CreateObject();
         cJSON_AddStringToObject(json, "name", score->name);
         add_stat(json, "score", &stat);
@@ -224,9 +235,7 @@ cJSON *gd_scores_compare(const struct gd_scores *a, const struct gd_scores *b)
         int64_t *x_index, *y_index;
         double *of_a = sorted_values(x, &x_index), *of_b = sorted_values(y, &y_index);
         size_t n = pair(of_a, x_index, x->count, of_b, y_index, y->count, (size_t)x->aggregation->values);
-        struct side side = {.aggregation = x->aggregation, .a = of_a, .b = of_b};
-        struct gd_stat stat = x->aggregation->resamples == 0 ? gd_stats_paired(of_a, of_b, n)
-                                                             : gd_stats_bootstrap(score_of, &side, n, x->aggregation->resamples);
+        struct gd_stat stat = stat_of(x->aggregation, of_a, of_b, n, GD_STATS_RESAMPLES);
         cJSON *json = cJSON_CreateObject();
         cJSON_AddStringToObject(json, "name", x->name);
         add_stat(json, "difference", &stat);

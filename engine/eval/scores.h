@@ -13,6 +13,11 @@
 #define GD_EVAL_SCORES_H
 
 #include "engine/base/json.h"
+#include "engine/eval/stats.h"
+
+/* One score of n items, in their order: `aggregation` of rows of numbers (NULL: the mean of one each), with a bootstrap of at
+ * most `resamples`. b not NULL: the difference a - b over the same items. */
+struct gd_stat gd_scores_stat(const char *aggregation, const double *a, const double *b, size_t n, int resamples);
 
 struct gd_scores;
 
