@@ -78,10 +78,10 @@ static const struct {
      "CREATE INDEX main.eval_items_page ON eval_items (run_id, created_at, seq);"
      "CREATE INDEX main.eval_items_status ON eval_items (run_id, status);"
 
-     /* score NULL: it could not be had. */
+     /* score NULL: it could not be had. aggregation NULL: scores have a mean; else numbers, a JSON list, adds up. */
      "CREATE TABLE main.eval_scores ("
      "  run_id TEXT NOT NULL REFERENCES jobs (id), name TEXT NOT NULL, item_index INTEGER NOT NULL, type TEXT NOT NULL,"
-     "  score REAL, passed INTEGER NOT NULL, PRIMARY KEY (run_id, name, item_index)"
+     "  score REAL, passed INTEGER NOT NULL, aggregation TEXT, numbers TEXT, PRIMARY KEY (run_id, name, item_index)"
      ") STRICT, WITHOUT ROWID;"
 
      "CREATE TABLE main.eval_usage ("
@@ -93,11 +93,6 @@ static const struct {
     {"main", 3,
      "ALTER TABLE main.jobs ADD COLUMN start_folder TEXT;"
      "ALTER TABLE main.models ADD COLUMN parent TEXT;"},
-
-    /* aggregation NULL: scores have a mean; else numbers is a JSON list, what it adds up. */
-    {"main", 4,
-     "ALTER TABLE main.eval_scores ADD COLUMN aggregation TEXT;"
-     "ALTER TABLE main.eval_scores ADD COLUMN numbers TEXT;"},
 
     /* kind: 0 finite (in value), 1 NaN, 2 +infinity, 3 -infinity: SQLite would turn a NaN into NULL. */
     {"metrics", 1,

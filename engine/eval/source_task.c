@@ -17,10 +17,10 @@ static bool parse_file(const cJSON *json, const char *path, const char *key, boo
     char *at = gd_format("%s.%s", path, key), *at_type = gd_format("%s.%s.type", path, key);
     bool ok = gd_json_get_object(json, path, key, required, &from, err);
     if (ok && from != NULL) {
-        ok = gd_json_only_known(from, at, known, err) && gd_json_get_string(from, at, "type", true, 1, 64, &type, err) &&
+        ok = gd_json_get_string(from, at, "type", true, 1, 64, &type, err) &&
              (strcmp(type, "file_id") == 0 ||
               gd_fail_param(err, GD_UNSUPPORTED, at_type, "%s: '%s': the rows of a task come from a file (\"file_id\")", at_type, type)) &&
-             gd_json_get_string(from, at, "id", true, 1, 4095, &value, err);
+             gd_json_only_known(from, at, known, err) && gd_json_get_string(from, at, "id", true, 1, 4095, &value, err);
         *id = ok ? gd_strdup(value) : NULL;
     }
     gd_free(at);

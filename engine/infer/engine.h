@@ -68,7 +68,9 @@ struct gd_infer_token {
 
 enum gd_finish { GD_FINISH_STOP, GD_FINISH_LENGTH, GD_FINISH_CANCELLED, GD_FINISH_ERROR };
 
-/* An end-of-sequence token ends the sequence and is neither reported nor counted (unless ignore_eos). */
+/* An end-of-sequence token ends the sequence and is neither reported nor counted (unless ignore_eos); with echo and
+ * log-probabilities it is reported, without text: who scores a prompt with max_tokens 1 takes the last entry for the
+ * generated one. */
 struct gd_infer_usage {
     int prompt_tokens, cached_tokens, completion_tokens;
 };

@@ -271,7 +271,11 @@ void gd_sequence_accept(struct gd_sequence *sequence, const struct gd_sequence_r
 {
     int32_t id = result->id;
     if (is_end(sequence, id)) {
-        gd_sequence_finish(sequence, GD_FINISH_STOP, NULL);
+        gd_buf_clear(&sequence->text);
+        if (sequence->sampling.echo && sequence->sampling.logprobs >= 0)
+            report(sequence, id, false, result);
+        if (!sequence->finished)
+            gd_sequence_finish(sequence, GD_FINISH_STOP, NULL);
         return;
     }
     sequence->ids[sequence->count++] = id;

@@ -6,6 +6,8 @@ import threading
 import openai
 import pytest
 
+from daemon import FIXTURES
+
 CHAT = [{"role": "user", "content": "tell me"}]
 
 
@@ -45,6 +47,15 @@ def test_n_choices_and_several_prompts_are_indexed(client):
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert len({choice.text for choice in answer.choices}) == 4
     assert [choice.text for choice in complete(client, **options).choices] == [choice.text for choice in answer.choices]
+
+
+def test_a_prompt_that_the_model_ends_after_has_an_entry_for_its_end(client, daemon):
+    config = json.loads((FIXTURES / "models" / "tiny-llama" / "config.json").read_text())
+    ids = [5, 6, 7, 8]
+    answer = complete(client, prompt=[ids], max_tokens=1, echo=True, logprobs=1, extra_body={"logit_bias": {config["eos_token_id"]: 100}})
+    logprobs = answer.choices[0].logprobs
+    assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens == 0
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(ids) + 1
 
 
 def test_echo_gives_prompt_logprobs_as_evaluation_harnesses_read_them(client, daemon):

@@ -547,6 +547,14 @@ static void stop_strings_and_end_tokens_end_a_sequence(void **state)
     assert_int_equal(ended->count, 0);
     assert_int_equal(ended->usage.completion_tokens, 0);
     heard_destroy(ended);
+    sampling.echo = true; /* who scores the prompt counts on an entry for what was generated */
+    sampling.logprobs = 1;
+    struct heard *scored = submit(infer, NULL, prompt, 20, &sampling);
+    run_all(infer);
+    assert_int_equal(scored->count, 21);
+    assert_int_equal(scored->ids[20], model->config.eos_ids[0]);
+    assert_int_equal(scored->usage.completion_tokens, 0);
+    heard_destroy(scored);
     heard_destroy(whole);
     gd_infer_destroy(infer);
     gd_model_destroy(model);
