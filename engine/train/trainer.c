@@ -943,14 +943,16 @@ static int64_t probe_row(const struct gd_dataset *data)
     return best;
 }
 
-/* Every token of the batch's first segment is asked for, and nothing else. Returns the first row that is a token. */
-static int ask_all(struct gd_batch *batch)
+/* Every token of the batch's first segment is asked for, and nothing else, as the prompt that it is when it is served. Returns the first row that is a token. */
+static int ask_all(struct gd_batch *batch, const struct gd_virtual_rows *rows)
 {
     int first = 0, end = batch->cu_seqlens[1];
     while (first < end && batch->index[GD_ROW_VIRTUAL][first] >= 0)
         first++;
-    for (int t = 0; t < batch->capacity; t++)
+    for (int t = 0; t < batch->capacity; t++) {
         batch->labels[t] = t >= first && t + 1 < end ? batch->ids[t + 1] : -100;
+        batch->index[GD_ROW_TABLE][t] = t >= first && t < end && t - first < rows->table_rows ? t - first : -1;
+    }
     return first;
 }
 
@@ -961,7 +963,7 @@ static bool read_back(struct gd_trainer *trainer, const char *folder, struct gd_
     int64_t row = probe_row(trainer->train);
     struct gd_run_options options = {.between = between_ops, .context = trainer};
     gd_batch_fill(&trainer->batch, trainer->train, &row, 1, gd_token_bucket(gd_dataset_row_space(trainer->train, row)));
-    int first = ask_all(&trainer->batch), count = trainer->batch.cu_seqlens[1] - first;
+    int first = ask_all(&trainer->batch, &trainer->train->virtual_rows), count = trainer->batch.cu_seqlens[1] - first;
     const float *logprob = gd_passes_probe(&trainer->passes, &trainer->batch, &options, err);
     if (logprob == NULL)
         return false;

@@ -23,6 +23,7 @@ SETTINGS = {
     "parallel": ({"residual": False, "adapter_dropout": 0.05}, 0.01),
     "poly": ({"n_splits": 4, "n_skills": 3}, 5e-3),
     "vera": ({"r": 64, "vera_dropout": 0.05}, 0.1),
+    "dept": ({"num_virtual_tokens": 8, "r": 4, "embedding_update_lr_ratio": 0.1}, 0.1),
     "p_tuning": ({"num_virtual_tokens": 8, "encoder_hidden_size": 32}, 0.02),
     "prefix_tuning": ({"num_virtual_tokens": 8, "prefix_projection": True}, 0.02),
     "prompt_tuning": ({"num_virtual_tokens": 12}, 0.1),
@@ -31,6 +32,7 @@ SETTINGS = {
     "spt": ({"budget": 3000, "r": 2, "sensitivity_batch_size": 8, "lora_dropout": 0.05}, 2e-2),
     "hft": ({"share": 0.6, "selection_seed": 4, "round": 1}, 2e-3),
 }
+PEFT_TYPES = {"dept": "PROMPT_TUNING_LORA", "ept": "PROMPT_TUNING_LORA"}  # others have their name
 HYPER = {"n_epochs": 3, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
 
 
@@ -75,7 +77,7 @@ def test_the_listing_fits_its_schema_and_the_request_schema(daemon, methods):
         described[kind.get("const") or kind["enum"][0]] = schema["properties"]
     assert set(described) == set(methods)
     for name, method in methods.items():
-        assert method["hooks"] and method["paper"] and method["peft_type"] == name.upper()
+        assert method["hooks"] and method["paper"] and method["peft_type"] == PEFT_TYPES.get(name, name.upper())
         assert {parameter["name"] for parameter in method["parameters"]} == set(described[name]) - {"type"}
         for parameter in method["parameters"]:
             field = described[name][parameter["name"]]
@@ -98,7 +100,7 @@ def test_its_loss_falls_and_its_options_are_echoed(daemon, trained, method):
     loss = {entry["name"]: entry for entry in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json["series"]}["train_loss"]["last"]
     assert sum(loss[-5:]) < 0.7 * sum(loss[:5]), (method, loss)
     folder = daemon.data_dir / "jobs" / job["id"] / "adapter"
-    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == kind(method).upper()
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == PEFT_TYPES.get(kind(method), kind(method).upper())
 
 
 def test_all_answer_together_as_they_do_alone(daemon, trained):

@@ -237,6 +237,9 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"type\": \"houlsby\", \"reduction_factor\": 7, \"learned_scaling\": true, \"target_modules\": [\"mlp\", \"layers.0.self_attn\"]}",
         "{\"type\": \"pfeiffer\", \"bottleneck_size\": 3, \"non_linearity\": \"gelu_new\", \"residual\": false}",
         "{\"type\": \"parallel\", \"reduction_factor\": 8, \"use_bias\": false, \"scaling\": 2.5, \"target_modules\": [\"self_attn\"]}",
+        "{\"type\": \"dept\", \"num_virtual_tokens\": 6, \"r\": 5, \"max_length\": 30}",
+        "{\"type\": \"dept\", \"num_virtual_tokens\": 0, \"r\": 5, \"apply_to\": \"sequence\"}",
+        "{\"type\": \"dept\", \"num_virtual_tokens\": 5, \"r\": 0}",
         "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 6, \"encoder_hidden_size\": 10}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 6}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 3, \"prefix_projection\": true, \"encoder_hidden_size\": 9}",
@@ -350,6 +353,10 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count("{\"type\": \"oft\", \"r\": 2, \"oft_block_size\": 0, \"target_modules\": [\"q_proj\"]}", config->layers * 2 * 120);
     check_count("{\"type\": \"oft\", \"oft_block_size\": 8, \"block_share\": true, \"target_modules\": [\"q_proj\"]}", config->layers * 28);
     check_count("{\"type\": \"vera\", \"r\": 11}", vera);
+    check_count("{\"type\": \"dept\", \"num_virtual_tokens\": 9, \"r\": 4, \"max_length\": 50}",
+                9 * config->width + 4 * (50 + config->width));
+    check_count("{\"type\": \"dept\", \"num_virtual_tokens\": 9, \"max_length\": 50, \"budget_tokens\": 30}",
+                9 * config->width + (21 * config->width / (50 + config->width)) * (50 + config->width));
     check_count("{\"type\": \"p_tuning\", \"num_virtual_tokens\": 9, \"encoder_hidden_size\": 5}",
                 (9 + 5 + 5 + 1) * config->width + 5 + 5 * 5 + 5);
     check_count("{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 9}", 9 * 2 * config->layers * kv);
@@ -501,6 +508,10 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"poly\", \"poly_type\": \"pooly\"}", "adapter.poly_type", "'poly'");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
+    refuse("{\"type\": \"dept\", \"budget_tokens\": 40}", "adapter.budget_tokens", "no_budget_left_for_rank");
+    refuse("{\"type\": \"dept\", \"budget_tokens\": 41}", "adapter.budget_tokens", "r = 0");
+    refuse("{\"type\": \"dept\", \"max_length\": 250}", "adapter.max_length", "holds 216");
+    refuse("{\"type\": \"dept\", \"num_virtual_tokens\": 0, \"r\": 0}", "adapter.r", "nothing is left to train");
     refuse("{\"type\": \"p_tuning\", \"encoder_reparameterization_type\": \"LSTM\"}", "adapter.encoder_reparameterization_type", "there are 'MLP'");
     refuse("{\"type\": \"prefix_tuning\", \"encoder_hidden_size\": 7}", "adapter.encoder_hidden_size", "prefix_projection");
     refuse("{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 4000}", "adapter.num_virtual_tokens", "at most");

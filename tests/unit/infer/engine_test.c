@@ -704,6 +704,9 @@ static void virtual_rows_lead_and_are_shared(void **state)
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 32}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 70}",
         "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 9}",
+        "{\"type\": \"dept\", \"num_virtual_tokens\": 6, \"r\": 5, \"max_length\": 80, \"apply_to\": \"sequence\"}",
+        "{\"type\": \"dept\", \"num_virtual_tokens\": 35, \"r\": 5}",
+        "{\"type\": \"dept\", \"num_virtual_tokens\": 0, \"r\": 5, \"max_length\": 33}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 5}",
         "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 70, \"prefix_projection\": true}",
     };
@@ -796,6 +799,32 @@ static void trained_tensors_are_served_as_they_were_trained(void **state)
     }
 }
 
+/* Where a graft changes the prompt's tokens only, an answer that becomes part of a prompt has other keys and values there. */
+static void an_answer_in_the_next_prompt_is_computed_anew(void **state)
+{
+    struct gd_model *model = open_model("tiny-llama");
+    struct gd_graft *graft = make_graft(model, 3, "{\"type\": \"dept\", \"num_virtual_tokens\": 5, \"r\": 4}", 0.1f);
+    struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+    int32_t prompt[150];
+    make_prompt(prompt, 40, 5, model->config.vocab);
+    struct gd_sampling sampling = greedy;
+    sampling.max_tokens = 80;
+    struct heard *first = submit(infer, graft, prompt, 40, &sampling);
+    run_all(infer);
+    memcpy(prompt + 40, first->ids, 80 * sizeof *prompt);
+    sampling.max_tokens = 20;
+    struct heard *second = submit(infer, graft, prompt, 120, &sampling);
+    run_all(infer);
+    assert_int_equal(second->usage.cached_tokens, 32 - 5); /* the one page of prompt alone */
+    check_recomputed(model, graft, prompt, 40, first, true);
+    check_recomputed(model, graft, prompt, 120, second, true);
+    heard_destroy(first);
+    heard_destroy(second);
+    gd_infer_destroy(infer);
+    gd_graft_destroy(graft);
+    gd_model_destroy(model);
+}
+
 static void bad_requests_are_refused_with_the_field(void **state)
 {
     struct gd_model *model = open_model("tiny-llama");
@@ -881,6 +910,7 @@ int main(void)
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
         cmocka_unit_test(virtual_rows_lead_and_are_shared),
         cmocka_unit_test(trained_tensors_are_served_as_they_were_trained),
+        cmocka_unit_test(an_answer_in_the_next_prompt_is_computed_anew),
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
         cmocka_unit_test(destroying_a_busy_engine_finishes_its_requests),
     };

@@ -44,6 +44,8 @@ static const struct kind {
     {"houlsby", "{\"type\": \"houlsby\", \"bottleneck_size\": 5, \"learned_scaling\": true}"},
     {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
     {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
+    {"dept", "{\"type\": \"dept\", \"num_virtual_tokens\": 4, \"r\": 3, \"max_length\": 12, \"apply_to\": \"sequence\", "
+             "\"embedding_update_lr_ratio\": 1}"},
     {"p_tuning", "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 5, \"encoder_hidden_size\": 12}"},
     {"prefix_tuning", "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 5}"},
     {"prefix_projection", "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 4, \"prefix_projection\": true, \"encoder_hidden_size\": 8}"},
