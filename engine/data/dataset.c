@@ -176,7 +176,7 @@ static bool keep_row(struct loader *loader, const struct gd_row *source, int sid
                      int side_count, bool desirable, struct gd_error *err)
 {
     struct gd_dataset *data = &loader->owned->dataset;
-    struct gd_dataset_row row = {.line = line, .offset = data->token_count, .desirable = desirable,
+    struct gd_dataset_row row = {.line = line, .offset = data->token_count, .desirable = desirable, .importance = 1,
                                  .has_reference = source->has_reference};
     for (int s = 0; s < 2 && side + s < 2; s++)
         row.reference[s] = (float)source->reference[side + s];

@@ -44,6 +44,7 @@ struct gd_dataset_row {
     int32_t chosen;              /* of a pair: tokens of the chosen side; 0: no pair */
     int32_t gold;                /* of a row with three answers: tokens of the third side; else 0 */
     bool desirable;              /* of a labelled row */
+    float importance;            /* of it, 1 unless its prompt weighs more or less (train/matching.h) */
     bool has_reference;          /* the row's file brings what stands in reference */
     float reference[3];          /* log p of each of its answers under a reference, where known */
     int32_t task;                /* its number in `tasks`; -1: the row names none */
@@ -100,6 +101,7 @@ struct gd_batch {
     int64_t *row_index;          /* [rows in it]: rows of the dataset */
     int32_t *index[GD_ROW_INDICES]; /* [capacity] each */
     bool *desirable;             /* [rows in it]: of labelled rows */
+    float *importance;           /* [rows in it] */
     bool mismatched;             /* its answers are other rows': what a row has of the reference does not hold */
     int segment_max;
 };
@@ -117,6 +119,10 @@ void gd_batch_fill_mismatched(struct gd_batch *batch, const struct gd_dataset *d
 /* Tokens of one of them, before it is cut; of the answer of a row with one. */
 int32_t gd_mismatched_length(const struct gd_dataset *dataset, int64_t row, int64_t partner);
 int32_t gd_answer_length(const struct gd_dataset *dataset, int64_t row);
+/* The prompts alone, without labels. */
+void gd_batch_fill_prompts(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
+                           int capacity);
+int32_t gd_prompt_length(const struct gd_dataset *dataset, int64_t row);
 
 /* Labelled tokens of a segment, those of its prefix with them. */
 int gd_batch_labelled(const struct gd_batch *batch, int segment);

@@ -107,6 +107,7 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     for (int i = 0; i < GD_ROW_INDICES; i++)
         batch->index[i] = gd_alloc_array(tokens, sizeof(int32_t));
     batch->desirable = gd_alloc_array((size_t)segment_max, sizeof(bool));
+    batch->importance = gd_alloc_array((size_t)segment_max, sizeof(float));
 }
 
 void gd_batch_release(struct gd_batch *batch)
@@ -124,6 +125,7 @@ void gd_batch_release(struct gd_batch *batch)
     for (int i = 0; i < GD_ROW_INDICES; i++)
         gd_free(batch->index[i]);
     gd_free(batch->desirable);
+    gd_free(batch->importance);
     memset(batch, 0, sizeof(*batch));
 }
 
@@ -230,6 +232,7 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         int segments = batch->segment_count;
         batch->row_index[r] = row_index[r];
         batch->desirable[r] = row->desirable;
+        batch->importance[r] = row->importance;
         int first = batch->segment_count;
         if (row->chosen > 0)
             append_segment(batch, dataset, row->offset, row->chosen, 0);
@@ -278,7 +281,7 @@ void gd_batch_strip(struct gd_batch *batch, const struct gd_batch *from, int cap
 }
 
 /* Tokens before the answer of a row with one: those before the first that is trained. */
-static int32_t prompt_length(const struct gd_dataset *dataset, int64_t row)
+int32_t gd_prompt_length(const struct gd_dataset *dataset, int64_t row)
 {
     const struct gd_dataset_row *entry = &dataset->rows[row];
     int32_t length = 1; /* nothing predicts the first token */
@@ -289,18 +292,18 @@ static int32_t prompt_length(const struct gd_dataset *dataset, int64_t row)
 
 int32_t gd_answer_length(const struct gd_dataset *dataset, int64_t row)
 {
-    return dataset->rows[row].length - prompt_length(dataset, row);
+    return dataset->rows[row].length - gd_prompt_length(dataset, row);
 }
 
 int32_t gd_mismatched_length(const struct gd_dataset *dataset, int64_t row, int64_t partner)
 {
-    return prompt_length(dataset, row) + gd_answer_length(dataset, partner);
+    return gd_prompt_length(dataset, row) + gd_answer_length(dataset, partner);
 }
 
 static void append_mismatched(struct gd_batch *batch, const struct gd_dataset *dataset, int64_t row, int64_t partner, int longest)
 {
-    int32_t own = prompt_length(dataset, row), length = gd_mismatched_length(dataset, row, partner);
-    int64_t from = dataset->rows[row].offset, answer = dataset->rows[partner].offset + prompt_length(dataset, partner);
+    int32_t own = gd_prompt_length(dataset, row), length = gd_mismatched_length(dataset, row, partner);
+    int64_t from = dataset->rows[row].offset, answer = dataset->rows[partner].offset + gd_prompt_length(dataset, partner);
     int32_t *tokens = gd_alloc_array((size_t)length, sizeof(int32_t));
     float *weights = gd_alloc_array((size_t)length, sizeof(float));
     memcpy(tokens, dataset->tokens + from, (size_t)own * sizeof(*tokens));
@@ -323,6 +326,17 @@ void gd_batch_fill_mismatched(struct gd_batch *batch, const struct gd_dataset *d
         batch->desirable[r] = false;
         append_mismatched(batch, dataset, row_index[r], partner[r], longest);
         own_segments(batch, segments, r, dataset->rows[row_index[r]].task);
+    }
+    fill_rest(batch);
+}
+
+void gd_batch_fill_prompts(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
+                           int capacity)
+{
+    begin_batch(batch, row_count, capacity);
+    for (int r = 0; r < row_count; r++) {
+        batch->row_index[r] = row_index[r];
+        append_segment(batch, dataset, dataset->rows[row_index[r]].offset, gd_prompt_length(dataset, row_index[r]), 0);
     }
     fill_rest(batch);
 }

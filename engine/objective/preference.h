@@ -60,6 +60,7 @@ struct gd_pair_loss {
 struct gd_labelled {
     double ratio;
     bool desirable;
+    double importance;       /* of its prompt, where undesirable */
     double kl, shift;        /* of the step: KTO's estimate of the KL divergence, BCO's running mean of ratios */
 };
 struct gd_labelled_loss {
@@ -127,6 +128,11 @@ struct gd_preference {
     double ld_alpha;         /* weight of the tokens by which an answer is longer than the other one; 1 changes nothing */
     bool weighting;          /* WPO */
     bool full_nll;           /* the NLL is that of the prompt as well */
+    struct {                 /* underlying distribution matching: undesirable rows weigh by their prompts, within min and max */
+        bool on;
+        int sample;          /* prompts of each kind that are compared */
+        double min, max;
+    } matching;
 };
 /* One loss, weight 1, no modifiers. */
 void gd_preference_default(struct gd_preference *preference, const struct gd_preference_loss *loss);
@@ -175,6 +181,7 @@ struct gd_preference_batch {
     int32_t tokens[GD_PREFERENCE_SEGMENTS];   /* of each answer */
     float reference[GD_PREFERENCE_SEGMENTS];  /* log p of each segment under the reference */
     bool desirable[GD_PREFERENCE_SEGMENTS];   /* of labelled rows */
+    const float *importance;                  /* [rows]: of them; NULL: all 1 */
     float partner[GD_PREFERENCE_SEGMENTS][3]; /* of each pair, with GD_LOSS_SORTS: partner_* of struct gd_pair */
     struct gd_preference_sums sums;           /* out */
 };

@@ -257,7 +257,8 @@ static double labelled_row(struct gd_preference_batch *batch, int row, const flo
     const struct gd_preference *preference = batch->preference;
     struct gd_preference_sums *sums = &batch->sums;
     double own = segment_sum(batch, row, logp), reference = batch->reference[row], loss = 0, slope = 0, middle = 0;
-    struct gd_labelled x = {own - reference, batch->desirable[row], batch->step.kl, batch->step.shift};
+    double importance = batch->importance != NULL ? (double)batch->importance[row] : 1;
+    struct gd_labelled x = {own - reference, batch->desirable[row], importance, batch->step.kl, batch->step.shift};
     for (int i = 0; i < preference->term_count; i++) {
         const struct gd_preference_term *term = &preference->term[i];
         struct gd_labelled_loss result;

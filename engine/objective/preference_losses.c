@@ -228,8 +228,8 @@ static void apo_zero_unpaired(const double *p, const struct gd_labelled *x, stru
 
 static void bco(const double *p, const struct gd_labelled *x, struct gd_labelled_loss *out)
 {
-    double sign = x->desirable ? 1 : -1, u = sign * P(BETA) * (x->ratio - x->shift);
-    *out = (struct gd_labelled_loss){-log_sigmoid(u), -sign * P(BETA) * sigmoid(-u)};
+    double sign = x->desirable ? 1 : -1, u = sign * P(BETA) * (x->ratio - x->shift), weight = x->desirable ? 1 : x->importance;
+    *out = (struct gd_labelled_loss){-weight * log_sigmoid(u), -sign * weight * P(BETA) * sigmoid(-u)};
 }
 
 #define TAKES(name, min, max, fallback) [GD_PREFERENCE_##name] = {true, min, max, fallback}

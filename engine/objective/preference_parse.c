@@ -24,6 +24,10 @@ static const struct {
     [GD_ALPHA_DIVERGENCE] = {"alpha_divergence", "alpha"},
 };
 #define DIVERGENCE_ALPHA 0.5
+#define SAMPLE 1024 /* TRL's */
+#define SAMPLE_MAX 65536
+#define RATIO_MIN 0.5
+#define RATIO_MAX 10.0
 
 const char *gd_preference_parameter_name(enum gd_preference_parameter parameter)
 {
@@ -48,7 +52,8 @@ static bool learns_prompt(const struct gd_preference *preference)
 
 static void begin(struct gd_preference *preference)
 {
-    *preference = (struct gd_preference){.ld_alpha = 1, .divergence_alpha = DIVERGENCE_ALPHA};
+    *preference = (struct gd_preference){.ld_alpha = 1, .divergence_alpha = DIVERGENCE_ALPHA,
+                                         .matching = {.sample = SAMPLE, .min = RATIO_MIN, .max = RATIO_MAX}};
 }
 
 void gd_preference_default(struct gd_preference *preference, const struct gd_preference_loss *loss)
@@ -319,12 +324,39 @@ static bool parse_scope(struct gd_preference *preference, const cJSON *object, c
            gd_fail_param(err, GD_INVALID, param, "nll_scope is '%.64s'; it must be 'completion' or 'full'", scope);
 }
 
+static bool parse_matching(struct gd_preference *preference, const cJSON *object, const char *path, struct gd_error *err)
+{
+    static const char *const own[] = {"prompt_sample_size", "min_density_ratio", "max_density_ratio"};
+    char param[112];
+    int64_t sample = preference->matching.sample;
+    if (!gd_json_get_bool(object, path, "match_underlying_distribution", false, &preference->matching.on, err) ||
+        !gd_json_get_int(object, path, own[0], false, 2, SAMPLE_MAX, &sample, err) ||
+        !gd_json_get_number(object, path, own[1], false, 0, 1e6, &preference->matching.min, err) ||
+        !gd_json_get_number(object, path, own[2], false, 0, 1e6, &preference->matching.max, err))
+        return false;
+    preference->matching.sample = (int)sample;
+    for (size_t i = 0; i < GD_COUNT(own); i++) {
+        snprintf(param, sizeof param, "%s.%s", path, own[i]);
+        if (!preference->matching.on && is_given(gd_json_find(object, own[i])))
+            return gd_fail_param(err, GD_INVALID, param, "%s belongs to match_underlying_distribution", own[i]);
+    }
+    snprintf(param, sizeof param, "%s.match_underlying_distribution", path);
+    if (preference->matching.on && !gd_preference_has(preference, GD_LOSS_SHIFT))
+        return gd_fail_param(err, GD_INVALID, param, "loss %s takes no match_underlying_distribution: it belongs to bco",
+                             preference->term[0].loss->name);
+    snprintf(param, sizeof param, "%s.min_density_ratio", path);
+    return preference->matching.min <= preference->matching.max ||
+           gd_fail_param(err, GD_INVALID, param, "min_density_ratio %g is above max_density_ratio %g", preference->matching.min,
+                         preference->matching.max);
+}
+
 static bool parse_modifiers(struct gd_preference *preference, const cJSON *object, const char *path, struct gd_error *err)
 {
     char param[96];
     bool has_ld = is_given(gd_json_find(object, "ld_alpha"));
     bool pairs = gd_preference_answers(preference) == GD_ANSWERS_PAIR;
     if (!parse_divergence(preference, object, path, err) || !parse_scope(preference, object, path, err) ||
+        !parse_matching(preference, object, path, err) ||
         !gd_json_get_number(object, path, "ld_alpha", false, 0, 1, &preference->ld_alpha, err) ||
         !gd_json_get_bool(object, path, "use_weighting", false, &preference->weighting, err))
         return false;
@@ -349,7 +381,8 @@ static bool parse_modifiers(struct gd_preference *preference, const cJSON *objec
 bool gd_preference_parse(struct gd_preference *preference, const cJSON *object, const char *path, struct gd_error *err)
 {
     static const char *const own[] = {"loss", "loss_type", "loss_weights", "hyperparameters", "reference", "f_divergence_type",
-                                      "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "nll_scope"};
+                                      "f_alpha_divergence_coef", "ld_alpha", "use_weighting", "nll_scope",
+                                      "match_underlying_distribution", "prompt_sample_size", "min_density_ratio", "max_density_ratio"};
     const char *known[GD_PREFERENCE_PARAMETERS + GD_COUNT(own) + 1] = {NULL};
     for (int i = 0; i < GD_PREFERENCE_PARAMETERS; i++)
         known[i] = parameters[i].name;
@@ -396,6 +429,12 @@ void gd_preference_add_json(const struct gd_preference *preference, cJSON *objec
         cJSON_AddNumberToObject(object, "ld_alpha", preference->ld_alpha);
     if (preference->weighting)
         cJSON_AddBoolToObject(object, "use_weighting", true);
+    if (preference->matching.on) {
+        cJSON_AddBoolToObject(object, "match_underlying_distribution", true);
+        cJSON_AddNumberToObject(object, "prompt_sample_size", preference->matching.sample);
+        cJSON_AddNumberToObject(object, "min_density_ratio", preference->matching.min);
+        cJSON_AddNumberToObject(object, "max_density_ratio", preference->matching.max);
+    }
     if (gd_preference_nll_weight(preference) > 0)
         cJSON_AddStringToObject(object, "nll_scope", preference->full_nll ? "full" : "completion");
 }

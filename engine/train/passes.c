@@ -292,7 +292,8 @@ static void begin_rows(struct gd_passes *passes, struct gd_batch *batch)
     *pairs = (struct gd_preference_batch){.preference = passes->preference, .rows = batch->segment_count / sides,
                                           .step = passes->survey->step, .cu_seqlens = batch->cu_seqlens, .prefix = batch->prefix,
                                           .labels = batch->labels, .weights = batch->weights,
-                                          .nll = nll_of(passes, batch->capacity)};
+                                          .nll = nll_of(passes, batch->capacity),
+                                          .importance = batch->importance};
     passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
     gd_preference_batch_begin(pairs, batch->ids, batch->index[GD_ROW_VIRTUAL]);
 }

@@ -7,6 +7,7 @@
 #include "engine/tensor/device.h"
 #include "engine/train/checkpoint.h"
 #include "engine/train/leaves.h"
+#include "engine/train/matching.h"
 #include "engine/train/optimizer.h"
 #include "engine/train/passes.h"
 #include "engine/train/reference.h"
@@ -358,6 +359,22 @@ static bool precompute_reference(struct gd_trainer *trainer, struct gd_error *er
            (trainer->valid == NULL || prepare_reference(trainer, trainer->valid, "validation", err));
 }
 
+static bool match_prompts(struct gd_trainer *trainer, struct gd_error *err)
+{
+    const struct gd_preference *preference = &trainer->spec->preference;
+    struct gd_run_options run = {.between = between_ops, .context = trainer};
+    struct gd_matching_options options = {.preference = preference, .act = trainer->passes.act,
+                                          .tokens_per_batch = trainer->spec->tokens_per_batch, .seed = (uint64_t)trainer->spec->seed};
+    struct gd_matching_result result;
+    if (!has_answers(trainer) || !preference->matching.on)
+        return true;
+    if (!gd_match_prompts(trainer->model, trainer->train, trainer->valid, &trainer->batch, &options, &run, &result, err))
+        return false;
+    say(trainer, "info", "The prompts alone put %.0f %% of the rows compared on their side; undesirable rows weigh %.3g to %.3g",
+        100 * result.told_apart, result.least, result.most);
+    return true;
+}
+
 static bool restore(struct gd_trainer *trainer, struct gd_error *err)
 {
     char mine[33];
@@ -477,7 +494,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     if (!make_graft(trainer, options->init_path, err) || !make_data(trainer, err) || !make_steps(trainer, spec->batch_size, err))
         return false;
     trainer->total_steps = spec->max_steps > 0 ? spec->max_steps : trainer->steps_per_epoch * spec->n_epochs;
-    return restore(trainer, err) && precompute_reference(trainer, err);
+    return match_prompts(trainer, err) && restore(trainer, err) && precompute_reference(trainer, err);
 }
 
 bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,

@@ -64,6 +64,26 @@ def test_labelled_answers_train_and_are_told_apart(daemon, labelled, method):
         assert any(float(value) > 0 for value in values["kl"].values())
 
 
+def test_undesirable_rows_weigh_by_their_prompts(daemon):
+    rows = [{"prompt": f"{'sum' if i % 2 else 'product'} of {i} and {i}: ", "completion": "even", "label": i % 2 == 1} for i in range(24)]
+    rows += [{"prompt": "sum of 3 and 4: ", "completion": "odd", "label": False}]
+    file_id = daemon.upload(rows).json["id"]
+    method = preference("bco", match_underlying_distribution=True, hyper={"max_steps": 3, "batch_size": 25})
+    job, values = succeed(daemon, file_id, method, validation_file=file_id)
+    assert job["method"]["preference"]["max_density_ratio"] == 10
+    said = [e["message"] for e in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=100").json["data"]]
+    told = next(text for text in said if text.startswith("The prompts alone"))
+    assert int(told.split("put ")[1].split(" %")[0]) >= 80, told
+    # Products are prompts of undesirable rows alone, the sum that is undesirable is one of many desirable ones.
+    least, most = (float(part) for part in told.split("weigh ")[1].split(" to "))
+    assert least == 0.5 and most > 2
+    assert float(values["train_loss"][1]) < 0.693147 * (12 + 12 + most) / 25
+    assert succeed(daemon, file_id, method)[1]["train_loss"] == values["train_loss"]
+    one_kind = daemon.upload([{**row, "label": True} for row in rows]).json["id"]
+    job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", preference_body(one_kind, method)).json["id"])
+    assert job["status"] == "failed" and "every row of training_file is desirable" in job["error"]["message"]
+
+
 def test_uneven_labels_are_warned_of(daemon):
     rows = [labelled_rows(i)[0] for i in range(6)] + [labelled_rows(0)[1]]
     file_id = daemon.upload(rows).json["id"]
@@ -164,7 +184,9 @@ def test_rows_that_do_not_fit_the_loss_fail_the_job_with_line_and_way_out(daemon
     (preference("kto", hyper={"batch_size": 1}), "method.preference.hyperparameters.batch_size", "2"),
     (preference(["dpo", "kto"]), "method.preference.loss", "cannot be summed"),
     (preference("kto", reference="none"), "method.preference.reference", "kto"),
-    (preference("bco", udm=True), "method.preference.udm", ""),
+    (preference("kto", match_underlying_distribution=True), "method.preference.match_underlying_distribution", "bco"),
+    (preference("bco", max_density_ratio=2), "method.preference.max_density_ratio", "match_underlying_distribution"),
+    (preference("bco", match_underlying_distribution=True, min_density_ratio=20), "method.preference.min_density_ratio", "above"),
     (preference("simpo", f_divergence_type="js"), "method.preference.f_divergence_type", "simpo"),
     (preference("aot", use_weighting=True), "method.preference.use_weighting", "aot"),
     (preference("kto", ld_alpha=0.5), "method.preference.ld_alpha", "kto"),
