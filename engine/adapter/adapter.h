@@ -101,6 +101,7 @@ struct gd_graft_param {
     bool flat;                   /* a graph sees it as a vector */
     bool transposed;             /* the block holds [shape[1]][shape[0]] */
     bool integers;               /* the file holds I32; the block f32 */
+    bool apart;                  /* frozen, and kept in a file of its own, which PEFT does not read */
     int piece, pieces;           /* if not 0 of 0: which of so many equal blocks of columns of the file's tensor this is; all
                                   * pieces follow each other */
     double rate;                 /* factor of the learning rate */
@@ -168,8 +169,8 @@ struct gd_adapter_method {
     const char *peft_fields;     /* JSON: further members of adapter_config.json, as constant as the method */
     const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
     bool by_task;                /* rows of its training data name tasks (gd_graft_training_segments, gd_graft_wear_task) */
-    /* What adapter_config.json must hold beside options and refused members; NULL: nothing. */
-    bool (*check_file)(const cJSON *json, struct gd_error *err);
+    /* What adapter_config.json holds beside options and refused members, once the options are read: NULL: nothing. */
+    bool (*check_file)(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err);
     /* Before create, or NULL: fills picks. Its loaded grafts take their targets from there. */
     bool (*choose)(struct gd_graft *graft, const struct gd_graft_source *source, struct gd_error *err);
     /* Fills params, site_param, scale, dropout. Targets that match nothing: an error listing what exists. */
@@ -182,7 +183,8 @@ struct gd_adapter_method {
                              struct gd_value *x, struct gd_value *w, double eps, struct gd_value *const *params);
     struct gd_value *(*block)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                               struct gd_value *input, struct gd_value *output, struct gd_value *const *params);
-    /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL: none. */
+    /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL, as a hook or a
+     * result: none. */
     struct gd_value *(*penalty)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *const *params);
     /* Embedded tokens, act [T, width]; virtual rows are among them already, as virtual_rows says; params: all of them. */
     struct gd_value *(*embed)(struct gd_graft_training *training, struct gd_graph *g, struct gd_value *x,
@@ -193,6 +195,8 @@ struct gd_adapter_method {
     /* Keys and values of the virtual rows of a loaded graft, as graft->prefix has them. NULL: the model makes them of the
      * embeddings that are the first parameter. */
     void (*prefix)(const struct gd_graft *graft, float *prefix);
+    /* Fills the frozen parameters that are kept apart, from the base: a graft that PEFT wrote lacks them. */
+    void (*derive)(const struct gd_graft *graft, float *block);
     /* Further members of adapter_config.json. NULL: none. */
     void (*describe)(const struct gd_graft *graft, cJSON *json);
     /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). */

@@ -2,7 +2,8 @@
  * lora.c - LoRA (Hu et al. 2021): y = W x + s B A dropout(x), s = lora_alpha / r, or lora_alpha / sqrt(r) with
  * rsLoRA (Kalajdzievski 2023). A is kaiming-uniform(sqrt 5), that is U(-1/sqrt(in), 1/sqrt(in)); B is zero, so the start
  * is the base; "gaussian" draws A from N(0, 1/r^2) as PEFT does, "pissa" is in lora_pissa.c. LoRA+ (Hayou et al. 2024): B learns loraplus_lr_ratio
- * times as fast as A. r (in + out) numbers a module, and out more with DoRA (lora_dora.c).
+ * times as fast as A. r (in + out) numbers a module, and out more with DoRA (lora_dora.c), r more with KaSA
+ * (lora_kasa.c).
  */
 #include "engine/adapter/lora.h"
 #include "engine/tensor/ops.h"
@@ -11,6 +12,8 @@
 #include <string.h>
 
 static const char *const inits[] = {[GD_LORA_TRUE] = "true", [GD_LORA_GAUSSIAN] = "gaussian", [GD_LORA_PISSA] = "pissa", NULL};
+
+static const char *const reductions[] = {[GD_KASA_MEAN] = "mean", [GD_KASA_SUM] = "sum", NULL};
 
 static const struct gd_adapter_option options[] = {
     {.name = "r", .type = GD_OPTION_INT, .min = 1, .max = GD_WEAR_RANK_MAX, .fallback = 16, .peft_fallback = 8,
@@ -25,6 +28,14 @@ static const struct gd_adapter_option options[] = {
     {.name = "init_lora_weights", .type = GD_OPTION_CHOICE, .use = GD_OPTION_TRAINS, .choices = inits,
      .help = "Start: true has A uniform within 1/sqrt(in) and \"gaussian\" normal with deviation 1/r, B at zero; \"pissa\" takes "
              "the base's largest singular directions, and is kept as a LoRA of twice the rank."},
+    {.name = "use_kasa", .type = GD_OPTION_BOOL, .use = GD_OPTION_OURS,
+     .help = "Leave out the base's r smallest singular directions, and learn a diagonal between A and B (KaSA)."},
+    {.name = "kasa_beta", .type = GD_OPTION_NUMBER, .use = GD_OPTION_OURS, .max = 1e6, .fallback = 1e-4,
+     .help = "KaSA: weight of the diagonal's squares in the loss."},
+    {.name = "kasa_gamma", .type = GD_OPTION_NUMBER, .use = GD_OPTION_OURS, .max = 1e6, .fallback = 1e-3,
+     .help = "KaSA: weight of the distance of A and B from orthonormal rows and columns in the loss."},
+    {.name = "kasa_reduction", .type = GD_OPTION_CHOICE, .use = GD_OPTION_OURS, .choices = reductions,
+     .help = "KaSA: the mean over modules of these terms, or their sum, as PEFT has it."},
     {.name = "loraplus_lr_ratio", .type = GD_OPTION_NUMBER, .use = GD_OPTION_OURS, .min = 1e-3, .max = 1e3, .fallback = 1,
      .help = "B learns at this multiple of A's rate (LoRA+; about 16)."},
     {.name = "target_modules", .type = GD_OPTION_MODULES, .min = 1, .modules = "all-linear",
@@ -33,15 +44,29 @@ static const struct gd_adapter_option options[] = {
 
 static bool check_variants(const struct gd_adapter_config *config, struct gd_error *err)
 {
-    if (gd_adapter_value(config, "init_lora_weights") != GD_LORA_PISSA)
+    bool pissa = gd_adapter_value(config, "init_lora_weights") == GD_LORA_PISSA, kasa = gd_lora_is_kasa(config);
+    if (!pissa && !kasa)
         return true;
+    if (kasa && (pissa || gd_adapter_value(config, "use_dora") != 0))
+        return gd_fail_param(err, GD_INVALID, pissa ? "adapter.init_lora_weights" : "adapter.use_dora", "KaSA goes neither with "
+                             "use_dora nor with the start \"pissa\": leave one of them out");
     if (gd_adapter_value(config, "use_dora") != 0)
         return gd_fail_param(err, GD_INVALID, "adapter.use_dora", "use_dora and the start \"pissa\" do not go together: magnitudes "
                              "are lost when PiSSA is kept as a plain LoRA; leave one of them out");
     if (gd_adapter_value(config, "r") > GD_WEAR_RANK_MAX / 2)
-        return gd_fail_param(err, GD_INVALID, "adapter.r", "with the start \"pissa\" r is at most %d, because it is kept as a LoRA "
-                             "of rank 2 r", GD_WEAR_RANK_MAX / 2);
+        return gd_fail_param(err, GD_INVALID, "adapter.r", "with %s r is at most %d, because it is served as a product of rank 2 r",
+                             kasa ? "KaSA" : "the start \"pissa\"", GD_WEAR_RANK_MAX / 2);
     return true;
+}
+
+/* KaSA leaves something of every weight. */
+static bool check_left(const struct gd_site *site, int64_t r, struct gd_error *err)
+{
+    int limit = (site->in < site->out ? site->in : site->out) - 1;
+    if (r <= limit)
+        return true;
+    return gd_fail_param(err, GD_INVALID, "adapter.r", "KaSA leaves out r = %d singular directions of %s, which has %d: r is at most %d",
+                         (int)r, site->name, limit + 1, limit);
 }
 
 static bool create(struct gd_graft *graft, struct gd_error *err)
@@ -49,20 +74,26 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites);
     int64_t r = (int64_t)gd_adapter_value(&graft->config, "r");
+    bool kasa = gd_lora_is_kasa(&graft->config);
     double alpha = gd_adapter_value(&graft->config, "lora_alpha"), ratio = gd_adapter_value(&graft->config, "loraplus_lr_ratio");
     if (!check_variants(&graft->config, err) || gd_graft_choose(graft, GD_SITE_LINEAR, "target_modules", err) == 0)
         return false;
     for (int i = 0; i < site_count; i++) {
         if (graft->site_param[i] < 0)
             continue;
-        if (!gd_graft_check_rank(graft, &sites[i], r, err))
+        if (!gd_graft_check_rank(graft, &sites[i], r, err) || (kasa && !check_left(&sites[i], r, err)))
             return false;
         graft->site_param[i] = graft->param_count;
         gd_graft_add(graft, true, sites[i].name, "lora_A.weight", r, sites[i].in);
         gd_graft_add(graft, true, sites[i].name, "lora_B.weight", sites[i].out, r)->rate = ratio;
         if (gd_adapter_value(&graft->config, "use_dora") != 0)
             gd_lora_dora_add(graft, &sites[i], ratio);
+        if (kasa)
+            gd_lora_kasa_add(graft, &sites[i], ratio);
     }
+    for (int i = 0; i < site_count && kasa; i++)
+        if (graft->site_param[i] >= 0)
+            gd_lora_kasa_add_dropped(graft, &sites[i]);
     for (int i = 0; i < site_count && gd_adapter_value(&graft->config, "init_lora_weights") == GD_LORA_PISSA; i++)
         if (graft->site_param[i] >= 0)
             gd_lora_pissa_add(graft, &sites[i]);
@@ -94,6 +125,8 @@ static void init(const struct gd_graft *graft, float *block, uint64_t seed)
     }
     if (gd_adapter_value(&graft->config, "use_dora") != 0)
         gd_lora_dora_init(graft, block);
+    if (gd_lora_is_kasa(&graft->config))
+        gd_lora_kasa_init(graft, block, seed);
 }
 
 static struct gd_value *linear(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
@@ -101,6 +134,8 @@ static struct gd_value *linear(struct gd_graft_training *training, struct gd_gra
 {
     if (gd_adapter_value(&training->graft->config, "use_dora") != 0)
         return gd_lora_dora_linear(training, g, site, x, w, bias, params);
+    if (gd_lora_is_kasa(&training->graft->config))
+        return gd_lora_kasa_linear(training, g, site, x, w, bias, params);
     struct gd_value *y = gd_site_linear_base(g, x, w, bias);
     if (gd_adapter_value(&training->graft->config, "init_lora_weights") == GD_LORA_PISSA)
         y = gd_lora_pissa_base(training, g, site, x, y);
@@ -120,10 +155,18 @@ static void wear(struct gd_graft *graft, const struct gd_site *site, const struc
     part->b = graft->block + params[1].offset;
     if (gd_adapter_value(&graft->config, "use_dora") != 0)
         gd_lora_dora_wear(graft, site, params, part);
+    if (gd_lora_is_kasa(&graft->config))
+        gd_lora_kasa_wear(graft, site, params, part);
+}
+
+static void derive(const struct gd_graft *graft, float *block)
+{
+    if (gd_lora_is_kasa(&graft->config))
+        gd_lora_kasa_derive(graft, block);
 }
 
 /* These starts change the base under the adapter, so that the file alone is not enough. */
-static bool check_file(const cJSON *json, struct gd_error *err)
+static bool check_file(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err)
 {
     static const char *const residual[] = {"pissa", "olora", "corda", "loftq", "lora_ga"};
     const cJSON *init = gd_json_find(json, "init_lora_weights");
@@ -134,13 +177,13 @@ static bool check_file(const cJSON *json, struct gd_error *err)
                                  "start left behind: convert it with PEFT's save_pretrained(..., "
                                  "path_initial_model_for_weight_conversion=...)",
                                  init->valuestring);
-    return true;
+    return gd_lora_kasa_read(config, json, err);
 }
 
 static const char *const refused[] = {
     "use_qalora", "use_bdlora", "bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
     "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
-    "arrow_config", "kasa_config", "monteclora_config", "velora_config", NULL};
+    "arrow_config", "monteclora_config", "velora_config", NULL};
 
 const struct gd_adapter_method gd_adapter_lora = {
     .name = "lora",
@@ -158,6 +201,9 @@ const struct gd_adapter_method gd_adapter_lora = {
     .create = create,
     .init = init,
     .linear = linear,
+    .penalty = gd_lora_kasa_penalty,
+    .derive = derive,
+    .describe = gd_lora_kasa_describe,
     .wear = wear,
     .kept_options = gd_lora_pissa_kept_options,
     .keep = gd_lora_pissa_keep,

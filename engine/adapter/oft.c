@@ -29,7 +29,7 @@ static const struct gd_adapter_option options[] = {
 };
 
 /* PEFT changed what these files mean, and says in them which version wrote them. */
-static bool check_file(const cJSON *json, struct gd_error *err)
+static bool check_file(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err)
 {
     const cJSON *version = gd_json_find(json, "peft_version"), *series = gd_json_find(json, "use_cayley_neumann");
     int major = 0, minor = 0;

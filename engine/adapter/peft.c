@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 
 #define CONFIG_BYTES_MAX (4u << 20)
+#define APART_FILE "graftd_base.safetensors" /* what a graft took from its base */
 
 static const char *leaf_name(const char *module)
 {
@@ -157,7 +158,7 @@ static float *joined(const struct gd_graft *graft, const float *block, int first
     return to;
 }
 
-static bool write_weights(const struct gd_graft *graft, const float *block, const char *folder, struct gd_error *err)
+static bool write_weights(const struct gd_graft *graft, const float *block, const char *folder, bool apart, struct gd_error *err)
 {
     int count = graft->param_count + graft->frozen_param_count, entry_count = 0;
     struct gd_safetensors_entry *entries = gd_alloc_array((size_t)count, sizeof(*entries));
@@ -169,7 +170,7 @@ static bool write_weights(const struct gd_graft *graft, const float *block, cons
             data = copies[i] = transposed(data, param->shape[0], param->shape[1]);
         if (param->integers)
             data = copies[i] = integers(data, param->shape[0] * param->shape[1]);
-        if (param->pieces > 0 && param->piece > 0)
+        if (param->apart != apart || (param->pieces > 0 && param->piece > 0))
             continue;
         if (param->pieces > 0)
             data = copies[i] = joined(graft, block, i);
@@ -183,8 +184,8 @@ static bool write_weights(const struct gd_graft *graft, const float *block, cons
     }
     cJSON *metadata = cJSON_CreateObject();
     cJSON_AddStringToObject(metadata, "format", "pt");
-    char *path = gd_format("%s/adapter_model.safetensors", folder);
-    bool ok = gd_safetensors_write(path, entries, entry_count, metadata, err);
+    char *path = gd_format("%s/%s", folder, apart ? APART_FILE : "adapter_model.safetensors");
+    bool ok = (apart && entry_count == 0) || gd_safetensors_write(path, entries, entry_count, metadata, err);
     gd_free(path);
     cJSON_Delete(metadata);
     for (int i = 0; i < count; i++)
@@ -212,7 +213,8 @@ bool gd_graft_save(const struct gd_graft *graft, const float *block, const char 
     bool ok = gd_graft_keep(graft, block, &kept, err);
     cJSON *config = ok ? adapter_config(kept != NULL ? kept : graft) : NULL;
     ok = ok && write_json(folder, "adapter_config.json", config, err) && write_json(folder, "graftd.json", facts, err) &&
-              write_card(graft, folder, err) && write_weights(kept != NULL ? kept : graft, kept != NULL ? kept->block : block, folder, err);
+              write_card(graft, folder, err) && write_weights(kept != NULL ? kept : graft, kept != NULL ? kept->block : block, folder, false, err) &&
+         write_weights(kept != NULL ? kept : graft, kept != NULL ? kept->block : block, folder, true, err);
     gd_graft_destroy(kept);
     cJSON_Delete(config);
     cJSON_Delete(facts);
@@ -340,12 +342,10 @@ static bool read_config(struct gd_adapter_config *config, const cJSON *json, str
     for (const char *const *key = config->method->refused; *key != NULL; key++)
         if (!refuse_option(json, *key, err))
             return false;
-    if (config->method->check_file != NULL && !config->method->check_file(json, err))
-        return false;
     for (int i = 0; i < config->method->option_count; i++)
         if (!read_option(config, i, json, err))
             return false;
-    return true;
+    return config->method->check_file == NULL || config->method->check_file(config, json, err);
 }
 
 static struct gd_modules *targets_of(struct gd_adapter_config *config)
@@ -465,19 +465,19 @@ static bool read_rank_4(float *to, const struct gd_graft_param *param, const str
 }
 
 static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *param, const struct gd_safetensors *file,
-                        struct gd_error *err)
+                        const char *file_name, struct gd_error *err)
 {
     struct gd_tensor tensor;
     float *to = graft->block + param->offset;
     if (!gd_safetensors_find(file, param->name, &tensor))
-        return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: tensor '%s' is missing", param->name);
+        return gd_fail(err, GD_BAD_MODEL, "%s: tensor '%s' is missing", file_name, param->name);
     if (param->rank == 4)
         return read_rank_4(to, param, &tensor, err);
     int64_t columns = (param->rank == 2 ? param->shape[1] : 1) * (param->pieces > 0 ? param->pieces : 1), have = tensor.rank == 2 ? tensor.shape[1] : 1;
     if (tensor.rank != param->rank || tensor.shape[0] != param->shape[0] || have != columns)
-        return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: '%s' has shape [%lld, %lld]; this base and these options "
+        return gd_fail(err, GD_BAD_MODEL, "%s: '%s' has shape [%lld, %lld]; this base and these options "
                                           "need [%lld, %lld]",
-                       param->name, tensor.rank > 0 ? (long long)tensor.shape[0] : 1LL, (long long)have,
+                       file_name, param->name, tensor.rank > 0 ? (long long)tensor.shape[0] : 1LL, (long long)have,
                        (long long)param->shape[0], (long long)columns);
     for (int64_t row = 0; param->pieces > 0 && row < param->shape[0]; row++)
         gd_convert_to_f32(to + row * param->shape[1],
@@ -493,21 +493,45 @@ static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *par
     return true;
 }
 
-static bool read_weights(struct gd_graft *graft, const struct gd_safetensors *file, struct gd_error *err)
+/* The parameters of one of the two files. */
+static bool read_file(struct gd_graft *graft, const struct gd_safetensors *file, const char *name, bool apart, struct gd_error *err)
 {
     int param_count = graft->param_count + graft->frozen_param_count;
-    graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
     for (int i = 0; i < param_count; i++)
-        if (!read_weight(graft, &graft->params[i], file, err))
+        if (graft->params[i].apart == apart && !read_weight(graft, &graft->params[i], file, name, err))
             return false;
     for (int i = 0; i < gd_safetensors_count(file); i++) {
         bool used = false;
         for (int p = 0; p < param_count && !used; p++)
-            used = strcmp(gd_safetensors_name(file, i), graft->params[p].name) == 0;
+            used = graft->params[p].apart == apart && strcmp(gd_safetensors_name(file, i), graft->params[p].name) == 0;
         if (!used)
-            return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: tensor '%s' fits nothing in base '%s'",
-                           gd_safetensors_name(file, i), graft->model->id);
+            return gd_fail(err, GD_BAD_MODEL, "%s: tensor '%s' fits nothing in base '%s'", name, gd_safetensors_name(file, i),
+                           graft->model->id);
     }
+    return true;
+}
+
+/* What the graft took from its base: as it was kept, or taken again. */
+static bool read_apart(struct gd_graft *graft, const char *folder, struct gd_error *err)
+{
+    char *path = gd_format("%s/" APART_FILE, folder);
+    struct gd_safetensors *file = NULL;
+    struct stat info;
+    bool ok = true;
+    if (stat(path, &info) == 0)
+        ok = gd_safetensors_open(&file, path, err) && read_file(graft, file, APART_FILE, true, err);
+    else if (graft->method->derive != NULL)
+        graft->method->derive(graft, graft->block);
+    gd_safetensors_close(file);
+    gd_free(path);
+    return ok;
+}
+
+static bool read_weights(struct gd_graft *graft, const struct gd_safetensors *file, const char *folder, struct gd_error *err)
+{
+    graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
+    if (!read_file(graft, file, "adapter_model.safetensors", false, err) || !read_apart(graft, folder, err))
+        return false;
     for (int64_t i = 0; i < gd_graft_floats(graft); i++)
         if (!isfinite(graft->block[i]))
             return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors holds values that are not finite");
@@ -614,7 +638,7 @@ static bool is_file(const char *path)
 
 /* Parameters are declared by the names in the file, then read. */
 static bool make_graft(struct gd_graft **out, const struct gd_model *model, struct gd_adapter_config *config,
-                       const struct gd_safetensors *file, const cJSON *json, struct gd_error *err)
+                       const struct gd_safetensors *file, const cJSON *json, const char *folder, struct gd_error *err)
 {
     struct gd_graft_source source = {.file = file};
     bool chooses = config->method->choose != NULL;
@@ -624,7 +648,7 @@ static bool make_graft(struct gd_graft **out, const struct gd_model *model, stru
         return false;
     if (chooses)
         name_targets(*out);
-    return (!chooses || check_promised(json, &(*out)->config, err)) && read_weights(*out, file, err);
+    return (!chooses || check_promised(json, &(*out)->config, err)) && read_weights(*out, file, folder, err);
 }
 
 bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
@@ -647,7 +671,7 @@ bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const ch
     }
     ok = ok && check_facts(model, folder, err) && read_config(&config, json, err) &&
          read_tasks(&config, folder, err) && gd_safetensors_open(&file, weights_path, err) &&
-         make_graft(&graft, model, &config, file, json, err);
+         make_graft(&graft, model, &config, file, json, folder, err);
     if (ok) {
         graft->task = graft->config.tasks.count == 1 ? 0 : -1;
         make_digest(graft);

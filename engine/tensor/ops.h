@@ -53,6 +53,8 @@ struct gd_value *gd_mix_middle(struct gd_graph *g, struct gd_value *x, struct gd
 /* sum over t and p of a[t][i][p] b[t][j][p], f32 [rows, m]: the backward of mix_middle for w. a: [T, rows p], b: [T, m p] */
 struct gd_value *gd_outer_middle(struct gd_graph *g, struct gd_value *a, struct gd_value *b, int64_t rows);
 
+struct gd_value *gd_identity_distance(struct gd_graph *g, struct gd_value *x);             /* ||x - I||_F, f32 [n, n] -> [1] */
+
 /* Rotations from skew-symmetric matrices (cayley.h): x f32 [n, size (size - 1) / 2] -> f32 [n size, size]. terms 0: exact. */
 struct gd_value *gd_cayley_rotation(struct gd_graph *g, struct gd_value *x, int64_t size, int terms);
 struct gd_value *gd_cayley_grad(struct gd_graph *g, struct gd_value *x, struct gd_value *dy, int64_t size, int terms);

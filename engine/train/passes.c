@@ -80,8 +80,11 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     passes->objective->build(g, hidden, gd_model_head(g, passes->model), inputs, &pass->outputs);
     pass->loss = pass->outputs.loss;
     if (pass->kind == TRAINING && passes->graft->method->penalty != NULL) {
+        struct gd_value *penalty = passes->graft->method->penalty(&pass->graft, g, pass->graft.params);
+        if (penalty == NULL)
+            return;
         pass->share = gd_graph_input(g, "share", GD_F32, 1, (int64_t[]){1});
-        pass->penalty = gd_mul_scalar(g, passes->graft->method->penalty(&pass->graft, g, pass->graft.params), pass->share);
+        pass->penalty = gd_mul_scalar(g, penalty, pass->share);
         pass->loss = gd_add(g, pass->loss, pass->penalty);
     }
 }
@@ -364,7 +367,8 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
 
     *result = (struct gd_pass_result){.loss = *(const float *)gd_plan_data(pass->plan, pass->outputs.loss),
                                       .pairs = passes->pairs.sums};
-    if (pass->penalty != NULL)
+    result->penalised = pass->penalty != NULL;
+    if (result->penalised)
         result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
     const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
     for (int s = 0; passes->objective->pairs && s < batch->segment_count; s++)

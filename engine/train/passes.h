@@ -51,6 +51,7 @@ struct gd_passes {
 
 struct gd_pass_result {
     double loss;                /* sum of weighted -log p, or of the pairs' losses, times scale */
+    bool penalised;             /* there is such a term */
     double penalty;             /* the graft's own term of the loss, by its share; training passes only */
     int64_t labelled, correct;  /* tokens with a label; of these, argmax == label */
     struct gd_preference_sums pairs; /* zero without pairs */

@@ -621,6 +621,7 @@ static const int64_t *step_rows(struct gd_trainer *trainer, int64_t step, int *c
 
 struct step_result {
     double loss, penalty, grad_norm, learning_rate;
+    bool penalised;
     double kl, shift;           /* of losses that need them */
     int64_t labelled, correct, tokens;
     struct gd_preference_sums pairs;
@@ -695,6 +696,7 @@ static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_
             gd_leaves_add(&trainer->leaves, trainer->grad);
             result->loss += pass.loss;
             result->penalty += pass.penalty;
+            result->penalised |= pass.penalised;
             result->labelled += pass.labelled;
             result->correct += pass.correct;
             result->tokens += tokens;
@@ -1100,7 +1102,7 @@ static bool after_step(struct gd_trainer *trainer, const struct step_result *res
     double seconds = gd_time_monotonic() - started;
     struct gd_metric metrics[METRICS_MAX];
     int count = add_row_metrics(metrics, TRAIN, spec, result);
-    if (trainer->graft->method->penalty != NULL)
+    if (result->penalised)
         metrics[count++] = (struct gd_metric){"penalty_loss", result->penalty};
     metrics[count++] = (struct gd_metric){"learning_rate", result->learning_rate};
     metrics[count++] = (struct gd_metric){"grad_norm", result->grad_norm};

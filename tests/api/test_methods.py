@@ -13,6 +13,7 @@ SETTINGS = {
     "lora": ({"r": 8, "loraplus_lr_ratio": 4}, 5e-3),
     "dora": ({"type": "lora", "r": 8, "use_dora": True, "init_lora_weights": "gaussian", "lora_dropout": 0.05}, 5e-3),
     "pissa": ({"type": "lora", "r": 8, "init_lora_weights": "pissa"}, 5e-3),
+    "kasa": ({"type": "lora", "r": 4, "use_kasa": True, "kasa_gamma": 0.01}, 2e-2),
     "loha": ({"r": 4}, 2e-2),
     "lokr": ({"r": 4, "alpha": 8}, 2e-2),
     "oft": ({"oft_block_size": 16}, 1e-2),
@@ -97,7 +98,9 @@ def test_its_loss_falls_and_its_options_are_echoed(daemon, trained, method):
     assert job["adapter"]["type"] == kind(method)
     for name, value in SETTINGS[method][0].items():
         assert job["adapter"][name] == value
-    loss = {entry["name"]: entry for entry in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json["series"]}["train_loss"]["last"]
+    series = {entry["name"]: entry for entry in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json["series"]}
+    loss = series["train_loss"]["last"]
+    assert ("penalty_loss" in series) == (method == "kasa")
     assert sum(loss[-5:]) < 0.7 * sum(loss[:5]), (method, loss)
     folder = daemon.data_dir / "jobs" / job["id"] / "adapter"
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == PEFT_TYPES.get(kind(method), kind(method).upper())

@@ -137,7 +137,7 @@ static void check_pefts_folder(const char *method)
 
 static void adapters_written_by_peft_give_pefts_logits(void **state)
 {
-    static const char *const variants[] = {"dora", "pissa", "oft_cayley", "lokr_full"};
+    static const char *const variants[] = {"dora", "pissa", "kasa", "oft_cayley", "lokr_full"};
     for (size_t i = 0; i < GD_COUNT(variants); i++)
         check_pefts_folder(variants[i]);
     for (int i = 0; i < gd_adapter_count; i++)
@@ -227,6 +227,7 @@ static void what_is_saved_is_read_back_exactly(void **state)
         "{\"r\": 4, \"use_dora\": true, \"init_lora_weights\": \"gaussian\", \"target_modules\": [\"k_proj\", \"up_proj\"]}",
         "{\"type\": \"ia3\", \"target_modules\": \"all-linear\", \"feedforward_modules\": [\"down_proj\", \"layers.0.self_attn.q_proj\"]}",
         "{\"type\": \"ln_tuning\", \"target_modules\": [\"input_layernorm\", \"layers.1.post_attention_layernorm\", \"norm\"]}",
+        "{\"r\": 3, \"use_kasa\": true, \"target_modules\": [\"k_proj\", \"gate_proj\"]}",
         "{\"type\": \"loha\", \"r\": 3, \"alpha\": 1.5}",
         "{\"type\": \"lokr\", \"r\": 2, \"decompose_both\": true, \"decompose_factor\": 3, \"target_modules\": [\"v_proj\", \"mlp.up_proj\"]}",
         "{\"type\": \"lokr\", \"r\": 2, \"target_modules\": [\"k_proj\", \"down_proj\"]}",
@@ -312,6 +313,104 @@ static void what_is_kept_in_another_form_is_resumed_exactly(void **state)
     check_kept("{\"r\": 20, \"init_lora_weights\": \"pissa\", \"use_rslora\": true}", "pissa-rslora"); /* kept above the full rank */
 }
 
+static void damage(const char *folder, const char *name, const char *text)
+{
+    struct gd_error err = {0};
+    char *path = gd_format("%s/%s", folder, name);
+    must(gd_file_write_durable(path, text, strlen(text), &err), &err);
+    gd_free(path);
+}
+
+static void remove_manifest(const char *folder)
+{
+    char *path = gd_format("%s/manifest.json", folder);
+    unlink(path);
+    gd_free(path);
+}
+
+/* A graft with its own block, filled from `init`. */
+static struct gd_graft *started(const char *json)
+{
+    struct gd_graft *graft = make_graft(json);
+    graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
+    gd_graft_init(graft, graft->block, 7);
+    return graft;
+}
+
+static double apart(const struct gd_graft *a, const struct gd_graft *b)
+{
+    int32_t ids[20];
+    double worst = 0;
+    for (int i = 0; i < 20; i++)
+        ids[i] = (i * 31 + 5) % model->config.vocab;
+    float *one = logits_of(a, ids, 20), *other = logits_of(b, ids, 20);
+    for (int64_t i = 0; i < 20 * (int64_t)model->config.vocab; i++)
+        worst = fmax(worst, fabs((double)one[i] - (double)other[i]));
+    gd_free(one);
+    gd_free(other);
+    return worst;
+}
+
+/* `plain` is a LoRA of the same modules and rank: its A and B become what the KaSA graft dropped, with the other sign (taken
+ * = true), or what it trains. */
+static void copy_into(const struct gd_graft *plain, const struct gd_graft *kasa, bool taken)
+{
+    for (int p = 0; p < plain->param_count; p++) {
+        const struct gd_graft_param *to = &plain->params[p];
+        const struct gd_graft_param *from = &kasa->params[taken ? kasa->param_count + p : p / 2 * 3 + p % 2];
+        for (int64_t i = 0; i < to->shape[0] * to->shape[1]; i++)
+            plain->block[to->offset + i] = (taken && p % 2 == 1 ? -1.0f : 1.0f) * kasa->block[from->offset + i];
+    }
+}
+
+static void kasa_starts_from_the_truncated_base(void **state)
+{
+    struct gd_graft *kasa = started("{\"r\": 5, \"lora_alpha\": 5, \"use_kasa\": true}"), *base = started("{\"type\": \"ln_tuning\"}");
+    struct gd_graft *plain = started("{\"r\": 5, \"lora_alpha\": 5}");
+    copy_into(plain, kasa, true);
+    assert_true(apart(kasa, base) > 1e-2);
+    assert_true(apart(kasa, plain) < 1e-4);
+    gd_graft_destroy(kasa);
+    gd_graft_destroy(base);
+    gd_graft_destroy(plain);
+}
+
+static void kasa_without_its_own_is_lora(void **state)
+{
+    struct gd_graft *kasa = started("{\"r\": 5, \"use_kasa\": true}"), *plain = started("{\"r\": 5}");
+    for (int p = 0; p < kasa->param_count + kasa->frozen_param_count; p++) {
+        const struct gd_graft_param *param = &kasa->params[p];
+        for (int64_t i = 0; i < param->shape[0] * param->shape[1]; i++) {
+            float *value = &kasa->block[param->offset + i];
+            *value = p >= kasa->param_count ? 0.0f : p % 3 == 2 ? 1.0f : *value + 0.01f * (float)(i % 7);
+        }
+    }
+    copy_into(plain, kasa, false);
+    assert_true(apart(kasa, plain) < 1e-5);
+    gd_graft_destroy(kasa);
+    gd_graft_destroy(plain);
+}
+
+/* PEFT keeps no dropped directions: they are taken from the base again. */
+static void dropped_directions_are_found_again(void **state)
+{
+    struct gd_error err = {0};
+    struct gd_graft *kasa = make_graft("{\"r\": 5, \"use_kasa\": true}"), *loaded = NULL;
+    char *folder = save(kasa, "dropped"), *path = gd_format("%s/graftd_base.safetensors", folder);
+    remove_manifest(folder);
+    assert_int_equal(unlink(path), 0);
+    must(gd_graft_load(&loaded, model, folder, &err), &err);
+    assert_true(apart(kasa, loaded) < 1e-4);
+    gd_graft_destroy(loaded);
+    loaded = NULL;
+    damage(folder, "graftd_base.safetensors", "broken");
+    assert_false(gd_graft_load(&loaded, model, folder, &err));
+    assert_null(loaded);
+    gd_graft_destroy(kasa);
+    gd_free(folder);
+    gd_free(path);
+}
+
 static void check_count(const char *json, int64_t expected)
 {
     struct gd_graft *graft = make_graft(json);
@@ -341,6 +440,7 @@ static void parameter_counts_follow_the_formulas(void **state)
     check_count("{\"r\": 6}", lora);
     check_count("{\"r\": 6, \"use_dora\": true}", lora + out);
     check_count("{\"r\": 6, \"init_lora_weights\": \"pissa\"}", lora);
+    check_count("{\"r\": 6, \"use_kasa\": true}", lora + 6 * count);
     check_count("{\"type\": \"loha\", \"r\": 6}", 2 * lora);
     /* q is 64 x 32, down 32 x 64: 64 = 8 * 8, 32 = 4 * 8; with a factor of 2, 2 * 32 and 2 * 16 */
     const char *lokr = "{\"type\": \"lokr\", \"target_modules\": [\"q_proj\", \"down_proj\"], ";
@@ -506,6 +606,10 @@ static void bad_options_are_named(void **state)
     refuse("{\"type\": \"poly\", \"n_splits\": 3}", "adapter.n_splits", "these do: 1, 2, 4, 8, 16, 32");
     refuse("{\"type\": \"poly\", \"r\": 40}", "adapter.r", "q_proj");
     refuse("{\"type\": \"poly\", \"poly_type\": \"pooly\"}", "adapter.poly_type", "'poly'");
+    refuse("{\"use_kasa\": true, \"use_dora\": true}", "adapter.use_dora", "leave one of them out");
+    refuse("{\"use_kasa\": true, \"init_lora_weights\": \"pissa\"}", "adapter.init_lora_weights", "leave one of them out");
+    refuse("{\"use_kasa\": true, \"r\": 32}", "adapter.r", "q_proj, which has 32: r is at most 31");
+    refuse("{\"use_kasa\": true, \"kasa_reduction\": \"men\"}", "adapter.kasa_reduction", "did you mean 'mean'?");
     refuse("{\"r\": 500}", "adapter.r", "q_proj");
     refuse("{\"target_modules\": [\"qproj\"]}", "adapter.target_modules", "q_proj, k_proj, v_proj");
     refuse("{\"type\": \"dept\", \"budget_tokens\": 40}", "adapter.budget_tokens", "no_budget_left_for_rank");
@@ -523,14 +627,6 @@ static void bad_options_are_named(void **state)
     refuse("{\"target_modules\": [5]}", "adapter.target_modules", "strings");
 }
 
-static void damage(const char *folder, const char *name, const char *text)
-{
-    struct gd_error err = {0};
-    char *path = gd_format("%s/%s", folder, name);
-    must(gd_file_write_durable(path, text, strlen(text), &err), &err);
-    gd_free(path);
-}
-
 static void load_must_fail(const char *folder, const char *part)
 {
     struct gd_error err = {0};
@@ -539,13 +635,6 @@ static void load_must_fail(const char *folder, const char *part)
     assert_null(loaded);
     if (strstr(err.message, part) == NULL)
         fail_msg("'%s' lacks '%s'", err.message, part);
-}
-
-static void remove_manifest(const char *folder)
-{
-    char *path = gd_format("%s/manifest.json", folder);
-    unlink(path);
-    gd_free(path);
 }
 
 static void a_changed_file_is_never_served(void **state)
@@ -597,6 +686,9 @@ int main(void)
         cmocka_unit_test(adapters_written_by_peft_give_pefts_logits),
         cmocka_unit_test(what_is_saved_is_read_back_exactly),
         cmocka_unit_test(what_is_kept_in_another_form_is_resumed_exactly),
+        cmocka_unit_test(kasa_starts_from_the_truncated_base),
+        cmocka_unit_test(kasa_without_its_own_is_lora),
+        cmocka_unit_test(dropped_directions_are_found_again),
         cmocka_unit_test(parameter_counts_follow_the_formulas),
         cmocka_unit_test(the_start_is_the_base),
         cmocka_unit_test(the_residual_of_a_bottleneck_is_what_the_request_says),

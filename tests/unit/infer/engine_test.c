@@ -631,6 +631,7 @@ static const struct {
     {"{\"type\": \"lora\", \"r\": 4}", 0.1f},
     {"{\"type\": \"lora\", \"r\": 7}", 0.1f},
     {"{\"type\": \"lora\", \"r\": 5, \"use_dora\": true}", 0.1f},
+    {"{\"type\": \"lora\", \"r\": 6, \"use_kasa\": true}", 0.1f},
     {"{\"type\": \"loha\", \"r\": 2}", 0.5f}, /* served as low ranks and, in small modules, whole */
     {"{\"type\": \"loha\", \"r\": 9}", 0.2f},
     {"{\"type\": \"lokr\", \"r\": 1, \"decompose_both\": true}", 0.5f},

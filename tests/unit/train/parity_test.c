@@ -29,6 +29,8 @@ static const struct kind {
     {"loraplus", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"loraplus_lr_ratio\": 16}"},
     {"dora", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"use_dora\": true}"},
     {"pissa", "{\"r\": 3, \"lora_alpha\": 6, \"target_modules\": [\"v_proj\", \"down_proj\"], \"init_lora_weights\": \"pissa\"}"},
+    {"kasa", "{\"r\": 3, \"lora_alpha\": 6, \"use_kasa\": true, \"kasa_beta\": 0.02, \"kasa_gamma\": 0.01, \"kasa_reduction\": \"sum\", "
+             "\"target_modules\": [\"v_proj\", \"down_proj\"]}"},
     {"loha", "{\"type\": \"loha\", \"r\": 3, \"alpha\": 6, \"target_modules\": [\"q_proj\", \"down_proj\"]}"},
     {"lokr", "{\"type\": \"lokr\", \"r\": 3, \"alpha\": 6, \"decompose_both\": true, \"decompose_factor\": 2, "
              "\"target_modules\": [\"q_proj\", \"down_proj\"]}"},
@@ -63,6 +65,7 @@ struct setting {
     struct gd_passes passes;
     struct gd_batch batch;
     float *block, *grad, *m, *v;
+    double penalty;              /* of the newest run */
 };
 
 static void must(bool ok, const struct gd_error *err)
@@ -173,23 +176,38 @@ static void tear_down(struct setting *s)
     gd_free(s);
 }
 
-/* Loss of one step, all rows packed in one micro-batch; gradients in s->grad. */
-static double run_step(struct setting *s, int step)
+/* Of the labels of a step. */
+static double step_weight(const struct setting *s, int step)
+{
+    double weight = 0;
+    for (int row = step * ROWS; row < (step + 1) * ROWS; row++)
+        for (int t = 1; t < s->data.rows[row].length; t++)
+            weight += s->data.weights[s->data.rows[row].offset + t];
+    return weight;
+}
+
+/* Loss of rows of a step that has `weight`, packed in one micro-batch; gradients in s->grad. */
+static struct gd_pass_result run_rows(struct setting *s, int first, int count, double weight)
 {
     struct gd_error err = {0};
     struct gd_pass_result result;
     int64_t rows[ROWS];
     int tokens = 0;
-    double weight = 0;
-    for (int i = 0; i < ROWS; i++) {
-        rows[i] = step * ROWS + i;
+    for (int i = 0; i < count; i++) {
+        rows[i] = first + i;
         tokens += gd_dataset_row_space(&s->data, rows[i]);
-        for (int t = 1; t < s->data.rows[rows[i]].length; t++)
-            weight += s->data.weights[s->data.rows[rows[i]].offset + t];
     }
-    gd_batch_fill(&s->batch, &s->data, rows, ROWS, gd_token_bucket(tokens));
+    gd_batch_fill(&s->batch, &s->data, rows, count, gd_token_bucket(tokens));
     must(gd_passes_run(&s->passes, true, &s->batch, 1.0 / weight, NULL, NULL, &result, &err), &err);
-    assert_int_equal(result.labelled, (int64_t)weight);
+    s->penalty = result.penalty;
+    return result;
+}
+
+/* Loss of one step, all rows packed in one micro-batch. */
+static double run_step(struct setting *s, int step)
+{
+    struct gd_pass_result result = run_rows(s, step * ROWS, ROWS, step_weight(s, step));
+    assert_int_equal(result.labelled, (int64_t)step_weight(s, step));
     return result.loss;
 }
 
@@ -285,6 +303,65 @@ static void pissa_starts_from_the_same_directions_as_pefts(void **state)
     tear_down(s);
 }
 
+static double squares_of(const float *x, int64_t count)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sum;
+}
+
+/* ||x x^T - I||_F of rows [count, width], `step` floats apart, whose elements are `stride` apart. */
+static double from_orthonormal(const float *x, int64_t count, int64_t width, int64_t step, int64_t stride)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j < count; j++) {
+            double product = i == j ? -1 : 0;
+            for (int64_t k = 0; k < width; k++)
+                product += (double)x[i * step + k * stride] * (double)x[j * step + k * stride];
+            sum += product * product;
+        }
+    return sqrt(sum);
+}
+
+static double kasa_penalty(const struct setting *s)
+{
+    double sum = 0;
+    for (int p = 0; p < s->graft->param_count; p += 3) {
+        const struct gd_graft_param *a = &s->graft->params[p], *b = a + 1, *d = a + 2;
+        int64_t r = a->shape[0];
+        sum += 0.02 * squares_of(s->block + d->offset, r);
+        sum += 0.01 * from_orthonormal(s->block + a->offset, r, a->shape[1], a->shape[1], 1);
+        sum += 0.01 * from_orthonormal(s->block + b->offset, r, b->shape[0], 1, r);
+    }
+    return sum;
+}
+
+static void a_penalty_counts_once_a_step(void **state)
+{
+    static const struct kind kind = {"kasa", "{\"r\": 3, \"lora_alpha\": 6, \"use_kasa\": true, \"kasa_beta\": 0.02, \"kasa_gamma\": 0.01, \"kasa_reduction\": \"sum\", "
+             "\"target_modules\": [\"v_proj\", \"down_proj\"]}"};
+    struct setting *s = set_up(&kind);
+    double expected = kasa_penalty(s);
+    run_step(s, 0);
+    assert_true(fabs(s->penalty - expected) < 1e-5 * expected);
+    for (int i = 0; i < s->graft->param_count; i++) /* B = 0 is sqrt(r) from orthonormal */
+        if (i % 3 == 1)
+            memset(s->block + s->graft->params[i].offset, 0, (size_t)(s->graft->params[i].shape[0] * 3) * sizeof(float));
+    double now = kasa_penalty(s), parts = 0, halves = 0;
+    for (int i = 0; i < s->graft->param_count; i += 3)
+        parts += 0.02 * squares_of(s->block + s->graft->params[i + 2].offset, 3) + 0.01 * sqrt(3) +
+                 0.01 * from_orthonormal(s->block + s->graft->params[i].offset, 3, s->graft->params[i].shape[1], s->graft->params[i].shape[1], 1);
+    assert_true(fabs(now - parts) < 1e-9);
+    for (int part = 0; part < 2; part++) { /* the same step in two micro-batches */
+        run_rows(s, 2 * part, 2, step_weight(s, 0));
+        halves += s->penalty;
+    }
+    assert_true(fabs(halves - now) < 1e-5 * now);
+    tear_down(s);
+}
+
 static void leaves_add_in_one_tree_whatever_their_number(void **state)
 {
     struct gd_error err = {0};
@@ -329,6 +406,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_and_twenty_steps_equal_pefts),
         cmocka_unit_test(pissa_starts_from_the_same_directions_as_pefts),
+        cmocka_unit_test(a_penalty_counts_once_a_step),
         cmocka_unit_test(leaves_add_in_one_tree_whatever_their_number),
         cmocka_unit_test(schedules_warm_up_and_decay),
     };
