@@ -2,6 +2,9 @@
 import json
 import math
 import pathlib
+import re
+import subprocess
+import sys
 import time
 
 import jsonschema
@@ -413,3 +416,14 @@ def test_python_grades_in_runs(daemon):
     result, found = run(daemon, [{"type": "python", "name": "p", "source": source, "pass_threshold": 0.6}], jsonl(rows))
     assert [(i["status"], i["results"][0]["score"]) for i in found] == [("pass", 1), ("fail", 0.5), ("error", None)]
     assert "ZeroDivisionError" in found[2]["results"][0]["error"] and result["result_counts"]["errored"] == 1
+
+
+def test_the_readmes_examples_work(daemon, tmp_path):
+    section = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text().split("## Evaluation\n", 1)[1].split("\n## ", 1)[0]
+    blocks = ["\n".join(line[4:] for line in block.splitlines()) for block in re.findall(r"(?:^(?:    .*)?\n)+", section, re.M) if block.strip()]
+    shell, python = (block.replace("http://127.0.0.1:8900", daemon.url).replace("SmolLM2-135M-Instruct", "tiny-llama") for block in blocks[:2])
+    said = subprocess.run(["bash", "-ec", shell], cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert "The run has completed" in said and '"completed"' in said and '"total": 3' in said and '"errored": 0' in said
+    assert said.count('"name": "judged"') == 3
+    said = subprocess.run([sys.executable, "-c", python], stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert "temperature 0 completed ResultCounts(errored=0" in said and "'difference': {'n': 25" in said
