@@ -6,7 +6,7 @@
  *          all and knows no source: engine/worker/evaluate.h.
  * Memory   A source owns what it parsed and opened. An item belongs to the runner; `state` in it to the source, until the
  *          item is finished (then the source has freed it) or abandoned (release_item).
- * Threads  One thread at a time.
+ * Threads  One call at a time; begin and answered come from another thread than parse, open and destroy.
  * Errors   parse: GD_INVALID and the like with err->param below "data_source"; open: GD_BAD_FILE, GD_IO. begin and
  *          answered cannot fail: what is wrong with an item becomes its result (gd_eval_item_fail).
  * Limits   GD_EVAL_ITEMS_MAX items, GD_EVAL_ITEM_BYTES_MAX for what is kept of one.

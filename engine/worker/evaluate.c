@@ -3,15 +3,41 @@
 #include "engine/base/alloc.h"
 #include "engine/worker/choices.h"
 
+#include <errno.h>
+#include <pthread.h>
 #include <string.h>
+#include <time.h>
 
 #define ANSWER_BYTES_MAX (8u << 20)
 #define CHOICES (1 << 20) /* that one seed of the engine has */
 
+#define THINKING_MAX 64
+#define IDLE_MS 20
+
+/* An item on its way: either the source looks at it on the other thread (thinking), or it is this thread's. */
 struct running {
     struct gd_eval_item item;
+    bool begun, thinking;
     int sent;                        /* asks that were given to an engine, or had an error from the start */
     struct running *next;
+    struct running *next_thought;    /* in a queue of the thinker */
+};
+
+struct queue {
+    struct running *first, **last;
+};
+
+/*
+ * Begins and judges items beside the engine: comparing long texts takes up to a second and Python as long as the operator
+ * allows, while requests want their tokens. One thread, so that a source sees one call at a time.
+ */
+struct thinker {
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t come, gone;       /* something is to be thought about; something was */
+    struct gd_eval_source *source;
+    struct queue waiting, thought;
+    bool ended;
 };
 
 /* One ask in an engine. */
@@ -32,11 +58,108 @@ struct evaluation {
     const struct gd_evaluate_observer *observer;
     struct running *first, **last;
     struct flight *flights;
-    int flight_count;
+    int flight_count, thinking_count;
+    struct thinker thinker;
     int64_t next;                    /* item to begin */
     const struct gd_model *held[GD_RESIDENT_MODELS_MAX];
     int held_count;
 };
+
+/* ---- the source, on its own thread ---- */
+
+static void push(struct queue *queue, struct running *running)
+{
+    running->next_thought = NULL;
+    if (queue->first == NULL)
+        queue->last = &queue->first;
+    *queue->last = running;
+    queue->last = &running->next_thought;
+}
+
+static struct running *pop(struct queue *queue)
+{
+    struct running *running = queue->first;
+    if (running != NULL)
+        queue->first = running->next_thought;
+    return running;
+}
+
+static void *think(void *context)
+{
+    struct thinker *thinker = context;
+    pthread_mutex_lock(&thinker->mutex);
+    while (!thinker->ended) {
+        struct running *running = pop(&thinker->waiting);
+        if (running == NULL) {
+            pthread_cond_wait(&thinker->come, &thinker->mutex);
+            continue;
+        }
+        pthread_mutex_unlock(&thinker->mutex);
+        (running->begun ? thinker->source->type->answered : thinker->source->type->begin)(thinker->source, &running->item);
+        running->begun = true;
+        pthread_mutex_lock(&thinker->mutex);
+        push(&thinker->thought, running);
+        pthread_cond_signal(&thinker->gone);
+    }
+    pthread_mutex_unlock(&thinker->mutex);
+    return NULL;
+}
+
+static bool start_thinker(struct thinker *thinker, struct gd_eval_source *source, struct gd_error *err)
+{
+    pthread_condattr_t clock;
+    thinker->source = source;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_mutex_init(&thinker->mutex, NULL);
+    pthread_cond_init(&thinker->come, NULL);
+    pthread_cond_init(&thinker->gone, &clock);
+    pthread_condattr_destroy(&clock);
+    int code = pthread_create(&thinker->thread, NULL, think, thinker);
+    return code == 0 || gd_fail_errno(err, code, "start a thread");
+}
+
+/* It ends what it is at. */
+static void stop_thinker(struct thinker *thinker)
+{
+    pthread_mutex_lock(&thinker->mutex);
+    thinker->ended = true;
+    pthread_cond_signal(&thinker->come);
+    pthread_mutex_unlock(&thinker->mutex);
+    pthread_join(thinker->thread, NULL);
+    pthread_cond_destroy(&thinker->come);
+    pthread_cond_destroy(&thinker->gone);
+    pthread_mutex_destroy(&thinker->mutex);
+}
+
+static void give_to_source(struct evaluation *evaluation, struct running *running)
+{
+    struct thinker *thinker = &evaluation->thinker;
+    running->thinking = true;
+    evaluation->thinking_count++;
+    pthread_mutex_lock(&thinker->mutex);
+    push(&thinker->waiting, running);
+    pthread_cond_signal(&thinker->come);
+    pthread_mutex_unlock(&thinker->mutex);
+}
+
+/* `idle`: nothing else is to be done, so it waits a little. */
+static void take_thoughts(struct evaluation *evaluation, bool idle)
+{
+    struct thinker *thinker = &evaluation->thinker;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += IDLE_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+    pthread_mutex_lock(&thinker->mutex);
+    while (idle && thinker->thought.first == NULL)
+        if (pthread_cond_timedwait(&thinker->gone, &thinker->mutex, &until) == ETIMEDOUT)
+            break;
+    for (struct running *running; (running = pop(&thinker->thought)) != NULL; evaluation->thinking_count--)
+        running->thinking = false;
+    pthread_mutex_unlock(&thinker->mutex);
+}
 
 /* ---- answers ---- */
 
@@ -378,13 +501,6 @@ static void release_running(struct evaluation *evaluation, struct running *runni
     gd_free(running);
 }
 
-/* Moves the item as far as it goes without the engines. */
-static void move(struct evaluation *evaluation, struct running *running)
-{
-    while (!running->item.finished && send_asks(evaluation, running) && running->item.unanswered == 0)
-        evaluation->source->type->answered(evaluation->source, &running->item);
-}
-
 static bool is_done(const struct evaluation *evaluation, int64_t index)
 {
     const unsigned char *done = evaluation->options->done;
@@ -393,29 +509,29 @@ static bool is_done(const struct evaluation *evaluation, int64_t index)
 
 static void begin_items(struct evaluation *evaluation)
 {
-    while (evaluation->next < evaluation->source->count && evaluation->flight_count < GD_EVALUATE_ASKS_MAX) {
+    while (evaluation->next < evaluation->source->count && evaluation->flight_count < GD_EVALUATE_ASKS_MAX &&
+           evaluation->thinking_count < THINKING_MAX) {
         int64_t index = evaluation->next++;
         if (is_done(evaluation, index))
             continue;
         struct running *running = gd_alloc(sizeof *running);
         running->item.index = index;
-        evaluation->source->type->begin(evaluation->source, &running->item);
-        move(evaluation, running);
         *evaluation->last = running;
         evaluation->last = &running->next;
-        if (running->item.finished)
-            return; /* nobody has to wait: it is reported, and the caller looks around, before the next one */
+        give_to_source(evaluation, running);
     }
 }
 
+/* What the source is not looking at goes on: to the engines, back to the source, or out. */
 static void move_items(struct evaluation *evaluation)
 {
     struct running **link = &evaluation->first;
     while (*link != NULL) {
         struct running *running = *link;
-        move(evaluation, running);
-        if (!running->item.finished) {
+        if (running->thinking || !running->item.finished) {
             link = &running->next;
+            if (!running->thinking && send_asks(evaluation, running) && running->item.unanswered == 0)
+                give_to_source(evaluation, running); /* from here on it is not this thread's */
             continue;
         }
         *link = running->next;
@@ -439,25 +555,35 @@ static void abandon(struct evaluation *evaluation)
         gd_residents_hold(evaluation->options->residents, evaluation->held[i], -1);
 }
 
+static bool run_items(struct evaluation *evaluation, struct gd_error *err)
+{
+    const struct gd_evaluate_observer *observer = evaluation->observer;
+    struct gd_residents *residents = evaluation->options->residents;
+    while (evaluation->first != NULL || evaluation->next < evaluation->source->count) {
+        bool nothing = evaluation->first == NULL;
+        enum gd_evaluate_command command = observer->poll(observer->context, nothing);
+        if (command == GD_EVALUATE_STOP)
+            return gd_fail(err, GD_CANCELLED, "stopped");
+        if (command == GD_EVALUATE_GO)
+            begin_items(evaluation);
+        bool busy = gd_residents_busy(residents); /* with others' requests, too */
+        if (busy)
+            gd_residents_turn(residents);
+        take_thoughts(evaluation, !busy && evaluation->thinking_count > 0);
+        move_items(evaluation);
+    }
+    return true;
+}
+
 bool gd_evaluate(struct gd_eval_source *source, const struct gd_evaluate_options *options,
                  const struct gd_evaluate_observer *observer, struct gd_error *err)
 {
     struct evaluation evaluation = {.source = source, .options = options, .observer = observer};
     evaluation.last = &evaluation.first;
-    bool ok = true;
-    while (ok && (evaluation.first != NULL || evaluation.next < source->count)) {
-        bool ready = evaluation.first == NULL; /* the next item may be one that asks nobody */
-        enum gd_evaluate_command command = observer->poll(observer->context, ready && evaluation.flights == NULL);
-        if (command == GD_EVALUATE_STOP) {
-            ok = gd_fail(err, GD_CANCELLED, "stopped");
-            break;
-        }
-        if (command == GD_EVALUATE_GO)
-            begin_items(&evaluation);
-        if (gd_residents_busy(options->residents)) /* others' requests, too */
-            gd_residents_turn(options->residents);
-        move_items(&evaluation);
-    }
+    if (!start_thinker(&evaluation.thinker, source, err))
+        return false;
+    bool ok = run_items(&evaluation, err);
+    stop_thinker(&evaluation.thinker);
     abandon(&evaluation);
     return ok;
 }

@@ -4,7 +4,7 @@
  *
  * Why      A source knows what an item asks and what answers mean; this knows the models and keeps their batches full.
  * Memory   Borrows everything for the call. What the observer gets of an item is its to keep.
- * Threads  engine thread
+ * Threads  engine thread; the source is called from a thread of its own, one call at a time, from begin to the end.
  * Errors   GD_CANCELLED when poll says stop; what concerns one item becomes the item's result.
  * Limits   GD_EVALUATE_ASKS_MAX asks at a time
  * Life     one call of gd_evaluate
