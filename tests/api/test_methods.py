@@ -106,6 +106,26 @@ def test_its_loss_falls_and_its_options_are_echoed(daemon, trained, method):
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == PEFT_TYPES.get(kind(method), kind(method).upper())
 
 
+@pytest.mark.parametrize("method", ["pissa", "kasa"])  # which keep other tensors than they train
+def test_a_paused_job_ends_with_the_same_bytes(daemon, method):
+    options, rate = SETTINGS[method]
+    body = job_body(daemon.upload(chat_rows(60)).json["id"], adapter={"type": kind(method), **options},
+                    hyper={"n_epochs": 4, "checkpoint_interval": 40, "learning_rate": rate})
+    jobs = [daemon.post("/v1/fine_tuning/jobs", body).json["id"]]
+    daemon.wait_job(jobs[0])
+    jobs.append(daemon.post("/v1/fine_tuning/jobs", body).json["id"])
+    daemon.wait_step(jobs[1], 3)
+    daemon.post(f"/v1/fine_tuning/jobs/{jobs[1]}/pause")
+    assert daemon.wait_job(jobs[1], until=("paused", "succeeded"))["status"] == "paused"
+    daemon.post(f"/v1/fine_tuning/jobs/{jobs[1]}/resume")
+    assert daemon.wait_job(jobs[1])["status"] == "succeeded"
+    folders = [daemon.data_dir / "jobs" / job / "adapter" for job in jobs]
+    names = sorted(path.name for path in folders[0].glob("*.safetensors"))
+    assert ("graftd_base.safetensors" in names) == (method == "kasa")
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
 def test_all_answer_together_as_they_do_alone(daemon, trained):
     models = ["tiny-llama"] + [job["fine_tuned_model"] for job in trained.values()]
     alone = [ask(daemon, model, 5) for model in models]

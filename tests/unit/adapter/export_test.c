@@ -109,7 +109,8 @@ static double merge(const struct gd_graft *graft, enum gd_dtype dtype, const cha
     return apart;
 }
 
-static const char *const adapters[] = {"peft-lora", "peft-vera", "peft-ia3", "peft-ln_tuning", "torch-full", "torch-bitfit", "torch-hft", "torch-spt"};
+static const char *const adapters[] = {"peft-lora", "peft-dora", "peft-pissa", "peft-kasa", "peft-loha", "peft-lokr", "peft-oft",
+                                       "peft-vera", "peft-ia3", "peft-ln_tuning", "torch-full", "torch-bitfit", "torch-hft", "torch-spt"};
 
 static void a_merged_folder_has_the_grafts_logits(void **state)
 {
@@ -255,6 +256,9 @@ static void gguf_adapters_are_read_back_as_loras(void **state)
     }
     struct gd_model *base = open_base("tiny-llama");
     check_gguf(base, load(base, "peft-vera"), "vera");
+    check_gguf(base, load(base, "peft-pissa"), "pissa");
+    check_gguf(base, load(base, "peft-kasa"), "kasa");
+    check_gguf(base, load(base, "peft-loha"), "loha");
     gd_model_destroy(base);
 }
 
