@@ -62,6 +62,9 @@ void gd_handle_model_delete(struct gd_app *app, struct gd_request *request);
 void gd_handle_model_get(struct gd_app *app, struct gd_request *request);
 void gd_handle_model_list(struct gd_app *app, struct gd_request *request);
 
+/* routes_rewards.c */
+void gd_handle_rewards(struct gd_app *app, struct gd_request *request);
+
 /* routes_system.c */
 void gd_handle_health(struct gd_app *app, struct gd_request *request);
 void gd_handle_metrics(struct gd_app *app, struct gd_request *request);

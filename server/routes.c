@@ -57,6 +57,7 @@ const struct gd_route gd_routes[] = {
     {.method = "GET", .path = "/v1/models", .handler = gd_handle_model_list},
     {.method = "DELETE", .path = "/v1/models/{model}", .handler = gd_handle_model_delete},
     {.method = "GET", .path = "/v1/models/{model}", .handler = gd_handle_model_get},
+    {.method = "POST", .path = "/v1/rewards", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES, .handler = gd_handle_rewards},
     {.method = "GET", .path = "/v1/tuning/methods", .handler = gd_handle_method_list},
 };
 const int gd_route_count = (int)(sizeof(gd_routes) / sizeof(gd_routes[0]));

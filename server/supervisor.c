@@ -261,7 +261,7 @@ static void on_worker_frame(void *context, const cJSON *frame)
     const char *type = gd_json_find(frame, "type")->valuestring;
     if (strcmp(type, "token") == 0)
         on_answer(worker, frame, false);
-    else if (strcmp(type, "generated") == 0 || strcmp(type, "result") == 0 || strcmp(type, "failed") == 0)
+    else if (strcmp(type, "generated") == 0 || strcmp(type, "scored") == 0 || strcmp(type, "result") == 0 || strcmp(type, "failed") == 0)
         on_answer(worker, frame, true);
     else if (strcmp(type, "heartbeat") == 0)
         on_heartbeat(worker, frame);

@@ -28,7 +28,7 @@ void gd_supervisor_stop(struct gd_supervisor *supervisor, void (*stopped)(void *
 void gd_supervisor_destroy(struct gd_supervisor *supervisor);
 
 /* ---- requests (generate, render, tokenize, ...) ---- */
-/* `message` is the frame without "id" (taken). Each frame of the answer ("token", then one of "generated", "result",
+/* `message` is the frame without "id" (taken). Each frame of the answer ("token", then one of "generated", "scored", "result",
  * "failed") is given to on_frame (borrowed); the last one is followed by nothing. If the worker dies: a "failed" frame with
  * GD_UNAVAILABLE. *id cancels. Waits for the worker to become ready if it is (re)starting. */
 typedef void (*gd_worker_frame)(void *context, const cJSON *frame, bool last);

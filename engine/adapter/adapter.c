@@ -1,4 +1,5 @@
 #include "engine/adapter/build.h"
+#include "engine/adapter/score.h"
 #include "engine/adapter/picks.h"
 
 #include "adapter_list.h"
@@ -95,7 +96,8 @@ bool gd_graft_create_by(struct gd_graft **out, const struct gd_model *model, con
     graft->site_param = gd_alloc_array((size_t)slots, sizeof(int));
     for (int i = 0; i < slots; i++)
         graft->site_param[i] = -1;
-    bool ok = (graft->method->choose == NULL || graft->method->choose(graft, source, err)) && graft->method->create(graft, err);
+    bool ok = (graft->method->choose == NULL || graft->method->choose(graft, source, err)) && graft->method->create(graft, err) &&
+              (!graft->config.score || gd_score_add(graft, err));
     if (ok)
         *out = graft;
     else
@@ -123,6 +125,7 @@ void gd_graft_destroy(struct gd_graft *graft)
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed)
 {
     graft->method->init(graft, block, seed);
+    gd_score_init(graft, block, seed);
 }
 
 bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_graft **kept, struct gd_error *err)
@@ -137,6 +140,7 @@ bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_g
         if (ok) {
             made->block = gd_alloc_array((size_t)gd_graft_floats(made), sizeof(float));
             ok = graft->method->keep(graft, block, made, made->block, err);
+            gd_score_copy(graft, block, made, made->block);
         }
         if (ok)
             *kept = made;
@@ -145,6 +149,12 @@ bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_g
     }
     gd_adapter_config_release(&config);
     return ok;
+}
+
+static void resume_both(const struct gd_graft *graft, float *block, const struct gd_graft *kept)
+{
+    graft->method->resume(graft, block, kept);
+    gd_score_copy(kept, kept->block, graft, block);
 }
 
 bool gd_graft_resume(const struct gd_graft *graft, const struct gd_graft *kept, float *block, struct gd_error *err)
@@ -157,7 +167,7 @@ bool gd_graft_resume(const struct gd_graft *graft, const struct gd_graft *kept, 
         return gd_fail(err, GD_BAD_FILE, "it holds %lld parameters; the job has %lld", (long long)gd_graft_floats(kept),
                        (long long)gd_graft_floats(graft));
     if (differ)
-        graft->method->resume(graft, block, kept);
+        resume_both(graft, block, kept);
     else
         memcpy(block, kept->block, (size_t)gd_graft_floats(graft) * sizeof(float));
     return true;

@@ -66,6 +66,7 @@ struct gd_adapter_config {
     struct gd_modules modules[GD_ADAPTER_OPTIONS_MAX];
     char *texts[GD_ADAPTER_OPTIONS_MAX];
     struct gd_modules tasks;     /* of a method by task: their names, by number; not among the options */
+    bool score;                  /* a reward model: a head of one score beside the method's parameters */
 };
 void gd_adapter_config_release(struct gd_adapter_config *config);
 
@@ -91,6 +92,9 @@ void gd_adapter_set_tasks(struct gd_adapter_config *config, char *const *names, 
 
 /* Every method with its options, as GET /v1/tuning/methods shows them: an array. */
 cJSON *gd_adapter_registry_json(void);
+
+/* Name of a reward model's head in files, as PEFT has it for the task SEQ_CLS. */
+#define GD_SCORE_NAME "base_model.model.score.weight"
 
 struct gd_graft_param {
     char name[192];              /* PEFT key: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight */
@@ -219,6 +223,11 @@ GD_MUST_CHECK bool gd_graft_create_by(struct gd_graft **out, const struct gd_mod
                                       const struct gd_adapter_config *config, const struct gd_graft_source *source,
                                       struct gd_error *err);
 void gd_graft_destroy(struct gd_graft *graft);
+/* The head of a reward model, [width] in the graft's block: its last trained parameter. NULL: it is none. */
+static inline const float *gd_graft_score(const struct gd_graft *graft, const float *block)
+{
+    return graft->config.score ? block + graft->params[graft->param_count - 1].offset : NULL;
+}
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed);
 /* End of the run of trained floats from `begin` on that share one factor of the learning rate. */
 int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor);

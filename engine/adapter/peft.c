@@ -1,5 +1,6 @@
 /* peft.c - grafts on disk, in Hugging Face PEFT's format, with a strict account of tensors. */
 #include "engine/adapter/build.h"
+#include "engine/adapter/score.h"
 #include "engine/adapter/export.h"
 
 #include "engine/base/alloc.h"
@@ -89,6 +90,7 @@ static cJSON *adapter_config(const struct gd_graft *graft)
     cJSON_Delete(fields);
     if (graft->method->describe != NULL)
         graft->method->describe(graft, json);
+    gd_score_describe(graft, json);
     return json;
 }
 
@@ -339,8 +341,10 @@ static bool read_config(struct gd_adapter_config *config, const cJSON *json, str
     if (!gd_json_get_string(json, "", "peft_type", true, 1, 64, &type, err) || (config->method = method_of(type, err)) == NULL)
         return false;
     config->finished = true;
+    if (!gd_score_read(config, json, err))
+        return false;
     for (const char *const *key = config->method->refused; *key != NULL; key++)
-        if (!refuse_option(json, *key, err))
+        if (!(config->score && strcmp(*key, "modules_to_save") == 0) && !refuse_option(json, *key, err))
             return false;
     for (int i = 0; i < config->method->option_count; i++)
         if (!read_option(config, i, json, err))
@@ -394,7 +398,7 @@ static bool read_targets(struct gd_adapter_config *config, const struct gd_safet
     targets->names = gd_alloc_array((size_t)count + 1, sizeof(char *));
     for (int i = 0; i < count; i++) {
         const char *name = gd_safetensors_name(file, i);
-        size_t tail = anchored(name, anchor);
+        size_t tail = config->score && strcmp(name, GD_SCORE_NAME) == 0 ? 0 : anchored(name, anchor);
         if (tail > 0 && strncmp(name, prefix, head) == 0 && strlen(name) > head + tail)
             targets->names[targets->count++] = gd_strndup(name + head, strlen(name) - head - tail);
     }

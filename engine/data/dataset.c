@@ -177,7 +177,7 @@ static bool keep_row(struct loader *loader, const struct gd_row *source, int sid
 {
     struct gd_dataset *data = &loader->owned->dataset;
     struct gd_dataset_row row = {.line = line, .offset = data->token_count, .desirable = desirable, .importance = 1,
-                                 .has_reference = source->has_reference};
+                                 .has_reference = source->has_reference, .margin = (float)source->margin};
     for (int s = 0; s < 2 && side + s < 2; s++)
         row.reference[s] = (float)source->reference[side + s];
     int32_t length[SIDES_MAX] = {0};

@@ -45,6 +45,7 @@ struct gd_dataset_row {
     int32_t gold;                /* of a row with three answers: tokens of the third side; else 0 */
     bool desirable;              /* of a labelled row */
     float importance;            /* of it, 1 unless its prompt weighs more or less (train/matching.h) */
+    float margin;                /* of a pair: by how much the chosen answer is better, as the row says */
     bool has_reference;          /* the row's file brings what stands in reference */
     float reference[3];          /* log p of each of its answers under a reference, where known */
     int32_t task;                /* its number in `tasks`; -1: the row names none */
@@ -102,6 +103,7 @@ struct gd_batch {
     int32_t *index[GD_ROW_INDICES]; /* [capacity] each */
     bool *desirable;             /* [rows in it]: of labelled rows */
     float *importance;           /* [rows in it] */
+    float *margin;               /* [rows in it]: of pairs */
     bool mismatched;             /* its answers are other rows': what a row has of the reference does not hold */
     int segment_max;
 };

@@ -100,6 +100,7 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->weights = gd_alloc_array(tokens, sizeof(float));
     batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
     batch->prefix = gd_alloc_array(2 * (size_t)segment_max, sizeof(int32_t));
+    batch->margin = gd_alloc_array((size_t)segment_max, sizeof(float));
     batch->reference = gd_alloc_array((size_t)segment_max, sizeof(float));
     batch->tasks = gd_alloc_array((size_t)segment_max, sizeof(int32_t));
     batch->owner = gd_alloc_array((size_t)segment_max, sizeof(int32_t));
@@ -121,6 +122,7 @@ void gd_batch_release(struct gd_batch *batch)
     gd_free(batch->reference);
     gd_free(batch->tasks);
     gd_free(batch->owner);
+    gd_free(batch->margin);
     gd_free(batch->row_index);
     for (int i = 0; i < GD_ROW_INDICES; i++)
         gd_free(batch->index[i]);
@@ -233,6 +235,7 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         batch->row_index[r] = row_index[r];
         batch->desirable[r] = row->desirable;
         batch->importance[r] = row->importance;
+        batch->margin[r] = row->margin;
         int first = batch->segment_count;
         if (row->chosen > 0)
             append_segment(batch, dataset, row->offset, row->chosen, 0);

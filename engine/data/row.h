@@ -52,6 +52,7 @@ struct gd_row {
     const char *gold;          /* or NULL */
     bool desirable;            /* of a labelled row */
     bool has_reference;        /* of a row with two answers: it brings ref_chosen_logps and ref_rejected_logps */
+    double margin;             /* of a row with two answers: by how much the chosen one is better, as TRL has it; 0 */
     double reference[2];       /* these: log p of the whole answers under a reference, as TRL keeps them */
     bool incomparable;         /* stays after an error: all that is wrong is that answers are identical or empty */
     char task[GD_TASK_NAME_MAX + 1]; /* "" where the row names none; a whole number is its decimal digits */

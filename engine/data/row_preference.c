@@ -94,11 +94,13 @@ static bool one_of(const cJSON *tree, const char *name, const char *other, const
     return gd_json_get_array(tree, "", *key, true, value, err);
 }
 
-/* The reference's log-probabilities, both or none. */
-static bool parse_reference(struct gd_row *row, struct gd_error *err)
+/* The margin; the reference's log-probabilities, both or none. */
+static bool parse_numbers(struct gd_row *row, struct gd_error *err)
 {
     static const char *const names[] = {"ref_chosen_logps", "ref_rejected_logps"};
     int given = 0;
+    if (!gd_json_get_number(row->tree, "", "margin", false, -1e6, 1e6, &row->margin, err))
+        return false;
     for (int side = 0; side < 2; side++) {
         const cJSON *value = gd_json_find(row->tree, names[side]);
         given += value != NULL && !cJSON_IsNull(value);
@@ -113,7 +115,7 @@ static bool parse_reference(struct gd_row *row, struct gd_error *err)
 bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
 {
     static const char *const known[] = {"input", "preferred_output", "non_preferred_output", "preferred_completion",
-                                        "non_preferred_completion", "ref_chosen_logps", "ref_rejected_logps", "task",
+                                        "non_preferred_completion", "margin", "ref_chosen_logps", "ref_rejected_logps", "task",
                                         NULL};
     static const char *const known_input[] = {"messages", "tools", "parallel_tool_calls", NULL};
     const cJSON *input = NULL, *prompt = NULL, *chosen = NULL, *rejected = NULL;
@@ -129,7 +131,7 @@ bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
         !gd_chat_check_messages(prompt, "input.messages", false, err) || !gd_chat_check_tools(row->tools, "input.tools", err) ||
         !check_answer(row, chosen, chosen_key, err) || !check_answer(row, rejected, rejected_key, err))
         return false;
-    if (!parse_reference(row, err))
+    if (!parse_numbers(row, err))
         return false;
     if (cJSON_Compare(chosen, rejected, true))
         return fail_identical(row, chosen_key, rejected_key, err);
@@ -190,11 +192,11 @@ static bool parse_texts(struct gd_row *row, struct gd_error *err)
 
 bool gd_row_parse_chosen_rejected(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"prompt", "chosen", "rejected", "tools", "ref_chosen_logps", "ref_rejected_logps", NULL};
+    static const char *const known[] = {"prompt", "chosen", "rejected", "tools", "margin", "ref_chosen_logps", "ref_rejected_logps", NULL};
     const cJSON *chosen = gd_json_find(row->tree, "chosen"), *rejected = gd_json_find(row->tree, "rejected");
     if (!gd_row_no_slips(row->tree, "", known, err) || !gd_json_get_array(row->tree, "", "tools", false, &row->tools, err))
         return false;
-    if (!parse_reference(row, err))
+    if (!parse_numbers(row, err))
         return false;
     const char *missing = chosen == NULL ? "chosen" : rejected == NULL ? "rejected" : NULL;
     if (missing != NULL)

@@ -69,6 +69,20 @@ static void find_root(const struct gd_graft *graft, struct gd_kv_key *root)
 
 /* ---- submission ---- */
 
+/* A reward model has a head of its own, and no words. */
+static bool check_head(const struct gd_model *model, const struct gd_graft *graft, const struct gd_sampling *sampling,
+                       struct gd_error *err)
+{
+    bool scores = graft != NULL && graft->config.score;
+    if (scores && !sampling->score)
+        return gd_fail_param(err, GD_INVALID, "model", "this is a reward model, which scores answers and writes none: POST /v1/rewards, or "
+                             "ask another model");
+    if (!scores && sampling->score)
+        return gd_fail_param(err, GD_INVALID, "model", "%s is no reward model: only a model of a job with method.type reward gives "
+                             "scores", graft == NULL ? model->id : "this tuned model");
+    return true;
+}
+
 bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const int32_t *prompt, int prompt_count,
                      const struct gd_sampling *sampling, const struct gd_infer_sink *sink, uint64_t *id, struct gd_error *err)
 {
@@ -76,6 +90,8 @@ bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const
         return gd_fail(err, GD_BUSY, "%d requests wait already; try again later", infer->count - infer->running);
     if (graft != NULL && (graft->wear == NULL || graft->block == NULL || (graft->virtual_rows.count > 0 && graft->prefix == NULL)))
         return gd_fail(err, GD_INTERNAL, "the graft was not loaded for serving");
+    if (!check_head(infer->model, graft, sampling, err))
+        return false;
     struct gd_sequence *sequence = NULL;
     if (!gd_sequence_create(&sequence, infer->model, graft, prompt, prompt_count, sampling, sink, err))
         return false;

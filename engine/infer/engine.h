@@ -43,6 +43,7 @@ struct gd_sampling {
     int *output_begin;           /* output_count + 1 */
     int output_count;
     int logprobs;                /* -1: none; 0..20: chosen token and that many alternatives */
+    bool score;                  /* the score of a reward model's head for the prompt, and nothing else (max_tokens 0) */
     bool echo;                   /* report prompt tokens too (with log-probabilities if logprobs >= 0) */
 };
 
@@ -81,6 +82,7 @@ struct gd_infer_sink {
     /* Exactly once, last. tail: text that was held back and is now known to be output. error set for GD_FINISH_ERROR. */
     void (*finish)(void *context, enum gd_finish finish, const char *tail, size_t tail_length,
                    const struct gd_infer_usage *usage, const struct gd_error *error);
+    void (*score)(void *context, double score); /* with sampling.score, once, before finish; else NULL */
 };
 
 struct gd_infer;
@@ -94,7 +96,7 @@ void gd_infer_destroy(struct gd_infer *infer);
  * promised to nobody, so that a running sequence never waits for memory. A prompt whose beginning is just being computed
  * for another one waits for it and then takes its pages; so n choices of one prompt are n cheap submits. prompt is copied. graft NULL = base; it must outlive the sequence. Refused: prompt + max_tokens
  * beyond the context or the whole cache (GD_CONTEXT, with the numbers), empty prompt, ids outside the vocabulary, sampling
- * fields out of range (err->param names them), GD_BUSY when too many wait. *id identifies it. */
+ * fields out of range (err->param names them), tokens of a reward model or scores of another one ("model"), GD_BUSY when too many wait. *id identifies it. */
 GD_MUST_CHECK bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const int32_t *prompt,
                                    int prompt_count, const struct gd_sampling *sampling,
                                    const struct gd_infer_sink *sink, uint64_t *id, struct gd_error *err);

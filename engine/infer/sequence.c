@@ -162,7 +162,7 @@ int gd_sequence_shared_rows(const struct gd_sequence *sequence)
 
 int gd_sequence_pending(const struct gd_sequence *sequence)
 {
-    bool generates = sequence->sampling.max_tokens > 0;
+    bool generates = sequence->sampling.max_tokens > 0 || sequence->sampling.score;
     if (!generates && !gd_sequence_scores_prompt(sequence))
         return 0;
     return (generates ? sequence->count : sequence->prompt_count - 1) - sequence->past;

@@ -5,6 +5,7 @@
 #include "engine/infer/engine_internal.h"
 #include "engine/tensor/device.h"
 #include <assert.h>
+#include <math.h>
 #include <omp.h>
 
 /* ---- the batch ---- */
@@ -113,7 +114,7 @@ static void fill_page_table(struct gd_infer *infer)
 static bool is_wanted(const struct gd_sequence *sequence, int position)
 {
     if (position == sequence->count - 1)
-        return sequence->sampling.max_tokens > 0;
+        return sequence->sampling.max_tokens > 0 || sequence->sampling.score;
     return gd_sequence_scores_prompt(sequence) && position < sequence->prompt_count - 1;
 }
 
@@ -229,8 +230,38 @@ static void deliver(struct gd_infer *infer, const struct gd_wanted_row *wanted, 
         gd_infer_give_back(infer, sequence);
 }
 
+/* What a reward model's head says of the last row of each sequence that asks for it; the other rows stay wanted. */
+static void give_scores(struct gd_infer *infer)
+{
+    int width = infer->model->config.width, kept = 0;
+    bool bf16 = infer->forward->act == GD_BF16;
+    for (int i = 0; i < infer->wanted_count; i++) {
+        struct gd_sequence *sequence = infer->wanted[i].sequence;
+        const char *row = infer->forward->hidden + (size_t)infer->wanted[i].row * (size_t)width * (bf16 ? 2 : 4);
+        if (!sequence->sampling.score) {
+            infer->wanted[kept++] = infer->wanted[i];
+            continue;
+        }
+        const float *head = gd_graft_score(sequence->graft, sequence->graft->block);
+        double score = 0;
+        for (int d = 0; d < width; d++)
+            score += (double)head[d] * (double)(bf16 ? gd_bf16_to_f32(((const uint16_t *)row)[d]) : ((const float *)row)[d]);
+        struct gd_error error = {0};
+        if (!isfinite(score)) {
+            gd_fail(&error, GD_INTERNAL, "the score is not finite: model or graft is broken");
+            gd_infer_end(infer, sequence, GD_FINISH_ERROR, &error);
+            continue;
+        }
+        sequence->sink.score(sequence->sink.context, score);
+        if (!sequence->finished)
+            gd_infer_end(infer, sequence, GD_FINISH_STOP, NULL);
+    }
+    infer->wanted_count = kept;
+}
+
 static bool answer(struct gd_infer *infer, struct gd_error *err)
 {
+    give_scores(infer);
     int vocab = infer->model->config.vocab, chunk = infer->forward->logit_rows_max;
     for (int at = 0; at < infer->wanted_count; at += chunk) {
         int count = infer->wanted_count - at < chunk ? infer->wanted_count - at : chunk;

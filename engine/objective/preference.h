@@ -33,6 +33,7 @@
     X(DESIRABLE_WEIGHT,   "desirable_weight",   false) \
     X(UNDESIRABLE_WEIGHT, "undesirable_weight", false) \
     X(TPO_ALPHA,          "tpo_alpha",          false) \
+    X(CENTER_REWARDS,     "center_rewards_coefficient", false) \
     X(NLL_WEIGHT,         "nll_weight",         false)
 
 #define GD_PREFERENCE_PARAMETER_ENUM(name, wire, boolean) GD_PREFERENCE_##name,
@@ -50,6 +51,7 @@ struct gd_pair {
     double chosen, rejected, reference_chosen, reference_rejected;
     double chosen_tokens, rejected_tokens;
     double partner_margin, partner_of_chosen, partner_of_rejected;
+    double margin;           /* by which the row says that the chosen answer is better */
 };
 struct gd_pair_loss {
     double loss;
@@ -79,6 +81,7 @@ enum gd_preference_trait {
     GD_LOSS_WEIGHTING = 8,   /* takes use_weighting */
     GD_LOSS_SORTS = 16,      /* needs the log-probabilities of all pairs of the step first */
     GD_LOSS_KL = 32,         /* needs the step's estimate of the KL divergence first */
+    GD_LOSS_SCORES = 128,    /* sees scores of answers, not log-probabilities */
     GD_LOSS_SHIFT = 64,      /* needs the running mean with the step's rewards in it first */
 };
 
@@ -97,6 +100,8 @@ struct gd_preference_loss {
 
 extern const struct gd_preference_loss gd_preference_table[];
 extern const int gd_preference_count;
+/* Bradley-Terry over the scores of a reward model; in no list of losses: it is a method of its own. */
+extern const struct gd_preference_loss gd_preference_reward;
 const struct gd_preference_loss *gd_preference_find(const char *name); /* by name or alias; or NULL */
 
 /* What a0 and b0 come from. */
@@ -182,6 +187,7 @@ struct gd_preference_batch {
     float reference[GD_PREFERENCE_SEGMENTS];  /* log p of each segment under the reference */
     bool desirable[GD_PREFERENCE_SEGMENTS];   /* of labelled rows */
     const float *importance;                  /* [rows]: of them; NULL: all 1 */
+    float margin[GD_PREFERENCE_SEGMENTS];     /* of each pair: struct gd_pair */
     float partner[GD_PREFERENCE_SEGMENTS][3]; /* of each pair, with GD_LOSS_SORTS: partner_* of struct gd_pair */
     struct gd_preference_sums sums;           /* out */
 };

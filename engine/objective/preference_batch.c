@@ -226,7 +226,7 @@ static double pair_row(struct gd_preference_batch *batch, int row, const float *
     int sides = gd_preference_sides(preference), w = sides * row, l = w + 1;
     const float *partner = batch->partner[row];
     struct gd_pair pair = {segment_sum(batch, w, logp), segment_sum(batch, l, logp), batch->reference[w], batch->reference[l],
-                           batch->tokens[w], batch->tokens[l], partner[0], partner[1], partner[2]};
+                           batch->tokens[w], batch->tokens[l], partner[0], partner[1], partner[2], batch->margin[row]};
     struct gd_pair_loss result;
     evaluate_terms(preference, &pair, &result);
     double scale = batch->step.scale;

@@ -232,6 +232,13 @@ static void bco(const double *p, const struct gd_labelled *x, struct gd_labelled
     *out = (struct gd_labelled_loss){-weight * log_sigmoid(u), -sign * weight * P(BETA) * sigmoid(-u)};
 }
 
+/* Scores r in place of a and b: -log sig(r_w - r_l - m) + c (r_w + r_l)^2. */
+static void bradley_terry(const double *p, const struct gd_pair *x, struct gd_pair_loss *out)
+{
+    double u = x->chosen - x->rejected - x->margin, sum = x->chosen + x->rejected, centre = 2 * P(CENTER_REWARDS) * sum;
+    *out = (struct gd_pair_loss){-log_sigmoid(u) + 0.5 * centre * sum, centre - sigmoid(-u), centre + sigmoid(-u)};
+}
+
 #define TAKES(name, min, max, fallback) [GD_PREFERENCE_##name] = {true, min, max, fallback}
 #define BETA(fallback) TAKES(BETA, 1e-6, 1000.0, fallback)
 #define NLL(fallback) TAKES(NLL_WEIGHT, 0.0, 1000.0, fallback)
@@ -278,6 +285,9 @@ const struct gd_preference_loss gd_preference_table[] = {
     LABELLED(apo_zero_unpaired, "D'Oosterlinck et al. 2024, one answer a row", REFERENCE, BETA(0.1), SIDES),
     LABELLED(bco, "Jung et al. 2024", REFERENCE | GD_LOSS_SHIFT, BETA(0.1)),
 };
+const struct gd_preference_loss gd_preference_reward = {
+    "bradley_terry", NULL, "Bradley & Terry 1952; centring: Eisenstein et al. 2023", GD_ANSWERS_PAIR, GD_LOSS_SCORES,
+    GD_PREFERENCE_PARAMETERS, bradley_terry, NULL, {TAKES(CENTER_REWARDS, 0.0, 1000.0, 0.0)}};
 const int gd_preference_count = (int)GD_COUNT(gd_preference_table);
 
 const struct gd_preference_loss *gd_preference_find(const char *name)

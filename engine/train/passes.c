@@ -77,6 +77,8 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model), inputs->labels, 1.0, 0.0);
         return;
     }
+    if (passes->graft->config.score)
+        inputs->score = pass->graft.params[passes->graft->param_count - 1];
     passes->objective->build(g, hidden, gd_model_head(g, passes->model), inputs, &pass->outputs);
     pass->loss = pass->outputs.loss;
     if (pass->kind == TRAINING && passes->graft->method->penalty != NULL) {
@@ -97,7 +99,8 @@ static bool plan(struct gd_passes *passes, struct gd_pass *pass, struct gd_error
         wanted[wanted_count++] = pass->outputs.logprob;
     } else if (pass->kind != REFERENCE) {
         wanted[wanted_count++] = pass->outputs.loss;
-        wanted[wanted_count++] = pass->outputs.argmax;
+        if (pass->outputs.argmax != NULL)
+            wanted[wanted_count++] = pass->outputs.argmax;
     } else {
         wanted[wanted_count++] = pass->outputs.segments;
     }
@@ -257,6 +260,7 @@ static void set_rows(struct gd_passes *passes, const struct gd_batch *batch, int
     for (int i = 0; i < pairs->rows; i++) {
         int at = survey->count > 0 ? gd_survey_find(survey, batch->row_index[i]) : -1;
         pairs->desirable[i] = batch->desirable[i];
+        pairs->margin[i] = batch->margin[i];
         if (at >= 0)
             memcpy(pairs->partner[i], survey->partner[at], sizeof(pairs->partner[i]));
         if (at >= 0 && survey->has_reference)
@@ -288,6 +292,14 @@ static bool run_reference(struct gd_passes *passes, struct gd_batch *batch, floa
     return true;
 }
 
+/* The score of an answer is that of its last token. */
+static void keep_last(struct gd_batch *batch)
+{
+    memset(batch->weights, 0, (size_t)batch->capacity * sizeof(*batch->weights));
+    for (int s = 0; s < batch->segment_count; s++)
+        batch->weights[batch->cu_seqlens[s + 1] - 1] = 1;
+}
+
 static void begin_rows(struct gd_passes *passes, struct gd_batch *batch)
 {
     struct gd_preference_batch *pairs = &passes->pairs;
@@ -299,6 +311,8 @@ static void begin_rows(struct gd_passes *passes, struct gd_batch *batch)
                                           .importance = batch->importance};
     passes->segment_loss = (struct gd_segment_loss){.context = pairs, .evaluate = gd_preference_batch_evaluate};
     gd_preference_batch_begin(pairs, batch->ids, batch->index[GD_ROW_VIRTUAL]);
+    if (passes->objective->scores)
+        keep_last(batch);
 }
 
 bool gd_passes_reference(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options, float *logps,
@@ -370,7 +384,7 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     result->penalised = pass->penalty != NULL;
     if (result->penalised)
         result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
-    const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
+    const int32_t *argmax = pass->outputs.argmax != NULL ? gd_plan_data(pass->plan, pass->outputs.argmax) : NULL;
     for (int s = 0; passes->objective->pairs && s < batch->segment_count; s++)
         result->labelled += passes->pairs.tokens[s];
     for (int t = 0; !passes->objective->pairs && t < batch->used; t++) {

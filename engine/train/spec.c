@@ -116,12 +116,12 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
     return ok;
 }
 
-static const char *const method_names[] = {"supervised", "dpo", "preference"};
+static const char *const method_names[] = {"supervised", "dpo", "preference", "reward"};
 
 /* The member of the method's name, which alone may stand beside type. */
 static bool find_options(const cJSON *method, const char *type, const cJSON **options, struct gd_error *err)
 {
-    const char *const known[] = {"type", "supervised", "dpo", "preference", NULL};
+    const char *const known[] = {"type", "supervised", "dpo", "preference", "reward", NULL};
     if (!gd_json_only_known(method, "method", known, err))
         return false;
     for (size_t i = 0; i < GD_COUNT(method_names); i++) {
@@ -156,11 +156,27 @@ static bool parse_reference(struct gd_job_spec *spec, const cJSON *options, cons
                          spec->preference.term[0].loss->name, param);
 }
 
+/* A head beside the graft, on scores of whole answers. */
+static bool parse_reward(struct gd_job_spec *spec, const cJSON *options, const char *path, struct gd_error *err)
+{
+    const char *name = gd_preference_parameter_name(GD_PREFERENCE_CENTER_REWARDS);
+    const char *const known[] = {"hyperparameters", name, NULL};
+    gd_preference_default(&spec->preference, &gd_preference_reward);
+    spec->reference = GD_REFERENCE_NONE;
+    const struct gd_preference_range *range = &gd_preference_reward.range[GD_PREFERENCE_CENTER_REWARDS];
+    return options == NULL ||
+           (gd_json_only_known(options, path, known, err) &&
+            get_auto_number(options, path, name, range->min, range->max,
+                            &spec->preference.term[0].parameter[GD_PREFERENCE_CENTER_REWARDS], err));
+}
+
 /* The loss of the method; the members beside "hyperparameters" are checked. */
 static bool parse_options(struct gd_job_spec *spec, const cJSON *options, const char *path, struct gd_error *err)
 {
     bool dpo = strcmp(spec->method, "dpo") == 0;
     const char *const known[] = {"hyperparameters", dpo ? "reference" : NULL, NULL};
+    if (strcmp(spec->method, "reward") == 0)
+        return parse_reward(spec, options, path, err);
     if (strcmp(spec->method, "preference") == 0) {
         if (options == NULL)
             return gd_fail_param(err, GD_MISSING, "method.preference", "method.preference is missing: it names the loss");
@@ -194,7 +210,7 @@ static bool parse_method(struct gd_job_spec *spec, const cJSON *body, struct gd_
         found |= strcmp(method_names[i], type) == 0;
     if (!found)
         return gd_fail_param(err, GD_UNSUPPORTED, "method.type",
-                             "method type '%s' is not supported by this version; 'supervised', 'dpo' and 'preference' are", type);
+                             "method type '%s' is not supported by this version; 'supervised', 'dpo', 'preference' and 'reward' are", type);
     snprintf(spec->method, sizeof(spec->method), "%s", type);
     snprintf(path, sizeof path, "method.%s", type);
     snprintf(hyper, sizeof hyper, "%s.hyperparameters", path);
@@ -276,6 +292,7 @@ bool gd_job_spec_parse(struct gd_job_spec *spec, const cJSON *body, struct gd_er
     ok = ok && parse_top(spec, body, err) && parse_method(spec, body, err) && parse_data(spec, body, err) &&
          gd_adapter_config_parse(&spec->adapter, gd_json_find(body, "adapter"), err) &&
          gd_evaluation_parse(&spec->evaluation, body, spec->validation_file != NULL, err);
+    spec->adapter.score = strcmp(spec->method, "reward") == 0;
     spec->adapter_given = ok && cJSON_IsObject(gd_json_find(body, "adapter"));
     if (!ok)
         gd_job_spec_release(spec);
@@ -314,7 +331,7 @@ bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens,
             spec->learning_rate_multiplier = 1.0;
         double base = 2e-4 * sqrt(4096.0 / model_width);
         base = base < 1e-4 ? 1e-4 : base > 1e-3 ? 1e-3 : base;
-        if (preference) /* away from a reference that is good already: small steps */
+        if (preference && !spec->adapter.score) /* away from a reference that is good already: small steps */
             base /= 10;
         spec->learning_rate = base * spec->learning_rate_multiplier;
     }
@@ -405,7 +422,10 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     cJSON *options = cJSON_AddObjectToObject(method, spec->method);
     if (strcmp(spec->method, "preference") == 0)
         gd_preference_add_json(&spec->preference, options);
-    if (spec->preference.term_count > 0)
+    if (spec->adapter.score)
+        cJSON_AddNumberToObject(options, gd_preference_parameter_name(GD_PREFERENCE_CENTER_REWARDS),
+                                spec->preference.term[0].parameter[GD_PREFERENCE_CENTER_REWARDS]);
+    else if (spec->preference.term_count > 0)
         cJSON_AddStringToObject(options, "reference", reference_names[spec->reference]);
     cJSON *hyper = cJSON_AddObjectToObject(options, "hyperparameters");
     if (strcmp(spec->method, "dpo") == 0)

@@ -25,7 +25,7 @@ struct gd_job_spec {
     char *training_file, *validation_file; /* file ids in the API, paths in `graftd run`; validation may be NULL */
     char *suffix;                    /* or NULL */
     int64_t seed;                    /* -1: to be picked by the server and echoed */
-    char method[32];                 /* "supervised", "dpo", "preference" */
+    char method[32];                 /* "supervised", "dpo", "preference", "reward" */
     struct gd_preference preference; /* no term with supervised; dpo: the loss of that name */
     enum gd_reference reference;     /* NONE with losses that have none */
     struct gd_adapter_config adapter;

@@ -64,6 +64,10 @@ static const struct gd_adapter_option *other_option(const struct gd_graft *a, co
 static bool check_like(const struct gd_graft *graft, const struct gd_graft *start, struct gd_error *err)
 {
     char param[96] = "adapter";
+    if (graft->config.score != start->config.score)
+        return gd_fail_param(err, GD_INVALID, "model", "the model that the job starts from is %s, and method.type %s: only jobs of one "
+                             "kind go on from each other", start->config.score ? "a reward model" : "no reward model",
+                             graft->config.score ? "is reward" : "is not reward");
     if (graft->method != start->method)
         return gd_fail_param(err, GD_INVALID, "adapter.type", "adapter.type is '%s'; the model that the job starts from has '%s': "
                              "leave adapter out to go on with that, or start from the base", graft->method->name, start->method->name);
@@ -94,8 +98,10 @@ static bool check_fresh(const struct gd_adapter_config *given, struct gd_error *
 static bool adopt(struct gd_job_spec *spec, const struct gd_graft *start, struct gd_error *err)
 {
     cJSON *json = gd_adapter_config_json(&start->config);
+    bool score = spec->adapter.score;
     gd_adapter_config_release(&spec->adapter);
     bool ok = gd_adapter_config_parse(&spec->adapter, json, err);
+    spec->adapter.score = score;
     cJSON_Delete(json);
     return ok;
 }

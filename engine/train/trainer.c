@@ -287,7 +287,7 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     enum gd_dtype act = strcmp(spec->precision, "f32") == 0 ? GD_F32 : strcmp(spec->precision, "bf16") == 0 ? GD_BF16
                                                                                                         : gd_device()->compute;
     strcpy(trainer->spec->precision, act == GD_F32 ? "f32" : "bf16");
-    const struct gd_objective *objective = gd_objective_find(has_answers(trainer) ? "preference" : "supervised");
+    const struct gd_objective *objective = gd_objective_find(spec->adapter.score ? "reward" : has_answers(trainer) ? "preference" : "supervised");
     gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
                    trainer->grad);
     if (!set_reference(trainer, err))
@@ -977,7 +977,7 @@ static int ask_all(struct gd_batch *batch, const struct gd_virtual_rows *rows)
 
 static bool read_back(struct gd_trainer *trainer, const char *folder, struct gd_error *err)
 {
-    if (trainer->observer.read_back == NULL)
+    if (trainer->observer.read_back == NULL || trainer->passes.objective->scores) /* a reward model has no log-probabilities */
         return true;
     int64_t row = probe_row(trainer->train);
     struct gd_run_options options = {.between = between_ops, .context = trainer};
@@ -1042,6 +1042,7 @@ static int add_answer_metrics(struct gd_metric *metrics, enum part part, const s
     };
     const struct gd_preference_sums *sums = &result->pairs;
     bool labelled = gd_preference_answers(preference) == GD_ANSWERS_LABELLED, kto = gd_preference_has(preference, GD_LOSS_KL);
+    bool scores = gd_preference_has(preference, GD_LOSS_SCORES);
     double chosen = (double)sums->chosen, rejected = (double)sums->rejected, answers = chosen + rejected;
     struct {
         bool known;
@@ -1051,8 +1052,8 @@ static int add_answer_metrics(struct gd_metric *metrics, enum part part, const s
         {rejected > 0, sums->reward_rejected / rejected},
         {chosen > 0 && rejected > 0, sums->reward_chosen / chosen - sums->reward_rejected / rejected},
         {true, (double)sums->preferred / (double)sums->rows},
-        {chosen > 0, sums->logp_chosen / chosen},
-        {rejected > 0, sums->logp_rejected / rejected},
+        {chosen > 0 && !scores, sums->logp_chosen / chosen},
+        {rejected > 0 && !scores, sums->logp_rejected / rejected},
         {spec->reference != GD_REFERENCE_NONE, kto ? result->kl : sums->ratio / answers},
         {gd_preference_has(preference, GD_LOSS_SHIFT), preference->term[0].parameter[GD_PREFERENCE_BETA] * result->shift},
         {labelled, chosen},

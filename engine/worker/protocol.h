@@ -24,6 +24,7 @@
  *                choice, sampling{temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty,
  *                repetition_penalty, seed (string of decimal digits), max_tokens|null, stop[], ignore_eos,
  *                logit_bias{"id": v}, choices[] (the answer is one of them), logprobs: -1..20, echo}}
+ *   score       {id, model_id, model_path, adapter_path|null, messages[] or prompt: string | [ids]}  (generate_cancel ends it)
  *   generate_cancel {id}
  *   render      {id, model_path, row_text, line}              (preview of one training row)
  *   tokenize    {id, model_path, text, add_special_tokens} ; detokenize {id, model_path, tokens[]}
@@ -49,6 +50,7 @@
  *   job_failed  {job_id, error{code, message, param}}
  *   token       {id, token, text, piece (bytes as [ints] only when not valid UTF-8, else string), logprob|null, top[[id, piece, logprob]..], prompt: bool}
  *   generated   {id, finish: "stop"|"length"|"cancelled", tail, usage{prompt_tokens, cached_tokens, completion_tokens}}
+ *   scored      {id, score, usage{prompt_tokens, cached_tokens}}
  *   result      {id, ...}                                     (render, tokenize, detokenize, describe)
  *   failed      {id, error{code, message, param}}             (generate, render, ...: the only and last answer)
  */

@@ -35,6 +35,8 @@ struct generation {
     uint64_t sequence;
     struct gd_infer *infer;
     struct gd_tokenizer *tokenizer;
+    bool scores;
+    double score;
     struct generation *next;
 };
 
@@ -103,7 +105,9 @@ static void on_finish(void *context, enum gd_finish finish, const char *tail, si
     if (finish == GD_FINISH_ERROR) {
         gd_worker_fail(generation->worker, id, error);
     } else {
-        cJSON *json = answer("generated", id);
+        cJSON *json = answer(generation->scores ? "scored" : "generated", id);
+        if (generation->scores)
+            cJSON_AddNumberToObject(json, "score", generation->score);
         cJSON_AddStringToObject(json, "finish", finish == GD_FINISH_STOP ? "stop" : finish == GD_FINISH_LENGTH ? "length" : "cancelled");
         add_text(json, "tail", tail, tail_length);
         cJSON *counts = cJSON_AddObjectToObject(json, "usage");
@@ -119,6 +123,12 @@ static void on_finish(void *context, enum gd_finish finish, const char *tail, si
     if (*link != NULL)
         *link = generation->next;
     gd_free(generation);
+}
+
+static void on_score(void *context, double score)
+{
+    struct generation *generation = context;
+    generation->score = score;
 }
 
 static bool read_stops(const cJSON *json, struct gd_sampling *sampling, struct gd_error *err)
@@ -228,6 +238,24 @@ static bool read_prompt(const cJSON *message, const struct gd_model *model, stru
                                err);
 }
 
+/* The whole conversation as training has it, or a text, or ids. */
+static bool read_scored(const cJSON *message, const struct gd_model *model, struct gd_tokens *tokens, struct gd_error *err)
+{
+    const cJSON *messages = gd_json_find(message, "messages"), *prompt = gd_json_find(message, "prompt");
+    struct gd_chat_encoding encoding = {0};
+    if (messages == NULL && cJSON_IsArray(prompt))
+        return read_ids(prompt, tokens, err);
+    if (messages == NULL)
+        return cJSON_IsString(prompt) ? gd_tokenizer_encode(model->tokenizer, prompt->valuestring, strlen(prompt->valuestring),
+                                                            GD_SPECIAL_PARSE, true, tokens, err)
+                                      : gd_fail_param(err, GD_INVALID, "input", "input must be text, token ids or messages");
+    bool ok = gd_chat_encode_training(model->chat, messages, NULL, &encoding, err);
+    for (int i = 0; ok && i < encoding.tokens.count; i++)
+        gd_tokens_push(tokens, encoding.tokens.ids[i], 0, 0);
+    gd_chat_encoding_release(&encoding);
+    return ok;
+}
+
 static bool find_model(struct gd_worker *worker, const cJSON *message, struct gd_resident **resident, struct gd_error *err)
 {
     const char *path = NULL, *id = NULL;
@@ -243,7 +271,7 @@ static bool check_task(const char *adapter, const char *task, struct gd_error *e
            gd_fail_param(err, GD_INVALID, "task", "a base model has no tasks to choose from: leave task out");
 }
 
-static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_error *err)
+static bool generate(struct gd_worker *worker, const cJSON *message, bool scores, struct gd_error *err)
 {
     struct gd_resident *resident = NULL;
     struct gd_graft *graft = NULL;
@@ -256,15 +284,18 @@ static bool generate(struct gd_worker *worker, const cJSON *message, struct gd_e
               gd_json_get_string(message, "", "adapter_path", false, 1, 4095, &adapter, err) &&
               gd_json_get_string(message, "", "task", false, 1, 63, &task, err) && check_task(adapter, task, err) &&
               (adapter == NULL || gd_residents_graft(&worker->residents, resident, adapter, task, &graft, err)) &&
-              read_prompt(message, resident->model, &prompt, err) &&
-              read_sampling(message, resident->model, prompt.count + (graft != NULL ? graft->virtual_rows.count : 0), &sampling, err) &&
-              gd_choices_encode(&choices, resident->model->tokenizer, gd_json_find(gd_json_find(message, "sampling"), "choices"), &sampling,
-                                err);
+              (scores ? read_scored : read_prompt)(message, resident->model, &prompt, err) &&
+              (scores || (read_sampling(message, resident->model, prompt.count + (graft != NULL ? graft->virtual_rows.count : 0),
+                                        &sampling, err) &&
+                          gd_choices_encode(&choices, resident->model->tokenizer,
+                                            gd_json_find(gd_json_find(message, "sampling"), "choices"), &sampling, err)));
+    if (scores)
+        sampling = (struct gd_sampling){.score = true, .top_p = 1, .repetition_penalty = 1, .logprobs = -1};
     if (ok) {
         struct generation *generation = gd_alloc(sizeof(*generation));
         *generation = (struct generation){.worker = worker, .id = id->valuedouble, .infer = resident->infer,
-                                          .tokenizer = resident->model->tokenizer, .next = generations};
-        struct gd_infer_sink sink = {.context = generation, .token = on_token, .finish = on_finish};
+                                          .tokenizer = resident->model->tokenizer, .scores = scores, .next = generations};
+        struct gd_infer_sink sink = {.context = generation, .token = on_token, .score = on_score, .finish = on_finish};
         generations = generation;
         ok = gd_infer_submit(resident->infer, graft, prompt.ids, prompt.count, &sampling, &sink, &generation->sequence, err);
         if (!ok) {
@@ -429,8 +460,8 @@ void gd_worker_request(struct gd_worker *worker, const char *type, const cJSON *
         generate_cancel(id);
         return;
     }
-    if (strcmp(type, "generate") == 0) {
-        if (!generate(worker, message, &err))
+    if (strcmp(type, "generate") == 0 || strcmp(type, "score") == 0) {
+        if (!generate(worker, message, strcmp(type, "score") == 0, &err))
             gd_worker_fail(worker, id, &err);
         return;
     }

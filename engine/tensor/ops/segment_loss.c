@@ -8,8 +8,9 @@
 static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
     const struct gd_value *x = call->in[0], *loss = call->in[1], *aside = call->in[2];
-    if (x->dtype != GD_F32 || x->rank != 1 || loss->dtype != GD_HANDLE)
-        return gd_graph_fail(graph, "segment_loss: '%s' must be f32 [N] and '%s' a handle", x->name, loss->name) != NULL;
+    bool column = x->rank == 1 || (x->rank == 2 && x->shape[1] == 1);
+    if (x->dtype != GD_F32 || !column || loss->dtype != GD_HANDLE)
+        return gd_graph_fail(graph, "segment_loss: '%s' must be f32 [N] or [N, 1] and '%s' a handle", x->name, loss->name) != NULL;
     if (aside != NULL && (aside->dtype != GD_F32 || aside->rank != 1 || aside->shape[0] != x->shape[0]))
         return gd_graph_fail(graph, "segment_loss: '%s' must be like '%s'", aside->name, x->name) != NULL;
     call->out[0]->dtype = GD_F32;
