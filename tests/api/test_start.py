@@ -1,6 +1,8 @@
 """Jobs that go on from a tuned model, and what their losses compare with."""
 import hashlib
 import json
+import pathlib
+import re
 import signal
 import subprocess
 
@@ -179,3 +181,20 @@ def test_a_killed_run_reads_its_reference_and_its_start_back(tmp_path):
     (tmp_path / "lost.json").write_text(json.dumps({**job, "init_from": str(tmp_path / "nowhere")}))
     failed = subprocess.run(lost, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert failed.returncode != 0 and "nowhere" in failed.stderr and "gone" in failed.stderr
+
+
+def test_the_readmes_three_settings_are_requests(daemon, chats, pairs):
+    readme = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text()
+    section = readme.split("### Three settings")[1].split("\n## ")[0]
+    bodies = [json.loads(line) for line in re.findall(r"^    (\{.*\})$", section, re.MULTILINE)]
+    files = {"ROWS": chats, "PAIRS": pairs}
+    assert len(bodies) == 4
+    tuned = None
+    for body in bodies:
+        options = body["method"].setdefault(body["method"]["type"], {})
+        options["hyperparameters"] = {"max_steps": 4, "batch_size": 4}
+        body["training_file"] = files[body["training_file"]]
+        body["model"] = tuned if body["model"].startswith("ft:") else "tiny-llama"
+        job = submit(daemon, body)
+        assert job["status"] == "succeeded" and job["model"] == body["model"], job["error"]
+        tuned = job["fine_tuned_model"]
