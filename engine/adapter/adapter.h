@@ -47,6 +47,7 @@ struct gd_adapter_option {
     double min, max;             /* INT, NUMBER */
     double fallback;             /* value when absent from a request; times the value of `times` where that is given */
     const char *times;           /* an option before this one, or NULL */
+    bool of_data;                /* a job that goes on from a model finds it anew in its own data */
     double peft_fallback;        /* what absence from adapter_config.json means */
     const char *modules;         /* MODULES: the fallback, names separated by commas */
     const char *const *choices;  /* CHOICE: the names, NULL at the end */
@@ -180,6 +181,9 @@ struct gd_adapter_method {
     /* Fills params, site_param, scale, dropout. Targets that match nothing: an error listing what exists. */
     bool (*create)(struct gd_graft *graft, struct gd_error *err);
     void (*init)(const struct gd_graft *graft, float *block, uint64_t seed);
+    /* Fills the block of a job that goes on from a graft by task that is not like its own; `from` was read, not readied. With
+     * from NULL: whether a job may start from the base alone; with block NULL: only whether it may. NULL: from its like only. */
+    bool (*start)(const struct gd_graft *graft, struct gd_graft *from, uint64_t seed, float *block, struct gd_error *err);
     /* A touched site in a training or evaluation graph; params: the site's own. NULL: the method touches none such. */
     struct gd_value *(*linear)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params);

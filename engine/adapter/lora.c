@@ -200,6 +200,7 @@ const struct gd_adapter_method gd_adapter_lora = {
     .check_file = check_file,
     .create = create,
     .init = init,
+    .start = gd_lora_start,
     .linear = linear,
     .penalty = gd_lora_kasa_penalty,
     .derive = derive,

@@ -22,6 +22,9 @@ void gd_lora_dora_init(const struct gd_graft *graft, float *block);
 struct gd_value *gd_lora_dora_linear(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                      struct gd_value *x, struct gd_value *w, struct gd_value *bias,
                                      struct gd_value *const *params);
+/* The start hook: from the mean of a mixture of low-rank pairs. */
+GD_MUST_CHECK bool gd_lora_start(const struct gd_graft *graft, struct gd_graft *from, uint64_t seed, float *block,
+                                 struct gd_error *err);
 /* After the product has been put into the part. */
 void gd_lora_dora_wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                        struct gd_wear_part *part);

@@ -160,7 +160,7 @@ static bool number_task(struct loader *loader, struct gd_dataset_row *row, const
     return row->task >= 0;
 }
 
-/* The options' tasks are in their order already, which is this one. */
+/* By name, or by value: the numbers do not depend on the order of rows. */
 static void renumber_tasks(struct gd_dataset *data)
 {
     int *renumbered = gd_alloc_array((size_t)data->tasks.count + 1, sizeof *renumbered);
@@ -382,7 +382,8 @@ bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_
     bool ok = gd_lines_each(path, on_line, &loader, err);
     if (ok && owned->dataset.incomparable_rows > 0 && !options->drop_incomparable)
         ok = refuse_incomparable(&loader, err);
-    renumber_tasks(&owned->dataset);
+    if (options->tasks == NULL)
+        renumber_tasks(&owned->dataset);
     if (ok && loader.overlong_count > 0 && options->overlong == GD_OVERLONG_REFUSE)
         ok = refuse_overlong(&loader, err);
     if (ok)

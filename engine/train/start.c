@@ -5,6 +5,7 @@
 #include "engine/model/safetensors.h"
 #include "engine/train/checkpoint.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -50,12 +51,20 @@ static bool same_params(const struct gd_graft *a, const struct gd_graft *b)
     return gd_graft_floats(a) == gd_graft_floats(b);
 }
 
+static bool same_tasks(const struct gd_graft *a, const struct gd_graft *b)
+{
+    bool same = a->config.tasks.count == b->config.tasks.count;
+    for (int i = 0; same && i < a->config.tasks.count; i++)
+        same = strcmp(a->config.tasks.names[i], b->config.tasks.names[i]) == 0;
+    return same;
+}
+
 /* Options that shape what the graft computes; which modules it touches is in its parameters. */
 static const struct gd_adapter_option *other_option(const struct gd_graft *a, const struct gd_graft *b)
 {
     for (int i = 0; i < a->method->option_count; i++) {
         const struct gd_adapter_option *option = &a->method->options[i];
-        if (option->type != GD_OPTION_MODULES && option->use == GD_OPTION_SHAPES && a->config.values[i] != b->config.values[i])
+        if (option->type != GD_OPTION_MODULES && !option->of_data && option->use == GD_OPTION_SHAPES && a->config.values[i] != b->config.values[i])
             return option;
     }
     return NULL;
@@ -78,6 +87,8 @@ static bool check_like(const struct gd_graft *graft, const struct gd_graft *star
                              "on with that, or start from the base", param, gd_adapter_value(&graft->config, option->name),
                              gd_adapter_value(&start->config, option->name));
     }
+    if (!same_tasks(graft, start))
+        return gd_fail_param(err, GD_INVALID, param, "the training file's tasks are not those of the model that the job starts from");
     return same_params(graft, start) ||
            gd_fail_param(err, GD_INVALID, param, "adapter describes other modules or sizes (%d parameters of %lld numbers) than the "
                          "model that the job starts from has (%d of %lld): leave adapter out to go on with those, or start from the "
@@ -94,31 +105,59 @@ static bool check_fresh(const struct gd_adapter_config *given, struct gd_error *
                          "tuned model: leave adapter out to go on with that, or start from the base");
 }
 
-/* The spec then says what the start has. */
-static bool adopt(struct gd_job_spec *spec, const struct gd_graft *start, struct gd_error *err)
+bool gd_start_adopt(struct gd_job_spec *spec, const struct gd_graft *start, struct gd_error *err)
 {
+    if (spec->adapter_given || start == NULL)
+        return true;
     cJSON *json = gd_adapter_config_json(&start->config);
     bool score = spec->adapter.score;
     gd_adapter_config_release(&spec->adapter);
     bool ok = gd_adapter_config_parse(&spec->adapter, json, err);
     spec->adapter.score = score;
+    for (int i = 0; ok && i < spec->adapter.method->option_count; i++)
+        if (spec->adapter.method->options[i].of_data)
+            spec->adapter.values[i] = spec->adapter.method->options[i].fallback;
     cJSON_Delete(json);
     return ok;
 }
 
-bool gd_start_make_graft(struct gd_graft **out, const struct gd_model *model, struct gd_job_spec *spec, const struct gd_graft *start,
-                         const char *folder, const struct gd_graft_source *source, struct gd_error *err)
+/* Like the start, or made of it. */
+static bool check_start(const struct gd_graft *graft, struct gd_graft *start, struct gd_error *err)
+{
+    if (start == NULL)
+        return graft->method->start == NULL || graft->method->start(graft, NULL, 0, NULL, err);
+    if (check_like(graft, start, err))
+        return true;
+    if (graft->method->start == NULL || !start->method->by_task || graft->config.score || start->config.score)
+        return false;
+    gd_error_clear(err);
+    return graft->method->start(graft, start, 0, NULL, err);
+}
+
+bool gd_start_make_graft(struct gd_graft **out, const struct gd_model *model, const struct gd_job_spec *spec,
+                         struct gd_graft *start, const char *folder, const struct gd_graft_source *source, struct gd_error *err)
 {
     struct gd_graft_source of_start = *source;
     struct gd_safetensors *file = NULL;
     if (start == NULL)
-        return gd_graft_create_by(out, model, &spec->adapter, source, err);
+        return gd_graft_create_by(out, model, &spec->adapter, source, err) && check_start(*out, NULL, err);
     char *path = gd_format("%s/start/adapter_model.safetensors", folder);
-    bool ok = (spec->adapter_given || adopt(spec, start, err)) && check_fresh(&spec->adapter, err) &&
-              gd_safetensors_open(&file, path, err);
+    bool ok = check_fresh(&spec->adapter, err) && gd_safetensors_open(&file, path, err);
     of_start.file = file;
-    ok = ok && gd_graft_create_by(out, model, &spec->adapter, &of_start, err) && check_like(*out, start, err);
+    ok = ok && gd_graft_create_by(out, model, &spec->adapter, &of_start, err) && check_start(*out, start, err);
     gd_safetensors_close(file);
     gd_free(path);
     return ok;
+}
+
+void gd_start_fill(const struct gd_graft *graft, struct gd_graft *start, uint64_t seed, float *block)
+{
+    struct gd_error none = {0};
+    bool filled = true;
+    if (check_like(graft, start, &none))
+        memcpy(block, start->block, (size_t)gd_graft_floats(graft) * sizeof(float));
+    else
+        filled = graft->method->start(graft, start, seed, block, &none);
+    assert(filled);
+    (void)filled;
 }

@@ -17,13 +17,17 @@
 
 #include "engine/train/spec.h"
 
+/* Parameters before the first step, for a graft that gd_start_make_graft accepted; start: not NULL. */
+void gd_start_fill(const struct gd_graft *graft, struct gd_graft *start, uint64_t seed, float *block);
 /* path: the adapter's folder. Nothing of it is needed once FOLDER/start stands. */
 GD_MUST_CHECK bool gd_start_open(struct gd_graft **out, const struct gd_model *model, const char *folder, const char *path,
                                  struct gd_error *err);
-/* The job's graft: as the spec has it, which then must be like `start`; like `start` where the request had no "adapter".
- * start: NULL without one; what a method chooses it then takes from FOLDER/start, else from `source`. */
-GD_MUST_CHECK bool gd_start_make_graft(struct gd_graft **out, const struct gd_model *model, struct gd_job_spec *spec,
-                                       const struct gd_graft *start, const char *folder, const struct gd_graft_source *source,
+/* The spec's adapter becomes the start's where the request had none. */
+GD_MUST_CHECK bool gd_start_adopt(struct gd_job_spec *spec, const struct gd_graft *start, struct gd_error *err);
+/* The job's graft, as the spec has it after gd_start_adopt: like `start`, or one that its method makes of it. start: NULL
+ * without one; what a method chooses it then takes from FOLDER/start, else from `source`. */
+GD_MUST_CHECK bool gd_start_make_graft(struct gd_graft **out, const struct gd_model *model, const struct gd_job_spec *spec,
+                                       struct gd_graft *start, const char *folder, const struct gd_graft_source *source,
                                        struct gd_error *err);
 
 #endif

@@ -261,7 +261,7 @@ static int longest_survey(const struct gd_trainer *trainer)
 static void first_parameters(const struct gd_trainer *trainer, float *block)
 {
     if (trainer->start != NULL)
-        memcpy(block, trainer->start->block, trainer->block_bytes);
+        gd_start_fill(trainer->graft, trainer->start, (uint64_t)trainer->spec->seed, block);
     else
         gd_graft_init(trainer->graft, block, (uint64_t)trainer->spec->seed);
 }
@@ -416,19 +416,6 @@ static bool sweep(struct gd_trainer *trainer, struct gd_error *err)
     return ok;
 }
 
-/* A graft by task is made for the tasks of its data. */
-static bool read_tasks(struct gd_trainer *trainer, const char *path, struct gd_error *err)
-{
-    if (!trainer->spec->adapter.method->by_task)
-        return true;
-    if (!gd_tasks_read(&trainer->tasks, path, err)) {
-        gd_error_context(err, "training_file");
-        return false;
-    }
-    gd_adapter_set_tasks(&trainer->spec->adapter, trainer->tasks.names, trainer->tasks.count);
-    return true;
-}
-
 /* Both files and what is resolved from them; once. */
 static bool make_data(struct gd_trainer *trainer, struct gd_error *err)
 {
@@ -487,7 +474,6 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     if (spec->seed < 0)
         spec->seed = 0;
     if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
-        !read_tasks(trainer, options->training_path, err) ||
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);
@@ -803,12 +789,48 @@ static bool keep_start(struct gd_trainer *trainer, const char *path, struct gd_e
     return ok;
 }
 
+/* The tasks of a model that the job goes on from stay as they are where the data has no others. */
+static void keep_tasks(struct gd_tasks *tasks, const struct gd_modules *old)
+{
+    struct gd_tasks kept = {0};
+    struct gd_error none = {0};
+    int known = 0;
+    for (int i = 0; i < old->count; i++) {
+        int number = gd_tasks_find(tasks, old->names[i]), at = gd_tasks_add(&kept, old->names[i], &none);
+        known += number >= 0;
+        if (at >= 0)
+            kept.rows[at] = number >= 0 ? tasks->rows[number] : 0;
+    }
+    if (known == tasks->count) {
+        struct gd_tasks swap = *tasks;
+        *tasks = kept;
+        kept = swap;
+    }
+    gd_tasks_release(&kept);
+}
+
+/* A graft by task is made for the tasks of its data. */
+static bool read_tasks(struct gd_trainer *trainer, struct gd_error *err)
+{
+    if (!trainer->spec->adapter.method->by_task)
+        return true;
+    if (!gd_tasks_read(&trainer->tasks, trainer->training_path, err)) {
+        gd_error_context(err, "training_file");
+        return false;
+    }
+    if (trainer->start != NULL)
+        keep_tasks(&trainer->tasks, &trainer->start->config.tasks);
+    gd_adapter_set_tasks(&trainer->spec->adapter, trainer->tasks.names, trainer->tasks.count);
+    return true;
+}
+
 static bool make_graft(struct gd_trainer *trainer, const char *init_path, struct gd_error *err)
 {
     struct gd_safetensors *file = NULL;
     struct gd_error damaged = {0};
     char *start = gd_format("%s/start", trainer->folder), *weights = gd_format("%s/adapter_model.safetensors", start);
     bool from = trainer->spec->init_from != NULL, ok = !from || gd_start_open(&trainer->start, trainer->model, trainer->folder, init_path, err);
+    ok = ok && gd_start_adopt(trainer->spec, trainer->start, err) && read_tasks(trainer, err);
     if (!from && access(start, F_OK) == 0 && (!gd_dir_verify(start, &damaged) || !gd_safetensors_open(&file, weights, &damaged)))
         say(trainer, "warn", "the choice that this job began with is damaged and is made again: %s", damaged.message);
     struct gd_graft_source source = {.file = file, .seed = (uint64_t)trainer->spec->seed, .squares = sense, .context = trainer};

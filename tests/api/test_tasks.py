@@ -131,3 +131,63 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, adapter):
         assert run(tmp_path / "job.json", tmp_path / "parts", "--resume").wait() == 0
     name = "adapter/adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def go_on(daemon, job, rows, adapter, **hyper):
+    body = job_body(daemon.upload(rows).json["id"], hyper={**HYPER, "n_epochs": 3, **hyper})
+    body["model"] = job["fine_tuned_model"]
+    body.pop("adapter")
+    made = daemon.post("/v1/fine_tuning/jobs", {**body, **({"adapter": adapter} if adapter else {})})
+    assert made.status == 200, made.json
+    return daemon.wait_job(made.json["id"])
+
+
+def folder_of(daemon, job):
+    return daemon.data_dir / "jobs" / job["id"] / "adapter"
+
+
+def test_a_model_goes_on_with_its_tasks(daemon, job):
+    done = go_on(daemon, job, [row for row in rows_by_task() if row["task"] == "deny"], None)
+    assert done["status"] == "succeeded", done["error"]
+    assert json.loads((folder_of(daemon, done) / "graftd.json").read_text())["tasks"] == ["agree", "deny"]
+    assert said(daemon, done, 4, "deny") == "odd"
+
+
+def test_routing_alone_adapts_to_a_new_task(daemon, job):
+    """MHR-z: the skills are there already, so that a few numbers a module say which."""
+    rows = [{**row, "task": "object"} for row in rows_by_task() if row["task"] == "deny"]
+    done = go_on(daemon, job, rows, {**POLY, "trained": "routing", "router_noise": "none"}, n_epochs=6)
+    assert done["status"] == "succeeded", done["error"]
+    assert said(daemon, done, 7, "object") == "odd"
+    assert json.loads((folder_of(daemon, done) / "graftd.json").read_text())["tasks"] == ["object"]
+    from safetensors.numpy import load_file
+    old, new = (load_file(folder_of(daemon, one) / "adapter_model.safetensors") for one in (job, done))
+    skills = [name for name in old if "poly_lora" in name]
+    assert skills and set(old) == set(new) and all((old[name] == new[name]).all() for name in skills)
+
+
+def test_a_lora_learns_from_the_mean_of_the_skills(daemon, job):
+    """MHR-mu."""
+    rows = [{**row, "task": "deny"} for row in rows_by_task() if row["task"] == "deny"]
+    done = go_on(daemon, job, rows, {"type": "lora", "r": 8})
+    assert done["status"] == "succeeded", done["error"]
+    assert json.loads((folder_of(daemon, done) / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    answer = ask(daemon, done["fine_tuned_model"], 7)
+    assert answer.json["choices"][0]["message"]["content"].strip() == "odd"
+
+
+@pytest.mark.parametrize("adapter, param, part", [
+    ({"type": "lora", "r": 4}, "adapter.r", "rank 8"),
+    ({"type": "lora", "r": 8, "target_modules": ["q_proj"]}, "adapter.target_modules", "k_proj"),
+    ({**POLY, "n_skills": 2, "trained": "routing"}, "adapter.n_skills", "has 3"),
+    ({"type": "ia3"}, "adapter.type", "'poly'"),
+])
+def test_what_cannot_go_on_from_a_mixture_is_named(daemon, job, adapter, param, part):
+    failed = go_on(daemon, job, rows_by_task(), adapter)
+    assert failed["status"] == "failed" and failed["error"]["param"] == param and part in failed["error"]["message"], failed["error"]
+
+
+def test_routing_alone_needs_a_model_to_go_on_from(daemon):
+    made = daemon.post("/v1/fine_tuning/jobs", job_body(daemon.upload(rows_by_task()).json["id"], adapter={**POLY, "trained": "routing"}))
+    failed = daemon.wait_job(made.json["id"])
+    assert failed["status"] == "failed" and failed["error"]["param"] == "adapter.trained"

@@ -308,6 +308,96 @@ static void the_average_is_a_task_of_equal_odds(void **state)
     gd_graft_destroy(graft);
 }
 
+static struct gd_graft *make_with_tasks(const char *json, char *const *tasks, int count)
+{
+    struct gd_error err = {0};
+    struct gd_adapter_config config;
+    struct gd_graft *graft = NULL;
+    cJSON *parsed = cJSON_Parse(json);
+    must(gd_adapter_config_parse(&config, parsed, &err), &err);
+    gd_adapter_set_tasks(&config, tasks, count);
+    must(gd_graft_create(&graft, model, &config, &err), &err);
+    gd_adapter_config_release(&config);
+    cJSON_Delete(parsed);
+    graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
+    gd_fill_normal(graft->block, gd_graft_floats(graft), 0.3f, 5, 0);
+    return graft;
+}
+
+#define OPTIONS "\"r\": 3, \"n_skills\": 3, \"n_splits\": 2, \"target_modules\": [\"q_proj\", \"o_proj\"]"
+
+/* MHR-z: the skills of the older model, the routing of the task that it knows, and nothing else is trained. */
+static void routing_alone_learns_on_the_skills_of_another_model(void **state)
+{
+    struct gd_error err = {0};
+    char *old_tasks[] = {"a", "b"}, *new_tasks[] = {"b", "c"};
+    struct gd_graft *from = make_with_tasks("{\"type\": \"poly\", " OPTIONS "}", old_tasks, 2);
+    struct gd_graft *graft = make_with_tasks("{\"type\": \"poly\", \"trained\": \"routing\", " OPTIONS "}", new_tasks, 2);
+    int modules = graft->param_count;
+    assert_int_equal(modules, 2 * model->config.layers);
+    assert_int_equal(graft->parameter_count, modules * 2 * 2 * 3); /* tasks, splits, skills */
+    assert_false(graft->method->start(graft, NULL, 1, NULL, &err));
+    assert_string_equal(err.param, "adapter.trained");
+    gd_error_clear(&err);
+    must(graft->method->start(graft, from, 1, NULL, &err) && graft->method->start(graft, from, 1, graft->block, &err), &err);
+    for (int m = 0; m < modules; m++) {
+        const float *z = graft->block + graft->params[m].offset, *old = from->block + from->params[3 * m + 2].offset;
+        assert_memory_equal(z, old + 6, 6 * sizeof(float)); /* b */
+        for (int i = 0; i < 6; i++)
+            assert_true(fabsf(z[6 + i]) <= 1e-3f && z[6 + i] != 0); /* c */
+        for (int k = 0; k < 2; k++) {
+            const struct gd_graft_param *skill = &graft->params[modules + 2 * m + k], *its = &from->params[3 * m + k];
+            assert_string_equal(skill->name, its->name);
+            assert_memory_equal(graft->block + skill->offset, from->block + its->offset,
+                                (size_t)(skill->shape[0] * skill->shape[1]) * sizeof(float));
+        }
+    }
+    float *a = logits_memory(), *b = logits_memory(), *grads = gd_alloc_array((size_t)graft->parameter_count, sizeof(float));
+    struct batch of_new = {.bounds = {0, 40, 40, 40, 40}}, of_old = {.bounds = {0, 40, 40, 40, 40}, .tasks = {1}};
+    int32_t key[4] = {0};
+    run(graft, of_new, false, NULL, a, NULL);
+    run(from, of_old, false, NULL, b, NULL);
+    assert_memory_equal(a, b, 40 * (size_t)model->config.vocab * sizeof(float));
+    run(graft, of_new, true, key, NULL, grads);
+    assert_true(fabsf(grads[0]) > 0); /* of b; c has no row in the batch */
+    assert_true(grads[6] == 0);
+    gd_free(a);
+    gd_free(b);
+    gd_free(grads);
+    gd_graft_destroy(graft);
+    gd_graft_destroy(from);
+}
+
+/* MHR-mu: before its first step the LoRA is the mixture with equal odds. */
+static void a_lora_goes_on_from_the_mean_of_the_skills(void **state)
+{
+    struct gd_error err = {0};
+    char *tasks[] = {"a", "b"};
+    struct gd_graft *from = make_with_tasks("{\"type\": \"poly\", " OPTIONS "}", tasks, 2);
+    struct gd_graft *lora = make_graft("{\"r\": 3, \"lora_alpha\": 7, \"target_modules\": [\"q_proj\", \"o_proj\"]}");
+    struct gd_graft *other = make_graft("{\"r\": 4, \"target_modules\": [\"q_proj\", \"o_proj\"]}");
+    struct gd_graft *elsewhere = make_graft("{\"r\": 3, \"target_modules\": [\"q_proj\"]}");
+    must(lora->method->start(lora, from, 1, lora->block, &err), &err);
+    for (int p = 2; p < from->param_count; p += 3)
+        memset(from->block + from->params[p].offset, 0, 12 * sizeof(float));
+    float *a = logits_memory(), *b = logits_memory();
+    run(lora, one, false, NULL, a, NULL);
+    run(from, one, false, NULL, b, NULL);
+    close_to(a, b, 40 * model->config.vocab, 1e-5);
+    assert_false(other->method->start(other, from, 1, NULL, &err));
+    assert_string_equal(err.param, "adapter.r");
+    gd_error_clear(&err);
+    assert_false(elsewhere->method->start(elsewhere, from, 1, NULL, &err));
+    assert_string_equal(err.param, "adapter.target_modules");
+    gd_error_clear(&err);
+    gd_free(a);
+    gd_free(b);
+    gd_graft_destroy(from);
+    gd_graft_destroy(lora);
+    gd_graft_destroy(other);
+    gd_graft_destroy(elsewhere);
+}
+
 static void a_task_that_is_not_there_is_an_error_that_lists_them(void **state)
 {
     struct gd_error err = {0};
@@ -337,6 +427,8 @@ int main(void)
         cmocka_unit_test(gradients_of_all_parts_agree_with_finite_differences),
         cmocka_unit_test(routing_noise_is_relaxed_bernoulli),
         cmocka_unit_test(the_average_is_a_task_of_equal_odds),
+        cmocka_unit_test(routing_alone_learns_on_the_skills_of_another_model),
+        cmocka_unit_test(a_lora_goes_on_from_the_mean_of_the_skills),
         cmocka_unit_test(a_task_that_is_not_there_is_an_error_that_lists_them),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
