@@ -44,6 +44,7 @@
     X(INFER_RUNNING,     GAUGE,     "graftd_infer_running",                 "worker",              "Sequences being decoded.") \
     X(INFER_WAITING,     GAUGE,     "graftd_infer_waiting",                 "worker",              "Sequences waiting for memory.") \
     X(CACHE_PAGES,       GAUGE,     "graftd_cache_pages",                   "worker,state",        "Pages of the key-value cache.") \
+    X(ADAPTER_BYTES,     GAUGE,     "graftd_adapter_bytes",                 "worker",              "Memory of the adapters held for serving.") \
     X(UPTIME,            GAUGE,     "graftd_uptime_seconds",                "",                    "Since the server started.") \
     X(BUILD,             GAUGE,     "graftd_build_info",                    "version",             "Always 1.")
 

@@ -66,7 +66,7 @@ static void export_workers(struct gd_app *app)
     struct gd_counters *counters = app->counters;
     static const enum gd_counter families[] = {GD_COUNTER_WORKERS, GD_COUNTER_WORKER_RESTARTS, GD_COUNTER_WORKER_RSS,
                                                GD_COUNTER_INFER_RUNNING, GD_COUNTER_INFER_WAITING,
-                                               GD_COUNTER_CACHE_PAGES};
+                                               GD_COUNTER_CACHE_PAGES, GD_COUNTER_ADAPTER_BYTES};
     for (size_t i = 0; i < GD_COUNT(families); i++)
         gd_counters_clear(counters, families[i]);
     cJSON *description = describe_workers(app), *states = count_states(description);
@@ -82,6 +82,7 @@ static void export_workers(struct gd_app *app)
         set_from(counters, GD_COUNTER_WORKER_RSS, item, "rss_bytes", worker);
         set_from(counters, GD_COUNTER_INFER_RUNNING, infer, "running", worker);
         set_from(counters, GD_COUNTER_INFER_WAITING, infer, "waiting", worker);
+        set_from(counters, GD_COUNTER_ADAPTER_BYTES, infer, "adapter_bytes", worker);
         set_from(counters, GD_COUNTER_CACHE_PAGES, infer, "pages_used", (const char *[]){index, "used"});
         set_from(counters, GD_COUNTER_CACHE_PAGES, infer, "pages_total", (const char *[]){index, "total"});
     }

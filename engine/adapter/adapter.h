@@ -136,6 +136,7 @@ struct gd_graft {
     enum gd_wear_depth depth;
     float **derived;             /* what the parts need beside the block (gd_graft_derive) */
     int derived_count;
+    int64_t derived_floats;
     float *prefix;               /* keys and values of the virtual rows, [layer][key, value][row][width of keys]; or NULL */
     char digest[65];             /* of everything that changes what the graft computes */
 };
@@ -232,6 +233,9 @@ static inline const float *gd_graft_score(const struct gd_graft *graft, const fl
 {
     return graft->config.score ? block + graft->params[graft->param_count - 1].offset : NULL;
 }
+
+/* What a loaded graft holds: its numbers, what is derived from them, its prefix. */
+size_t gd_graft_bytes(const struct gd_graft *graft);
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed);
 /* End of the run of trained floats from `begin` on that share one factor of the learning rate. */
 int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor);

@@ -134,6 +134,7 @@ float *gd_graft_derive(struct gd_graft *graft, int64_t count)
     int have = graft->derived_count++;
     graft->derived = gd_realloc_array(graft->derived, (size_t)graft->derived_count, sizeof(float *));
     graft->derived[have] = gd_alloc_array((size_t)count, sizeof(float));
+    graft->derived_floats += count;
     return graft->derived[have];
 }
 

@@ -115,6 +115,7 @@ struct gd_infer_stats {
     int64_t pages_used, pages_total;
     int64_t prompt_tokens, completion_tokens, turns;
     int64_t cached_tokens;
+    int64_t adapter_bytes;       /* of the adapters that a worker holds, which it fills in */
 };
 void gd_infer_get_stats(const struct gd_infer *infer, struct gd_infer_stats *stats);
 

@@ -55,6 +55,7 @@ static void *heartbeat(void *context)
         cJSON_AddNumberToObject(infer, "cached_tokens", (double)stats.cached_tokens);
         cJSON_AddNumberToObject(infer, "pages_used", (double)stats.pages_used);
         cJSON_AddNumberToObject(infer, "pages_total", (double)stats.pages_total);
+        cJSON_AddNumberToObject(infer, "adapter_bytes", (double)stats.adapter_bytes);
         gd_channel_send(&worker->channel, json);
         struct timespec pause = {.tv_sec = HEARTBEAT_MS / 1000, .tv_nsec = HEARTBEAT_MS % 1000 * 1000000};
         nanosleep(&pause, NULL);

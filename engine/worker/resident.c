@@ -177,6 +177,8 @@ void gd_residents_stats(const struct gd_residents *residents, struct gd_infer_st
     memset(sum, 0, sizeof(*sum));
     for (int i = 0; i < residents->count; i++) {
         struct gd_infer_stats one;
+        for (int j = 0; j < residents->entry[i].graft_count; j++)
+            sum->adapter_bytes += (int64_t)gd_graft_bytes(residents->entry[i].grafts[j].graft);
         if (residents->entry[i].infer == NULL)
             continue;
         gd_infer_get_stats(residents->entry[i].infer, &one);

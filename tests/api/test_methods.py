@@ -1,6 +1,7 @@
 """Every method of GET /v1/tuning/methods: a tiny job learns, and its model answers, alone and beside other methods."""
 import concurrent.futures
 import json
+import time
 
 import pytest
 
@@ -136,6 +137,18 @@ def test_all_answer_together_as_they_do_alone(daemon, trained):
     for expected, got in zip(2 * alone, together):
         assert [token for token, _ in got] == [token for token, _ in expected]
         assert all(abs(a - b) < 1e-3 for (_, a), (_, b) in zip(got, expected))
+
+
+def test_adapters_held_in_memory_are_counted(daemon, trained):
+    ask(daemon, trained["full"]["fine_tuned_model"], 1)
+    size = (daemon.data_dir / "jobs" / trained["full"]["id"] / "adapter" / "adapter_model.safetensors").stat().st_size
+    for _ in range(100):
+        text = daemon.get("/metrics").body.decode()
+        held = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("graftd_adapter_bytes{"))
+        if held > 0.9 * size:
+            return
+        time.sleep(0.1)
+    assert held > 0.9 * size, text
 
 
 @pytest.mark.parametrize("adapter, param, part", [
