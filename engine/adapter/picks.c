@@ -186,18 +186,21 @@ void gd_picks_init(const struct gd_graft *graft, float *block, uint64_t seed)
     int frozen = graft->param_count;
     memset(block, 0, (size_t)gd_graft_floats(graft) * sizeof(float));
     for (int slot = 0; slot < graft->picks->slots; slot++) {
-        const struct gd_graft_param *param = &graft->params[graft->site_param[slot] >= 0 ? graft->site_param[slot] : 0];
+        int next = graft->site_param[slot];
         for (int part = 0; part < GD_PICKED_PARTS; part++) {
             const struct gd_picked *picked = &graft->picks->tensor[slot][part];
+            if (picked->pick == GD_PICK_NONE)
+                continue;
+            const struct gd_graft_param *param = &graft->params[next];
             float *values = block + param->offset;
             if (picked->pick == GD_PICK_WHOLE)
                 fill_base(gd_slot_site(graft->model, slot), part, values);
             else if (picked->pick == GD_PICK_ENTRIES)
                 fill_places(picked, block + graft->params[frozen++].offset);
-            else if (picked->pick == GD_PICK_PRODUCT)
+            else
                 gd_fill_uniform(values, param->shape[0] * param->shape[1], 1.0f / sqrtf((float)param->shape[1]), seed,
                                 (uint32_t)slot);
-            param += picked->pick == GD_PICK_PRODUCT ? 2 : picked->pick != GD_PICK_NONE;
+            next += picked->pick == GD_PICK_PRODUCT ? 2 : 1;
         }
     }
 }
