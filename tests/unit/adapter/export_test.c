@@ -6,6 +6,7 @@
 #include "engine/model/gguf_write.h"
 #include "engine/tensor/device.h"
 
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -126,6 +127,40 @@ static void a_merged_folder_has_the_grafts_logits(void **state)
     assert_true(merge(graft, GD_BF16, "folder-bf16") < 3e-2);
     assert_true(merge(graft, GD_F16, "folder-f16") < 3e-3);
     gd_graft_destroy(graft);
+    gd_model_destroy(base);
+}
+
+/* Every adapter among the fixtures: merged with its own logits, or refused with a reason. */
+static void every_method_merges_or_says_why_not(void **state)
+{
+    struct gd_model *base = open_base("tiny-llama");
+    char *folder = gd_format("%s/adapters", fixtures);
+    DIR *list = opendir(folder);
+    struct dirent *entry;
+    int merged = 0, refused = 0;
+    assert_non_null(list);
+    while ((entry = readdir(list)) != NULL) {
+        struct gd_graft *graft = NULL;
+        struct gd_error err = {0};
+        char *path = gd_format("%s/%s", folder, entry->d_name), name[300];
+        /* Some fixtures belong to other bases. */
+        if (entry->d_name[0] != '.' && gd_graft_load(&graft, base, path, &err) && gd_graft_mergeable(graft, &err)) {
+            snprintf(name, sizeof(name), "every-%s", entry->d_name);
+            double apart = merge(graft, GD_F32, name);
+            if (apart > 1e-4)
+                fail_msg("%s: relative difference %.2e", entry->d_name, apart);
+            merged++;
+        } else if (graft != NULL) {
+            assert_int_equal(err.code, GD_UNSUPPORTED);
+            assert_non_null(strstr(err.message, graft->method->name));
+            refused++;
+        }
+        gd_graft_destroy(graft);
+        gd_free(path);
+    }
+    closedir(list);
+    assert_true(merged >= 15 && refused >= 6);
+    gd_free(folder);
     gd_model_destroy(base);
 }
 
@@ -323,6 +358,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_merged_folder_has_the_grafts_logits),
+        cmocka_unit_test(every_method_merges_or_says_why_not),
         cmocka_unit_test(a_merged_gguf_file_has_the_grafts_logits),
         cmocka_unit_test(scales_and_sums_of_outputs_become_biases),
         cmocka_unit_test(deltas_and_rotations_are_folded_in),
