@@ -154,6 +154,8 @@ bool gd_preference_has(const struct gd_preference *preference, enum gd_preferenc
 /* What the NLL terms weigh: of the chosen answers, of TPO's third ones. */
 double gd_preference_nll_weight(const struct gd_preference *preference);
 double gd_preference_gold_weight(const struct gd_preference *preference);
+/* From log-ratios to the rewards of the first loss with GD_LOSS_SHIFT. */
+double gd_preference_shift_scale(const struct gd_preference *preference);
 
 /* The weighted sum over losses with modifiers, and the NLL as of a step that is this pair alone. */
 void gd_preference_evaluate(const struct gd_preference *preference, const struct gd_pair *pair, struct gd_pair_loss *out);

@@ -476,3 +476,11 @@ double gd_preference_gold_weight(const struct gd_preference *preference)
         sum += preference->term[i].weight * preference->term[i].parameter[GD_PREFERENCE_TPO_ALPHA];
     return sum;
 }
+
+double gd_preference_shift_scale(const struct gd_preference *preference)
+{
+    for (int i = 0; i < preference->term_count; i++)
+        if (preference->term[i].loss->traits & GD_LOSS_SHIFT)
+            return preference->term[i].parameter[GD_PREFERENCE_BETA];
+    return 0;
+}

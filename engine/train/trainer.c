@@ -1077,7 +1077,7 @@ static int add_answer_metrics(struct gd_metric *metrics, enum part part, const s
         {chosen > 0 && !scores, sums->logp_chosen / chosen},
         {rejected > 0 && !scores, sums->logp_rejected / rejected},
         {spec->reference != GD_REFERENCE_NONE, kto ? result->kl : sums->ratio / answers},
-        {gd_preference_has(preference, GD_LOSS_SHIFT), preference->term[0].parameter[GD_PREFERENCE_BETA] * result->shift},
+        {gd_preference_has(preference, GD_LOSS_SHIFT), gd_preference_shift_scale(preference) * result->shift},
         {labelled, chosen},
         {labelled, rejected},
     };

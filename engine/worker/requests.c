@@ -372,6 +372,8 @@ cJSON *gd_render_row(const struct gd_model *model, const char *text, size_t leng
     if (json != NULL) {
         cJSON_AddStringToObject(json, "format", gd_row_format_name(row.format));
         cJSON_AddNumberToObject(json, "line", (double)line);
+        if (row.format == GD_ROW_LABELLED)
+            cJSON_AddBoolToObject(json, "label", row.desirable);
     }
     if (rejected != NULL)
         cJSON_AddItemToObject(json, "rejected", rejected);
