@@ -119,7 +119,7 @@ bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const
 static void share_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
 {
     sequence->key = sequence->root;
-    int full = (sequence->lead + (gd_sequence_scores_prompt(sequence) ? 0 : sequence->prompt_count - 1)) / GD_KV_PAGE_TOKENS;
+    int full = (sequence->lead + gd_sequence_cacheable(sequence)) / GD_KV_PAGE_TOKENS;
     while (sequence->page_count < full) {
         struct gd_kv_key key;
         gd_infer_page_key(sequence, sequence->page_count, &key);
@@ -145,13 +145,14 @@ static void drop_pages(struct gd_infer *infer, struct gd_sequence *sequence)
 /* Another sequence is just computing a page that this one could share. */
 static bool prefix_is_coming(const struct gd_infer *infer, const struct gd_sequence *sequence)
 {
-    if (gd_sequence_scores_prompt(sequence))
+    int cacheable = gd_sequence_cacheable(sequence);
+    if (cacheable == 0)
         return false;
     for (int i = 0; i < infer->count; i++) {
         const struct gd_sequence *other = infer->sequences[i];
         if (!other->admitted || other->finished || other->graft != sequence->graft || other->past >= other->prompt_count)
             continue;
-        int limit = other->prompt_count < sequence->prompt_count - 1 ? other->prompt_count : sequence->prompt_count - 1;
+        int limit = other->prompt_count < cacheable ? other->prompt_count : cacheable;
         int same = 0;
         while (same < limit && other->ids[same] == sequence->ids[same])
             same++;

@@ -45,6 +45,8 @@ struct gd_sampling {
     int logprobs;                /* -1: none; 0..20: chosen token and that many alternatives */
     bool score;                  /* the score of a reward model's head for the prompt, and nothing else (max_tokens 0) */
     bool echo;                   /* report prompt tokens too (with log-probabilities if logprobs >= 0) */
+    int score_from;              /* echo with log-probabilities: not the prompt tokens before this one, whose rows may then
+                                    come from the cache */
 };
 
 struct gd_token_logprob {

@@ -110,6 +110,7 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
     assert(*out == NULL);
     int lead = graft != NULL ? graft->virtual_rows.count : 0;
     if (!check_prompt(model, lead, prompt, prompt_count, sampling->max_tokens, err) ||
+        !check_range("score_from", sampling->score_from, 0, prompt_count - 1, err) ||
         !check_sampling(sampling, model->config.vocab, err) || !check_outputs(sampling, model->config.vocab, err))
         return false;
     struct gd_sequence *sequence = gd_alloc(sizeof(*sequence));
@@ -201,7 +202,8 @@ static void report_prompt_token(struct gd_sequence *sequence, int index, const s
 
 void gd_sequence_report_prompt(struct gd_sequence *sequence)
 {
-    int count = !sequence->sampling.echo ? 0 : gd_sequence_scores_prompt(sequence) ? 1 : sequence->prompt_count;
+    int scored = sequence->sampling.score_from > 0 ? 0 : 1;
+    int count = !sequence->sampling.echo ? 0 : gd_sequence_scores_prompt(sequence) ? scored : sequence->prompt_count;
     for (int i = 0; i < count && !sequence->finished; i++)
         report_prompt_token(sequence, i, NULL);
 }

@@ -52,10 +52,17 @@ GD_MUST_CHECK bool gd_sequence_create(struct gd_sequence **out, struct gd_model 
                                       const struct gd_infer_sink *sink, struct gd_error *err);
 void gd_sequence_destroy(struct gd_sequence *sequence);
 
-/* The prompt is reported with log-probabilities: every row's logits are needed, none may come from the cache. */
+/* The prompt is reported with log-probabilities: the logits of every row from score_from - 1 on are needed. */
 static inline bool gd_sequence_scores_prompt(const struct gd_sequence *sequence)
 {
     return sequence->sampling.echo && sequence->sampling.logprobs >= 0;
+}
+
+/* The prompt's first rows that may come from the cache: the row before the first token that is scored may not. */
+static inline int gd_sequence_cacheable(const struct gd_sequence *sequence)
+{
+    int all = sequence->prompt_count - 1, before = sequence->sampling.score_from - 1;
+    return !gd_sequence_scores_prompt(sequence) || before > all ? all : before > 0 ? before : 0;
 }
 
 /* Rows of the pages that other sequences may share: a graft that changes only the prompt's tokens makes other keys and values

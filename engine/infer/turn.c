@@ -115,7 +115,8 @@ static bool is_wanted(const struct gd_sequence *sequence, int position)
 {
     if (position == sequence->count - 1)
         return sequence->sampling.max_tokens > 0 || sequence->sampling.score;
-    return gd_sequence_scores_prompt(sequence) && position < sequence->prompt_count - 1;
+    return gd_sequence_scores_prompt(sequence) && position < sequence->prompt_count - 1 &&
+           position + 1 >= sequence->sampling.score_from;
 }
 
 static int32_t table_index(const struct gd_sequence *sequence, int position)

@@ -48,7 +48,6 @@ struct flight {
     struct gd_infer *infer;
     uint64_t sequence;
     struct gd_buf text;
-    int scored_from, scored_at;      /* LOGLIKELIHOOD: first token of the continuation; tokens reported so far */
     struct flight *next;
 };
 
@@ -177,8 +176,6 @@ static void on_token(void *context, const struct gd_infer_token *token)
                 gd_buf_append_char(&flight->text, token->text[i]);
         return;
     }
-    if (flight->scored_at++ < flight->scored_from)
-        return;
     struct gd_ask *ask = ask_of(flight);
     ask->loglikelihood += token->logprob;
     ask->greedy = ask->greedy && token->top_count > 0 && token->top[0].id == token->id;
@@ -281,7 +278,7 @@ static bool encode_pair(const struct gd_model *model, const struct gd_ask *ask, 
 {
     const char *prompt = ask->prompt != NULL ? ask->prompt : "";
     size_t length = strlen(prompt);
-    while (length > 0 && strchr(" \t\r\n", prompt[length - 1]) != NULL)
+    while (length > 0 && strchr(" \t\r\n\v\f", prompt[length - 1]) != NULL)
         length--;
     char *whole = gd_format("%s%s", prompt, ask->continuation), *start = gd_strndup(prompt, length);
     struct gd_tokens before = {0};
@@ -364,9 +361,10 @@ static bool submit(const struct place *place, const int32_t *ids, int count, int
         gd_choices_release(&choices);
         return false;
     }
+    sampling.score_from = sampling.echo ? from : 0;
     struct flight *flight = gd_alloc(sizeof *flight);
     *flight = (struct flight){.evaluation = evaluation, .running = place->running, .ask = place->ask,
-                              .infer = place->resident->infer, .scored_from = from, .next = evaluation->flights};
+                              .infer = place->resident->infer, .next = evaluation->flights};
     gd_buf_init(&flight->text, ANSWER_BYTES_MAX);
     struct gd_infer_sink sink = {.context = flight, .token = on_token, .finish = on_finish};
     bool ok = gd_infer_submit(place->resident->infer, place->graft, ids, count, &sampling, &sink, &flight->sequence, err);

@@ -122,6 +122,31 @@ def test_items_show_what_was_asked_and_how_likely_it_was(daemon, files):
         assert [result["name"] for result in item["results"]] == ["acc,none", "acc_norm,none", "mcc,none"]
 
 
+def test_choices_share_the_prompt_that_stands_before_them(daemon):
+    rows = [{"q": "what comes after " + "one two three " * 8 + str(i), "options": ["a", "b", "c"], "gold": 0} for i in range(2)]
+    task = CHOICE.replace("num_fewshot: 2\n", "")
+    found = run(daemon, make(daemon, task), source({"rows": daemon.upload(lines(rows), purpose="evals").json["id"]}))
+    usage = found["per_model_usage"][0]
+    assert usage["invocation_count"] == 6 and usage["cached_tokens"] > usage["prompt_tokens"] / 2
+
+
+def test_answers_are_repeated_and_voted_on(daemon, files):
+    task = HEAD + """
+doc_to_text: "{{q}}"
+doc_to_target: "{{options[gold]}}"
+repeats: 3
+generation_kwargs: {do_sample: true, temperature: 1.5, max_gen_toks: 4, until: []}
+filter_list:
+  - {name: vote, filter: [{function: regex, regex_pattern: "[a-z]"}, {function: majority_vote}, {function: take_first}]}
+"""
+    eval_id = make(daemon, task)
+    found = run(daemon, eval_id, source(files, limit=3))
+    items = daemon.get(f"/v1/evals/{eval_id}/runs/{found['id']}/output_items").json["data"]
+    said = [[message["content"] for message in item["sample"]["output"]] for item in items]
+    assert all(len(answers) == 3 for answers in said) and any(len(set(answers)) > 1 for answers in said), said
+    assert all(item["results"][0]["name"] == "exact_match,vote" and item["results"][0]["answer"] for item in items)
+
+
 def test_two_runs_are_compared_by_their_corpus_scores(daemon, files):
     eval_id = make(daemon, ROLLING)
     a, b = (run(daemon, eval_id, source(files))["id"] for _ in range(2))

@@ -560,6 +560,48 @@ static void stop_strings_and_end_tokens_end_a_sequence(void **state)
     gd_model_destroy(model);
 }
 
+static void scoring_an_end_alone_takes_what_stands_before_from_the_cache(void **state)
+{
+    struct gd_model *model = open_model("tiny-llama");
+    struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+    int32_t prompt[90], best[TOKENS_MAX];
+    double logp[TOKENS_MAX];
+    struct heard *heard[4];
+    struct gd_sampling sampling = greedy;
+    sampling.echo = true;
+    sampling.logprobs = 1;
+    sampling.max_tokens = 0;
+    for (int i = 0; i < 4; i++) { /* one beginning, four ends, at once */
+        make_prompt(prompt, 90, 11, model->config.vocab);
+        prompt[80] = 40 + i;
+        sampling.score_from = i < 3 ? 80 : 1;
+        heard[i] = submit(infer, NULL, prompt, 90, &sampling);
+    }
+    run_all(infer);
+    for (int i = 0; i < 4; i++) {
+        int from = i < 3 ? 80 : 1;
+        prompt[80] = 40 + i;
+        score_whole(model, NULL, prompt, 90, 90, logp, best);
+        assert_int_equal(heard[i]->count, 90 - from);
+        assert_int_equal(heard[i]->finish, GD_FINISH_LENGTH);
+        assert_int_equal(heard[i]->usage.cached_tokens, i == 1 || i == 2 ? 64 : 0);
+        for (int t = from; t < 90; t++) {
+            assert_int_equal(heard[i]->ids[t - from], prompt[t]);
+            assert_true(fabs(heard[i]->logprobs[t - from] - logp[t - 1]) < 1e-4);
+            assert_int_equal(heard[i]->top_ids[t - from], best[t - 1]);
+        }
+        heard_destroy(heard[i]);
+    }
+    struct gd_error err = {0};
+    struct gd_infer_sink sink = {NULL, hear_token, hear_finish};
+    uint64_t id;
+    sampling.score_from = 90;
+    assert_false(gd_infer_submit(infer, NULL, prompt, 90, &sampling, &sink, &id, &err));
+    assert_string_equal(err.param, "score_from");
+    gd_infer_destroy(infer);
+    gd_model_destroy(model);
+}
+
 static void outputs_that_are_given_are_the_only_ones(void **state)
 {
     struct gd_model *model = open_model("tiny-llama");
@@ -907,6 +949,7 @@ int main(void)
         cmocka_unit_test(many_requests_of_mixed_lengths_all_finish_in_a_small_cache),
         cmocka_unit_test(echo_scores_the_prompt_exactly),
         cmocka_unit_test(stop_strings_and_end_tokens_end_a_sequence),
+        cmocka_unit_test(scoring_an_end_alone_takes_what_stands_before_from_the_cache),
         cmocka_unit_test(outputs_that_are_given_are_the_only_ones),
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
         cmocka_unit_test(virtual_rows_lead_and_are_shared),
