@@ -80,7 +80,7 @@ int gd_sandbox_main(int argc, char **argv)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         gd_fail(&err, GD_UNAVAILABLE, "no_new_privs cannot be set");
     if (err.code == GD_OK && gd_walls_files(interpreter, &err) && gd_walls_user(&err) &&
-        gd_walls_limits(atoi(argv[3]), strtoull(argv[4], NULL, 10), &err) && gd_walls_calls(SEAL_FD, &err)) {
+        gd_walls_limits(atoi(argv[3]), &err) && gd_walls_calls(SEAL_FD, &err) && gd_walls_memory(strtoull(argv[4], NULL, 10), &err)) {
         execve(interpreter, args, environment);
         gd_fail_errno(&err, errno, "starting %s (graders.python) inside the sandbox", interpreter);
     }

@@ -41,12 +41,17 @@ static bool limit(int resource, const char *name, uint64_t most, struct gd_error
            gd_fail(err, GD_UNAVAILABLE, "the limit of %s cannot be set (errno %d)", name, errno);
 }
 
-bool gd_walls_limits(int seconds, uint64_t memory_bytes, struct gd_error *err)
+bool gd_walls_limits(int seconds, struct gd_error *err)
 {
     return limit(RLIMIT_CPU, "CPU seconds", (uint64_t)seconds + 1, err) && limit(RLIMIT_CORE, "cores", 0, err) &&
            limit(RLIMIT_FSIZE, "file sizes", 0, err) && limit(RLIMIT_NOFILE, "descriptors", 64, err) &&
            limit(RLIMIT_NPROC, "processes", 1, err) && limit(RLIMIT_MEMLOCK, "locked memory", 0, err) &&
-           limit(RLIMIT_MSGQUEUE, "message queues", 0, err) && limit(RLIMIT_AS, "memory", memory_bytes, err);
+           limit(RLIMIT_MSGQUEUE, "message queues", 0, err);
+}
+
+bool gd_walls_memory(uint64_t memory_bytes, struct gd_error *err)
+{
+    return limit(RLIMIT_AS, "memory", memory_bytes, err);
 }
 
 /* What an interpreter needs to start, read modules, compute and end. */
@@ -77,7 +82,7 @@ static int allow_some(scmp_filter_ctx filter)
     status |= seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, TCGETS));
     status |= seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, FIOCLEX));
     status |= seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_SECCOMP));
-    status |= seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, SCMP_A2(SCMP_CMP_EQ, 0));
+    status |= seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 1, SCMP_A0(SCMP_CMP_EQ, 0)); /* its own: down */
     return status;
 }
 
