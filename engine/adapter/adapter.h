@@ -129,6 +129,9 @@ struct gd_graft {
     char summary[256];           /* what was chosen, for people; or empty */
     bool bakes;                  /* what is kept is computed from what is trained, which only a checkpoint's state holds; set by
                                   * create, never for a finished graft */
+    /* Called between the parts of a long init; false: stop, what has been made is of no use. NULL: nobody asks. */
+    bool (*between)(void *context);
+    void *between_context;
     float *block;                /* parameters: loaded grafts own theirs; else NULL (the trainer holds them) */
     /* For serving, made by gd_graft_load; a whole tensor's values in the block are then their difference from the base's. */
     int task;                    /* of a method by task: what it is worn for; -1: the mean of all */

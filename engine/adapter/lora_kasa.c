@@ -57,12 +57,7 @@ static void derive_module(const struct gd_graft *graft, const struct gd_site *si
 
 void gd_lora_kasa_derive(const struct gd_graft *graft, float *block)
 {
-    const struct gd_site *sites;
-    int site_count = gd_model_linear_sites(graft->model, &sites);
-#pragma omp parallel for schedule(dynamic) num_threads(gd_svd_threads(sites, site_count))
-    for (int i = 0; i < site_count; i++)
-        if (graft->site_param[i] >= 0)
-            derive_module(graft, &sites[i], block);
+    gd_svd_each(graft, block, derive_module);
 }
 
 void gd_lora_kasa_init(const struct gd_graft *graft, float *block, uint64_t seed)

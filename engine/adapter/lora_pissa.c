@@ -49,12 +49,7 @@ static void init_module(const struct gd_graft *graft, const struct gd_site *site
 
 void gd_lora_pissa_init(const struct gd_graft *graft, float *block)
 {
-    const struct gd_site *sites;
-    int site_count = gd_model_linear_sites(graft->model, &sites);
-#pragma omp parallel for schedule(dynamic) num_threads(gd_svd_threads(sites, site_count))
-    for (int i = 0; i < site_count; i++)
-        if (graft->site_param[i] >= 0)
-            init_module(graft, &sites[i], block);
+    gd_svd_each(graft, block, init_module);
 }
 
 struct gd_value *gd_lora_pissa_base(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,

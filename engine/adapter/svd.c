@@ -213,7 +213,8 @@ void gd_singular_triplets(const float *w, int64_t out, int64_t in, int64_t first
     gd_free(x);
 }
 
-int gd_svd_threads(const struct gd_site *sites, int site_count)
+/* Of how many sites at once. */
+static int threads_for(const struct gd_site *sites, int site_count)
 {
     double most = 1, threads = gd_device()->threads;
     for (int i = 0; i < site_count; i++) {
@@ -221,4 +222,20 @@ int gd_svd_threads(const struct gd_site *sites, int site_count)
         most = fmax(most, 12 * out * in + 24 * small * small); /* w in f32, x, and three squares */
     }
     return (int)fmax(1, fmin(threads, floor(0x1p32 / most)));
+}
+
+void gd_svd_each(const struct gd_graft *graft, float *block,
+                 void (*module)(const struct gd_graft *graft, const struct gd_site *site, float *block))
+{
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(graft->model, &sites), threads = threads_for(sites, site_count);
+    for (int begin = 0; begin < site_count; begin += threads) {
+        int end = begin + threads < site_count ? begin + threads : site_count;
+        if (graft->between != NULL && !graft->between(graft->between_context))
+            return;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (int i = begin; i < end; i++)
+            if (graft->site_param[i] >= 0)
+                module(graft, &sites[i], block);
+    }
 }

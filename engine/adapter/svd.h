@@ -13,15 +13,17 @@
 #ifndef GD_ADAPTER_SVD_H
 #define GD_ADAPTER_SVD_H
 
-#include "engine/model/site.h"
+#include "engine/adapter/adapter.h"
 
 /* w [out, in] = sum_i sigma[i] u_i v_i^T, sigma falling. sigma: all min(out, in) of them; u: [count, out] and v: [count, in] of
  * the triplets from `first` on, as rows of unit length, of which the longer is zero where sigma vanishes. */
 void gd_singular_triplets(const float *w, int64_t out, int64_t in, int64_t first, int64_t count, double *sigma, float *u,
                           float *v);
 
-/* Of how many sites' weights at once: as many as there are threads, within 4 GiB. */
-int gd_svd_threads(const struct gd_site *sites, int site_count);
+/* Calls `module` for each linear site that the graft touches, on as many threads as there are and 4 GiB allow; asks
+ * graft->between now and then. */
+void gd_svd_each(const struct gd_graft *graft, float *block,
+                 void (*module)(const struct gd_graft *graft, const struct gd_site *site, float *block));
 
 /* Eigenvalues of the symmetric a [n, n] in rising order, and rows of `vectors` [n, n] that are their unit eigenvectors. Destroys a. */
 void gd_symmetric_eigen(double *a, int64_t n, double *values, double *vectors);

@@ -258,12 +258,13 @@ static int longest_survey(const struct gd_trainer *trainer)
     return longest;
 }
 
-static void first_parameters(const struct gd_trainer *trainer, float *block)
+static bool first_parameters(const struct gd_trainer *trainer, float *block, struct gd_error *err)
 {
     if (trainer->start != NULL)
         gd_start_fill(trainer->graft, trainer->start, (uint64_t)trainer->spec->seed, block);
     else
         gd_graft_init(trainer->graft, block, (uint64_t)trainer->spec->seed);
+    return trainer->command != GD_TRAIN_CANCEL || gd_fail(err, GD_CANCELLED, "cancelled before the first step");
 }
 
 /* What the losses' reference needs before the first step. */
@@ -277,8 +278,7 @@ static bool set_reference(struct gd_trainer *trainer, struct gd_error *err)
     if (!gd_large_alloc(&block, trainer->block_bytes, "the reference's parameters", err))
         return false;
     trainer->passes.start_block = trainer->start_block = block;
-    first_parameters(trainer, block);
-    return true;
+    return first_parameters(trainer, block, err);
 }
 
 static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
@@ -382,7 +382,8 @@ static bool restore(struct gd_trainer *trainer, struct gd_error *err)
     cJSON *facts = NULL;
     gd_checkpoint_read_newest(trainer->folder, trainer->graft, &trainer->state, &facts, report_damaged, trainer);
     if (trainer->state.step == 0) {
-        first_parameters(trainer, trainer->state.block);
+        if (!first_parameters(trainer, trainer->state.block, err))
+            return false;
         memset(trainer->state.exp_avg, 0, trainer->block_bytes);
         memset(trainer->state.exp_avg_sq, 0, trainer->block_bytes);
         trainer->state.trained_tokens = trainer->state.tokens = 0;
@@ -837,6 +838,10 @@ static bool make_graft(struct gd_trainer *trainer, const char *init_path, struct
     struct gd_graft *graft = NULL;
     ok = ok && gd_start_make_graft(&graft, trainer->model, trainer->spec, trainer->start, trainer->folder, &source, err);
     trainer->graft = graft;
+    if (ok) {
+        graft->between = between_ops;
+        graft->between_context = trainer;
+    }
     if (ok && graft->summary[0] != '\0')
         say(trainer, "info", "%s", graft->summary);
     ok = ok && (!trainer->sensed || keep_start(trainer, start, err));
