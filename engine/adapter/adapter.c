@@ -182,15 +182,27 @@ bool gd_graft_resume(const struct gd_graft *graft, const struct gd_graft *kept, 
     return true;
 }
 
-int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor)
+static int param_at(const struct gd_graft *graft, int64_t at)
 {
     int i = 0;
-    while (i + 1 < graft->param_count && graft->params[i + 1].offset <= begin)
+    while (i + 1 < graft->param_count && graft->params[i + 1].offset <= at)
         i++;
-    *factor = graft->params[i].rate;
-    while (i < graft->param_count && graft->params[i].rate == *factor)
+    return i;
+}
+
+int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor)
+{
+    int i = param_at(graft, begin);
+    const struct gd_graft_param *first = &graft->params[i];
+    *factor = first->rate;
+    while (i < graft->param_count && graft->params[i].rate == first->rate && graft->params[i].undecayed == first->undecayed)
         i++;
     return i < graft->param_count ? graft->params[i].offset : graft->parameter_count;
+}
+
+bool gd_graft_decays(const struct gd_graft *graft, int64_t at)
+{
+    return !graft->params[param_at(graft, at)].undecayed;
 }
 
 static struct gd_value *training_linear(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,

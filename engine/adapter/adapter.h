@@ -110,6 +110,7 @@ struct gd_graft_param {
     int piece, pieces;           /* if not 0 of 0: which of so many equal blocks of columns of the file's tensor this is; all
                                   * pieces follow each other */
     double rate;                 /* factor of the learning rate */
+    bool undecayed;              /* weight decay leaves it alone */
 };
 
 struct gd_graft {
@@ -240,8 +241,9 @@ static inline const float *gd_graft_score(const struct gd_graft *graft, const fl
 /* What a loaded graft holds: its numbers, what is derived from them, its prefix. */
 size_t gd_graft_bytes(const struct gd_graft *graft);
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed);
-/* End of the run of trained floats from `begin` on that share one factor of the learning rate. */
+/* End of the run of trained floats from `begin` on that share one factor of the learning rate, and either all decay or none. */
 int64_t gd_graft_rate_run(const struct gd_graft *graft, int64_t begin, double *factor);
+bool gd_graft_decays(const struct gd_graft *graft, int64_t at);
 
 /* Sites for a training graph: declares one value per trained parameter (in param order, [param_count]): PARAMs and
  * dropout when `training` (dropout_key: i32 [4] input, NULL without dropout), plain inputs for evaluation. */

@@ -15,6 +15,8 @@ static const struct gd_adapter_option options[] = {
      .help = "First layer that is trained."},
     {.name = "last_layer", .type = GD_OPTION_INT, .use = GD_OPTION_TRAINS, .min = -1, .max = GD_LAYERS_MAX - 1, .fallback = -1,
      .help = "Last layer that is trained; -1: the model's last. The norm after the layers counts with the last one."},
+    {.name = "decay_vectors", .type = GD_OPTION_BOOL, .use = GD_OPTION_TRAINS, .fallback = 1,
+     .help = "Weight decay acts on norms and biases too; false: on matrices only, as transformers' Trainer has it."},
 };
 
 /* Biases that the base lacks are not made. */
@@ -28,6 +30,7 @@ static void drop_absent_biases(struct gd_graft *graft)
 static bool choose(struct gd_graft *graft, const struct gd_graft_source *source, struct gd_error *err)
 {
     graft->picks = gd_picks_create(graft->model);
+    graft->picks->undecayed_vectors = gd_adapter_value(&graft->config, "decay_vectors") == 0;
     if (source->file != NULL)
         return gd_picks_read(graft, source->file, err);
     const struct gd_adapter_config *config = &graft->config;

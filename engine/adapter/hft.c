@@ -37,6 +37,8 @@ static const struct gd_adapter_option options[] = {
      .help = "Linear modules to draw from: names, dotted suffixes, or \"all-linear\"; an empty list: none."},
     {.name = "target_norms", .type = GD_OPTION_MODULES, .use = GD_OPTION_TRAINS, .modules = "all-norms",
      .help = "Norms to draw from: names, dotted suffixes, or \"all-norms\"; an empty list: none."},
+    {.name = "decay_vectors", .type = GD_OPTION_BOOL, .use = GD_OPTION_TRAINS, .fallback = 1,
+     .help = "Weight decay acts on norms and biases too; false: on matrices only, as transformers' Trainer has it."},
 };
 
 /* Random numbers in order: each names its seed, round, draw and place. */
@@ -213,6 +215,7 @@ static bool draw_until_near(struct gd_graft *graft, struct candidates *all, uint
 static bool choose(struct gd_graft *graft, const struct gd_graft_source *source, struct gd_error *err)
 {
     graft->picks = gd_picks_create(graft->model);
+    graft->picks->undecayed_vectors = gd_adapter_value(&graft->config, "decay_vectors") == 0;
     if (source->file != NULL)
         return gd_picks_read(graft, source->file, err);
     int last = graft->model->config.layers - 1;

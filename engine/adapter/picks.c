@@ -103,12 +103,13 @@ int64_t gd_picks_numbers(const struct gd_graft *graft)
 
 /* ---- parameters ---- */
 
-static struct gd_graft_param *add_vector(struct gd_graft *graft, const char *module, const char *suffix, int64_t count)
+/* A list of numbers: a vector of the base, or entries of one or of a matrix. */
+static void add_list(struct gd_graft *graft, const char *module, const char *suffix, int64_t count, bool vector)
 {
     struct gd_graft_param *param = gd_graft_add(graft, true, module, suffix, count, 1);
     param->rank = 1;
     param->flat = true;
-    return param;
+    param->undecayed = vector && graft->picks->undecayed_vectors;
 }
 
 static void declare_part(struct gd_graft *graft, const struct gd_site *site, enum gd_picked_part part,
@@ -121,10 +122,10 @@ static void declare_part(struct gd_graft *graft, const struct gd_site *site, enu
         if (columns > 1)
             gd_graft_add(graft, true, site->name, "weight", rows, columns);
         else
-            add_vector(graft, site->name, bias ? "bias" : "weight", rows);
+            add_list(graft, site->name, bias ? "bias" : "weight", rows, true);
         break;
     case GD_PICK_ENTRIES:
-        add_vector(graft, site->name, bias ? "bias.shira_weight" : "shira_weight", picked->entry_count);
+        add_list(graft, site->name, bias ? "bias.shira_weight" : "shira_weight", picked->entry_count, columns == 1);
         break;
     case GD_PICK_PRODUCT:
         gd_graft_add(graft, true, site->name, "lora_A.weight", picked->rank, columns);

@@ -40,6 +40,7 @@ struct gd_picked {
 
 struct gd_picks {
     int slots;
+    bool undecayed_vectors;  /* weight decay leaves norms and biases alone */
     struct gd_picked (*tensor)[GD_PICKED_PARTS]; /* [slots] */
 };
 

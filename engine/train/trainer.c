@@ -731,8 +731,9 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
     double factor;
     for (int64_t begin = 0, end; begin < count; begin = end) {
         end = gd_graft_rate_run(trainer->graft, begin, &factor);
+        double decay = gd_graft_decays(trainer->graft, begin) ? spec->weight_decay : 0.0;
         gd_adamw(state->block + begin, state->exp_avg + begin, state->exp_avg_sq + begin, grad + begin, end - begin, step,
-                 factor * result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, spec->weight_decay, clip);
+                 factor * result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, decay, clip);
     }
     result->kl = trainer->survey.step.kl;
     result->shift = trainer->survey.step.shift;

@@ -53,6 +53,19 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, method):
     assert digest(tmp_path / "whole") == digest(tmp_path / "cut")
 
 
+def test_norms_are_spared_by_weight_decay_where_that_is_asked(tmp_path):
+    digests = []
+    for decay, spared in ((0.5, False), (0.5, True), (0, True)):
+        made = command(tmp_path, "job", tmp_path / "out", {"type": "full", "target_modules": [], "decay_vectors": not spared})
+        job = json.loads((tmp_path / "job.json").read_text())
+        job["method"]["supervised"]["hyperparameters"]["weight_decay"] = decay
+        (tmp_path / "job.json").write_text(json.dumps(job))
+        run(made)
+        digests.append(digest(tmp_path / "out"))
+        (tmp_path / "out").rename(tmp_path / f"out-{len(digests)}")
+    assert digests[0] != digests[1] == digests[2]
+
+
 def test_what_spt_selects_is_measured_once(tmp_path):
     first = command(tmp_path, "job", tmp_path / "out", METHODS["spt"])
     process = subprocess.Popen(first, stdout=subprocess.PIPE, text=True)

@@ -318,6 +318,26 @@ static void steps_move_all_that_is_picked_and_nothing_else(void **state)
     }
 }
 
+/* Runs of one rate and one decay cover every parameter once; norms are spared where the option says so. */
+static void norms_may_be_spared_by_decay(void **state)
+{
+    for (int spared = 0; spared < 2; spared++) {
+        struct gd_graft *graft = make_by(model, spared ? "{\"type\": \"hft\", \"decay_vectors\": false}" : "{\"type\": \"hft\"}",
+                                         &(struct gd_graft_source){.seed = 1});
+        double factor;
+        int runs = 0;
+        for (int64_t begin = 0, end; begin < graft->parameter_count; begin = end, runs++) {
+            end = gd_graft_rate_run(graft, begin, &factor);
+            assert_true(end > begin && factor == 1.0);
+            for (int i = 0; i < graft->param_count; i++)
+                if (graft->params[i].offset >= begin && graft->params[i].offset < end)
+                    assert_true((graft->params[i].rank == 2 || !spared) == gd_graft_decays(graft, begin));
+        }
+        assert_int_equal(runs, spared ? 2 : 1);
+        gd_graft_destroy(graft);
+    }
+}
+
 /* ---- sensitivities ---- */
 
 static void sensitivities_are_squared_gradients(void **state)
@@ -544,6 +564,7 @@ int main(void)
         cmocka_unit_test(half_of_smollm2_is_half_over_many_seeds),
         cmocka_unit_test(freezing_others_changes_no_bit_of_a_gradient),
         cmocka_unit_test(steps_move_all_that_is_picked_and_nothing_else),
+        cmocka_unit_test(norms_may_be_spared_by_decay),
         cmocka_unit_test(sensitivities_are_squared_gradients),
         cmocka_unit_test(ranks_agree_with_sorting),
         cmocka_unit_test(the_limits_of_the_allocation_are_lora_and_single_weights),
