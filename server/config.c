@@ -34,7 +34,7 @@ static const struct setting settings[] = {
     {"engine.threads", INT, AT(threads), 0, 4096},
     {"graders.python", TEXT, AT(python), 0, 0},
     {"graders.python_memory_bytes", BYTES, AT(python_memory_bytes), INT64_C(64) << 20, INT64_C(1) << 46},
-    {"graders.python_seconds", INT, AT(python_seconds), 1, 3600},
+    {"graders.python_seconds", INT, AT(python_seconds), 1, 60}, /* a worker that grades answers nobody meanwhile */
     {"jobs.keep_checkpoints", INT, AT(keep_checkpoints), 1, 10000},
     {"server.allowed_hosts", TEXT, AT(allowed_hosts), 0, 0},
     {"server.api_key_file", TEXT, AT(api_key_file), 0, 0},
