@@ -427,3 +427,21 @@ def test_the_readmes_examples_work(daemon, tmp_path):
     assert said.count('"name": "judged"') == 3
     said = subprocess.run([sys.executable, "-c", python], stdout=subprocess.PIPE, check=True).stdout.decode()
     assert "temperature 0 completed ResultCounts(errored=0" in said and "'difference': {'n': 25" in said
+
+
+def test_the_same_request_runs_in_the_foreground(daemon, models, tmp_path):
+    from daemon import GRAFTD
+    rows = [{"item": {"q": f"number {i}", "a": "x"}} for i in range(9)] + [{"item": {"a": "no question"}}]
+    source = completions(rows)
+    result, found = run(daemon, [NEAR, LABEL], source)
+    (tmp_path / "eval.json").write_text(json.dumps({"data_source_config": CONFIG, "testing_criteria": [NEAR, LABEL], "data_source": source}))
+    command = [GRAFTD, "run", "eval.json", "--models", str(models), "--out", "out", "--threads", "2"]
+    said = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert said.returncode == 0, said.stdout
+    kept = sorted((json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()), key=lambda item: item["index"])
+    assert [item["status"] for item in kept] == [item["status"] for item in found]
+    for item, other in zip(kept, found):
+        assert [r["score"] for r in item.get("results", item.get("body", {}).get("results"))] == [r["score"] for r in other["results"]]
+    again = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert again.returncode == 1 and b"--resume" in again.stdout
+    assert subprocess.run([*command, "--resume"], cwd=tmp_path, stdout=subprocess.PIPE).returncode == 0
