@@ -61,6 +61,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct gd_error err = {0};
     struct gd_eval_spec spec, restored;
+    if (size == 0)
+        return 0;
     cJSON *json = gd_json_parse((const char *)data, size, size, &err);
     if (!cJSON_IsObject(json)) {
         cJSON_Delete(json);
