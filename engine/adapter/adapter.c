@@ -31,6 +31,9 @@ static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_co
     *to = *from;
     for (int i = 0; i < GD_ADAPTER_OPTIONS_MAX; i++) {
         to->texts[i] = gd_strdup(from->texts[i]);
+        to->ints[i].values = gd_alloc_array((size_t)from->ints[i].count + 1, sizeof(int32_t));
+        for (int j = 0; j < from->ints[i].count; j++)
+            to->ints[i].values[j] = from->ints[i].values[j];
         copy_names(&to->modules[i], &from->modules[i]);
     }
     copy_names(&to->tasks, &from->tasks);
@@ -119,6 +122,7 @@ void gd_graft_destroy(struct gd_graft *graft)
     gd_graft_drop_prefix(graft);
     gd_free((void *)(uintptr_t)graft->virtual_rows.ids);
     gd_free((void *)(uintptr_t)graft->virtual_rows.weights);
+    gd_free((void *)(uintptr_t)graft->virtual_rows.learned);
     gd_free(graft);
 }
 

@@ -24,6 +24,7 @@
 #define GD_TARGETS_MAX 4096
 #define GD_ADAPTER_OPTIONS_MAX 16
 #define GD_ADAPTER_TEXT_MAX 65536
+#define GD_ADAPTER_INTS_MAX GD_VIRTUAL_ROWS_MAX
 
 enum gd_adapter_option_type {
     GD_OPTION_INT,
@@ -31,6 +32,7 @@ enum gd_adapter_option_type {
     GD_OPTION_BOOL,
     GD_OPTION_CHOICE,            /* one of a closed list of names, by its position; "true" and "false" are JSON's own */
     GD_OPTION_TEXT,              /* text, or null, which is the default */
+    GD_OPTION_INTS,              /* a list of integers from min to max, or null, which is the default */
     GD_OPTION_MODULES,           /* module names, dotted suffixes, or, for linear modules, "all-linear" */
 };
 
@@ -59,6 +61,11 @@ struct gd_modules {
     int count;                   /* <= GD_TARGETS_MAX */
 };
 
+struct gd_ints {
+    int32_t *values;
+    int count;                   /* <= GD_ADAPTER_INTS_MAX; 0: null */
+};
+
 /* Resolved options of a graft, by position in the method's table. */
 struct gd_adapter_config {
     const struct gd_adapter_method *method;
@@ -66,6 +73,7 @@ struct gd_adapter_config {
     double values[GD_ADAPTER_OPTIONS_MAX];
     struct gd_modules modules[GD_ADAPTER_OPTIONS_MAX];
     char *texts[GD_ADAPTER_OPTIONS_MAX];
+    struct gd_ints ints[GD_ADAPTER_OPTIONS_MAX];
     struct gd_modules tasks;     /* of a method by task: their names, by number; not among the options */
     bool score;                  /* a reward model: a head of one score beside the method's parameters */
 };
@@ -80,9 +88,14 @@ cJSON *gd_adapter_config_json(const struct gd_adapter_config *config);
 double gd_adapter_value(const struct gd_adapter_config *config, const char *option);
 const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *config, const char *option);
 const char *gd_adapter_text(const struct gd_adapter_config *config, const char *option); /* or NULL */
+const struct gd_ints *gd_adapter_ints(const struct gd_adapter_config *config, const char *option);
 
-/* An option's value as JSON has it, in requests and in PEFT's files; not for MODULES and TEXT. */
+/* An option's value as JSON has it, in requests and in PEFT's files; not for MODULES, TEXT and INTS. */
 cJSON *gd_adapter_text_json(const char *text);
+cJSON *gd_adapter_ints_json(const struct gd_ints *ints);
+/* Member `option->name` of `json`, INTS; stays empty where it is absent. */
+GD_MUST_CHECK bool gd_adapter_read_ints(const struct gd_adapter_option *option, const cJSON *json, const char *param_prefix,
+                                        struct gd_ints *ints, struct gd_error *err);
 cJSON *gd_adapter_value_json(const struct gd_adapter_option *option, double value);
 /* Member `option->name` of `json`, a CHOICE; *value stays where it is absent. */
 GD_MUST_CHECK bool gd_adapter_choice(const struct gd_adapter_option *option, const cJSON *json, const char *param_prefix,
@@ -210,6 +223,8 @@ struct gd_adapter_method {
     void (*prefix)(const struct gd_graft *graft, float *prefix);
     /* Fills the frozen parameters that are kept apart, from the base: a graft that PEFT wrote lacks them. */
     void (*derive)(const struct gd_graft *graft, float *block);
+    /* After each step of the optimiser: where the parameters must stay. NULL: anywhere. */
+    void (*after_step)(const struct gd_graft *graft, float *block);
     /* Further members of adapter_config.json. NULL: none. */
     void (*describe)(const struct gd_graft *graft, cJSON *json);
     /* The same for serving: what rows that wear the graft do at that site (zero bytes: nothing). */

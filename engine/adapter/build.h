@@ -28,8 +28,10 @@ struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const 
 /* A trained parameter [rows, columns] of exactly this name. */
 struct gd_graft_param *gd_graft_add_named(struct gd_graft *graft, const char *name, int64_t rows, int64_t columns);
 
-/* For methods with virtual rows: as many as option num_virtual_tokens says, if they leave room in the model's context. */
+/* For methods with virtual rows: as many as option num_virtual_tokens says, or `count` as `option` does, if they leave room in the
+ * model's context. */
 GD_MUST_CHECK bool gd_graft_begin_virtual(struct gd_graft *graft, struct gd_error *err);
+GD_MUST_CHECK bool gd_graft_set_virtual(struct gd_graft *graft, int count, const char *option, struct gd_error *err);
 /* The members of adapter_config.json that PEFT wants of every prompt method. */
 void gd_graft_describe_virtual(const struct gd_graft *graft, int token_dim, int heads, cJSON *json);
 /* The option's text must be given where it is `wanted` (`why`), and only there, and have no more tokens than virtual rows. */

@@ -38,6 +38,7 @@ void gd_adapter_config_release(struct gd_adapter_config *config)
             gd_free(config->modules[i].names[j]);
         gd_free(config->modules[i].names);
         gd_free(config->texts[i]);
+        gd_free(config->ints[i].values);
     }
     drop_tasks(config);
     memset(config, 0, sizeof(*config));
@@ -80,6 +81,11 @@ const struct gd_modules *gd_adapter_modules(const struct gd_adapter_config *conf
 const char *gd_adapter_text(const struct gd_adapter_config *config, const char *option)
 {
     return config->texts[option_index(config, option)];
+}
+
+const struct gd_ints *gd_adapter_ints(const struct gd_adapter_config *config, const char *option)
+{
+    return &config->ints[option_index(config, option)];
 }
 
 /* ---- reading ---- */
@@ -215,6 +221,29 @@ static bool check_fields(const struct gd_adapter_method *method, const cJSON *js
     return gd_json_only_known(json, "adapter", known, err);
 }
 
+bool gd_adapter_read_ints(const struct gd_adapter_option *option, const cJSON *json, const char *param_prefix,
+                          struct gd_ints *ints, struct gd_error *err)
+{
+    const cJSON *list = gd_json_find(json, option->name), *item;
+    char param[96];
+    snprintf(param, sizeof(param), "%s%s%s", param_prefix, param_prefix[0] ? "." : "", option->name);
+    if (list == NULL || cJSON_IsNull(list))
+        return true;
+    int count = cJSON_IsArray(list) ? cJSON_GetArraySize(list) : 0;
+    if (count < 1 || count > GD_ADAPTER_INTS_MAX)
+        return gd_fail_param(err, GD_INVALID, param, "%s must be a list of 1 to %d integers", option->name, GD_ADAPTER_INTS_MAX);
+    ints->values = gd_alloc_array((size_t)count, sizeof(int32_t));
+    cJSON_ArrayForEach(item, list)
+    {
+        if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble) || item->valuedouble < option->min ||
+            item->valuedouble > option->max)
+            return gd_fail_param(err, GD_INVALID, param, "%s[%d] must be an integer from %.0f to %.0f", option->name, ints->count,
+                                 option->min, option->max);
+        ints->values[ints->count++] = (int32_t)item->valuedouble;
+    }
+    return true;
+}
+
 static bool parse_text(struct gd_adapter_config *config, int index, const cJSON *json, struct gd_error *err)
 {
     const char *text = NULL;
@@ -231,6 +260,8 @@ static bool parse_option(struct gd_adapter_config *config, int index, const cJSO
     *value = option->fallback * (option->times != NULL ? gd_adapter_value(config, option->times) : 1.0);
     if (option->type == GD_OPTION_MODULES)
         return parse_modules(&config->modules[index], option, gd_json_find(json, option->name), err);
+    if (option->type == GD_OPTION_INTS)
+        return gd_adapter_read_ints(option, json, "adapter", &config->ints[index], err);
     if (option->type == GD_OPTION_TEXT)
         return parse_text(config, index, json, err);
     if (option->type == GD_OPTION_NUMBER)
@@ -301,6 +332,11 @@ cJSON *gd_adapter_text_json(const char *text)
     return text != NULL ? cJSON_CreateString(text) : cJSON_CreateNull();
 }
 
+cJSON *gd_adapter_ints_json(const struct gd_ints *ints)
+{
+    return ints->count > 0 ? cJSON_CreateIntArray(ints->values, ints->count) : cJSON_CreateNull();
+}
+
 cJSON *gd_adapter_config_json(const struct gd_adapter_config *config)
 {
     cJSON *json = cJSON_CreateObject();
@@ -309,6 +345,7 @@ cJSON *gd_adapter_config_json(const struct gd_adapter_config *config)
         const struct gd_adapter_option *option = &config->method->options[i];
         cJSON_AddItemToObject(json, option->name, option->type == GD_OPTION_MODULES ? modules_json(&config->modules[i])
                                                   : option->type == GD_OPTION_TEXT  ? gd_adapter_text_json(config->texts[i])
+                                                  : option->type == GD_OPTION_INTS  ? gd_adapter_ints_json(&config->ints[i])
                                                                                     : gd_adapter_value_json(option, config->values[i]));
     }
     return json;
@@ -316,11 +353,11 @@ cJSON *gd_adapter_config_json(const struct gd_adapter_config *config)
 
 static cJSON *option_json(const struct gd_adapter_option *option)
 {
-    static const char *const types[] = {"integer", "number", "boolean", "choice", "text", "modules"};
+    static const char *const types[] = {"integer", "number", "boolean", "choice", "text", "integers", "modules"};
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "name", option->name);
     cJSON_AddStringToObject(json, "type", types[option->type]);
-    bool number = option->type == GD_OPTION_INT || option->type == GD_OPTION_NUMBER;
+    bool number = option->type == GD_OPTION_INT || option->type == GD_OPTION_NUMBER || option->type == GD_OPTION_INTS;
     if (number) {
         cJSON_AddNumberToObject(json, "minimum", option->min);
         cJSON_AddNumberToObject(json, "maximum", option->max);
@@ -340,7 +377,7 @@ static cJSON *option_json(const struct gd_adapter_option *option)
         for (int i = 0; i < fallback.count; i++)
             gd_free(fallback.names[i]);
         gd_free(fallback.names);
-    } else if (option->type == GD_OPTION_TEXT) {
+    } else if (option->type == GD_OPTION_TEXT || option->type == GD_OPTION_INTS) {
         cJSON_AddNullToObject(json, "default");
     } else if (option->times != NULL) {
         char rule[64];

@@ -78,6 +78,8 @@ static cJSON *adapter_config(const struct gd_graft *graft)
             continue;
         if (option->type == GD_OPTION_MODULES)
             cJSON_AddItemToObject(json, option->name, module_list(graft, &graft->config.modules[i], whole));
+        else if (option->type == GD_OPTION_INTS)
+            cJSON_AddItemToObject(json, option->name, gd_adapter_ints_json(&graft->config.ints[i]));
         else if (option->type == GD_OPTION_TEXT)
             cJSON_AddItemToObject(json, option->name, gd_adapter_text_json(graft->config.texts[i]));
         else
@@ -315,6 +317,8 @@ static bool read_option(struct gd_adapter_config *config, int index, const cJSON
     switch (option->type) {
     case GD_OPTION_MODULES:
         return read_modules(&config->modules[index], json, option->name, err);
+    case GD_OPTION_INTS:
+        return gd_adapter_read_ints(option, json, "", &config->ints[index], err);
     case GD_OPTION_TEXT:
         return read_text(&config->texts[index], json, option->name, err);
     case GD_OPTION_NUMBER:

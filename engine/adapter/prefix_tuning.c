@@ -153,7 +153,8 @@ static bool keep(const struct gd_graft *graft, const float *block, const struct 
 /* The block holds part by part, as the prefix does. */
 static void prefix(const struct gd_graft *graft, float *out)
 {
-    memcpy(out, graft->block, (size_t)graft->parameter_count * sizeof(float));
+    memcpy(out, graft->block, (size_t)graft->virtual_rows.count * (size_t)part_count(graft) * (size_t)kv_width(graft->model) *
+                                  sizeof(float));
 }
 
 static void describe(const struct gd_graft *graft, cJSON *json)

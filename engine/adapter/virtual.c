@@ -14,11 +14,18 @@
 
 bool gd_graft_begin_virtual(struct gd_graft *graft, struct gd_error *err)
 {
-    int count = (int)gd_adapter_value(&graft->config, "num_virtual_tokens"), context = graft->model->config.context;
+    return gd_graft_set_virtual(graft, (int)gd_adapter_value(&graft->config, "num_virtual_tokens"), "num_virtual_tokens", err);
+}
+
+bool gd_graft_set_virtual(struct gd_graft *graft, int count, const char *option, struct gd_error *err)
+{
+    int context = graft->model->config.context;
+    char param[96];
+    snprintf(param, sizeof(param), "adapter.%s", option);
     if (count < 1)
-        return gd_fail_param(err, GD_INVALID, "adapter.num_virtual_tokens", "num_virtual_tokens is missing or below 1");
+        return gd_fail_param(err, GD_INVALID, param, "%s is missing, empty or 0", option);
     if (count > context - 2) /* a token, and one to predict */
-        return gd_fail_param(err, GD_INVALID, "adapter.num_virtual_tokens",
+        return gd_fail_param(err, GD_INVALID, param,
                              "%d virtual tokens leave no room in the context of '%s', which holds %d: give at most %d", count,
                              graft->model->id, context, context - 2);
     graft->virtual_rows.count = count;

@@ -31,7 +31,8 @@ struct gd_virtual_rows {
     int count;                   /* 0: none */
     const int32_t *ids;          /* [count] tokens that the rows stand for; NULL: none, their embeddings start at zero */
     const float *weights;        /* [count] weight of ids[j] as a target of row j - 1 in a loss over one answer; or NULL */
-    int target_count;            /* weights that are not 0 */
+    int target_count;            /* of ids, those that are targets: what each adds to a loss's divisor */
+    const int32_t *learned;      /* [count] the row's own number, or -1 where it stays what it stands for; NULL: all learn */
     int table_rows;              /* tokens with a smaller index are changed by their index; 0: none */
     bool prompt_only;            /* of these, only those before the first trained token, or of a request's prompt */
 };

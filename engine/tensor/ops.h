@@ -99,6 +99,7 @@ struct gd_value *gd_attention_cached(struct gd_graph *g, struct gd_value *q, str
 
 struct gd_value *gd_swiglu(struct gd_graph *g, struct gd_value *gate, struct gd_value *up); /* silu(gate) * up */
 
+struct gd_value *gd_softmax(struct gd_graph *g, struct gd_value *x);                       /* f32 [T,n], each row */
 struct gd_value *gd_activation(struct gd_graph *g, struct gd_value *x, enum gd_activation kind); /* by element */
 
 /* x * mask / (1-p), mask from Philox (key i32 [4] = seed lo, seed hi, step, leaf) at counter (site, element). p = 0: x. */

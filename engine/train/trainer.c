@@ -735,6 +735,8 @@ static bool run_step(struct gd_trainer *trainer, int64_t step, struct step_resul
         gd_adamw(state->block + begin, state->exp_avg + begin, state->exp_avg_sq + begin, grad + begin, end - begin, step,
                  factor * result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, decay, clip);
     }
+    if (trainer->graft->method->after_step != NULL)
+        trainer->graft->method->after_step(trainer->graft, state->block);
     result->kl = trainer->survey.step.kl;
     result->shift = trainer->survey.step.shift;
     trainer->state.running_mean = trainer->survey.running_mean;

@@ -652,6 +652,8 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
         struct gd_philox bits = gd_philox4(seed, gd_philox_stream(GD_RANDOM_TEST, 4, 0), (uint64_t)i);
         block[i] += distance * gd_normal_from_bits(bits.v[0], bits.v[1]);
     }
+    if (trained->method->after_step != NULL)
+        trained->method->after_step(trained, block);
     if (!gd_graft_save(trained, block, folder, NULL, &err) || !gd_graft_load(&served, model, folder, &err) ||
         !gd_graft_make_prefix(served, &err))
         fail_msg("%s", err.message);
@@ -747,6 +749,8 @@ static void virtual_rows_lead_and_are_shared(void **state)
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 32}",
         "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 70}",
         "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 9}",
+        "{\"type\": \"cpt\", \"cpt_token_ids\": [7, 19, 33, 40], \"cpt_tokens_type_mask\": [1, 2, 3, 4]}",
+        "{\"type\": \"ept\", \"num_virtual_tokens\": 6, \"r\": 5}",
         "{\"type\": \"dept\", \"num_virtual_tokens\": 6, \"r\": 5, \"max_length\": 80, \"apply_to\": \"sequence\"}",
         "{\"type\": \"dept\", \"num_virtual_tokens\": 35, \"r\": 5}",
         "{\"type\": \"dept\", \"num_virtual_tokens\": 0, \"r\": 5, \"max_length\": 33}",

@@ -46,6 +46,11 @@ static const struct kind {
     {"houlsby", "{\"type\": \"houlsby\", \"bottleneck_size\": 5, \"learned_scaling\": true}"},
     {"pfeiffer", "{\"type\": \"pfeiffer\", \"non_linearity\": \"gelu\", \"residual\": false}"},
     {"parallel", "{\"type\": \"parallel\", \"reduction_factor\": 8, \"residual\": true, \"use_bias\": false}"},
+    {"cpt", "{\"type\": \"cpt\", \"cpt_token_ids\": [7, 19, 33, 40, 12, 55, 61, 8, 90, 14], "
+            "\"cpt_tokens_type_mask\": [1, 2, 2, 3, 4, 5, 6, 7, 8, 8], \"opt_weighted_loss_type\": \"decay\", "
+            "\"opt_loss_decay_factor\": 0.5}"},
+    {"ept", "{\"type\": \"ept\", \"num_virtual_tokens\": 4, \"r\": 3, \"max_length\": 12, \"fusion_width\": 5, \"space_count\": 3, "
+            "\"space_rank\": 2, \"embedding_update_lr_ratio\": 1}"},
     {"dept", "{\"type\": \"dept\", \"num_virtual_tokens\": 4, \"r\": 3, \"max_length\": 12, \"apply_to\": \"sequence\", "
              "\"embedding_update_lr_ratio\": 1}"},
     {"p_tuning", "{\"type\": \"p_tuning\", \"num_virtual_tokens\": 5, \"encoder_hidden_size\": 12}"},
@@ -95,7 +100,8 @@ static struct gd_tensor tensor_of(const struct setting *s, const char *prefix, c
 
 static void load_block(const struct setting *s, const char *prefix, float *block)
 {
-    for (int i = 0; i < s->graft->param_count + s->graft->frozen_param_count; i++) {
+    int fixed = s->graft->bakes ? 0 : s->graft->frozen_param_count; /* constants of what is kept otherwise: as init has them */
+    for (int i = 0; i < s->graft->param_count + fixed; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
         struct gd_tensor t = tensor_of(s, prefix, param);
         int64_t count = gd_tensor_count(&t), columns = t.rank >= 2 ? t.shape[t.rank - 1] : 1, rows = count / columns;
@@ -151,6 +157,8 @@ static struct setting *set_up(const struct kind *kind)
     s->m = gd_alloc_array(count, sizeof(float));
     s->v = gd_alloc_array(count, sizeof(float));
     load_rows(s);
+    if (s->graft->bakes)
+        gd_graft_init(s->graft, s->block, 1);
     load_block(s, initial, s->block);
     gd_passes_init(&s->passes, s->model, s->graft, gd_objective_find("supervised"), NULL, GD_F32, s->block, s->grad);
     gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
@@ -183,7 +191,7 @@ static double step_weight(const struct setting *s, int step)
     for (int row = step * ROWS; row < (step + 1) * ROWS; row++)
         for (int t = 1; t < s->data.rows[row].length; t++)
             weight += s->data.weights[s->data.rows[row].offset + t];
-    return weight;
+    return weight + ROWS * s->data.virtual_rows.target_count;
 }
 
 /* Loss of rows of a step that has `weight`, packed in one micro-batch; gradients in s->grad. */
@@ -251,6 +259,8 @@ static void check_steps(struct setting *s)
             gd_adamw(s->block + begin, s->m + begin, s->v + begin, s->grad + begin, end - begin, step + 1, factor * 2e-3, 0.9,
                      0.999, 1e-8, 0.01, clip);
         }
+        if (s->graft->method->after_step != NULL)
+            s->graft->method->after_step(s->graft, s->block);
     }
     for (int i = 0; i < s->graft->param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
