@@ -110,7 +110,7 @@ def test_its_loss_falls_and_its_options_are_echoed(daemon, trained, method):
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == PEFT_TYPES.get(kind(method), kind(method).upper())
 
 
-@pytest.mark.parametrize("method", ["pissa", "kasa"])  # which keep other tensors than they train
+@pytest.mark.parametrize("method", ["pissa", "kasa", "prefix_tuning", "p_tuning", "cpt", "ept"])  # which keep other tensors than they train
 def test_a_paused_job_ends_with_the_same_bytes(daemon, method):
     options, rate = SETTINGS[method]
     body = job_body(daemon.upload(chat_rows(60)).json["id"], adapter={"type": kind(method), **options},
