@@ -2,8 +2,9 @@
  * Tokens per second of preference training with what both answers begin with computed once, and computed for each side:
  *     prefix_sharing MODEL [ROUNDS [LENGTH ...]]
  * Pairs of LENGTH prompt tokens and answers of LENGTH tokens, packed as a job packs them, one dpo step (reference, forward,
- * backward) after the other in both forms by turns. Tokens are those of the rows: both sides whole. The last column is how
- * many rows of a batch one form needs for one of the other's: what a machine would gain that does nothing but products.
+ * backward) after the other in both forms by turns. Tokens are those of the rows: both sides whole. Ratios: of tokens a second,
+ * of the processors' own seconds, which other programs on the machine disturb least, and of the rows of a batch, which is what
+ * a machine would gain that did nothing but products with weights.
  */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
@@ -11,10 +12,10 @@
 #include "engine/train/passes.h"
 #include "engine/train/survey.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define TOKENS_PER_BATCH 1024
 #define ROUNDS_MAX 100
@@ -51,15 +52,25 @@ static void make_rows(struct gd_dataset *data, int length, int rows, bool shared
     }
 }
 
-/* Both forms take as many rows a step as the budget of a micro-batch holds. */
-static double run_step(struct form *form, int rows, struct gd_error *err)
+struct cost {
+    double wall, processor;
+};
+
+static double processor_seconds(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static struct cost run_step(struct form *form, int rows, struct gd_error *err)
 {
     int64_t order[64], packed[64];
     int begin[65], leaf[64];
     for (int r = 0; r < rows; r++)
         order[r] = r;
     struct gd_step_counts counts = {0};
-    double started = gd_time_monotonic();
+    double started = gd_time_monotonic(), busy = processor_seconds();
     for (int r = 0; r < rows; r++)
         gd_step_count_row(&counts, form->passes.preference, &form->data, r);
     gd_survey_begin(&form->survey, &counts, 0, 0);
@@ -73,7 +84,7 @@ static double run_step(struct form *form, int rows, struct gd_error *err)
         gd_batch_fill(&form->batch, &form->data, packed + begin[m], end - begin[m], gd_token_bucket(space));
         must(gd_passes_run(&form->passes, true, &form->batch, 1.0 / rows, NULL, NULL, &result, err), err);
     }
-    return gd_time_monotonic() - started;
+    return (struct cost){gd_time_monotonic() - started, processor_seconds() - busy};
 }
 
 static int ascending(const void *a, const void *b)
@@ -87,8 +98,8 @@ static void compare(const struct gd_model *model, const struct gd_graft *graft, 
     struct gd_error err = {0};
     struct gd_preference preference;
     struct form form[2];
-    double ratio[ROUNDS_MAX], speed[2][ROUNDS_MAX];
-    int rows = 8;
+    double ratio[ROUNDS_MAX], busy_ratio[ROUNDS_MAX], speed[2][ROUNDS_MAX], busy[2];
+    int rows = 4;
     gd_preference_default(&preference, gd_preference_find("dpo"));
     for (int shared = 0; shared < 2; shared++) {
         make_rows(&form[shared].data, length, rows, shared, model->config.vocab);
@@ -101,9 +112,12 @@ static void compare(const struct gd_model *model, const struct gd_graft *graft, 
     for (int i = 0; i < rounds; i++) {
         for (int k = 0; k < 2; k++) {
             int shared = (i + k) % 2;
-            speed[shared][i] = rows * 4 * length / run_step(&form[shared], rows, &err);
+            struct cost cost = run_step(&form[shared], rows, &err);
+            speed[shared][i] = rows * 4 * length / cost.wall;
+            busy[shared] = cost.processor;
         }
         ratio[i] = speed[1][i] / speed[0][i];
+        busy_ratio[i] = busy[0] / busy[1];
     }
     for (int shared = 0; shared < 2; shared++) {
         qsort(speed[shared], (size_t)rounds, sizeof(double), ascending);
@@ -114,8 +128,9 @@ static void compare(const struct gd_model *model, const struct gd_graft *graft, 
         gd_free(form[shared].data.weights);
     }
     qsort(ratio, (size_t)rounds, sizeof(double), ascending);
-    printf("%6d  %9.1f  %9.1f   %6.3f   [%.3f, %.3f]   %.3f\n", length, speed[0][rounds / 2], speed[1][rounds / 2],
-           ratio[rounds / 2], ratio[0], ratio[rounds - 1], 4.0 * length / (3.0 * length + 1));
+    qsort(busy_ratio, (size_t)rounds, sizeof(double), ascending);
+    printf("%6d  %9.1f  %9.1f   %6.3f   [%.3f, %.3f]   %6.3f   [%.3f, %.3f]   %.3f\n", length, speed[0][rounds / 2], speed[1][rounds / 2],
+           ratio[rounds / 2], ratio[0], ratio[rounds - 1], busy_ratio[rounds / 2], busy_ratio[0], busy_ratio[rounds - 1], 4.0 * length / (3.0 * length + 1));
     fflush(stdout);
 }
 
@@ -146,8 +161,8 @@ int main(int argc, char **argv)
     gd_graft_init(graft, block, 1);
     printf("%s, %s, %d threads, %s, %d rounds; dpo, LoRA r 16, tokens_per_batch %d\n", model->config.architecture, gd_device()->isa,
            gd_device()->threads, gd_device()->compute == GD_BF16 ? "bf16" : "f32", rounds, TOKENS_PER_BATCH);
-    printf("prompt=  tokens/s   tokens/s    ratio   [least, most]   rows\n"
-           "answer   each side  shared      median                  ratio\n");
+    printf("prompt=   tokens/s   tokens/s  tokens/s                    processor                 rows\n"
+           "answer   each side     shared     ratio   [least, most]      ratio   [least, most]   ratio\n");
     for (int i = 0; i < count; i++)
         compare(model, graft, block, grad, lengths[i], rounds);
     gd_free(block);
