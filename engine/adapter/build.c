@@ -182,3 +182,12 @@ void gd_fill_kaiming(const struct gd_graft_param *param, float *block, uint64_t 
 {
     gd_fill_uniform(block + param->offset, param->shape[0] * param->shape[1], 1.0f / sqrtf((float)param->shape[1]), seed, stream);
 }
+
+float *gd_transposed(const float *from, int64_t rows, int64_t columns)
+{
+    float *to = gd_alloc_array((size_t)(rows * columns), sizeof(float));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
+            to[i * columns + j] = from[j * rows + i];
+    return to;
+}

@@ -74,11 +74,19 @@ float *gd_graft_derive(struct gd_graft *graft, int64_t count);
 void gd_graft_drop_derived(struct gd_graft *graft);
 
 /* What serving needs (wear, depth, digest), once the graft owns its filled block. */
-void gd_graft_ready(struct gd_graft *graft);
+void gd_graft_make_wear(struct gd_graft *graft);
+void gd_graft_make_digest(struct gd_graft *graft);
+void gd_graft_ready(struct gd_graft *graft); /* both */
 
 /* A list of the graft's as an i32 [count] input of the graph. */
 struct gd_value *gd_graft_list(struct gd_graft_training *training, struct gd_graph *g, const char *name, const int32_t *data,
                                int64_t count);
+
+/* The file of a graft's folder that holds what it took from its base; PEFT does not read it. */
+#define GD_APART_FILE "graftd_base.safetensors"
+
+/* [rows][columns] from [columns][rows]; gd_free it. */
+float *gd_transposed(const float *from, int64_t rows, int64_t columns);
 
 /* U(-bound, bound), the same for a seed, a stream and a place. */
 void gd_fill_uniform(float *out, int64_t count, float bound, uint64_t seed, uint32_t stream);

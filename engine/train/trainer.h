@@ -66,7 +66,8 @@ struct gd_trainer;
 GD_MUST_CHECK bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
                                      const struct gd_trainer_options *options,
                                      const struct gd_train_observer *observer, struct gd_error *err);
-/* To the end, or until the evaluation stops getting better: the final adapter (the last step's, or the best one's) stands in folder/adapter (PEFT format, committed). */
+/* To the end, or until the evaluation stops getting better: the final adapter (the last step's, or the best one's) stands in
+ * folder/adapter (PEFT format, committed). */
 GD_MUST_CHECK bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err);
 void gd_trainer_destroy(struct gd_trainer *trainer);
 

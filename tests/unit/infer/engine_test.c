@@ -892,10 +892,12 @@ static void bad_requests_are_refused_with_the_field(void **state)
         {{1, 2}, 2, greedy, GD_INVALID, "choices"},
         {{1, 2}, 2, greedy, GD_INVALID, "ignore_eos"},
     };
+    int32_t outputs[] = {320, 1};
+    int whole[] = {0, 1, 2}, hollow[] = {0, 0, 2};
     for (int i = 10; i < 13; i++) {
         cases[i].s.ignore_eos = i == 12;
-        cases[i].s.output_ids = (int32_t[]){320, 1};
-        cases[i].s.output_begin = (int[]){0, i == 11 ? 0 : 1, 2};
+        cases[i].s.output_ids = outputs;
+        cases[i].s.output_begin = i == 11 ? hollow : whole;
         cases[i].s.output_count = 2;
     }
     cases[3].s.max_tokens = INT32_MAX;

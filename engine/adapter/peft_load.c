@@ -1,7 +1,7 @@
-/* peft.c - grafts on disk, in Hugging Face PEFT's format, with a strict account of tensors. */
+/* peft_load.c - grafts from disk, in Hugging Face PEFT's format, with a strict account of tensors. */
 #include "engine/adapter/build.h"
-#include "engine/adapter/score.h"
 #include "engine/adapter/export.h"
+#include "engine/adapter/score.h"
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
@@ -14,220 +14,6 @@
 #include <sys/stat.h>
 
 #define CONFIG_BYTES_MAX (4u << 20)
-#define APART_FILE "graftd_base.safetensors" /* what a graft took from its base */
-
-static const char *leaf_name(const char *module)
-{
-    const char *dot = strrchr(module, '.');
-    return dot ? dot + 1 : module;
-}
-
-static bool listed(const struct gd_graft *graft, const struct gd_modules *modules, int slot)
-{
-    return graft->site_param[slot] >= 0 && gd_modules_match(modules, gd_slot_site(graft->model, slot));
-}
-
-static bool same_leaf(const struct gd_graft *graft, int a, int b)
-{
-    return strcmp(leaf_name(gd_slot_site(graft->model, a)->name), leaf_name(gd_slot_site(graft->model, b)->name)) == 0;
-}
-
-/* PEFT matches names as suffixes: the short names do if every module so named is in a list or out of it, and that for all
- * of the method's lists, as PEFT asks for lists of names to be subsets of others. */
-static bool short_names_do(const struct gd_graft *graft)
-{
-    int slots = gd_slot_count(graft->model);
-    for (int o = 0; o < graft->method->option_count; o++)
-        for (int i = 0; graft->method->options[o].type == GD_OPTION_MODULES && i < slots; i++)
-            for (int j = 0; j < i; j++)
-                if (same_leaf(graft, i, j) &&
-                    listed(graft, &graft->config.modules[o], i) != listed(graft, &graft->config.modules[o], j))
-                    return false;
-    return true;
-}
-
-static cJSON *module_list(const struct gd_graft *graft, const struct gd_modules *modules, bool whole)
-{
-    int slots = gd_slot_count(graft->model);
-    cJSON *list = cJSON_CreateArray();
-    for (int i = 0; i < slots; i++) {
-        if (!listed(graft, modules, i))
-            continue;
-        bool seen = false;
-        for (int j = 0; j < i && whole && !seen; j++)
-            seen = same_leaf(graft, i, j);
-        const char *name = gd_slot_site(graft->model, i)->name;
-        if (!seen)
-            cJSON_AddItemToArray(list, cJSON_CreateString(whole ? leaf_name(name) : name));
-    }
-    return list;
-}
-
-static cJSON *adapter_config(const struct gd_graft *graft)
-{
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "peft_type", graft->method->peft_type);
-    cJSON_AddStringToObject(json, "task_type", "CAUSAL_LM");
-    cJSON_AddStringToObject(json, "base_model_name_or_path", graft->model->id);
-    cJSON_AddNullToObject(json, "revision");
-    cJSON_AddBoolToObject(json, "inference_mode", true);
-    bool whole = short_names_do(graft);
-    for (int i = 0; i < graft->method->option_count; i++) {
-        const struct gd_adapter_option *option = &graft->method->options[i];
-        if (option->use == GD_OPTION_OURS)
-            continue;
-        if (option->type == GD_OPTION_MODULES)
-            cJSON_AddItemToObject(json, option->name, module_list(graft, &graft->config.modules[i], whole));
-        else if (option->type == GD_OPTION_INTS)
-            cJSON_AddItemToObject(json, option->name, gd_adapter_ints_json(&graft->config.ints[i]));
-        else if (option->type == GD_OPTION_TEXT)
-            cJSON_AddItemToObject(json, option->name, gd_adapter_text_json(graft->config.texts[i]));
-        else
-            cJSON_AddItemToObject(json, option->name, gd_adapter_value_json(option, graft->config.values[i]));
-    }
-    cJSON *fields = cJSON_Parse(graft->method->peft_fields), *field;
-    assert(fields != NULL);
-    while ((field = cJSON_DetachItemFromArray(fields, 0)) != NULL)
-        cJSON_AddItemToObject(json, field->string, field);
-    cJSON_Delete(fields);
-    if (graft->method->describe != NULL)
-        graft->method->describe(graft, json);
-    gd_score_describe(graft, json);
-    return json;
-}
-
-static bool write_json(const char *folder, const char *name, const cJSON *json, struct gd_error *err)
-{
-    char *path = gd_format("%s/%s", folder, name);
-    char *text = gd_json_print(json);
-    bool ok = gd_file_write_durable(path, text, strlen(text), err);
-    gd_free(text);
-    gd_free(path);
-    return ok;
-}
-
-static bool write_card(const struct gd_graft *graft, const char *folder, struct gd_error *err)
-{
-    struct gd_buf card;
-    cJSON *config = gd_adapter_config_json(&graft->config);
-    gd_buf_init(&card, 1 << 20);
-    gd_buf_printf(&card,
-                  "---\nlibrary_name: peft\nbase_model: %s\ntags:\n- base_model:adapter:%s\n- %s\n- graftd\n"
-                  "pipeline_tag: text-generation\n---\n\n# A %s adapter for %s\n\n",
-                  graft->model->id, graft->model->id, graft->method->name, graft->method->name, graft->model->id);
-    char *options = gd_json_print(config);
-    gd_buf_printf(&card, "Method: %s.\n\n%lld parameters, made with\n\n    %s\n\n", graft->method->paper,
-                  (long long)graft->parameter_count, options);
-    gd_free(options);
-    cJSON_Delete(config);
-    gd_buf_append_text(&card, "It was trained on one base, one tokenizer and one chat template; `graftd.json` holds their "
-                              "digests, and graftd refuses to serve it on others.\n\n### Framework versions\n\n- graftd " GD_VERSION
-                              "\n");
-    char *path = gd_format("%s/README.md", folder);
-    bool ok = gd_file_write_durable(path, card.data, card.length, err);
-    gd_free(path);
-    gd_buf_release(&card);
-    return ok;
-}
-
-/* The file has [rows][columns] where the block has [columns][rows]. */
-static float *transposed(const float *from, int64_t rows, int64_t columns)
-{
-    float *to = gd_alloc_array((size_t)(rows * columns), sizeof(float));
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++)
-            to[i * columns + j] = from[j * rows + i];
-    return to;
-}
-
-/* The block's f32 as I32. */
-static float *integers(const float *from, int64_t count)
-{
-    int32_t *to = gd_alloc_array((size_t)count, sizeof(int32_t));
-    for (int64_t i = 0; i < count; i++)
-        to[i] = (int32_t)from[i];
-    return (float *)to;
-}
-
-/* The file's tensor whose first piece is params[first]. */
-static float *joined(const struct gd_graft *graft, const float *block, int first)
-{
-    const struct gd_graft_param *param = &graft->params[first];
-    int64_t rows = param->shape[0], width = param->shape[1];
-    float *to = gd_alloc_array((size_t)(rows * width), (size_t)param->pieces * sizeof(float));
-    for (int piece = 0; piece < param->pieces; piece++)
-        for (int64_t row = 0; row < rows; row++)
-            memcpy(to + (row * param->pieces + piece) * width, block + graft->params[first + piece].offset + row * width,
-                   (size_t)width * sizeof(float));
-    return to;
-}
-
-static bool write_weights(const struct gd_graft *graft, const float *block, const char *folder, bool apart, struct gd_error *err)
-{
-    int count = graft->param_count + graft->frozen_param_count, entry_count = 0;
-    struct gd_safetensors_entry *entries = gd_alloc_array((size_t)count, sizeof(*entries));
-    float **copies = gd_alloc_array((size_t)count, sizeof(*copies));
-    for (int i = 0; i < count; i++) {
-        const struct gd_graft_param *param = &graft->params[i];
-        const float *data = block + param->offset;
-        if (param->transposed)
-            data = copies[i] = transposed(data, param->shape[0], param->shape[1]);
-        if (param->integers)
-            data = copies[i] = integers(data, param->shape[0] * param->shape[1]);
-        if (param->apart != apart || (param->pieces > 0 && param->piece > 0))
-            continue;
-        if (param->pieces > 0)
-            data = copies[i] = joined(graft, block, i);
-        int64_t columns = param->shape[1] * (param->pieces > 0 ? param->pieces : 1);
-        entries[entry_count++] = (struct gd_safetensors_entry){
-            .name = param->name,
-            .tensor = {.dtype = param->integers ? GD_I32 : GD_F32, .rank = param->rank, .shape = {param->shape[0], param->rank == 2 ? columns : 0},
-                       .data = (void *)(uintptr_t)data}};
-        if (param->rank == 4)
-            memcpy(entries[entry_count - 1].tensor.shape, param->file_shape, sizeof(param->file_shape));
-    }
-    cJSON *metadata = cJSON_CreateObject();
-    cJSON_AddStringToObject(metadata, "format", "pt");
-    char *path = gd_format("%s/%s", folder, apart ? APART_FILE : "adapter_model.safetensors");
-    bool ok = (apart && entry_count == 0) || gd_safetensors_write(path, entries, entry_count, metadata, err);
-    gd_free(path);
-    cJSON_Delete(metadata);
-    for (int i = 0; i < count; i++)
-        gd_free(copies[i]);
-    gd_free(copies);
-    gd_free(entries);
-    return ok;
-}
-
-bool gd_graft_save(const struct gd_graft *graft, const float *block, const char *folder, const cJSON *extra,
-                   struct gd_error *err)
-{
-    cJSON *facts = cJSON_CreateObject();
-    cJSON_AddStringToObject(facts, "graftd_version", GD_VERSION);
-    cJSON_AddStringToObject(facts, "base_model", graft->model->id);
-    cJSON_AddStringToObject(facts, "base_digest", graft->model->digest);
-    cJSON_AddStringToObject(facts, "tokenizer_digest", graft->model->tokenizer_digest);
-    cJSON_AddStringToObject(facts, "template_digest", graft->model->template_digest);
-    cJSON_AddItemToObject(facts, "adapter", gd_adapter_config_json(&graft->config));
-    if (graft->method->by_task)
-        cJSON_AddItemToObject(facts, "tasks", cJSON_CreateStringArray((const char *const *)graft->config.tasks.names, graft->config.tasks.count));
-    const cJSON *member;
-    cJSON_ArrayForEach(member, extra) cJSON_AddItemToObject(facts, member->string, cJSON_Duplicate(member, true));
-    struct gd_graft *kept = NULL;
-    bool ok = gd_graft_keep(graft, block, &kept, err);
-    cJSON *config = ok ? adapter_config(kept != NULL ? kept : graft) : NULL;
-    ok = ok && write_json(folder, "adapter_config.json", config, err) && write_json(folder, "graftd.json", facts, err) &&
-              write_card(graft, folder, err) && write_weights(kept != NULL ? kept : graft, kept != NULL ? kept->block : block, folder, false, err) &&
-         write_weights(kept != NULL ? kept : graft, kept != NULL ? kept->block : block, folder, true, err);
-    gd_graft_destroy(kept);
-    cJSON_Delete(config);
-    cJSON_Delete(facts);
-    if (!ok)
-        gd_error_context(err, "save adapter");
-    return ok;
-}
-
-/* ---- loading ---- */
 
 static bool check_digest(const cJSON *facts, const char *key, const char *what, const char *mine, struct gd_error *err)
 {
@@ -494,7 +280,7 @@ static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *par
     if (param->pieces == 0)
         gd_convert_to_f32(to, tensor.data, tensor.dtype, param->shape[0] * columns);
     if (param->transposed) {
-        float *turned = transposed(to, columns, param->shape[0]);
+        float *turned = gd_transposed(to, columns, param->shape[0]);
         memcpy(to, turned, (size_t)(param->shape[0] * columns) * sizeof(float));
         gd_free(turned);
     }
@@ -522,12 +308,12 @@ static bool read_file(struct gd_graft *graft, const struct gd_safetensors *file,
 /* What the graft took from its base: as it was kept, or taken again. */
 static bool read_apart(struct gd_graft *graft, const char *folder, struct gd_error *err)
 {
-    char *path = gd_format("%s/" APART_FILE, folder);
+    char *path = gd_format("%s/" GD_APART_FILE, folder);
     struct gd_safetensors *file = NULL;
     struct stat info;
     bool ok = true;
     if (stat(path, &info) == 0)
-        ok = gd_safetensors_open(&file, path, err) && read_file(graft, file, APART_FILE, true, err);
+        ok = gd_safetensors_open(&file, path, err) && read_file(graft, file, GD_APART_FILE, true, err);
     else if (graft->method->derive != NULL)
         graft->method->derive(graft, graft->block);
     gd_safetensors_close(file);
@@ -543,98 +329,6 @@ static bool read_weights(struct gd_graft *graft, const struct gd_safetensors *fi
     for (int64_t i = 0; i < gd_graft_floats(graft); i++)
         if (!isfinite(graft->block[i]))
             return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors holds values that are not finite");
-    return true;
-}
-
-static void make_wear(struct gd_graft *graft)
-{
-    int slots = gd_slot_count(graft->model);
-    graft->wear = gd_alloc_array((size_t)slots, sizeof(*graft->wear));
-    graft->depth = GD_WEAR_NONE;
-    for (int i = 0; i < slots; i++) {
-        int first = graft->site_param[i];
-        if (first < 0)
-            continue;
-        graft->method->wear(graft, gd_slot_site(graft->model, i), &graft->params[first], &graft->wear[i]);
-        const struct gd_wear_part *part = &graft->wear[i];
-        enum gd_wear_depth depth = part->rows != NULL                                    ? GD_WEAR_ROWS
-                                   : gd_slot_site(graft->model, i)->kind == GD_SITE_BLOCK ? GD_WEAR_BLOCKS
-                                   : part->norm != NULL                                  ? GD_WEAR_NORMS
-                                   : part->in_scale != NULL || part->in_rotate != NULL   ? GD_WEAR_INPUTS
-                                                                                         : GD_WEAR_OUTPUTS;
-        graft->depth = depth > graft->depth ? depth : graft->depth;
-    }
-}
-
-static void make_digest(struct gd_graft *graft)
-{
-    struct gd_buf text;
-    char digest[33], *options;
-    cJSON *config = gd_adapter_config_json(&graft->config);
-    options = gd_json_print(config);
-    gd_buf_init(&text, 0);
-    gd_hash_xxh3(graft->block, (size_t)gd_graft_floats(graft) * sizeof(float), digest);
-    gd_buf_printf(&text, "%s scale %a task %d xxh3 %s", options, graft->scale, graft->task, digest);
-    for (int i = 0; i < graft->param_count + graft->frozen_param_count; i++)
-        gd_buf_printf(&text, "\n%s %lld", graft->params[i].name, (long long)graft->params[i].offset);
-    gd_hash_sha256(text.data, text.length, graft->digest);
-    gd_buf_release(&text);
-    gd_free(options);
-    cJSON_Delete(config);
-}
-
-void gd_graft_ready(struct gd_graft *graft)
-{
-    make_digest(graft);
-    make_wear(graft); /* may use the block up */
-}
-
-/* "'a', 'b', 'c'" as far as it fits. */
-static void list_tasks(const struct gd_modules *tasks, char *text, size_t size)
-{
-    text[0] = '\0';
-    for (int i = 0; i < tasks->count; i++) {
-        size_t used = strlen(text);
-        if (used + strlen(tasks->names[i]) + 12 > size) {
-            snprintf(text + used, size - used, ", ...");
-            break;
-        }
-        snprintf(text + used, size - used, "%s'%s'", i > 0 ? ", " : "", tasks->names[i]);
-    }
-}
-
-static bool find_task(const struct gd_graft *graft, const char *task, int *index, struct gd_error *err)
-{
-    const struct gd_modules *tasks = &graft->config.tasks;
-    char list[512];
-    list_tasks(tasks, list, sizeof(list));
-    *index = tasks->count == 1 ? 0 : -1;
-    if (task == NULL)
-        return tasks->count == 1 || gd_fail_param(err, GD_MISSING, "task", "this model was trained on several tasks: give task, one of "
-                                                  "%s, or '%s' for the mean of all", list, GD_TASK_AVERAGE);
-    for (*index = 0; *index < tasks->count; ++*index)
-        if (strcmp(tasks->names[*index], task) == 0)
-            return true;
-    *index = -1;
-    return strcmp(task, GD_TASK_AVERAGE) == 0 ||
-           gd_fail_param(err, GD_INVALID, "task", "this model was not trained on task '%.64s'; its tasks are %s, and '%s' is the mean "
-                         "of all", task, list, GD_TASK_AVERAGE);
-}
-
-bool gd_graft_wear_task(struct gd_graft *graft, const char *task, struct gd_error *err)
-{
-    int index;
-    if (!graft->method->by_task)
-        return task == NULL || gd_fail_param(err, GD_INVALID, "task", "this model (%s) has no tasks to choose from: leave task out",
-                                             graft->method->name);
-    if (!find_task(graft, task, &index, err))
-        return false;
-    if (index == graft->task)
-        return true;
-    graft->task = index;
-    gd_free(graft->wear);
-    gd_graft_drop_derived(graft);
-    gd_graft_ready(graft);
     return true;
 }
 
@@ -682,7 +376,7 @@ bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const ch
          make_graft(&graft, model, &config, file, json, folder, err);
     if (ok) {
         graft->task = graft->config.tasks.count == 1 ? 0 : -1;
-        make_digest(graft);
+        gd_graft_make_digest(graft);
         *out = graft;
     } else {
         gd_graft_destroy(graft);
@@ -702,6 +396,6 @@ bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const ch
     if (!gd_graft_read(out, model, folder, err))
         return false;
     if ((*out)->wear == NULL)
-        make_wear(*out);
+        gd_graft_make_wear(*out);
     return true;
 }

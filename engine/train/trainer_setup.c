@@ -1,0 +1,371 @@
+/* trainer_setup.c - everything that a job needs before its first step, and its end: memory, plans, references, the newest
+ * checkpoint. */
+#include "engine/train/trainer_internal.h"
+
+#include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/tensor/device.h"
+#include "engine/train/matching.h"
+#include "engine/train/optimizer.h"
+
+#include <assert.h>
+#include <string.h>
+
+static size_t prepared_weights(const struct gd_trainer *trainer)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < trainer->model->weight_count; i++)
+        bytes += gd_weight_prepared_bytes(trainer->model->weights[i]);
+    return bytes;
+}
+
+/* Values, moments, gradients, and two copies while a result is read back; before anything is touched, and again when the
+ * activations are known. */
+static bool check_memory(const struct gd_trainer *trainer, struct gd_error *err)
+{
+    const double gib = 1073741824.0;
+    size_t floats = 6 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
+    size_t need = floats + trainer->activation_bytes + prepared_weights(trainer), limit = gd_memory_bytes();
+    if (need <= limit)
+        return true;
+    return gd_fail_param(err, GD_NO_MEMORY, "adapter",
+                         "the job needs at least %.2f GiB and this machine grants %.2f: %.2f for values, moments and gradients of "
+                         "%lld numbers, %.2f for activations, %.2f for the base's weights; train fewer modules or layers, choose a "
+                         "method with fewer parameters, or lower tokens_per_batch or gradient_leaves",
+                         (double)need / gib, (double)limit / gib, (double)floats / gib,
+                         (long long)trainer->graft->parameter_count, (double)trainer->activation_bytes / gib,
+                         (double)prepared_weights(trainer) / gib);
+}
+
+static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
+{
+    trainer->block_bytes = (size_t)gd_graft_floats(trainer->graft) * sizeof(float);
+    if (!check_memory(trainer, err))
+        return false;
+    void *memory[4] = {NULL};
+    static const char *const what[] = {"adapter parameters", "first moments", "second moments", "micro-batch gradient"};
+    bool ok = true;
+    for (int i = 0; i < 4 && ok; i++)
+        ok = gd_large_alloc(&memory[i], trainer->block_bytes, what[i], err);
+    trainer->state.block = memory[0];
+    trainer->state.exp_avg = memory[1];
+    trainer->state.exp_avg_sq = memory[2];
+    trainer->grad = memory[3];
+    return ok && gd_leaves_init(&trainer->leaves, trainer->graft->parameter_count, trainer->spec->leaf_count, err);
+}
+
+static int longest_row(const struct gd_dataset *data)
+{
+    int longest = 0;
+    for (int64_t i = 0; i < data->row_count; i++)
+        if (gd_dataset_row_space(data, i) > longest)
+            longest = gd_dataset_row_space(data, i);
+    return longest;
+}
+
+/* Of the rows that losses look at besides the step's own. */
+static int longest_survey(const struct gd_trainer *trainer)
+{
+    const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
+    int longest = 0;
+    for (size_t i = 0; gd_trainer_has_answers(trainer) && i < GD_COUNT(sets); i++) {
+        int own = sets[i] != NULL ? gd_survey_longest(&trainer->spec->preference, sets[i], trainer->spec->max_length) : 0;
+        longest = own > longest ? own : longest;
+    }
+    return longest;
+}
+
+static bool first_parameters(const struct gd_trainer *trainer, float *block, struct gd_error *err)
+{
+    if (trainer->start != NULL)
+        gd_start_fill(trainer->graft, trainer->start, (uint64_t)trainer->spec->seed, block);
+    else
+        gd_graft_init(trainer->graft, block, (uint64_t)trainer->spec->seed);
+    return trainer->command != GD_TRAIN_CANCEL || gd_fail(err, GD_CANCELLED, "cancelled before the first step");
+}
+
+/* What the losses' reference needs before the first step. */
+static bool set_reference(struct gd_trainer *trainer, struct gd_error *err)
+{
+    enum gd_reference reference = trainer->spec->reference;
+    void *block = NULL;
+    trainer->passes.reference = reference;
+    if (!gd_trainer_has_answers(trainer) || (reference != GD_REFERENCE_START && reference != GD_REFERENCE_PRECOMPUTED))
+        return true;
+    if (!gd_large_alloc(&block, trainer->block_bytes, "the reference's parameters", err))
+        return false;
+    trainer->passes.start_block = trainer->start_block = block;
+    return first_parameters(trainer, block, err);
+}
+
+static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    enum gd_dtype act = strcmp(spec->precision, "f32") == 0 ? GD_F32 : strcmp(spec->precision, "bf16") == 0 ? GD_BF16
+                                                                                                        : gd_device()->compute;
+    strcpy(trainer->spec->precision, act == GD_F32 ? "f32" : "bf16");
+    const struct gd_objective *objective = gd_objective_find(spec->adapter.score ? "reward" : gd_trainer_has_answers(trainer) ? "preference" : "supervised");
+    gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
+                   trainer->grad);
+    if (!set_reference(trainer, err))
+        return false;
+
+    int64_t step_tokens = 0;
+    for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
+        step_tokens += gd_dataset_row_space(trainer->train, i);
+    int longest = longest_row(trainer->train), longest_valid = trainer->valid ? longest_row(trainer->valid) : 0;
+    int largest = step_tokens < spec->tokens_per_batch ? (int)step_tokens : spec->tokens_per_batch;
+    largest = longest > largest ? longest : largest;
+    int capacity = gd_token_bucket(longest_valid > largest ? longest_valid : largest);
+    if (capacity < gd_token_bucket(spec->tokens_per_batch))
+        capacity = gd_token_bucket(spec->tokens_per_batch);
+    size_t need = 0, survey_need = 0;
+    int surveyed = longest_survey(trainer);
+    if (capacity < gd_token_bucket(surveyed))
+        capacity = gd_token_bucket(surveyed);
+    gd_batch_init(&trainer->batch, capacity, GD_BATCH_SEGMENTS_MAX);
+    if (!gd_passes_prepare(&trainer->passes, largest, true, &need, err) ||
+        (surveyed > 0 && !gd_passes_prepare(&trainer->passes, surveyed, false, &survey_need, err)))
+        return false;
+    need = survey_need > need ? survey_need : need;
+    trainer->activation_bytes = need;
+    return check_memory(trainer, err);
+}
+
+/* What the job's "quantization" came to. */
+void gd_trainer_report_quantisation(struct gd_trainer *trainer)
+{
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(trainer->model, &sites), quantised = 0;
+    for (int i = 0; i < site_count; i++)
+        quantised += gd_weight_quantised(sites[i].weight);
+    if (trainer->spec->quantization != GD_QUANTIZATION_NONE)
+        gd_trainer_say(trainer, "info", "The base stays quantised in memory (%s): %d of %d matrices", gd_quantization_names[trainer->spec->quantization],
+                       quantised, site_count);
+}
+
+static void report_damaged(void *context, int64_t step, const char *why)
+{
+    gd_trainer_say(context, "warn", "checkpoint of step %lld is damaged and was passed over: %s", (long long)step, why);
+}
+
+static bool prepare_reference(struct gd_trainer *trainer, struct gd_dataset *data, const char *name, struct gd_error *err)
+{
+    struct gd_run_options options = {.between = gd_trainer_between_ops, .context = trainer};
+    char mine[33], model[33], *key;
+    bool computed = false;
+    gd_trainer_fingerprint(data, mine);
+    gd_hash_xxh3(trainer->start_block, trainer->block_bytes, model);
+    key = gd_format("%s %s %s %s", trainer->model->digest, model, trainer->spec->precision,
+                    gd_quantization_names[trainer->spec->quantization]);
+    struct gd_reference_facts facts = {name, mine, key};
+    bool ok = gd_reference_prepare(&trainer->passes, data, &trainer->batch, trainer->spec->tokens_per_batch, trainer->folder, &facts,
+                                   &options, &computed, err);
+    gd_free(key);
+    if (ok && computed)
+        gd_trainer_say(trainer, "info", "%s_file: the reference's log-probabilities of %lld rows are computed and kept", name,
+                       (long long)data->row_count);
+    return ok;
+}
+
+static bool precompute_reference(struct gd_trainer *trainer, struct gd_error *err)
+{
+    if (trainer->start_block == NULL || trainer->spec->reference != GD_REFERENCE_PRECOMPUTED)
+        return true;
+    return prepare_reference(trainer, trainer->train, "training", err) &&
+           (trainer->valid == NULL || prepare_reference(trainer, trainer->valid, "validation", err));
+}
+
+static bool match_prompts(struct gd_trainer *trainer, struct gd_error *err)
+{
+    const struct gd_preference *preference = &trainer->spec->preference;
+    struct gd_run_options run = {.between = gd_trainer_between_ops, .context = trainer};
+    struct gd_matching_options options = {.preference = preference, .act = trainer->passes.act,
+                                          .tokens_per_batch = trainer->spec->tokens_per_batch, .seed = (uint64_t)trainer->spec->seed};
+    struct gd_matching_result result;
+    if (!gd_trainer_has_answers(trainer) || !preference->matching.on)
+        return true;
+    if (!gd_match_prompts(trainer->model, trainer->train, trainer->valid, &trainer->batch, &options, &run, &result, err))
+        return false;
+    gd_trainer_say(trainer, "info", "The prompts alone put %.0f %% of the rows compared on their side; undesirable rows weigh %.3g to %.3g",
+                   100 * result.told_apart, result.least, result.most);
+    return true;
+}
+
+static bool restore(struct gd_trainer *trainer, struct gd_error *err)
+{
+    char mine[33];
+    gd_trainer_fingerprint(trainer->train, mine);
+    cJSON *facts = NULL;
+    gd_checkpoint_read_newest(trainer->folder, trainer->graft, &trainer->state, &facts, report_damaged, trainer);
+    if (trainer->state.step == 0) {
+        if (!first_parameters(trainer, trainer->state.block, err))
+            return false;
+        memset(trainer->state.exp_avg, 0, trainer->block_bytes);
+        memset(trainer->state.exp_avg_sq, 0, trainer->block_bytes);
+        trainer->state.trained_tokens = trainer->state.tokens = 0;
+        trainer->state.running_mean = trainer->state.running_count = 0;
+        memcpy(trainer->state.data_fingerprint, mine, sizeof(mine));
+        return true;
+    }
+    bool ok = true;
+    if (strcmp(mine, trainer->state.data_fingerprint) != 0)
+        ok = gd_fail_param(err, GD_BAD_FILE, "training_file",
+                           "the training data differs from what the checkpoint of step %lld was made with: restore the file or "
+                           "start a new job",
+                           (long long)trainer->state.step);
+    const cJSON *threads = gd_json_find(facts, "threads"), *isa = gd_json_find(facts, "isa");
+    if (ok && ((cJSON_IsNumber(threads) && threads->valueint != gd_device()->threads) ||
+               (cJSON_IsString(isa) && strcmp(isa->valuestring, gd_device()->isa) != 0)))
+        gd_trainer_say(trainer, "warn", "this checkpoint was made with another thread count or processor: the run continues, but not bit for bit");
+    trainer->resumed_from = trainer->checkpointed_step = trainer->state.step;
+    cJSON_Delete(facts);
+    return ok;
+}
+
+/* What an interrupted write left behind. */
+static bool sweep(struct gd_trainer *trainer, struct gd_error *err)
+{
+    char *checkpoints = gd_format("%s/checkpoints", trainer->folder), *state = gd_format("%s/state", trainer->folder);
+    bool ok = gd_mkdirs(checkpoints, err) && gd_mkdirs(state, err) && gd_dir_sweep(checkpoints, err) &&
+              gd_dir_sweep(state, err) && gd_dir_sweep(trainer->folder, err);
+    gd_free(checkpoints);
+    gd_free(state);
+    return ok;
+}
+
+/* Both files and what is resolved from them; once. */
+bool gd_trainer_make_data(struct gd_trainer *trainer, struct gd_error *err)
+{
+    struct gd_job_spec *spec = trainer->spec;
+    if (trainer->train != NULL)
+        return true;
+    if (!gd_trainer_open_data(trainer, &trainer->train, trainer->training_path, "training_file", err) ||
+        (trainer->validation_path != NULL && !gd_trainer_open_data(trainer, &trainer->valid, trainer->validation_path, "validation_file", err)))
+        return false;
+    if (!gd_job_spec_resolve(spec, trainer->train->row_count, trainer->train->token_count, trainer->model->config.width,
+                             trainer->model->config.context - trainer->graft->virtual_rows.count, err))
+        return false;
+    char advice[400];
+    if (gd_trainer_has_answers(trainer) && gd_label_advice(&spec->preference, trainer->train, advice, sizeof(advice)))
+        gd_trainer_say(trainer, "warn", "%s", advice);
+    return true;
+}
+
+/* What a step needs beside the graft, for steps of `batch_size` rows. */
+bool gd_trainer_make_steps(struct gd_trainer *trainer, int batch_size, struct gd_error *err)
+{
+    trainer->spec->batch_size = batch_size;
+    trainer->steps_per_epoch = (trainer->train->row_count + batch_size - 1) / batch_size;
+    trainer->order = gd_alloc_array((size_t)trainer->train->row_count, sizeof(int64_t));
+    trainer->packed_rows = gd_alloc_array((size_t)batch_size, sizeof(int64_t));
+    trainer->micro_begin = gd_alloc_array((size_t)batch_size + 1, sizeof(int));
+    trainer->leaf_of = gd_alloc_array((size_t)batch_size, sizeof(int));
+    return make_blocks(trainer, err) && make_passes(trainer, err);
+}
+
+void gd_trainer_release_steps(struct gd_trainer *trainer)
+{
+    gd_passes_release(&trainer->passes);
+    gd_leaves_release(&trainer->leaves);
+    gd_batch_release(&trainer->batch);
+    gd_large_free(trainer->state.block, trainer->block_bytes);
+    gd_large_free(trainer->state.exp_avg, trainer->block_bytes);
+    gd_large_free(trainer->state.exp_avg_sq, trainer->block_bytes);
+    gd_large_free(trainer->grad, trainer->block_bytes);
+    gd_large_free(trainer->start_block, trainer->block_bytes);
+    gd_free(trainer->order);
+    gd_free(trainer->packed_rows);
+    gd_free(trainer->micro_begin);
+    gd_free(trainer->leaf_of);
+    trainer->state.block = trainer->state.exp_avg = trainer->state.exp_avg_sq = trainer->grad = trainer->start_block = NULL;
+    trainer->order = trainer->packed_rows = NULL;
+    trainer->micro_begin = trainer->leaf_of = NULL;
+    trainer->epoch = -1;
+}
+
+static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *options, struct gd_error *err)
+{
+    struct gd_job_spec *spec = trainer->spec;
+    if (spec->seed < 0)
+        spec->seed = 0;
+    if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
+        !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
+        return false;
+    gd_chat_set_now(trainer->chat, options->created_at);
+    if (!gd_trainer_make_graft(trainer, options->init_path, err) || !gd_trainer_make_data(trainer, err) || !gd_trainer_make_steps(trainer, spec->batch_size, err))
+        return false;
+    trainer->total_steps = spec->max_steps > 0 ? spec->max_steps : trainer->steps_per_epoch * spec->n_epochs;
+    return match_prompts(trainer, err) && restore(trainer, err) && precompute_reference(trainer, err);
+}
+
+bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
+                       const struct gd_trainer_options *options, const struct gd_train_observer *observer,
+                       struct gd_error *err)
+{
+    assert(*out == NULL);
+    struct gd_trainer *trainer = gd_alloc(sizeof(*trainer));
+    trainer->model = model;
+    trainer->spec = spec;
+    trainer->job_id = gd_strdup(options->job_id);
+    trainer->folder = gd_strdup(options->folder);
+    trainer->training_path = options->training_path;
+    trainer->validation_path = options->validation_path;
+    trainer->keep_checkpoints = options->keep_checkpoints;
+    trainer->observer = *observer;
+    trainer->epoch = -1;
+    if (!set_up(trainer, options, err)) {
+        gd_trainer_destroy(trainer);
+        return false;
+    }
+    *out = trainer;
+    return true;
+}
+
+void gd_trainer_destroy(struct gd_trainer *trainer)
+{
+    if (trainer == NULL)
+        return;
+    gd_trainer_release_steps(trainer);
+    gd_dataset_destroy(trainer->train);
+    gd_dataset_destroy(trainer->valid);
+    gd_tasks_release(&trainer->tasks);
+    gd_chat_destroy(trainer->chat);
+    gd_graft_destroy(trainer->graft);
+    gd_graft_destroy(trainer->start);
+    gd_free(trainer->job_id);
+    gd_free(trainer->folder);
+    gd_free(trainer);
+}
+
+int64_t gd_trainer_trained_tokens(const struct gd_trainer *trainer)
+{
+    return trainer->state.trained_tokens;
+}
+
+int64_t gd_trainer_resumed_from(const struct gd_trainer *trainer)
+{
+    return trainer->resumed_from;
+}
+
+cJSON *gd_trainer_memory(const struct gd_trainer *trainer)
+{
+    size_t weights = prepared_weights(trainer);
+    size_t leaves = gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
+    const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
+    size_t data = 0;
+    for (size_t i = 0; i < GD_COUNT(sets); i++)
+        if (sets[i] != NULL)
+            data += (size_t)sets[i]->token_count * (sizeof(int32_t) + sizeof(float)) +
+                    (size_t)sets[i]->row_count * sizeof(struct gd_dataset_row);
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddNumberToObject(json, "weights_bytes", (double)weights);
+    cJSON_AddNumberToObject(json, "adapter_bytes", (double)trainer->block_bytes);
+    cJSON_AddNumberToObject(json, "gradients_bytes", (double)(trainer->block_bytes + leaves));
+    cJSON_AddNumberToObject(json, "optimizer_bytes", (double)(2 * trainer->block_bytes));
+    cJSON_AddNumberToObject(json, "activations_bytes", (double)trainer->activation_bytes);
+    cJSON_AddNumberToObject(json, "data_bytes", (double)data);
+    cJSON_AddNumberToObject(json, "total_bytes",
+                            (double)(weights + 4 * trainer->block_bytes + leaves + trainer->activation_bytes + data));
+    return json;
+}

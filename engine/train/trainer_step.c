@@ -1,0 +1,250 @@
+/* trainer_step.c - one optimiser step, and the validation file: rows packed into leaves, gradients, clipping, AdamW. */
+#include "engine/train/trainer_internal.h"
+
+#include "engine/tensor/device.h"
+#include "engine/train/optimizer.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* A row's part of what the step's loss is divided by: the sum of the loss weights of its targets (its first token is
+ * nobody's target), with as much for each target among the virtual rows as without their weights; a pair counts as one. */
+static double row_weight(const struct gd_dataset *data, int64_t row)
+{
+    const struct gd_dataset_row *entry = &data->rows[row];
+    double sum = 0;
+    if (data->pairs || data->labelled)
+        return 1;
+    for (int32_t i = 1; i < entry->length; i++)
+        sum += data->weights[entry->offset + i];
+    return sum + data->virtual_rows.target_count;
+}
+
+static void describe_rows(const struct gd_dataset *data, const int64_t *rows, int count, char *text, size_t size)
+{
+    text[0] = '\0';
+    for (int i = 0; i < count; i++) {
+        size_t used = strlen(text);
+        if (i == 8 || used + 24 > size) {
+            snprintf(text + used, size - used, ", and %d more", count - i);
+            return;
+        }
+        snprintf(text + used, size - used, "%s%lld", i ? ", " : "", (long long)data->rows[rows[i]].line);
+    }
+}
+
+static bool fail_not_finite(struct gd_trainer *trainer, const char *what, int64_t step, const int64_t *rows, int count,
+                            struct gd_error *err)
+{
+    char lines[256];
+    describe_rows(trainer->train, rows, count, lines, sizeof(lines));
+    return gd_fail(err, GD_INTERNAL,
+                   "%s is not finite at step %lld (training_file lines %s): lower learning_rate, or look at these rows", what,
+                   (long long)step, lines);
+}
+
+const int64_t *gd_trainer_step_rows(struct gd_trainer *trainer, int64_t step, int *count)
+{
+    int epoch = (int)((step - 1) / trainer->steps_per_epoch);
+    int64_t first = (step - 1) % trainer->steps_per_epoch * trainer->spec->batch_size;
+    if (epoch != trainer->epoch) {
+        gd_epoch_order(trainer->order, trainer->train->row_count, (uint64_t)trainer->spec->seed, epoch);
+        trainer->epoch = epoch;
+    }
+    int64_t left = trainer->train->row_count - first;
+    *count = left < trainer->spec->batch_size ? (int)left : trainer->spec->batch_size;
+    return trainer->order + first;
+}
+
+static void add_pairs(struct gd_preference_sums *sums, const struct gd_preference_sums *more)
+{
+    sums->rows += more->rows;
+    sums->chosen += more->chosen;
+    sums->rejected += more->rejected;
+    sums->preferred += more->preferred;
+    sums->reward_chosen += more->reward_chosen;
+    sums->reward_rejected += more->reward_rejected;
+    sums->logp_chosen += more->logp_chosen;
+    sums->logp_rejected += more->logp_rejected;
+    sums->ratio += more->ratio;
+}
+
+/* What losses must know of the rows together, which are a training step's or some of the validation file's. */
+static bool survey(struct gd_trainer *trainer, bool training, const struct gd_dataset *data, const int64_t *rows, int count,
+                   int64_t before, const struct gd_step_counts *counts, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    struct gd_run_options run = {.between = gd_trainer_between_ops, .context = trainer};
+    struct gd_survey_options options = {.training = training, .rows = rows, .count = count, .before = before,
+                                        .tokens_per_batch = spec->tokens_per_batch, .max_length = spec->max_length};
+    gd_survey_begin(&trainer->survey, counts, trainer->state.running_mean, trainer->state.running_count);
+    trainer->passes.survey = &trainer->survey;
+    return !gd_survey_needed(&spec->preference, training) ||
+           gd_survey_run(&trainer->survey, &trainer->passes, &trainer->batch, data, &options, &run, err);
+}
+
+static bool survey_step(struct gd_trainer *trainer, const int64_t *rows, int count, struct gd_error *err)
+{
+    struct gd_step_counts counts = {0};
+    if (!gd_trainer_has_answers(trainer))
+        return true;
+    for (int i = 0; i < count; i++)
+        gd_step_count_row(&counts, &trainer->spec->preference, trainer->train, rows[i]);
+    /* Only the last step of an epoch can have one row where all others have more: another one is before it. */
+    int64_t before = rows > trainer->order ? rows[-1] : rows[0];
+    return survey(trainer, true, trainer->train, rows, count, before, &counts, err);
+}
+
+static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_count, int micro_count, double total_weight,
+                              struct gd_step_result *result, struct gd_error *err)
+{
+    struct gd_run_options options = {.between = gd_trainer_between_ops, .context = trainer};
+    int micro = 0;
+    gd_leaves_begin_step(&trainer->leaves);
+    for (int leaf = 0; leaf < trainer->spec->leaf_count; leaf++) {
+        gd_leaves_begin(&trainer->leaves);
+        for (int part = 0; micro < micro_count && trainer->leaf_of[micro] == leaf; micro++, part++) {
+            int begin = trainer->micro_begin[micro];
+            int end = micro + 1 < micro_count ? trainer->micro_begin[micro + 1] : row_count;
+            const int64_t *rows = trainer->packed_rows + begin;
+            int tokens = 0, space = 0;
+            for (int i = begin; i < end; i++) {
+                tokens += trainer->train->rows[trainer->packed_rows[i]].length;
+                space += gd_dataset_row_space(trainer->train, trainer->packed_rows[i]);
+            }
+            gd_batch_fill(&trainer->batch, trainer->train, rows, end - begin, gd_token_bucket(space));
+            int32_t key[4] = {(int32_t)(uint32_t)trainer->spec->seed, (int32_t)(uint32_t)((uint64_t)trainer->spec->seed >> 32),
+                              (int32_t)step, leaf << 12 | part};
+            struct gd_pass_result pass;
+            if (!gd_passes_run(&trainer->passes, true, &trainer->batch, 1.0 / total_weight, key, &options, &pass, err))
+                return false;
+            if (!isfinite(pass.loss + pass.penalty))
+                return fail_not_finite(trainer, "the loss", step, rows, end - begin, err);
+            if (!gd_vector_all_finite(trainer->grad, trainer->graft->parameter_count))
+                return fail_not_finite(trainer, "the gradient", step, rows, end - begin, err);
+            gd_leaves_add(&trainer->leaves, trainer->grad);
+            result->loss += pass.loss;
+            result->penalty += pass.penalty;
+            result->penalised |= pass.penalised;
+            result->labelled += pass.labelled;
+            result->correct += pass.correct;
+            result->tokens += tokens;
+            add_pairs(&result->pairs, &pass.pairs);
+        }
+        gd_leaves_end(&trainer->leaves);
+    }
+    assert(micro == micro_count);
+    return true;
+}
+
+/* The gradient of the rows' mean loss, left as the leaves' sum. */
+bool gd_trainer_run_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count, struct gd_step_result *result,
+                         struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    double total_weight = 0;
+    memset(result, 0, sizeof(*result));
+    for (int i = 0; i < row_count; i++)
+        total_weight += row_weight(trainer->train, rows[i]);
+    int micro_count = gd_step_pack(trainer->train, rows, row_count, spec->leaf_count, spec->tokens_per_batch,
+                                   trainer->packed_rows, trainer->micro_begin, trainer->leaf_of);
+    return survey_step(trainer, rows, row_count, err) &&
+           run_micro_batches(trainer, step, row_count, micro_count, total_weight, result, err);
+}
+
+bool gd_trainer_run_step(struct gd_trainer *trainer, int64_t step, struct gd_step_result *result, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    int row_count;
+    const int64_t *rows = gd_trainer_step_rows(trainer, step, &row_count);
+    if (!gd_trainer_run_rows(trainer, step, rows, row_count, result, err))
+        return false;
+
+    float *grad = gd_leaves_sum(&trainer->leaves);
+    int64_t count = trainer->graft->parameter_count;
+    result->grad_norm = sqrt(gd_vector_sum_squares(grad, count));
+    if (!isfinite(result->grad_norm))
+        return fail_not_finite(trainer, "the gradient norm", step, rows, row_count, err);
+    double clip = 1.0;
+    if (spec->max_grad_norm > 0 && result->grad_norm > spec->max_grad_norm)
+        clip = spec->max_grad_norm / (result->grad_norm + 1e-6);
+    result->learning_rate = gd_learning_rate(spec, step, trainer->total_steps);
+    struct gd_checkpoint *state = &trainer->state;
+    double factor;
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+        end = gd_graft_rate_run(trainer->graft, begin, &factor);
+        double decay = gd_graft_decays(trainer->graft, begin) ? spec->weight_decay : 0.0;
+        gd_adamw(state->block + begin, state->exp_avg + begin, state->exp_avg_sq + begin, grad + begin, end - begin, step,
+                 factor * result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, decay, clip);
+    }
+    if (trainer->graft->method->after_step != NULL)
+        trainer->graft->method->after_step(trainer->graft, state->block);
+    result->kl = trainer->survey.step.kl;
+    result->shift = trainer->survey.step.shift;
+    trainer->state.running_mean = trainer->survey.running_mean;
+    trainer->state.running_count = trainer->survey.running_count;
+    trainer->state.step = step;
+    trainer->state.trained_tokens += result->labelled;
+    trainer->state.tokens += result->tokens;
+    return true;
+}
+
+/* The rows [begin, end) of the validation file, a packed batch at a time. */
+static bool evaluate_rows(struct gd_trainer *trainer, int64_t begin, int64_t end, struct gd_step_result *result, struct gd_error *err)
+{
+    const struct gd_dataset *data = trainer->valid;
+    struct gd_run_options options = {.between = gd_trainer_between_ops, .context = trainer};
+    int most = GD_BATCH_SEGMENTS_MAX / (data->triples ? 3 : data->pairs ? 2 : 1);
+    int64_t rows[GD_BATCH_SEGMENTS_MAX];
+    for (int64_t next = begin; next < end;) {
+        int count = 0, tokens = 0;
+        while (next < end && count < most &&
+               (count == 0 || tokens + gd_dataset_row_space(data, next) <= trainer->spec->tokens_per_batch)) {
+            tokens += gd_dataset_row_space(data, next);
+            rows[count++] = next++;
+        }
+        struct gd_pass_result pass;
+        gd_batch_fill(&trainer->batch, data, rows, count, gd_token_bucket(tokens));
+        if (!gd_passes_run(&trainer->passes, false, &trainer->batch, 1.0, NULL, &options, &pass, err))
+            return false;
+        result->loss += pass.loss;
+        result->labelled += pass.labelled;
+        result->correct += pass.correct;
+        add_pairs(&result->pairs, &pass.pairs);
+    }
+    return true;
+}
+
+/* The loss, tokens and answers of the whole validation file. Losses that look at a step's rows together see as many of the
+ * file's rows at a time as a training step has. */
+bool gd_trainer_evaluate(struct gd_trainer *trainer, struct gd_step_result *result, struct gd_error *err)
+{
+    const struct gd_dataset *data = trainer->valid;
+    struct gd_step_counts counts = {0};
+    double weight_sum = 0;
+    memset(result, 0, sizeof(*result));
+    if (!gd_trainer_has_answers(trainer)) {
+        for (int64_t i = 0; i < data->row_count; i++)
+            weight_sum += row_weight(data, i);
+        bool ok = evaluate_rows(trainer, 0, data->row_count, result, err);
+        result->loss /= weight_sum;
+        return ok;
+    }
+    for (int64_t i = 0; i < data->row_count; i++)
+        gd_step_count_row(&counts, &trainer->spec->preference, data, i);
+    bool together = gd_survey_needed(&trainer->spec->preference, false);
+    int64_t group = together ? trainer->spec->batch_size : data->row_count, rows[GD_SURVEY_ROWS];
+    for (int64_t begin = 0; begin < data->row_count; begin += group) {
+        int64_t end = begin + group < data->row_count ? begin + group : data->row_count;
+        for (int64_t i = begin; together && i < end; i++)
+            rows[i - begin] = i;
+        if (!survey(trainer, false, data, rows, together ? (int)(end - begin) : 0, begin > 0 ? begin - 1 : 0, &counts, err) ||
+            !evaluate_rows(trainer, begin, end, result, err))
+            return false;
+        result->kl += trainer->survey.step.kl * (double)(end - begin) / (double)data->row_count;
+    }
+    result->shift = trainer->survey.step.shift;
+    return true;
+}
