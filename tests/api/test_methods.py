@@ -1,11 +1,12 @@
 """Every method of GET /v1/tuning/methods: a tiny job learns, and its model answers, alone and beside other methods."""
 import concurrent.futures
 import json
+import subprocess
 import time
 
 import pytest
 
-from daemon import chat_rows, job_body
+from daemon import FIXTURES, GRAFTD, chat_rows, job_body
 from test_contract import DOCUMENT, check, schema_of
 
 # What a method, or a variant of one ("type"), needs to learn the tiny task; a method that the listing has and this table
@@ -180,3 +181,20 @@ def test_bad_parameters_are_named(daemon, adapter, param, part):
     answer = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, adapter=adapter))
     assert answer.status == 400
     assert answer.json["error"]["param"] == param and part in answer.json["error"]["message"], answer.json
+
+
+@pytest.mark.parametrize("base, quantization", [("tiny-llama-q8_0", "file"), ("tiny-llama", "nf4")])
+@pytest.mark.parametrize("method", SETTINGS)
+def test_it_trains_on_a_quantised_base(method, base, quantization, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({**row, "task": "parity"}) + "\n" for row in chat_rows(24)))
+    options, rate = SETTINGS[method]
+    hyper = {**HYPER, "n_epochs": 2, "batch_size": 4, "learning_rate": rate}
+    body = job_body(str(rows), adapter={"type": method, **options}, hyper=hyper, model=base, quantization=quantization)
+    (tmp_path / "job.json").write_text(json.dumps(body))
+    done = subprocess.run([GRAFTD, "run", tmp_path / "job.json", "--models", FIXTURES / "models", "--out", tmp_path / "out",
+                           "--metrics", tmp_path / "metrics"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"quantised in memory ({quantization})" in done.stdout and "read back" in done.stdout
+    losses = [json.loads(line)["train_loss"] for line in (tmp_path / "metrics").read_text().splitlines()]
+    assert sum(losses[-3:]) < sum(losses[:3])
