@@ -57,6 +57,7 @@ void gd_eval_source_destroy(struct gd_eval_source *source)
         return;
     source->type->release(source);
     gd_free(source->model);
+    gd_free(source->task);
     gd_free(source->file_id);
     gd_free(source->second_file_id);
     gd_free(source);

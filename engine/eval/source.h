@@ -42,6 +42,7 @@ struct gd_eval_source {
     const struct gd_eval_source_type *type;
     const struct gd_eval_spec *spec; /* of the eval; must outlive the source */
     char *model;                     /* id of the run's model; NULL: no answers are generated */
+    char *task;                      /* that the model answers for, where it was tuned by task; or NULL */
     char *file_id;                   /* the file that items are read from, or NULL */
     char *second_file_id;            /* what else they need, or NULL: a task's examples */
     const char *second_path;         /* of second_file_id: set by the host before open, borrowed */

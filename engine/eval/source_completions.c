@@ -60,18 +60,20 @@ static bool parse_template(struct completions *completions, const cJSON *json, c
 
 static bool parse(struct gd_eval_source *source, const cJSON *json, const char *path, struct gd_error *err)
 {
-    static const char *const known[] = {"input_messages", "model", "sampling_params", "source", "type", NULL};
+    static const char *const known[] = {"input_messages", "model", "sampling_params", "source", "task", "type", NULL};
     static const char *const kinds[] = {"item_reference", "template"};
     struct completions *completions = source->state = gd_alloc(sizeof *completions);
     const cJSON *messages = NULL, *sampling = NULL;
-    const char *model = NULL;
+    const char *model = NULL, *task = NULL;
     int kind = 0;
     completions->sampling = (struct gd_eval_sampling){.temperature = 1, .top_p = 1, .seed = SEED, .max_tokens = -1};
     if (!gd_json_only_known(json, path, known, err) || !gd_json_get_string(json, path, "model", true, 1, 512, &model, err) ||
+        !gd_json_get_string(json, path, "task", false, 1, 63, &task, err) ||
         !gd_json_get_object(json, path, "input_messages", true, &messages, err) ||
         !gd_json_get_object(json, path, "sampling_params", false, &sampling, err))
         return false;
     source->model = gd_strdup(model);
+    source->task = gd_strdup(task);
     char *at = gd_format("%s.input_messages", path), *below = gd_format("%s.sampling_params", path);
     bool ok = gd_grader_choice(messages, at, "type", kinds, (int)GD_COUNT(kinds), &kind, err) &&
               (kind == 0 ? parse_reference(completions, messages, at, source->spec, err)

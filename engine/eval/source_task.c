@@ -45,14 +45,15 @@ static bool check_examples(const struct gd_eval_source *source, const struct row
 
 static bool parse(struct gd_eval_source *source, const cJSON *json, const char *path, struct gd_error *err)
 {
-    static const char *const known[] = {"examples", "fewshot_seed", "limit", "model", "num_fewshot", "source", "type", NULL};
+    static const char *const known[] = {"examples", "fewshot_seed", "limit", "model", "num_fewshot", "source", "task", "type", NULL};
     struct rows *rows = source->state = gd_alloc(sizeof *rows);
-    const char *model = NULL;
+    const char *model = NULL, *task = NULL;
     int64_t seed = GD_TASK_SEED;
     rows->options = (struct gd_task_options){.limit = -1, .shots = -1};
     if (source->spec->task == NULL)
         return gd_fail_param(err, GD_INVALID, path, "%s: the eval is no task: its data_source_config.type is 'custom'", path);
     if (!gd_json_only_known(json, path, known, err) || !gd_json_get_string(json, path, "model", true, 1, 1023, &model, err) ||
+        !gd_json_get_string(json, path, "task", false, 1, 63, &task, err) ||
         !parse_file(json, path, "source", true, &source->file_id, err) ||
         !parse_file(json, path, "examples", false, &source->second_file_id, err) ||
         !gd_json_get_int(json, path, "limit", false, 1, GD_EVAL_ITEMS_MAX, &rows->options.limit, err) ||
@@ -61,6 +62,7 @@ static bool parse(struct gd_eval_source *source, const cJSON *json, const char *
         return false;
     rows->options.seed = (uint64_t)seed;
     source->model = gd_strdup(model);
+    source->task = gd_strdup(task);
     rows->task = gd_task_parse(source->spec->task, "data_source_config.task", err);
     return rows->task != NULL && check_examples(source, rows, path, err);
 }

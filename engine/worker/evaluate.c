@@ -238,8 +238,12 @@ static bool seat(struct evaluation *evaluation, const char *id, struct gd_reside
         evaluation->held[evaluation->held_count++] = (*resident)->model;
         gd_residents_hold(residents, (*resident)->model, 1);
     }
+    const struct gd_eval_source *source = evaluation->source;
+    const char *task = source->model != NULL && strcmp(id, source->model) == 0 ? source->task : NULL;
+    if (task != NULL && model->adapter_path == NULL)
+        return gd_fail_param(err, GD_INVALID, "task", "a base model has no tasks to choose from: leave task out");
     return gd_residents_infer(residents, *resident, err) &&
-           (model->adapter_path == NULL || gd_residents_graft(residents, *resident, model->adapter_path, NULL, graft, err));
+           (model->adapter_path == NULL || gd_residents_graft(residents, *resident, model->adapter_path, task, graft, err));
 }
 
 static bool encode_chat(const struct gd_model *model, const struct gd_ask *ask, struct gd_tokens *tokens,

@@ -1,6 +1,7 @@
 """Rows by task: one model learns contradicting tasks, and requests say which they want."""
 import json
 import subprocess
+import time
 
 import pytest
 
@@ -191,3 +192,24 @@ def test_routing_alone_needs_a_model_to_go_on_from(daemon):
     made = daemon.post("/v1/fine_tuning/jobs", job_body(daemon.upload(rows_by_task()).json["id"], adapter={**POLY, "trained": "routing"}))
     failed = daemon.wait_job(made.json["id"])
     assert failed["status"] == "failed" and failed["error"]["param"] == "adapter.trained"
+
+
+def test_a_run_of_an_eval_says_which_task(daemon, job):
+    config = {"type": "custom", "include_sample_schema": True,
+              "item_schema": {"type": "object", "properties": {"q": {"type": "string"}, "a": {"type": "string"}}, "required": ["q", "a"]}}
+    criteria = [{"type": "string_check", "name": "said", "operation": "like", "input": "{{sample.output_text}}", "reference": "{{item.a}}"}]
+    made = daemon.post("/v1/evals", {"name": "by task", "data_source_config": config, "testing_criteria": criteria}).json
+    passed = {}
+    for task in ("agree", "deny", None):
+        rows = [{"item": {"q": f"number {number}", "a": ANSWERS.get(task, "even")}} for number in (4, 7, 12)]
+        source = {"type": "completions", "model": job["fine_tuned_model"], "source": {"type": "file_content", "content": rows},
+                  "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.q}}"}]},
+                  "sampling_params": {"temperature": 0, "max_completion_tokens": 8}}
+        run = daemon.post(f"/v1/evals/{made['id']}/runs", {"data_source": {**source, **({"task": task} if task else {})}}).json
+        end = time.monotonic() + 60
+        while run["status"] in ("queued", "in_progress") and time.monotonic() < end:
+            time.sleep(0.1)
+            run = daemon.get(f"/v1/evals/{made['id']}/runs/{run['id']}").json
+        passed[task] = run["result_counts"]
+    assert passed["agree"]["passed"] == passed["deny"]["passed"] == 3
+    assert passed[None]["errored"] == 3
