@@ -99,7 +99,7 @@ static int serve(int argc, char **argv)
     gd_config_init(&config);
     int code = read_serve_options(argc, argv, &config);
     if (code < 0) {
-        gd_log_init("server");
+        gd_log_init("server", GD_LOG_INFO);
         gd_config_apply_sandbox(&config);
         code = gd_app_run(&config);
     }

@@ -56,10 +56,10 @@ static bool apply_part(const char *part, size_t length)
     return true;
 }
 
-void gd_log_init(const char *process)
+void gd_log_init(const char *process, enum gd_log_level level)
 {
     (void)snprintf(config.process, sizeof(config.process), "%s", process);
-    config.level = GD_LOG_INFO;
+    config.level = level;
     config.topic_count = 0;
     const char *part = getenv("GRAFTD_LOG");
     while (part != NULL && *part != '\0') {

@@ -13,8 +13,8 @@
 
 enum gd_log_level { GD_LOG_ERROR, GD_LOG_WARN, GD_LOG_INFO, GD_LOG_DEBUG };
 
-/* GRAFTD_LOG=debug or "info,job:debug,http:warn". `process` ("server", "worker-0") is on every line. */
-void gd_log_init(const char *process);
+/* `level` unless the environment says another: GRAFTD_LOG=debug or "info,job:debug,http:warn". `process` ("server", "worker-0") is on every line. */
+void gd_log_init(const char *process, enum gd_log_level level);
 /* topic is a literal ("job"); the message is `key=value` pairs in the names of the code. */
 void gd_log(enum gd_log_level level, const char *topic, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

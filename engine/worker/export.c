@@ -159,7 +159,7 @@ int gd_command_export(int argc, char **argv)
         return gd_usage_error("export", "give --out PATH");
     if (strcmp(options.format, "merged") != 0 && strcmp(options.format, "gguf-lora") != 0)
         return gd_usage_error("export", "--format is '%s'; merged and gguf-lora are possible", options.format);
-    gd_log_init("export");
+    gd_log_init("export", GD_LOG_WARN);
     struct gd_error err = {0};
     return export(&options, &err) ? 0 : gd_command_failed("export", &err);
 }

@@ -206,7 +206,7 @@ int gd_command_generate(int argc, char **argv)
     options.model = argv[optind];
     if ((options.chat == NULL) == (options.prompt == NULL))
         return gd_usage_error("generate", "give either --chat TEXT or --prompt TEXT");
-    gd_log_init("generate");
+    gd_log_init("generate", GD_LOG_WARN);
     struct gd_error err = {0};
     return generate(&options, &err) ? 0 : gd_command_failed("generate", &err);
 }

@@ -190,7 +190,7 @@ int gd_command_inspect(int argc, char **argv)
     }
     if (optind + 1 != argc)
         return gd_usage_error("inspect", "give one MODEL");
-    gd_log_init("inspect");
+    gd_log_init("inspect", GD_LOG_WARN);
     struct gd_error err = {0};
     return inspect(argv[optind], models, row, tensors, as_json, &err) ? 0 : gd_command_failed("inspect", &err);
 }

@@ -224,7 +224,7 @@ int gd_command_worker(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGINT, SIG_IGN); /* a terminal's ^C goes to the server, which sends `shutdown` */
-    gd_log_init("worker");
+    gd_log_init("worker", GD_LOG_INFO);
     gd_sandbox_configure(&options.python);
     if (!gd_device_init(options.device, options.threads, &err)) {
         gd_log_error("worker", "error=%s", err.message);

@@ -361,7 +361,7 @@ int gd_command_run(int argc, char **argv)
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
-    gd_log_init("run");
+    gd_log_init("run", GD_LOG_WARN);
     struct gd_error err = {0};
     return (is_eval(&options) ? run_eval(&options, &err) : run_job(&options, &err)) ? 0 : gd_command_failed("run", &err);
 }

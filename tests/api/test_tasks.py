@@ -147,6 +147,15 @@ def folder_of(daemon, job):
     return daemon.data_dir / "jobs" / job["id"] / "adapter"
 
 
+def tensors(path):
+    """Name -> bytes of a safetensors file."""
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    return {name: data[begin + entry["data_offsets"][0]:begin + entry["data_offsets"][1]]
+            for name, entry in header.items() if name != "__metadata__"}
+
+
 def test_a_model_goes_on_with_its_tasks(daemon, job):
     done = go_on(daemon, job, [row for row in rows_by_task() if row["task"] == "deny"], None)
     assert done["status"] == "succeeded", done["error"]
@@ -161,10 +170,9 @@ def test_routing_alone_adapts_to_a_new_task(daemon, job):
     assert done["status"] == "succeeded", done["error"]
     assert said(daemon, done, 7, "object") == "odd"
     assert json.loads((folder_of(daemon, done) / "graftd.json").read_text())["tasks"] == ["object"]
-    from safetensors.numpy import load_file
-    old, new = (load_file(folder_of(daemon, one) / "adapter_model.safetensors") for one in (job, done))
+    old, new = (tensors(folder_of(daemon, one) / "adapter_model.safetensors") for one in (job, done))
     skills = [name for name in old if "poly_lora" in name]
-    assert skills and set(old) == set(new) and all((old[name] == new[name]).all() for name in skills)
+    assert skills and set(old) == set(new) and all(old[name] == new[name] for name in skills)
 
 
 def test_a_lora_learns_from_the_mean_of_the_skills(daemon, job):

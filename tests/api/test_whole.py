@@ -99,7 +99,6 @@ def test_a_job_goes_on_from_tuned_tensors(tmp_path, method):
     assert sum(losses[-4:]) < sum(losses[:4])
 
 
-@pytest.mark.skipif("GD_SMOLLM2_GGUF" not in os.environ, reason="needs GD_SMOLLM2_GGUF")
 def test_a_job_larger_than_the_memory_is_refused_with_its_account(tmp_path):
     base = pathlib.Path(os.environ["GD_SMOLLM2_GGUF"])
     job = command(tmp_path, "job", tmp_path / "out", {"type": "full"}, model=base.stem, models=base.parent)

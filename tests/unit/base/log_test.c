@@ -18,7 +18,7 @@ static void capture_start(const char *levels)
     assert_non_null(captured);
     saved_stderr = dup(STDERR_FILENO);
     dup2(fileno(captured), STDERR_FILENO);
-    gd_log_init("server");
+    gd_log_init("server", GD_LOG_INFO);
 }
 
 /* What was written, NUL-terminated; gd_free it. */

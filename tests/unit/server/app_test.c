@@ -753,7 +753,7 @@ int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN);
     setenv("GRAFTD_LOG", "error", 0);
-    gd_log_init(argc > 1 ? argv[1] : "test");
+    gd_log_init(argc > 1 ? argv[1] : "test", GD_LOG_INFO);
     if (argc > 3 && strcmp(argv[1], "worker") == 0)
         return fake_worker_main(atoi(argv[3]));
     if (argc > 2 && strcmp(argv[1], "serve") == 0)

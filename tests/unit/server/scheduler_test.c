@@ -504,7 +504,7 @@ static void the_event_log_is_thinned_by_its_rule(void **state)
 int main(int argc, char **argv)
 {
     setenv("GRAFTD_LOG", "error", 0);
-    gd_log_init(argc > 1 ? argv[1] : "test");
+    gd_log_init(argc > 1 ? argv[1] : "test", GD_LOG_INFO);
     if (argc > 3 && strcmp(argv[1], "worker") == 0)
         return fake_worker_main(atoi(argv[3]));
 #define JOB_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
