@@ -69,7 +69,7 @@ static inline void daemon_init(struct daemon *daemon)
 {
     *daemon = (struct daemon){.grace_ms = 2000};
     setenv("GRAFTD_LOG", "warn", 0);
-    gd_log_init("test");
+    gd_log_init("test", GD_LOG_INFO);
     daemon->folder = scratch_new();
     gd_config_init(&daemon->app.config);
     daemon->app.config.data_dir = gd_strdup(daemon->folder);
