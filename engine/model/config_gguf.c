@@ -122,6 +122,7 @@ static void read_flags(struct gd_model_config *config, const struct gd_gguf *fil
     struct gd_tensor unused;
     config->tied = !gd_gguf_find(file, "output.weight", &unused);
     config->qkv_bias = family->qkv_bias;
+    config->qk_norm = family->qk_norm;
     if (family->bias_options) {
         config->qkv_bias = gd_gguf_find(file, "blk.0.attn_q.bias", &unused);
         config->o_bias = gd_gguf_find(file, "blk.0.attn_output.bias", &unused);

@@ -63,7 +63,7 @@ static bool read_sizes(struct gd_model_config *config, const cJSON *json, const 
     if (kv_missing == 0 || is_null(json, "num_key_value_heads"))
         kv_missing = config->heads;
     if (!get_int(json, "num_key_value_heads", kv_missing, GD_HEADS_MAX, &config->kv_heads, err) ||
-        !get_int(json, "head_dim", 0, GD_HEAD_DIM_MAX, &config->head_dim, err))
+        !get_int(json, "head_dim", is_null(json, "head_dim") ? 0 : family->head_dim, GD_HEAD_DIM_MAX, &config->head_dim, err))
         return false;
     if (config->head_dim == 0) {
         if (config->width % config->heads != 0)
@@ -76,6 +76,18 @@ static bool read_sizes(struct gd_model_config *config, const cJSON *json, const 
     return true;
 }
 
+/* transformers makes biases of it; no published model has them. */
+static bool refuse_biases(const cJSON *json, const struct gd_family *family, struct gd_error *err)
+{
+    bool biases = false;
+    if (!gd_json_get_bool(json, PATH, "attention_bias", false, &biases, err))
+        return false;
+    if (biases)
+        return gd_fail_param(err, GD_UNSUPPORTED, PATH ".attention_bias",
+                             PATH ".attention_bias true is not supported for %s; false is", family->model_type);
+    return true;
+}
+
 static bool read_flags(struct gd_model_config *config, const cJSON *json, const struct gd_family *family,
                        struct gd_error *err)
 {
@@ -83,6 +95,7 @@ static bool read_flags(struct gd_model_config *config, const cJSON *json, const 
     double partial = 1;
     config->norm_eps = 1e-6;
     config->qkv_bias = family->qkv_bias;
+    config->qk_norm = family->qk_norm;
     if (!gd_json_get_number(json, PATH, "rms_norm_eps", false, 1e-12, 1, &config->norm_eps, err) ||
         !gd_json_get_bool(json, PATH, "tie_word_embeddings", false, &config->tied, err) ||
         !gd_json_get_string(json, PATH, "hidden_act", false, 1, 64, &activation, err) ||
@@ -100,6 +113,8 @@ static bool read_flags(struct gd_model_config *config, const cJSON *json, const 
             return false;
         config->o_bias = config->qkv_bias;
     }
+    if (family->qk_norm && !refuse_biases(json, family, err))
+        return false;
     return true;
 }
 

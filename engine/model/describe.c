@@ -50,6 +50,7 @@ static cJSON *describe_config(const struct gd_model_config *c)
     cJSON_AddItemToObject(object, "qkv_bias", cJSON_CreateBool(c->qkv_bias));
     cJSON_AddItemToObject(object, "o_bias", cJSON_CreateBool(c->o_bias));
     cJSON_AddItemToObject(object, "mlp_bias", cJSON_CreateBool(c->mlp_bias));
+    cJSON_AddItemToObject(object, "qk_norm", cJSON_CreateBool(c->qk_norm));
     cJSON_AddItemToObject(object, "tied_embeddings", cJSON_CreateBool(c->tied));
     return object;
 }

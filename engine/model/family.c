@@ -51,6 +51,24 @@ static const struct gd_family families[] = {
         .bos_id = -1,
         .eos_id = -1,
     },
+    {
+        .model_type = "qwen3",
+        .class_name = "Qwen3ForCausalLM",
+        .gguf = "qwen3",
+        .qk_norm = true,
+        .window_option = true,
+        .vocab = 151936,
+        .width = 4096,
+        .ffn_width = 22016,
+        .layers = 32,
+        .heads = 32,
+        .kv_heads = 32,
+        .head_dim = 128,
+        .context = 32768,
+        .sliding_window = 4096,
+        .bos_id = -1,
+        .eos_id = -1,
+    },
 };
 
 static bool refuse(const char *what, const char *name, bool gguf, struct gd_error *err)

@@ -1,7 +1,7 @@
 /*
  * family.h - the architectures that graftd builds, as a table.
  *
- * Why      An architecture is a mapping of config, tensor names and flags, not code: Llama, Mistral and Qwen2 share one
+ * Why      An architecture is a mapping of config, tensor names and flags, not code: Llama, Mistral, Qwen2 and Qwen3 share one
  *          graph. Published configs leave out what equals their family's default.
  * Memory   Constants.
  * Threads  Any.
@@ -23,11 +23,13 @@ struct gd_family {
     const char *gguf;         /* general.architecture; NULL: its files carry another family's name */
     bool gguf_permuted;       /* q and k rows are stored for interleaved rope */
     bool qkv_bias;            /* always has biases on q, k, v */
+    bool qk_norm;             /* always has norms of the heads of q and k */
     bool bias_options;        /* attention_bias and mlp_bias are options */
     bool window_option;       /* sliding_window counts only with use_sliding_window, from max_window_layers on */
     /* defaults of absent fields (transformers' config classes) */
     int vocab, width, ffn_width, layers, heads;
     int kv_heads;             /* 0: as many as heads */
+    int head_dim;             /* 0: width / heads */
     int context;
     int sliding_window;       /* 0: none; -1: the family knows no such field */
     int32_t bos_id, eos_id;   /* -1: none */

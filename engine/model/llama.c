@@ -4,7 +4,7 @@
  *   u = x + Wo attention(rope(Wq n1), rope(Wk n1), Wv n1)   n1 = RMSNorm(x)
  *   y = u + Wdown(silu(Wgate n2) * (Wup n2))                n2 = RMSNorm(u)
  *
- * Query head i attends to key/value head floor(i / (h/g)); scores are scaled by 1/sqrt(dh).
+ * With qk_norm each head of q and k goes through an RMSNorm of its own before rope (Qwen3). Query head i attends to key/value head floor(i / (h/g)); scores are scaled by 1/sqrt(dh).
  */
 #include "engine/model/files.h"
 #include "engine/model/parts.h"
@@ -34,12 +34,20 @@ void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *gra
         inputs->cu_seqlens = gd_graph_input(graph, "cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
 }
 
+/* Of rows of x, or of as many heads as fit in a row. */
 static struct gd_value *norm(const struct builder *b, const struct gd_site *site, struct gd_value *x)
 {
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
     if (b->sites.norm != NULL)
         return b->sites.norm(b->sites.context, b->graph, site, x, w, b->model->config.norm_eps);
     return gd_rms_norm(b->graph, x, w, b->model->config.norm_eps);
+}
+
+static struct gd_value *layer_norm(const struct builder *b, int layer, int part, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    int index = layer * gd_norms_before(config, GD_NORM_COUNT) + gd_norms_before(config, part);
+    return norm(b, &b->files->norm_sites[index], x);
 }
 
 static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
@@ -71,9 +79,15 @@ static struct gd_value *rope(const struct builder *b, struct gd_value *x)
 static struct gd_value *attention(const struct builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    struct gd_value *q = rope(b, linear(b, layer, GD_LINEAR_Q, x));
-    struct gd_value *k = rope(b, linear(b, layer, GD_LINEAR_K, x));
+    struct gd_value *q = linear(b, layer, GD_LINEAR_Q, x);
+    struct gd_value *k = linear(b, layer, GD_LINEAR_K, x);
     struct gd_value *v = linear(b, layer, GD_LINEAR_V, x);
+    if (config->qk_norm) {
+        q = layer_norm(b, layer, GD_NORM_Q, q);
+        k = layer_norm(b, layer, GD_NORM_K, k);
+    }
+    q = rope(b, q);
+    k = rope(b, k);
     if (b->sites.kv != NULL)
         b->sites.kv(b->sites.context, b->graph, &b->files->kv_sites[layer], &k, &v);
     double scale = 1 / sqrt(config->head_dim);
@@ -96,11 +110,10 @@ static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value 
 
 static struct gd_value *decoder_layer(const struct builder *b, int layer, struct gd_value *x)
 {
-    const struct gd_site *norms = &b->files->norm_sites[layer * GD_NORM_COUNT];
     const struct gd_site *blocks = &b->files->block_sites[2 * layer];
-    struct gd_value *n1 = norm(b, &norms[GD_NORM_INPUT], x);
+    struct gd_value *n1 = layer_norm(b, layer, GD_NORM_INPUT, x);
     struct gd_value *u = gd_add(b->graph, x, block(b, &blocks[0], n1, attention(b, layer, n1)));
-    struct gd_value *n2 = norm(b, &norms[GD_NORM_POST], u);
+    struct gd_value *n2 = layer_norm(b, layer, GD_NORM_POST, u);
     return gd_add(b->graph, u, block(b, &blocks[1], n2, mlp(b, layer, n2)));
 }
 
@@ -114,7 +127,7 @@ struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *
         x = b.sites.embed(b.sites.context, graph, &b.files->embed_site, x);
     for (int layer = 0; layer < model->config.layers; layer++)
         x = decoder_layer(&b, layer, x);
-    struct gd_value *h = norm(&b, &b.files->norm_sites[model->config.layers * GD_NORM_COUNT], x);
+    struct gd_value *h = norm(&b, &b.files->norm_sites[model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT)], x);
     if (b.sites.hidden != NULL)
         h = b.sites.hidden(b.sites.context, graph, &b.files->hidden_site, h);
     return h;

@@ -20,7 +20,7 @@
 #define GD_EOS_MAX 8
 
 struct gd_model_config {
-    char architecture[32];      /* "llama", "mistral", "qwen2" */
+    char architecture[32];      /* model_type: "llama", "qwen3" */
     int width;                  /* d, hidden_size */
     int layers, heads, kv_heads, head_dim, ffn_width, vocab;
     int context;                /* max_position_embeddings */
@@ -29,6 +29,7 @@ struct gd_model_config {
     double attention_factor;    /* multiplies cos and sin (1 unless scaling defines it) */
     float *inv_freq;            /* [rotary_dim/2], scaling applied; owned by the model */
     bool qkv_bias, o_bias, mlp_bias, tied;
+    bool qk_norm;               /* each head of q and k is normalised before rope */
     int sliding_window;         /* 0 = none */
     int sliding_from_layer;     /* layers >= this slide (Qwen2's max_window_layers); 0 = all */
     int32_t bos_id;             /* -1 = none */
@@ -47,6 +48,7 @@ extern const char *const gd_quantization_names[GD_QUANTIZATION_COUNT]; /* "none"
 
 struct gd_model_layer {
     struct gd_weight *input_norm, *post_norm;
+    struct gd_weight *q_norm, *k_norm; /* [head_dim]; or NULL */
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
     struct gd_weight *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias; /* or NULL */
 };

@@ -4,6 +4,7 @@
 #define WEIGHT(field) .weight = offsetof(struct gd_model_layer, field)
 #define BIAS(field, flag)                                                                                              \
     .bias = offsetof(struct gd_model_layer, field), .has_bias = offsetof(struct gd_model_config, flag)
+#define PRESENT(flag) .has = offsetof(struct gd_model_config, flag)
 
 const struct gd_part gd_linear_parts[GD_LINEAR_COUNT] = {
     [GD_LINEAR_Q] = {"self_attn.q_proj", "attn_q", GD_EXTENT_QUERY, GD_EXTENT_WIDTH, GD_ROWS_QUERY, WEIGHT(q),
@@ -25,6 +26,10 @@ const struct gd_part gd_linear_parts[GD_LINEAR_COUNT] = {
 const struct gd_part gd_norm_parts[GD_NORM_COUNT] = {
     [GD_NORM_INPUT] = {"input_layernorm", "attn_norm", GD_EXTENT_WIDTH, GD_EXTENT_WIDTH, GD_ROWS_PLAIN,
                        WEIGHT(input_norm)},
+    [GD_NORM_Q] = {"self_attn.q_norm", "attn_q_norm", GD_EXTENT_HEAD, GD_EXTENT_HEAD, GD_ROWS_PLAIN, WEIGHT(q_norm),
+                   PRESENT(qk_norm)},
+    [GD_NORM_K] = {"self_attn.k_norm", "attn_k_norm", GD_EXTENT_HEAD, GD_EXTENT_HEAD, GD_ROWS_PLAIN, WEIGHT(k_norm),
+                   PRESENT(qk_norm)},
     [GD_NORM_POST] = {"post_attention_layernorm", "ffn_norm", GD_EXTENT_WIDTH, GD_EXTENT_WIDTH, GD_ROWS_PLAIN,
                       WEIGHT(post_norm)},
 };
@@ -40,13 +45,33 @@ int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent)
         return config->heads * config->head_dim;
     case GD_EXTENT_KV:
         return config->kv_heads * config->head_dim;
+    case GD_EXTENT_HEAD:
+        return config->head_dim;
     }
     return 0;
 }
 
+static bool flag_at(const struct gd_model_config *config, size_t offset)
+{
+    return *(const bool *)((const char *)config + offset);
+}
+
+bool gd_part_present(const struct gd_model_config *config, const struct gd_part *part)
+{
+    return part->has == 0 || flag_at(config, part->has);
+}
+
+int gd_norms_before(const struct gd_model_config *config, int norm)
+{
+    int count = 0;
+    for (int i = 0; i < norm; i++)
+        count += gd_part_present(config, &gd_norm_parts[i]);
+    return count;
+}
+
 bool gd_part_has_bias(const struct gd_model_config *config, const struct gd_part *part)
 {
-    return part->has_bias != 0 && *(const bool *)((const char *)config + part->has_bias);
+    return part->has_bias != 0 && flag_at(config, part->has_bias);
 }
 
 struct gd_weight **gd_part_weight(struct gd_model_layer *layer, const struct gd_part *part)

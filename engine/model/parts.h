@@ -13,7 +13,7 @@
 
 #include "engine/model/model.h"
 
-enum gd_extent { GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV };
+enum gd_extent { GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV, GD_EXTENT_HEAD };
 enum gd_row_kind { GD_ROWS_PLAIN, GD_ROWS_QUERY, GD_ROWS_KEY }; /* QUERY, KEY: permuted in some GGUF files */
 
 struct gd_part {
@@ -23,16 +23,21 @@ struct gd_part {
     enum gd_row_kind rows;
     size_t weight, bias;     /* offsets into struct gd_model_layer */
     size_t has_bias;         /* offset of the flag in struct gd_model_config; 0: never */
+    size_t has;              /* the same of the part itself; 0: always */
 };
 
 enum { GD_LINEAR_Q, GD_LINEAR_K, GD_LINEAR_V, GD_LINEAR_O, GD_LINEAR_GATE, GD_LINEAR_UP, GD_LINEAR_DOWN,
        GD_LINEAR_COUNT };
-enum { GD_NORM_INPUT, GD_NORM_POST, GD_NORM_COUNT };
+enum { GD_NORM_INPUT, GD_NORM_Q, GD_NORM_K, GD_NORM_POST, GD_NORM_COUNT }; /* in graph order */
 
 extern const struct gd_part gd_linear_parts[GD_LINEAR_COUNT];
 extern const struct gd_part gd_norm_parts[GD_NORM_COUNT];
 
 int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent);
+/* Does a layer have it? */
+bool gd_part_present(const struct gd_model_config *config, const struct gd_part *part);
+/* How many norms a layer has before `norm` (GD_NORM_COUNT: in all). */
+int gd_norms_before(const struct gd_model_config *config, int norm);
 bool gd_part_has_bias(const struct gd_model_config *config, const struct gd_part *part);
 struct gd_weight **gd_part_weight(struct gd_model_layer *layer, const struct gd_part *part);
 struct gd_weight **gd_part_bias(struct gd_model_layer *layer, const struct gd_part *part);

@@ -19,7 +19,7 @@ int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **s
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->norm_sites;
-    return model->config.layers * GD_NORM_COUNT + 1;
+    return model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT) + 1;
 }
 
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites)
@@ -55,15 +55,12 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
                                                       *gd_part_bias(weights, part)};
     }
     for (int i = 0; i < GD_NORM_COUNT; i++) {
-        int index = layer * GD_NORM_COUNT + i;
-        files->norm_sites[index] = (struct gd_site){GD_SITE_NORM,
-                                                    layer,
-                                                    index,
-                                                    layer_name(files, layer, gd_norm_parts[i].name),
-                                                    config->width,
-                                                    config->width,
-                                                    *gd_part_weight(weights, &gd_norm_parts[i]),
-                                                    NULL};
+        const struct gd_part *part = &gd_norm_parts[i];
+        int index = layer * gd_norms_before(config, GD_NORM_COUNT) + gd_norms_before(config, i);
+        int width = gd_extent_size(config, part->out);
+        if (gd_part_present(config, part))
+            files->norm_sites[index] = (struct gd_site){
+                GD_SITE_NORM, layer, index, layer_name(files, layer, part->name), width, width, *gd_part_weight(weights, part), NULL};
     }
     files->kv_sites[layer] =
         (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL, NULL};
@@ -76,14 +73,14 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
 void gd_model_make_sites(struct gd_model *model)
 {
     struct gd_files *files = model->files;
+    int last = model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT);
     size_t layers = (size_t)model->config.layers, each = sizeof(struct gd_site);
     files->linear_sites = gd_arena_alloc_array(&files->arena, layers * GD_LINEAR_COUNT, each);
-    files->norm_sites = gd_arena_alloc_array(&files->arena, layers * GD_NORM_COUNT + 1, each);
+    files->norm_sites = gd_arena_alloc_array(&files->arena, (size_t)last + 1, each);
     files->kv_sites = gd_arena_alloc_array(&files->arena, layers, each);
     files->block_sites = gd_arena_alloc_array(&files->arena, layers * 2, each);
     for (int layer = 0; layer < model->config.layers; layer++)
         make_layer(model, files, layer);
-    int last = model->config.layers * GD_NORM_COUNT;
     files->norm_sites[last] = (struct gd_site){GD_SITE_NORM, -1, last, "model.norm", model->config.width,
                                                model->config.width, model->final_norm, NULL};
     files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL, NULL};

@@ -27,7 +27,7 @@ struct gd_site {
     int layer;                  /* -1 outside layers */
     int index;                  /* dense number of the site in the model: gd_model_linear_sites order for LINEAR */
     const char *name;           /* Hugging Face module path: "model.layers.3.self_attn.q_proj" */
-    int in, out;                /* LINEAR: features; NORM, BLOCK: its width, twice */
+    int in, out;                /* LINEAR: features; NORM, BLOCK: its width, twice; a head's for a norm of heads */
     struct gd_weight *weight;   /* LINEAR, NORM; else NULL */
     struct gd_weight *bias;     /* LINEAR; or NULL */
 };
@@ -45,7 +45,7 @@ struct gd_sites {
     /* input: what entered the block (after its norm); output: what the block made. */
     struct gd_value *(*block)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,
                               struct gd_value *output);
-    /* x: act [T, in]; w: the weight's value. Returns the normalised rows. */
+    /* x: act [T, n in], n heads for a norm of heads and 1 otherwise; w: the weight's value. Returns the normalised rows. */
     struct gd_value *(*norm)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
                              struct gd_value *w, double eps);
     struct gd_value *(*hidden)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *h);
@@ -58,7 +58,8 @@ struct gd_model;
 /* The model's linear sites in graph order, 7 a layer for Llama (q, k, v, o, gate, up, down); the head is not among
  * them. `sites` is owned by the model's description and lives as long as it. */
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites);
-/* The norms: each layer's, then the last. */
+/* The norms: each layer's in graph order (those of the heads of q and k among them, where the model has them), then the
+ * last. */
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites);
 /* Each layer's attention and MLP. */
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites);

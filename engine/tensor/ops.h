@@ -70,7 +70,7 @@ struct gd_value *gd_row_norm_ratio(struct gd_graph *g, struct gd_value *w, struc
                                    struct gd_value *m);
 
 /* x: act [T, n], w: weight/param [n] -> x / sqrt(mean(x^2) + eps) * w, statistics in f32 (Zhang & Sennrich 2019).
- * Output 1: 1/rms per row, f32 [T]. */
+ * w may be [n/h]: each of the h parts of a row is then normalised on its own. Output 1: 1/rms, f32 [T h]. */
 struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps);
 /* Serving: the same with the weight of each row's graft at `site` where it has one (wear.h); wear: handle. */
 struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps,

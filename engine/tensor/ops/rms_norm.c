@@ -1,4 +1,5 @@
-/* y = x / rms(x) * w, rms = sqrt(mean(x^2) + eps), row by row (Zhang & Sennrich 2019). Output 1: 1 / rms. f[0]: eps.
+/* y = x / rms(x) * w, rms = sqrt(mean(x^2) + eps), row by row (Zhang & Sennrich 2019), or head by head
+ * where w is shorter than a row: a row is then as many vectors of its length. Output 1: 1 / rms. f[0]: eps.
  * Serving: with the handle of a gd_wear as third input, rows of a graft with a norm at i[0], the site, take its weight. */
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/wear.h"
@@ -9,13 +10,13 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     const struct gd_value *x = call->in[0], *w = call->in[1];
     if (!gd_shape_unary(graph, call))
         return false;
-    if (x->rank != 2 || w->rank != 1 || w->shape[0] != x->shape[1] || (w->kind != GD_VALUE_WEIGHT && w->dtype != GD_F32))
-        return gd_graph_fail(graph, "rms_norm: '%s' is no f32 vector as long as the rows of '%s'", w->name, x->name) != NULL;
+    if (x->rank != 2 || w->rank != 1 || w->shape[0] < 1 || x->shape[1] % w->shape[0] != 0 || (w->kind != GD_VALUE_WEIGHT && w->dtype != GD_F32))
+        return gd_graph_fail(graph, "rms_norm: '%s' is no f32 vector that fits whole times in the rows of '%s'", w->name, x->name) != NULL;
     if (call->in_count > 2 && (call->in[2]->dtype != GD_HANDLE || call->params.i[0] < 0))
         return gd_graph_fail(graph, "rms_norm: '%s' is no handle, or the site is negative", call->in[2]->name) != NULL;
     call->out[1]->dtype = GD_F32;
     call->out[1]->rank = 1;
-    call->out[1]->shape[0] = x->shape[0];
+    call->out[1]->shape[0] = x->shape[0] * (x->shape[1] / w->shape[0]);
     return true;
 }
 
@@ -49,9 +50,10 @@ GD_KERNEL static void rows_bf16(uint16_t *y, float *inverse_rms, const uint16_t 
     body(y, inverse_rms, x, w, eps, true, width, begin, end);
 }
 
+/* Vectors [begin, end). */
 static void run_rows(const struct gd_kernel_args *args, const float *w, int64_t begin, int64_t end)
 {
-    int64_t width = args->out[0].shape[1];
+    int64_t width = args->in[1].shape[0];
     float eps = (float)args->params->f[0];
     if (args->out[0].dtype == GD_BF16)
         rows_bf16(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, begin, end);
@@ -59,14 +61,15 @@ static void run_rows(const struct gd_kernel_args *args, const float *w, int64_t 
         rows_f32(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, begin, end);
 }
 
-/* Rows [begin, end), each with its graft's weight. */
+/* Vectors [begin, end), each with the weight of its row's graft. */
 static void run_worn(const struct gd_kernel_args *args, const float *base, int64_t begin, int64_t end)
 {
     const struct gd_wear *wear = args->in[2].data;
+    int64_t heads = args->out[0].shape[1] / args->in[1].shape[0];
     for (int group = 0; group < wear->group_count && begin < end; group++) {
         const struct gd_wear_part *sites = wear->sites[group];
         const float *own = sites != NULL ? sites[args->params->i[0]].norm : NULL;
-        int64_t stop = wear->row_begin[group + 1] < end ? wear->row_begin[group + 1] : end;
+        int64_t stop = wear->row_begin[group + 1] * heads < end ? wear->row_begin[group + 1] * heads : end;
         if (stop <= begin)
             continue;
         run_rows(args, own != NULL ? own : base, begin, stop);
@@ -78,7 +81,7 @@ static void run_worn(const struct gd_kernel_args *args, const float *base, int64
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1];
+    int64_t width = args->in[1].shape[0], rows = args->out[0].shape[0] * (args->out[0].shape[1] / width);
     const float *w = args->weight[1] != NULL ? gd_weight_vector(args->weight[1]) : args->in[1].data;
     bool worn = args->in[2].data != NULL;
     GD_PARALLEL(rows * width)
@@ -111,7 +114,7 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
 
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
 {
-    int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1];
+    int64_t width = op_case->in[1].shape[0], rows = op_case->in[0].shape[0] * op_case->in[0].shape[1] / width;
     for (int64_t t = 0; t < rows; t++) {
         double sum = 0;
         for (int64_t j = 0; j < width; j++)
@@ -130,6 +133,8 @@ static const struct gd_op_case cases[] = {
     {.name = "one element", .in_count = 2, .in = {ROWS(1, 1), FROZEN(1)}, .params = {.f = {0.5}}, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     {.name = "odd sizes, frozen", .in_count = 2, .in = {ROWS(5, 37), FROZEN(37)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     {.name = "odd sizes, trained", .in_count = 2, .in = {ROWS(19, 37), TRAINED(37)}, EPS, .tolerance = 1e-5},
+    {.name = "heads, frozen", .in_count = 2, .in = {ROWS(5, 33), FROZEN(11)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "heads, trained", .in_count = 2, .in = {ROWS(19, 64), TRAINED(16)}, EPS, .tolerance = 1e-5},
     {.name = "large enough for threads", .in_count = 2, .in = {ROWS(67, 576), FROZEN(576)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
 };
 

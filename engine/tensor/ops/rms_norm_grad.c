@@ -1,7 +1,7 @@
 /*
  * The backward pass of rms_norm: x, w, r = 1/rms, dy -> dx, dw (f32 [n] if i[0], else [0]).
  *     xn = x r,  dx = r (w dy - xn mean(w dy xn)),  dw[j] = sum_t dy[t][j] xn[t][j]
- * Threads own rows for dx and columns for dw, so the order of every sum is fixed.
+ * Where w is shorter than a row, rows are as many vectors of its length. Threads own rows for dx and columns for dw, so the order of every sum is fixed.
  */
 #include "engine/tensor/ops/elementwise.h"
 #include <math.h>
@@ -14,13 +14,13 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     const struct gd_value *x = call->in[0], *w = call->in[1], *r = call->in[2], *dy = call->in[3];
     if (!gd_shape_unary(graph, call))
         return false;
-    if (x->rank != 2 || w->rank != 1 || w->shape[0] != x->shape[1] || (w->kind != GD_VALUE_WEIGHT && w->dtype != GD_F32) ||
-        r->dtype != GD_F32 || r->rank != 1 || r->shape[0] != x->shape[0] || dy->dtype != x->dtype ||
+    if (x->rank != 2 || w->rank != 1 || w->shape[0] < 1 || x->shape[1] % w->shape[0] != 0 || (w->kind != GD_VALUE_WEIGHT && w->dtype != GD_F32) ||
+        r->dtype != GD_F32 || r->rank != 1 || r->shape[0] != x->shape[0] * (x->shape[1] / w->shape[0]) || dy->dtype != x->dtype ||
         !gd_value_same_shape(x, dy))
         return gd_graph_fail(graph, "rms_norm_grad: the inputs do not fit '%s'", x->name) != NULL;
     call->out[1]->dtype = GD_F32;
     call->out[1]->rank = 1;
-    call->out[1]->shape[0] = call->params.i[0] ? x->shape[1] : 0;
+    call->out[1]->shape[0] = call->params.i[0] ? w->shape[0] : 0;
     return true;
 }
 
@@ -85,7 +85,7 @@ GD_KERNEL static void columns_bf16(float *dw, const uint16_t *x, const float *in
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    int64_t rows = args->in[0].shape[0], width = args->in[0].shape[1];
+    int64_t width = args->in[1].shape[0], rows = args->in[0].shape[0] * (args->in[0].shape[1] / width);
     const void *x = args->in[0].data, *dy = args->in[3].data;
     const float *w = args->weight[1] != NULL ? gd_weight_vector(args->weight[1]) : args->in[1].data;
     const float *inverse_rms = args->in[2].data;
@@ -106,7 +106,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
 {
-    int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1];
+    int64_t width = op_case->in[1].shape[0], rows = op_case->in[0].shape[0] * op_case->in[0].shape[1] / width;
     bool wants_w = op_case->params.i[0] != 0;
     for (int64_t j = 0; wants_w && j < width; j++)
         out[1][j] = 0;
@@ -133,6 +133,8 @@ static const struct gd_op_case cases[] = {
     CASE("one element", 1, 1, FROZEN(1), 0),
     CASE("odd sizes", 5, 37, FROZEN(37), 0),
     CASE("odd sizes with the gradient of w", 71, 37, FROZEN(37), 1),
+    {.name = "heads with the gradient of w", .in_count = 4, .in = {ROWS(9, 33), FROZEN(11), VECTOR(27), ROWS(9, 33)}, .params = {.i = {1}},
+     .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     CASE("large enough for threads", 150, 576, FROZEN(576), 1),
 };
 

@@ -51,13 +51,13 @@ static struct gd_graft *load(const struct gd_model *model, const char *name)
     return graft;
 }
 
-/* A LoRA of random numbers on all linear modules. */
-static struct gd_graft *random_lora(const struct gd_model *model)
+/* Of random numbers, whatever the method starts from. */
+static struct gd_graft *random_graft(const struct gd_model *model, const char *options)
 {
     struct gd_adapter_config config = {0};
     struct gd_graft *graft = NULL;
     struct gd_error err = {0};
-    cJSON *json = cJSON_Parse("{\"type\": \"lora\", \"r\": 4, \"lora_alpha\": 6}");
+    cJSON *json = cJSON_Parse(options);
     must(gd_adapter_config_parse(&config, json, &err), &err);
     must(gd_graft_create(&graft, model, &config, &err), &err);
     graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
@@ -66,6 +66,12 @@ static struct gd_graft *random_lora(const struct gd_model *model)
     gd_adapter_config_release(&config);
     cJSON_Delete(json);
     return graft;
+}
+
+/* On all linear modules. */
+static struct gd_graft *random_lora(const struct gd_model *model)
+{
+    return random_graft(model, "{\"type\": \"lora\", \"r\": 4, \"lora_alpha\": 6}");
 }
 
 static int set_up(void **state)
@@ -209,6 +215,27 @@ static void scales_and_sums_of_outputs_become_biases(void **state)
     }
 }
 
+static void norms_of_heads_are_kept_and_merged(void **state)
+{
+    static const char *const bases[] = {"tiny-qwen3", "tiny-qwen3-f16.gguf"};
+    static const char *const options[] = {
+        "{\"type\": \"lora\", \"r\": 4, \"lora_alpha\": 6}",
+        "{\"type\": \"ln_tuning\", \"target_modules\": [\"q_norm\", \"k_norm\"]}",
+        "{\"type\": \"full\"}",
+    };
+    for (size_t b = 0; b < GD_COUNT(bases); b++) {
+        struct gd_model *base = open_base(bases[b]);
+        for (size_t i = 0; i < GD_COUNT(options); i++) {
+            struct gd_graft *graft = random_graft(base, options[i]);
+            char name[64];
+            snprintf(name, sizeof(name), "heads-%zu-%zu%s", b, i, b == 1 ? ".gguf" : "");
+            assert_true(merge(graft, GD_F32, name) < 1e-5);
+            gd_graft_destroy(graft);
+        }
+        gd_model_destroy(base);
+    }
+}
+
 static void deltas_and_rotations_are_folded_in(void **state)
 {
     struct gd_model *base = open_base("tiny-llama");
@@ -283,7 +310,7 @@ static void check_gguf(const struct gd_model *base, struct gd_graft *graft, cons
 
 static void gguf_adapters_are_read_back_as_loras(void **state)
 {
-    static const char *const bases[] = {"tiny-llama", "tiny-llama-f16.gguf", "tiny-mistral", "tiny-qwen2"};
+    static const char *const bases[] = {"tiny-llama", "tiny-llama-f16.gguf", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"};
     for (size_t b = 0; b < GD_COUNT(bases); b++) {
         struct gd_model *base = open_base(bases[b]);
         check_gguf(base, random_lora(base), bases[b]);
@@ -361,6 +388,7 @@ int main(void)
         cmocka_unit_test(every_method_merges_or_says_why_not),
         cmocka_unit_test(a_merged_gguf_file_has_the_grafts_logits),
         cmocka_unit_test(scales_and_sums_of_outputs_become_biases),
+        cmocka_unit_test(norms_of_heads_are_kept_and_merged),
         cmocka_unit_test(deltas_and_rotations_are_folded_in),
         cmocka_unit_test(a_family_without_such_a_bias_is_refused),
         cmocka_unit_test(what_stands_at_the_place_is_left_alone),

@@ -244,7 +244,7 @@ static void check_recomputed(struct gd_model *model, const struct gd_graft *graf
 /* ---- tests ---- */
 
 static const char *const models[] = {"tiny-llama", "tiny-qwen2", "tiny-qwen2-window", "tiny-mistral", "tiny-llama3-rope",
-                                     "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf"};
+                                     "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf", "tiny-qwen3"};
 
 static void decoding_with_the_cache_equals_full_recomputation(void **state)
 {
@@ -684,7 +684,7 @@ static const struct {
     {"{\"type\": \"oft\", \"r\": 2, \"oft_block_size\": 0, \"use_cayley_neumann\": false, \"block_share\": true}", 0.1f},
     {"{\"type\": \"ia3\"}", 0.3f},
     {"{\"type\": \"vera\", \"r\": 24}", 1.0f},
-    {"{\"type\": \"ln_tuning\"}", 0.2f},
+    {"{\"type\": \"ln_tuning\", \"target_modules\": [\"all-norms\"]}", 0.2f},
     {"{\"type\": \"poly\", \"n_tasks\": 3, \"n_splits\": 4, \"r\": 5}", 0.3f, "1"},
     {"{\"type\": \"poly\", \"n_tasks\": 3, \"n_splits\": 2, \"target_modules\": \"all-linear\"}", 0.3f, "2"},
     {"{\"type\": \"houlsby\", \"reduction_factor\": 8, \"learned_scaling\": true}", 0.2f},
@@ -739,6 +739,7 @@ static void methods_share_a_batch_but_no_pages(void **state)
 {
     check_company("tiny-llama");
     check_company("tiny-qwen2"); /* whose projections have biases */
+    check_company("tiny-qwen3"); /* whose heads have norms, with weights of grafts' own */
 }
 
 /* Methods with rows before the tokens: fewer than a page, a page, more; beside other methods and the base. */

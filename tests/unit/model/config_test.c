@@ -47,7 +47,7 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"[]", GD_BAD_MODEL, "config.json is not a JSON object"},
         {"{\"model_type\":7}", GD_BAD_MODEL, "config.json.model_type"},
         {"{\"model_type\":null}", GD_BAD_MODEL, "model_type"},
-        {"{\"model_type\":\"gemma2\"}", GD_UNSUPPORTED, "\"gemma2\"|llama, mistral, qwen2"},
+        {"{\"model_type\":\"gemma2\"}", GD_UNSUPPORTED, "\"gemma2\"|llama, mistral, qwen2, qwen3"},
         {"{\"architectures\":[\"LlamaForSequenceClassification\"]}", GD_UNSUPPORTED,
          "config.json.architectures|LlamaForSequenceClassification|LlamaForCausalLM"},
         {"{\"architectures\":\"LlamaForCausalLM\"}", GD_BAD_MODEL, "architectures"},
@@ -95,6 +95,9 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"eos_token_id\":[1,2,3,4,5,6,7,8,9]}", GD_BAD_MODEL, "more than 8"},
         {"{\"bos_token_id\":100}", GD_BAD_MODEL, "config.json.bos_token_id"},
         {"{\"model_type\":\"qwen2\",\"use_sliding_window\":true,\"sliding_window\":0}", GD_BAD_MODEL, "sliding_window"},
+        {"{\"model_type\":\"qwen3\",\"attention_bias\":true}", GD_UNSUPPORTED, "config.json.attention_bias true|qwen3"},
+        {"{\"model_type\":\"qwen3\",\"attention_bias\":3}", GD_BAD_MODEL, "config.json.attention_bias"},
+        {"{\"model_type\":\"qwen3\",\"num_key_value_heads\":4,\"head_dim\":7}", GD_BAD_MODEL, "head_dim 7"},
         {"{\"model_type\":\"qwen2\",\"layer_types\":[\"full_attention\"]}", GD_BAD_MODEL, "layer_types has 1"},
         {"{\"model_type\":\"qwen2\",\"layer_types\":[\"sliding_attention\",\"full_attention\"]}", GD_UNSUPPORTED,
          "layer_types[1]"},
@@ -142,7 +145,14 @@ static void absent_fields_mean_the_default_of_the_family(void **state)
     assert_int_equal(c.bos_id, -1);
     assert_int_equal(c.eos_count, 0);
     assert_true(c.qkv_bias);
-    assert_false(c.o_bias);
+    assert_false(c.o_bias || c.qk_norm);
+    assert_int_equal(c.sliding_window, 0);
+    gd_model_config_release(&c);
+
+    c = must_read("{\"model_type\":\"qwen3\",\"hidden_size\":1024,\"num_attention_heads\":16,\"num_key_value_heads\":8}", "{}", NULL);
+    assert_int_equal(c.head_dim, 128); /* not 1024 / 16 */
+    assert_true(c.qk_norm);
+    assert_false(c.qkv_bias || c.o_bias);
     assert_int_equal(c.sliding_window, 0);
     gd_model_config_release(&c);
 }

@@ -69,7 +69,7 @@ static struct parity compare(const struct gd_model *model, const struct referenc
 }
 
 static const char *const tiny_names[] = {"tiny-llama",   "tiny-llama-sharded", "tiny-llama-yarn",  "tiny-llama3-rope",
-                                         "tiny-mistral", "tiny-qwen2",         "tiny-qwen2-window"};
+                                         "tiny-mistral", "tiny-qwen2",         "tiny-qwen2-window", "tiny-qwen3"};
 
 static void f32_logits_equal_the_reference(void **state)
 {
@@ -165,7 +165,7 @@ static struct gd_model *open_rounded(const char *folder)
 
 static void f16_gguf_twins_give_the_logits_of_their_folders(void **state)
 {
-    static const char *const names[] = {"tiny-llama", "tiny-llama3-rope", "tiny-qwen2"};
+    static const char *const names[] = {"tiny-llama", "tiny-llama3-rope", "tiny-qwen2", "tiny-qwen3"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         char *path = gd_format("%s/reference.safetensors", names[i]), *twin = gd_format("%s-f16.gguf", names[i]);
         struct reference reference = open_reference(path);
@@ -291,7 +291,7 @@ static float *forward_cached(const struct gd_model *model, struct gd_kv_batch *c
 
 static void decoding_through_the_cache_equals_the_whole(void **state)
 {
-    static const char *const names[] = {"tiny-llama", "tiny-mistral", "tiny-qwen2-window"};
+    static const char *const names[] = {"tiny-llama", "tiny-mistral", "tiny-qwen2-window", "tiny-qwen3"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         char *path = gd_format("%s/reference.safetensors", names[i]);
         struct reference reference = open_reference(path);

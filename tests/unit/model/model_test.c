@@ -135,6 +135,8 @@ static int64_t count_formula(const struct gd_model_config *c)
 {
     int64_t d = c->width, h = c->heads, g = c->kv_heads, dh = c->head_dim, f = c->ffn_width;
     int64_t layer = 2 * d * h * dh + 2 * d * g * dh + 3 * d * f + 2 * d;
+    if (c->qk_norm)
+        layer += 2 * dh;
     if (c->qkv_bias)
         layer += (h + 2 * g) * dh;
     if (c->o_bias)
@@ -147,7 +149,8 @@ static int64_t count_formula(const struct gd_model_config *c)
 static void parameters_are_counted_as_the_formula_counts_them(void **state)
 {
     static const char *const names[] = {"tiny-llama",       "tiny-qwen2",         "tiny-mistral",
-                                        "tiny-llama3-rope", "tiny-llama-sharded", "tiny-qwen2-f16.gguf"};
+                                        "tiny-llama3-rope", "tiny-llama-sharded", "tiny-qwen2-f16.gguf",
+                                        "tiny-qwen3",       "tiny-qwen3-f16.gguf"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         struct gd_model *model = open_fixture(names[i]);
         assert_int_equal(model->parameter_count, count_formula(&model->config));

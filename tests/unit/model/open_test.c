@@ -118,7 +118,7 @@ static void other_architectures_are_refused_by_name(void **state)
 {
     struct scratch scratch = copy_llama();
     edit(&scratch, "config.json", "\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"");
-    refuse("gpt2", &scratch, GD_UNSUPPORTED, "\"gpt2\"|llama, mistral, qwen2");
+    refuse("gpt2", &scratch, GD_UNSUPPORTED, "\"gpt2\"|llama, mistral, qwen2, qwen3");
 }
 
 /* The tensors of tiny-llama, with one more or one as another dtype. */
@@ -336,7 +336,7 @@ static void refuse_gguf(const char *from, size_t from_length, const char *to, en
 static void gguf_metadata_that_lies_is_refused_by_key(void **state)
 {
     REFUSE_GGUF("general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama",
-                "general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba", GD_UNSUPPORTED, "\"mamba\"|llama, qwen2");
+                "general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba", GD_UNSUPPORTED, "\"mamba\"|llama, qwen2, qwen3");
     REFUSE_GGUF("llama.block_count\x04\0\0\0\x03", "llama.block_count\x04\0\0\0\x04", GD_BAD_MODEL,
                 "blk.3.attn_norm.weight");
     REFUSE_GGUF("llama.block_count\x04\0\0\0\x03", "llama.block_count\x04\0\0\0\x02", GD_BAD_MODEL, "blk.2.|2 layers");

@@ -26,6 +26,7 @@ static const struct kind {
     const char *model;      /* NULL: tiny-llama */
 } kinds[] = {
     {"lora", "{\"r\": 4, \"lora_alpha\": 8}"},
+    {"lora_qwen3", "{\"r\": 2, \"lora_alpha\": 4}", "tiny-qwen3"},
     {"loraplus", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"loraplus_lr_ratio\": 16}"},
     {"dora", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"use_dora\": true}"},
     {"pissa", "{\"r\": 3, \"lora_alpha\": 6, \"target_modules\": [\"v_proj\", \"down_proj\"], \"init_lora_weights\": \"pissa\"}"},
@@ -39,6 +40,7 @@ static const struct kind {
     {"oft_cayley", "{\"type\": \"oft\", \"r\": 4, \"oft_block_size\": 0, \"use_cayley_neumann\": false, \"block_share\": true, "
                    "\"target_modules\": [\"q_proj\", \"down_proj\"]}"},
     {"ln_tuning", "{\"type\": \"ln_tuning\"}"},
+    {"ln_tuning_qwen3", "{\"type\": \"ln_tuning\", \"target_modules\": [\"all-norms\"]}", "tiny-qwen3"},
     {"ia3", "{\"type\": \"ia3\"}"},
     {"vera", "{\"type\": \"vera\", \"r\": 8}"},
     {"poly", "{\"type\": \"poly\", \"r\": 2, \"n_tasks\": 3, \"n_skills\": 3, \"n_splits\": 4, \"target_modules\": [\"q_proj\", "
