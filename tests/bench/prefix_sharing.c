@@ -137,9 +137,9 @@ static void compare(const struct gd_model *model, const struct gd_graft *graft, 
 int main(int argc, char **argv)
 {
     struct gd_error err = {0};
-    struct gd_model *model;
-    struct gd_graft *graft;
-    struct gd_adapter_config config;
+    struct gd_model *model = NULL;
+    struct gd_graft *graft = NULL;
+    struct gd_adapter_config config = {0};
     int lengths[32] = {64, 128, 256}, count = 3, rounds = argc > 2 ? atoi(argv[2]) : 5;
     if (argc < 2 || rounds < 1 || rounds > ROUNDS_MAX || argc > 35) {
         fprintf(stderr, "prefix_sharing MODEL [ROUNDS (1 to %d) [LENGTH ...]]\n", ROUNDS_MAX);
