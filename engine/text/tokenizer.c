@@ -47,6 +47,8 @@ void gd_tokenizer_destroy(struct gd_tokenizer *tokenizer)
     if (tokenizer == NULL)
         return;
     gd_bpe_release(&tokenizer->bpe);
+    gd_unigram_release(&tokenizer->unigram);
+    gd_wordpiece_release(&tokenizer->wordpiece);
     gd_vocab_release(&tokenizer->vocab);
     gd_added_release(&tokenizer->pending);
     gd_added_release(&tokenizer->added);
@@ -170,6 +172,15 @@ bool gd_tokenizer_finish(struct gd_tokenizer *tokenizer, struct gd_error *err)
         return false;
     gd_added_finish(&tokenizer->added);
     gd_added_finish(&tokenizer->added_normalized);
+    if (tokenizer->model == GD_MODEL_UNIGRAM) {
+        tokenizer->kind = tokenizer->unigram.byte_fallback ? "Unigram (byte fallback)" : "Unigram";
+        return gd_unigram_finish(&tokenizer->unigram, &tokenizer->vocab, err);
+    }
+    if (tokenizer->model == GD_MODEL_WORDPIECE) {
+        tokenizer->kind = "WordPiece";
+        gd_wordpiece_finish(&tokenizer->wordpiece, &tokenizer->vocab);
+        return true;
+    }
     gd_bpe_finish(&tokenizer->bpe);
     tokenizer->kind = tokenizer->bpe.byte_level      ? "BPE (byte-level)"
                       : tokenizer->bpe.byte_fallback ? "BPE (characters, byte fallback)"
@@ -325,6 +336,10 @@ void gd_tokenizer_digest(const struct gd_tokenizer *tokenizer, char out[65])
     gd_buf_printf(&text, "tokenizer 1\nbpe %d%d%d%d unknown %s prefix %s suffix %s\n", bpe->byte_level,
                   bpe->byte_fallback, bpe->fuse_unknown, bpe->ignore_merges, bpe->unknown ? bpe->unknown : "",
                   bpe->prefix ? bpe->prefix : "", bpe->suffix ? bpe->suffix : "");
+    if (tokenizer->model == GD_MODEL_UNIGRAM)
+        gd_unigram_describe(&tokenizer->unigram, &text);
+    if (tokenizer->model == GD_MODEL_WORDPIECE)
+        gd_wordpiece_describe(&tokenizer->wordpiece, &text);
     describe_tokens(&tokenizer->vocab, &text);
     describe_merges(bpe, &text);
     describe_added(&tokenizer->added, &text);

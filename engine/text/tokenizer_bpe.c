@@ -111,7 +111,7 @@ void gd_bpe_work_release(struct gd_bpe_work *work)
     memset(work, 0, sizeof(*work));
 }
 
-static char *scratch(struct gd_bpe_work *work, size_t size)
+char *gd_bpe_work_scratch(struct gd_bpe_work *work, size_t size)
 {
     if (size > work->scratch_capacity) {
         work->scratch = gd_realloc_array(work->scratch, size * 2, 1);
@@ -120,7 +120,7 @@ static char *scratch(struct gd_bpe_work *work, size_t size)
     return work->scratch;
 }
 
-static void push_symbol(struct gd_bpe_work *work, int32_t id, int32_t begin, int32_t end)
+void gd_bpe_work_push(struct gd_bpe_work *work, int32_t id, int32_t begin, int32_t end)
 {
     if (work->count == work->capacity) {
         work->capacity = work->capacity < 64 ? 64 : work->capacity > INT32_MAX / 2 ? INT32_MAX : work->capacity * 2;
@@ -139,7 +139,7 @@ static bool push_fallback(const struct gd_bpe *bpe, struct gd_bpe_work *work, co
             return false;
     bool exact = length == (size_t)(end - begin); /* not when the spelling has a prefix, a suffix or is of the alphabet */
     for (size_t i = 0; i < length; i++)
-        push_symbol(work, bpe->fallback_id[(unsigned char)spelling[i]], exact ? begin + (int32_t)i : begin,
+        gd_bpe_work_push(work, bpe->fallback_id[(unsigned char)spelling[i]], exact ? begin + (int32_t)i : begin,
                     exact ? begin + (int32_t)i + 1 : end);
     return true;
 }
@@ -152,7 +152,7 @@ static const char *spell(const struct gd_bpe *bpe, struct gd_bpe_work *work, con
         *spelling_length = (size_t)(end - begin);
         return text + begin;
     }
-    char *out = scratch(work, bpe->prefix_length + bpe->suffix_length + 8), *at = out;
+    char *out = gd_bpe_work_scratch(work, bpe->prefix_length + bpe->suffix_length + 8), *at = out;
     if (begin > 0 && bpe->prefix_length > 0)
         at = (char *)memcpy(at, bpe->prefix, bpe->prefix_length) + bpe->prefix_length;
     if (bpe->byte_level)
@@ -183,9 +183,9 @@ static bool push_characters(const struct gd_bpe *bpe, struct gd_bpe_work *work, 
         }
         if (id >= 0) {
             if (waiting)
-                push_symbol(work, bpe->unknown_id, unknown_begin, unknown_end);
+                gd_bpe_work_push(work, bpe->unknown_id, unknown_begin, unknown_end);
             waiting = false;
-            push_symbol(work, id, begin, end);
+            gd_bpe_work_push(work, id, begin, end);
             continue;
         }
         if (bpe->byte_fallback && push_fallback(bpe, work, spelling, spelling_length, begin, end))
@@ -196,14 +196,14 @@ static bool push_characters(const struct gd_bpe *bpe, struct gd_bpe_work *work, 
             return gd_fail(err, GD_BAD_MODEL, "the text has a character without a token, and the unknown token \"%s\" is "
                            "not in the vocabulary", bpe->unknown);
         if (waiting && !bpe->fuse_unknown)
-            push_symbol(work, bpe->unknown_id, unknown_begin, unknown_end);
+            gd_bpe_work_push(work, bpe->unknown_id, unknown_begin, unknown_end);
         if (!waiting || !bpe->fuse_unknown)
             unknown_begin = begin;
         unknown_end = end;
         waiting = true;
     }
     if (waiting)
-        push_symbol(work, bpe->unknown_id, unknown_begin, unknown_end);
+        gd_bpe_work_push(work, bpe->unknown_id, unknown_begin, unknown_end);
     return true;
 }
 
@@ -310,15 +310,28 @@ static int32_t find_whole(const struct gd_bpe *bpe, struct gd_bpe_work *work, co
         return -1;
     if (!bpe->byte_level)
         return gd_vocab_find_model(bpe->vocab, text, (size_t)length);
-    char *out = scratch(work, 2 * (size_t)length), *at = out;
+    char *out = gd_bpe_work_scratch(work, 2 * (size_t)length), *at = out;
     for (int32_t i = 0; i < length; i++)
         at += gd_alphabet_write((unsigned char)text[i], at);
     return gd_vocab_find_model(bpe->vocab, out, (size_t)(at - out));
 }
 
-static void remember(const struct gd_bpe *bpe, const struct gd_bpe_work *work, uint64_t hash, const char *text,
-                     int32_t length)
+bool gd_bpe_work_recall(struct gd_bpe_work *work, const struct gd_cache *cache, uint64_t hash, const char *text,
+                        int32_t length)
 {
+    struct gd_cache_entry entry;
+    if (length > GD_CACHE_KEY_BYTES || !gd_cache_get(cache, hash, text, (size_t)length, &entry))
+        return false;
+    for (int32_t i = 0; i < entry.count; i++)
+        gd_bpe_work_push(work, entry.id[i], i == 0 ? 0 : entry.end[i - 1], entry.end[i]);
+    return true;
+}
+
+void gd_bpe_work_remember(const struct gd_bpe_work *work, struct gd_cache *cache, uint64_t hash, const char *text,
+                          int32_t length)
+{
+    if (length > GD_CACHE_KEY_BYTES || work->count > GD_CACHE_IDS)
+        return;
     struct gd_cache_entry entry = {.length = (uint8_t)length, .count = (uint8_t)work->count};
     int32_t end = 0;
     for (int32_t i = 0; i < work->count; i++) {
@@ -329,7 +342,7 @@ static void remember(const struct gd_bpe *bpe, const struct gd_bpe_work *work, u
         entry.end[i] = (uint8_t)end;
     }
     memcpy(entry.key, text, (size_t)length);
-    gd_cache_put(bpe->cache, hash, &entry);
+    gd_cache_put(cache, hash, &entry);
 }
 
 bool gd_bpe_encode(const struct gd_bpe *bpe, struct gd_bpe_work *work, const char *text, int32_t length,
@@ -338,20 +351,12 @@ bool gd_bpe_encode(const struct gd_bpe *bpe, struct gd_bpe_work *work, const cha
     work->count = 0;
     if (length == 0)
         return true;
-    uint64_t hash = 0;
-    bool keep = length <= GD_CACHE_KEY_BYTES;
-    struct gd_cache_entry entry;
-    if (keep) {
-        hash = XXH3_64bits_withSeed(text, (size_t)length, bpe->seed);
-        if (gd_cache_get(bpe->cache, hash, text, (size_t)length, &entry)) {
-            for (int32_t i = 0; i < entry.count; i++)
-                push_symbol(work, entry.id[i], i == 0 ? 0 : entry.end[i - 1], entry.end[i]);
-            return true;
-        }
-    }
+    uint64_t hash = length <= GD_CACHE_KEY_BYTES ? XXH3_64bits_withSeed(text, (size_t)length, bpe->seed) : 0;
+    if (gd_bpe_work_recall(work, bpe->cache, hash, text, length))
+        return true;
     int32_t whole = bpe->ignore_merges ? find_whole(bpe, work, text, length) : -1;
     if (whole >= 0) {
-        push_symbol(work, whole, 0, length);
+        gd_bpe_work_push(work, whole, 0, length);
     } else {
         if (!push_characters(bpe, work, text, length, err))
             return false;
@@ -360,7 +365,6 @@ bool gd_bpe_encode(const struct gd_bpe *bpe, struct gd_bpe_work *work, const cha
         else
             merge_long(bpe, work);
     }
-    if (keep && work->count <= GD_CACHE_IDS)
-        remember(bpe, work, hash, text, length);
+    gd_bpe_work_remember(work, bpe->cache, hash, text, length);
     return true;
 }

@@ -63,4 +63,13 @@ GD_MUST_CHECK bool gd_bpe_encode(const struct gd_bpe *bpe, struct gd_bpe_work *w
                                  struct gd_error *err);
 void gd_bpe_work_release(struct gd_bpe_work *work);
 
+/* For every model that turns a pre-token into symbols. Scratch holds until the next call. */
+void gd_bpe_work_push(struct gd_bpe_work *work, int32_t id, int32_t begin, int32_t end);
+char *gd_bpe_work_scratch(struct gd_bpe_work *work, size_t size);
+/* The symbols of a word met before; `hash` is of the word and only used for words that a cache may keep. */
+bool gd_bpe_work_recall(struct gd_bpe_work *work, const struct gd_cache *cache, uint64_t hash, const char *text,
+                        int32_t length);
+void gd_bpe_work_remember(const struct gd_bpe_work *work, struct gd_cache *cache, uint64_t hash, const char *text,
+                          int32_t length);
+
 #endif

@@ -131,6 +131,38 @@ static void metaspace(const struct gd_decoder *step, const char *text, size_t le
     replace_literal(text, length, step->text, step->text_length, " ", drop ? 0 : 1, out);
 }
 
+/* The reference's list, in its order, on each piece on its own. */
+static void clean_up(struct gd_buf *text)
+{
+    static const char *const pairs[][2] = {
+        {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"},
+        {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"},
+    };
+    struct gd_buf next;
+    gd_buf_init(&next, text->limit_bytes);
+    for (size_t i = 0; i < GD_COUNT(pairs) && text->length > 0; i++) {
+        gd_buf_clear(&next);
+        replace_literal(text->data, text->length, pairs[i][0], strlen(pairs[i][0]), pairs[i][1], strlen(pairs[i][1]),
+                        &next);
+        struct gd_buf swap = *text;
+        *text = next;
+        next = swap;
+    }
+    gd_buf_release(&next);
+}
+
+/* Pieces with the prefix continue a word, all others but the first begin one. */
+static void wordpiece(const struct gd_decoder *step, const char *text, size_t length, bool first, struct gd_buf *out)
+{
+    size_t prefix = step->text_length;
+    bool inner = !first && length >= prefix && (prefix == 0 || memcmp(text, step->text, prefix) == 0);
+    if (!first && !inner)
+        gd_buf_append_char(out, ' ');
+    gd_buf_append(out, text + (inner ? prefix : 0), length - (inner ? prefix : 0));
+    if (step->cleanup)
+        clean_up(out);
+}
+
 static void strip(const struct gd_decoder *step, const char *text, size_t length, struct gd_buf *out)
 {
     size_t begin = 0, end = length, unit = step->text_length;
@@ -188,6 +220,9 @@ static void each(const struct gd_decoder *step, const struct gd_spellings *in, s
             break;
         case GD_DECODE_WORD_END:
             replace_literal(text, length, step->text, step->text_length, " ", i + 1 < in->count ? 1 : 0, &one);
+            break;
+        case GD_DECODE_WORDPIECE:
+            wordpiece(step, text, length, i == 0, &one);
             break;
         default:
             gd_buf_append(&one, text, length);
@@ -261,6 +296,8 @@ void gd_decoders_piece(const struct gd_decoders *decoders, const char *text, siz
             metaspace(step, data, now.length, false, &next);
         else if (step->kind == GD_DECODE_WORD_END)
             replace_literal(data, now.length, step->text, step->text_length, " ", 1, &next);
+        else if (step->kind == GD_DECODE_WORDPIECE)
+            wordpiece(step, data, now.length, false, &next);
         else if (step->kind == GD_DECODE_BYTE_FALLBACK && (byte = fallback_byte(data, now.length)) >= 0)
             gd_buf_append_char(&next, (char)byte);
         else
@@ -287,8 +324,8 @@ void gd_decoders_describe(const struct gd_decoders *decoders, struct gd_buf *out
 {
     for (int i = 0; i < decoders->count; i++) {
         const struct gd_decoder *step = &decoders->step[i];
-        gd_buf_printf(out, "decoder %d %d %d %d text %zu:", (int)step->kind, step->start, step->stop, step->keep_first,
-                      step->text_length);
+        gd_buf_printf(out, "decoder %d %d %d %d text %zu:", (int)step->kind, step->start, step->stop,
+                      step->keep_first + 2 * step->cleanup, step->text_length);
         gd_buf_append(out, step->text_length > 0 ? step->text : "", step->text_length);
         const char *pattern = step->regex != NULL ? gd_regex_source(step->regex) : "";
         gd_buf_printf(out, " pattern %zu:", strlen(pattern));

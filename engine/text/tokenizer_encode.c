@@ -6,7 +6,7 @@
 
 /*
  * The reference's order: added tokens in the text as given; normalizers on each stretch between them; added tokens in
- * the normalized stretch; pre-tokenizers on what lies between those; BPE on each piece.
+ * the normalized stretch; pre-tokenizers on what lies between those; the model on each piece.
  */
 struct encoder {
     const struct gd_tokenizer *tokenizer;
@@ -60,6 +60,18 @@ static bool allowed(const void *context, const struct gd_added *item, int32_t be
     return inside_span(e, gd_flow_from(place->flow, place->base + begin), gd_flow_to(place->flow, place->base + end - 1));
 }
 
+static bool encode_piece(struct encoder *e, const char *text, int32_t length)
+{
+    switch (e->tokenizer->model) {
+    case GD_MODEL_UNIGRAM:
+        return gd_unigram_encode(&e->tokenizer->unigram, &e->work, text, length, e->err);
+    case GD_MODEL_WORDPIECE:
+        return gd_wordpiece_encode(&e->tokenizer->wordpiece, &e->work, text, length, e->err);
+    default:
+        return gd_bpe_encode(&e->tokenizer->bpe, &e->work, text, length, e->err);
+    }
+}
+
 static bool encode_pieces(struct encoder *e, const struct gd_flow *flow)
 {
     for (int32_t i = 0; i < flow->pieces.count; i++) {
@@ -67,7 +79,7 @@ static bool encode_pieces(struct encoder *e, const struct gd_flow *flow)
         if (piece.end - piece.begin > GD_PRETOKEN_BYTES_MAX)
             return gd_fail(e->err, GD_TOO_LARGE, "a run of %d bytes that the tokenizer does not split, the limit is %d",
                            piece.end - piece.begin, GD_PRETOKEN_BYTES_MAX);
-        if (!gd_bpe_encode(&e->tokenizer->bpe, &e->work, flow->bytes + piece.begin, piece.end - piece.begin, e->err))
+        if (!encode_piece(e, flow->bytes + piece.begin, piece.end - piece.begin))
             return false;
         for (int32_t k = 0; k < e->work.count; k++) {
             const struct gd_symbol *symbol = &e->work.symbol[k];

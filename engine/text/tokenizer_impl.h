@@ -16,14 +16,21 @@
 #include "engine/text/tokenizer_bpe.h"
 #include "engine/text/tokenizer_decode.h"
 #include "engine/text/tokenizer_step.h"
+#include "engine/text/tokenizer_unigram.h"
+#include "engine/text/tokenizer_wordpiece.h"
 
 #define GD_TEMPLATE_IDS_MAX 16
 #define GD_TEXT_BYTES_MAX (64 << 20)     /* of one text to encode */
 #define GD_PRETOKEN_BYTES_MAX (32 << 20) /* of one run that no rule splits */
 
+enum gd_model_kind { GD_MODEL_BPE, GD_MODEL_UNIGRAM, GD_MODEL_WORDPIECE };
+
 struct gd_tokenizer {
     struct gd_vocab vocab;
-    struct gd_bpe bpe;
+    enum gd_model_kind model;
+    struct gd_bpe bpe;             /* always there, used by GD_MODEL_BPE */
+    struct gd_unigram unigram;
+    struct gd_wordpiece wordpiece;
     struct gd_added_set pending;          /* while loading: all added tokens, the last of an id counts */
     struct gd_added_set added;            /* matched in the text as given */
     struct gd_added_set added_normalized; /* matched behind the normalizers */

@@ -10,7 +10,7 @@
 
 #define JSON_BYTES_MAX ((size_t)256 << 20)
 
-static bool read_vocab(struct gd_tokenizer *tokenizer, const cJSON *vocab, struct gd_error *err)
+bool gd_model_read_vocab(struct gd_tokenizer *tokenizer, const cJSON *vocab, struct gd_error *err)
 {
     for (const cJSON *item = vocab->child; item != NULL; item = item->next) {
         char shown[GD_TOKEN_SHOWN_BYTES];
@@ -112,7 +112,7 @@ static bool read_merges(struct gd_tokenizer *tokenizer, const cJSON *merges, str
     return ok;
 }
 
-static bool read_affix(const cJSON *model, const char *key, char **out, struct gd_error *err)
+bool gd_model_read_text(const cJSON *model, const char *key, char **out, struct gd_error *err)
 {
     const char *text = NULL;
     if (!gd_json_get_string(model, "model", key, false, 0, GD_ADDED_BYTES_MAX, &text, err))
@@ -121,16 +121,11 @@ static bool read_affix(const cJSON *model, const char *key, char **out, struct g
     return true;
 }
 
-static bool check_model(const cJSON *model, struct gd_error *err)
+static bool check_bpe(const cJSON *model, struct gd_error *err)
 {
-    const char *type = "BPE";
     double dropout = 0;
-    if (!gd_json_get_string(model, "model", "type", false, 0, SIZE_MAX, &type, err) ||
-        !gd_json_get_number(model, "model", "dropout", false, 0, 1, &dropout, err))
+    if (!gd_json_get_number(model, "model", "dropout", false, 0, 1, &dropout, err))
         return false;
-    if (strcmp(type, "BPE") != 0)
-        return gd_fail_param(err, GD_UNSUPPORTED, "model.type",
-                             "the tokenizer model \"%.60s\" is not supported, only BPE is", type);
     if (dropout != 0)
         return gd_fail_param(err, GD_UNSUPPORTED, "model.dropout",
                              "BPE dropout %g makes ids random, only 0 is supported", dropout);
@@ -140,9 +135,9 @@ static bool check_model(const cJSON *model, struct gd_error *err)
 static bool read_model_flags(struct gd_tokenizer *tokenizer, const cJSON *model, struct gd_error *err)
 {
     struct gd_bpe *bpe = &tokenizer->bpe;
-    return read_affix(model, "unk_token", &bpe->unknown, err) &&
-           read_affix(model, "continuing_subword_prefix", &bpe->prefix, err) &&
-           read_affix(model, "end_of_word_suffix", &bpe->suffix, err) &&
+    return gd_model_read_text(model, "unk_token", &bpe->unknown, err) &&
+           gd_model_read_text(model, "continuing_subword_prefix", &bpe->prefix, err) &&
+           gd_model_read_text(model, "end_of_word_suffix", &bpe->suffix, err) &&
            gd_json_get_bool(model, "model", "fuse_unk", false, &bpe->fuse_unknown, err) &&
            gd_json_get_bool(model, "model", "byte_fallback", false, &bpe->byte_fallback, err) &&
            gd_json_get_bool(model, "model", "ignore_merges", false, &bpe->ignore_merges, err);
@@ -228,14 +223,14 @@ static bool load(struct gd_tokenizer *tokenizer, const cJSON *root, const cJSON 
                  const cJSON *merges, const cJSON *config, struct gd_error *err)
 {
     const cJSON *added = NULL;
-    bool ok = read_vocab(tokenizer, vocab, err) && gd_json_get_array(root, "", "added_tokens", false, &added, err) &&
+    bool ok = gd_model_read(tokenizer, model, vocab, err) && gd_json_get_array(root, "", "added_tokens", false, &added, err) &&
               read_added_tokens(tokenizer, added, err);
     if (ok && config != NULL && !read_config_tokens(tokenizer, config, err)) {
         gd_error_context(err, "tokenizer_config.json");
         return false;
     }
     /* Merges come behind all that makes tokens special: none may yield one. */
-    return ok && read_model_flags(tokenizer, model, err) && read_merges(tokenizer, merges, err) &&
+    return ok && (merges == NULL || (read_model_flags(tokenizer, model, err) && read_merges(tokenizer, merges, err))) &&
            gd_parts_normalizer(tokenizer, gd_json_find(root, "normalizer"), "normalizer", err) &&
            gd_parts_pretokenizer(tokenizer, gd_json_find(root, "pre_tokenizer"), "pre_tokenizer", err) &&
            gd_parts_post_processor(tokenizer, gd_json_find(root, "post_processor"), "post_processor", err) &&
@@ -247,12 +242,16 @@ static bool load(struct gd_tokenizer *tokenizer, const cJSON *root, const cJSON 
 static bool from_json(struct gd_tokenizer **out, const cJSON *root, const cJSON *config, struct gd_error *err)
 {
     const cJSON *model = NULL, *vocab = NULL, *merges = NULL;
-    if (!gd_json_get_object(root, "", "model", true, &model, err) || !check_model(model, err) ||
-        !gd_json_get_object(model, "model", "vocab", true, &vocab, err) ||
-        !gd_json_get_array(model, "model", "merges", true, &merges, err))
+    enum gd_model_kind kind = GD_MODEL_BPE;
+    if (!gd_json_get_object(root, "", "model", true, &model, err) || !gd_model_kind_of(model, &kind, err) ||
+        !(kind == GD_MODEL_UNIGRAM ? gd_json_get_array(model, "model", "vocab", true, &vocab, err)
+                                   : gd_json_get_object(model, "model", "vocab", true, &vocab, err)) ||
+        (kind == GD_MODEL_BPE &&
+         (!check_bpe(model, err) || !gd_json_get_array(model, "model", "merges", true, &merges, err))))
         return false;
-    struct gd_tokenizer *tokenizer =
-        gd_tokenizer_create((size_t)cJSON_GetArraySize(vocab), (size_t)cJSON_GetArraySize(merges));
+    size_t merge_count = merges != NULL ? (size_t)cJSON_GetArraySize(merges) : 0;
+    struct gd_tokenizer *tokenizer = gd_tokenizer_create((size_t)cJSON_GetArraySize(vocab), merge_count);
+    tokenizer->model = kind;
     if (!load(tokenizer, root, model, vocab, merges, config, err)) {
         gd_tokenizer_destroy(tokenizer);
         return false;

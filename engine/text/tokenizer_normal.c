@@ -37,6 +37,86 @@ static void strip_accents(struct gd_flow *flow, struct gd_range piece)
     }
 }
 
+static void strip_nonspacing(struct gd_flow *flow, struct gd_range piece)
+{
+    for (int32_t at = piece.begin, next; at < piece.end; at = next) {
+        int32_t code;
+        next = at + (int32_t)gd_char_decode(flow->bytes + at, &code);
+        if (code < 0x300 || utf8proc_category(code) != UTF8PROC_CATEGORY_MN)
+            gd_flow_copy(flow, at, next);
+    }
+}
+
+enum fate { KEPT, DROPPED, A_SPACE };
+
+/* SentencePiece's NMT rules. */
+static enum fate nmt_fate(int32_t code)
+{
+    if ((code >= 0x01 && code <= 0x08) || code == 0x0B || (code >= 0x0E && code <= 0x1F) || code == 0x7F ||
+        code == 0x8F || code == 0x9F)
+        return DROPPED;
+    bool space = code == 0x09 || code == 0x0A || code == 0x0C || code == 0x0D || code == 0x1680 ||
+                 (code >= 0x200B && code <= 0x200F) || code == 0x2028 || code == 0x2029 || code == 0x2581 ||
+                 code == 0xFEFF || code == 0xFFFD;
+    return space ? A_SPACE : KEPT;
+}
+
+/* BERT's clean_text: no control characters, every whitespace a space. */
+static enum fate clean_fate(int32_t code)
+{
+    if (code >= ' ' && code < 0x7F)
+        return KEPT;
+    if (code == '\t' || code == '\n' || code == '\r')
+        return A_SPACE;
+    if (code == 0 || code == 0xFFFD)
+        return DROPPED;
+    switch (utf8proc_category(code)) {
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CO:
+        return DROPPED;
+    default:
+        return gd_char_is_space(code) ? A_SPACE : KEPT;
+    }
+}
+
+static void clean(struct gd_flow *flow, struct gd_range piece, enum fate (*fate_of)(int32_t code))
+{
+    for (int32_t at = piece.begin, next; at < piece.end; at = next) {
+        int32_t code;
+        next = at + (int32_t)gd_char_decode(flow->bytes + at, &code);
+        enum fate fate = fate_of(code);
+        if (fate == KEPT)
+            gd_flow_copy(flow, at, next);
+        else if (fate == A_SPACE)
+            gd_flow_put(flow, " ", 1, gd_flow_from(flow, at), gd_flow_to(flow, next - 1));
+    }
+}
+
+/* The blocks that BERT's tokenizer calls Chinese. */
+static bool is_chinese(int32_t code)
+{
+    return (code >= 0x4E00 && code <= 0x9FFF) || (code >= 0x3400 && code <= 0x4DBF) ||
+           (code >= 0x20000 && code <= 0x2A6DF) || (code >= 0x2A700 && code <= 0x2B73F) ||
+           (code >= 0x2B740 && code <= 0x2B81F) || (code >= 0x2B920 && code <= 0x2CEAF) ||
+           (code >= 0xF900 && code <= 0xFAFF) || (code >= 0x2F800 && code <= 0x2FA1F);
+}
+
+static void set_chinese_apart(struct gd_flow *flow, struct gd_range piece)
+{
+    for (int32_t at = piece.begin, next; at < piece.end; at = next) {
+        int32_t code;
+        next = at + (int32_t)gd_char_decode(flow->bytes + at, &code);
+        bool apart = is_chinese(code);
+        int32_t from = gd_flow_from(flow, at), to = gd_flow_to(flow, next - 1);
+        if (apart)
+            gd_flow_put(flow, " ", 1, from, to);
+        gd_flow_copy(flow, at, next);
+        if (apart)
+            gd_flow_put(flow, " ", 1, from, to);
+    }
+}
+
 static void strip(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece)
 {
     int32_t begin = piece.begin, end = piece.end, code;
@@ -116,6 +196,20 @@ static bool rewrite_piece(const struct gd_step *step, struct gd_flow *flow, stru
     case GD_STEP_BYTES:
         bytes_as_alphabet(flow, piece);
         return true;
+    case GD_STEP_NMT:
+        clean(flow, piece, nmt_fate);
+        return true;
+    case GD_STEP_CLEAN:
+        clean(flow, piece, clean_fate);
+        return true;
+    case GD_STEP_CHINESE:
+        set_chinese_apart(flow, piece);
+        return true;
+    case GD_STEP_STRIP_NONSPACING:
+        strip_nonspacing(flow, piece);
+        return true;
+    case GD_STEP_CHARSMAP:
+        return gd_step_charsmap(step, flow, piece, err);
     default:
         gd_step_unicode_form(step, flow, piece);
         return true;

@@ -113,6 +113,30 @@ static bool read_behavior(const cJSON *part, const char *path, const char *absen
                          "MergedWithNext or Contiguous", path, name);
 }
 
+/* strip_accents follows lowercase when it is absent or null, as in the reference. */
+static bool read_bert_normalizer(struct gd_steps *steps, const cJSON *part, const char *path, struct gd_error *err)
+{
+    bool clean = true, chinese = true, lowercase = true;
+    if (!gd_json_get_bool(part, path, "clean_text", false, &clean, err) ||
+        !gd_json_get_bool(part, path, "handle_chinese_chars", false, &chinese, err) ||
+        !gd_json_get_bool(part, path, "lowercase", false, &lowercase, err))
+        return false;
+    bool accents = lowercase;
+    if (!cJSON_IsNull(gd_json_find(part, "strip_accents")) &&
+        !gd_json_get_bool(part, path, "strip_accents", false, &accents, err))
+        return false;
+    const struct {
+        bool wanted;
+        enum gd_step_kind kind;
+    } kinds[] = {{clean, GD_STEP_CLEAN}, {chinese, GD_STEP_CHINESE}, {accents, GD_STEP_NFD},
+                 {accents, GD_STEP_STRIP_NONSPACING}, {lowercase, GD_STEP_LOWERCASE}};
+    struct gd_step *step = NULL;
+    for (size_t i = 0; i < GD_COUNT(kinds); i++)
+        if (kinds[i].wanted && !gd_steps_add(steps, kinds[i].kind, &step, err))
+            return false;
+    return true;
+}
+
 bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err)
 {
     static const struct {
@@ -122,6 +146,7 @@ bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, cons
         {"NFC", GD_STEP_NFC}, {"NFD", GD_STEP_NFD}, {"NFKC", GD_STEP_NFKC}, {"NFKD", GD_STEP_NFKD},
         {"Lowercase", GD_STEP_LOWERCASE}, {"Strip", GD_STEP_STRIP}, {"StripAccents", GD_STEP_STRIP_ACCENTS},
         {"Prepend", GD_STEP_PREPEND}, {"Replace", GD_STEP_REPLACE}, {"ByteLevel", GD_STEP_BYTES},
+        {"Nmt", GD_STEP_NMT}, {"Precompiled", GD_STEP_CHARSMAP},
     };
     if (part == NULL || cJSON_IsNull(part))
         return true;
@@ -130,6 +155,8 @@ bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, cons
         return false;
     if (strcmp(type, "Sequence") == 0)
         return read_sequence(tokenizer, part, path, "normalizers", gd_parts_normalizer, err);
+    if (strcmp(type, "BertNormalizer") == 0)
+        return read_bert_normalizer(&tokenizer->normalizers, part, path, err);
     size_t k = 0;
     while (k < GD_COUNT(kinds) && strcmp(type, kinds[k].name) != 0)
         k++;
@@ -142,6 +169,11 @@ bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, cons
         step->left = step->right = true;
         return gd_json_get_bool(part, path, "strip_left", false, &step->left, err) &&
                gd_json_get_bool(part, path, "strip_right", false, &step->right, err);
+    }
+    if (step->kind == GD_STEP_CHARSMAP) {
+        const char *base64 = NULL;
+        return gd_json_get_string(part, path, "precompiled_charsmap", true, 1, SIZE_MAX, &base64, err) &&
+               gd_charsmap_read(step, base64, path, err);
     }
     if (step->kind == GD_STEP_PREPEND)
         return read_text(part, path, "prepend", 0, &step->text, &step->text_length, err);
@@ -211,9 +243,14 @@ static bool read_splitter(struct gd_steps *steps, const char *type, const cJSON 
         step->invert = true;
         return gd_regex_compile(&step->regex, PATTERN_WORDS, strlen(PATTERN_WORDS), GD_REGEX_PCRE, path, err);
     }
-    if (strcmp(type, "WhitespaceSplit") == 0) {
+    if (strcmp(type, "WhitespaceSplit") == 0 || strcmp(type, "BertPreTokenizer") == 0) {
         step->kind = GD_STEP_WHITESPACE_SPLIT;
         step->behavior = GD_SPLIT_REMOVED;
+        if (type[0] == 'W')
+            return true;
+        if (!gd_steps_add(steps, GD_STEP_PUNCTUATION, &step, err))
+            return false;
+        step->behavior = GD_SPLIT_ISOLATED;
         return true;
     }
     if (strcmp(type, "Punctuation") == 0) {
@@ -253,7 +290,7 @@ bool gd_parts_pretokenizer(struct gd_tokenizer *tokenizer, const cJSON *part, co
     struct gd_steps *steps = &tokenizer->pretokenizers;
     if (!read_pretokenizer(tokenizer, part, path, err))
         return false;
-    if (steps->count > 0 && steps->step[steps->count - 1].kind == GD_STEP_BYTES) {
+    if (tokenizer->model == GD_MODEL_BPE && steps->count > 0 && steps->step[steps->count - 1].kind == GD_STEP_BYTES) {
         steps->count--;
         tokenizer->bpe.byte_level = true;
     }
@@ -280,6 +317,22 @@ static bool read_template_ids(struct gd_tokenizer *tokenizer, const cJSON *speci
             return gd_fail_param(err, GD_BAD_MODEL, path, "%s adds more than %d tokens", path, GD_TEMPLATE_IDS_MAX);
         ids[(*count)++] = (int32_t)id;
     }
+    return true;
+}
+
+/* Puts ids around what the post-processors before put around a text. */
+static bool wrap(struct gd_tokenizer *tokenizer, const int32_t *before, int before_count, const int32_t *after,
+                 int after_count, const char *path, struct gd_error *err)
+{
+    size_t size = sizeof(before[0]);
+    if (tokenizer->before_count + before_count > GD_TEMPLATE_IDS_MAX ||
+        tokenizer->after_count + after_count > GD_TEMPLATE_IDS_MAX)
+        return gd_fail_param(err, GD_BAD_MODEL, path, "the post-processor adds more than %d tokens", GD_TEMPLATE_IDS_MAX);
+    memmove(tokenizer->before + before_count, tokenizer->before, (size_t)tokenizer->before_count * size);
+    memcpy(tokenizer->before, before, (size_t)before_count * size);
+    tokenizer->before_count += before_count;
+    memcpy(tokenizer->after + tokenizer->after_count, after, (size_t)after_count * size);
+    tokenizer->after_count += after_count;
     return true;
 }
 
@@ -310,15 +363,34 @@ static bool read_template(struct gd_tokenizer *tokenizer, const cJSON *part, con
     }
     if (texts == 0)
         return gd_fail_param(err, GD_BAD_MODEL, path, "%s.single does not hold the sequence A", path);
-    if (tokenizer->before_count + count[0] > GD_TEMPLATE_IDS_MAX ||
-        tokenizer->after_count + count[1] > GD_TEMPLATE_IDS_MAX)
-        return gd_fail_param(err, GD_BAD_MODEL, path, "the post-processor adds more than %d tokens", GD_TEMPLATE_IDS_MAX);
-    memmove(tokenizer->before + count[0], tokenizer->before, (size_t)tokenizer->before_count * sizeof(ids[0][0]));
-    memcpy(tokenizer->before, ids[0], (size_t)count[0] * sizeof(ids[0][0]));
-    tokenizer->before_count += count[0];
-    memcpy(tokenizer->after + tokenizer->after_count, ids[1], (size_t)count[1] * sizeof(ids[1][0]));
-    tokenizer->after_count += count[1];
+    return wrap(tokenizer, ids[0], count[0], ids[1], count[1], path, err);
+}
+
+/* ["[CLS]", 101] */
+static bool read_token_pair(const struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, const char *key,
+                            int32_t *id, struct gd_error *err)
+{
+    const cJSON *pair = NULL;
+    if (!gd_json_get_array(part, path, key, true, &pair, err))
+        return false;
+    const cJSON *text = pair->child, *number = text != NULL ? text->next : NULL;
+    if (!cJSON_IsString(text) || !cJSON_IsNumber(number) || number->next != NULL)
+        return gd_fail_param(err, GD_BAD_MODEL, path, "%s.%s must be [token, id]", path, key);
+    double value = number->valuedouble;
+    if (!(value >= 0) || value >= tokenizer->vocab.count || value != (int32_t)value ||
+        tokenizer->vocab.token[(int32_t)value].text == NULL)
+        return gd_fail_param(err, GD_BAD_MODEL, path, "%s.%s has id %g, which is not in the vocabulary", path, key,
+                             value);
+    *id = (int32_t)value;
     return true;
+}
+
+/* BertProcessing and RobertaProcessing: cls text sep. Roberta's other fields only move offsets. */
+static bool read_cls_sep(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err)
+{
+    int32_t cls = -1, sep = -1;
+    return read_token_pair(tokenizer, part, path, "cls", &cls, err) &&
+           read_token_pair(tokenizer, part, path, "sep", &sep, err) && wrap(tokenizer, &cls, 1, &sep, 1, path, err);
 }
 
 bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err)
@@ -332,6 +404,8 @@ bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const cJSON *part, 
         return read_sequence(tokenizer, part, path, "processors", gd_parts_post_processor, err);
     if (strcmp(type, "TemplateProcessing") == 0)
         return read_template(tokenizer, part, path, err);
+    if (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)
+        return read_cls_sep(tokenizer, part, path, err);
     if (strcmp(type, "ByteLevel") == 0) /* moves offsets only */
         return true;
     return unsupported("post-processor", type, path, err);
@@ -345,7 +419,7 @@ bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const c
     } kinds[] = {
         {"ByteLevel", GD_DECODE_BYTE_LEVEL}, {"ByteFallback", GD_DECODE_BYTE_FALLBACK}, {"Fuse", GD_DECODE_FUSE},
         {"Replace", GD_DECODE_REPLACE}, {"Strip", GD_DECODE_STRIP}, {"Metaspace", GD_DECODE_METASPACE},
-        {"BPEDecoder", GD_DECODE_WORD_END},
+        {"BPEDecoder", GD_DECODE_WORD_END}, {"WordPiece", GD_DECODE_WORDPIECE},
     };
     if (part == NULL || cJSON_IsNull(part))
         return true;
@@ -383,6 +457,10 @@ bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const c
         const cJSON *prefix = gd_json_find(part, "add_prefix_space");
         step->keep_first = strcmp(scheme, "never") == 0 || cJSON_IsFalse(prefix);
         return true;
+    case GD_DECODE_WORDPIECE:
+        step->cleanup = true;
+        return read_text(part, path, "prefix", 0, &step->text, &step->text_length, err) &&
+               gd_json_get_bool(part, path, "cleanup", false, &step->cleanup, err);
     case GD_DECODE_WORD_END:
         return read_text(part, path, "suffix", 1, &step->text, &step->text_length, err);
     default:

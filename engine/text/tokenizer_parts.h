@@ -24,6 +24,15 @@ GD_MUST_CHECK bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const
 GD_MUST_CHECK bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path,
                                     struct gd_error *err);
 
+/* The model's part, in tokenizer_json_model.c; what BPE needs besides its vocabulary is read by the caller. */
+GD_MUST_CHECK bool gd_model_kind_of(const cJSON *model, enum gd_model_kind *out, struct gd_error *err);
+GD_MUST_CHECK bool gd_model_read(struct gd_tokenizer *tokenizer, const cJSON *model, const cJSON *vocab,
+                                 struct gd_error *err);
+/* {"spelling": id} */
+GD_MUST_CHECK bool gd_model_read_vocab(struct gd_tokenizer *tokenizer, const cJSON *vocab, struct gd_error *err);
+/* A short text of the model; NULL when it is absent, null or empty. */
+GD_MUST_CHECK bool gd_model_read_text(const cJSON *model, const char *key, char **out, struct gd_error *err);
+
 /* Adds the merge of two spellings; what they join to must be a token. Free `joined` at the end. */
 struct gd_merge_reader {
     struct gd_tokenizer *tokenizer;

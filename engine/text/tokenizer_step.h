@@ -20,6 +20,7 @@
 enum gd_step_kind {
     GD_STEP_NFC, GD_STEP_NFD, GD_STEP_NFKC, GD_STEP_NFKD,
     GD_STEP_LOWERCASE, GD_STEP_STRIP, GD_STEP_STRIP_ACCENTS, GD_STEP_PREPEND, GD_STEP_REPLACE, GD_STEP_BYTES,
+    GD_STEP_NMT, GD_STEP_CHARSMAP, GD_STEP_CLEAN, GD_STEP_CHINESE, GD_STEP_STRIP_NONSPACING,
     GD_STEP_SPLIT, GD_STEP_DIGITS, GD_STEP_PUNCTUATION, GD_STEP_WHITESPACE_SPLIT, GD_STEP_PREFIX_SPACE, GD_STEP_METASPACE,
 };
 
@@ -32,7 +33,8 @@ enum gd_prepend_scheme { GD_PREPEND_ALWAYS, GD_PREPEND_FIRST, GD_PREPEND_NEVER }
 struct gd_step {
     enum gd_step_kind kind;
     struct gd_regex *regex;          /* SPLIT, REPLACE */
-    char *text;                      /* PREPEND: what; REPLACE: with what; METASPACE: the character for a space */
+    char *text;                      /* PREPEND: what; REPLACE: with what; METASPACE: the character for a space;
+                                      * CHARSMAP: the precompiled map */
     size_t text_length;
     enum gd_split_behavior behavior; /* SPLIT, DIGITS, PUNCTUATION */
     bool invert;                     /* SPLIT: the pattern matches what is kept apart from the delimiters */
@@ -58,5 +60,9 @@ GD_MUST_CHECK bool gd_step_normalize(const struct gd_step *step, struct gd_flow 
 GD_MUST_CHECK bool gd_step_split(const struct gd_step *step, struct gd_flow *flow, struct gd_regex_run *regex,
                                  struct gd_error *err);
 void gd_step_unicode_form(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece);
+GD_MUST_CHECK bool gd_step_charsmap(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece,
+                                    struct gd_error *err);
+/* Decodes a precompiled_charsmap into the step's text, checked. `path` names it in errors. */
+GD_MUST_CHECK bool gd_charsmap_read(struct gd_step *step, const char *base64, const char *path, struct gd_error *err);
 
 #endif

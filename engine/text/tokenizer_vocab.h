@@ -16,8 +16,8 @@
 #include <stdint.h>
 
 enum gd_token_flag {
-    GD_TOKEN_MODEL = 1,   /* BPE may produce it from text */
-    GD_TOKEN_ADDED = 2,   /* matched in the text before BPE */
+    GD_TOKEN_MODEL = 1,   /* the model may produce it from text */
+    GD_TOKEN_ADDED = 2,   /* matched in the text before the model */
     GD_TOKEN_SPECIAL = 4, /* never produced from what people write, skipped by decoding on request */
     GD_TOKEN_RENAMED = 8, /* an added token whose spelling the normalizers change */
 };
@@ -43,7 +43,7 @@ void gd_vocab_init(struct gd_vocab *vocab, size_t expected);
 GD_MUST_CHECK bool gd_vocab_add(struct gd_vocab *vocab, int64_t id, const char *text, size_t length, uint32_t flags,
                                 struct gd_error *err);
 int32_t gd_vocab_find(const struct gd_vocab *vocab, const char *text, size_t length); /* -1 = none */
-/* Only tokens that BPE may produce: of the model and not special. */
+/* Only tokens that the model may produce: of the model and not special. */
 int32_t gd_vocab_find_model(const struct gd_vocab *vocab, const char *text, size_t length);
 void gd_vocab_release(struct gd_vocab *vocab);
 

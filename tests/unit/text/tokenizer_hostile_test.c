@@ -17,6 +17,10 @@
 #define TEMPLATE(single, specials)                                                                                     \
     "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[" single "],\"special_tokens\":{" specials       \
     "}}," MODEL "}"
+#define UNIGRAM(piece, more)                                                                                           \
+    "{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"<unk>\",0],[\"a\",-1.5]," piece "]" more "}}"
+#define WORDPIECE(more) "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0,\"a\":1,\"##a\":2}," more "}}"
+#define CHARSMAP(value) "{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":" value "}," MODEL "}"
 #define TEXT_A "{\"Sequence\":{\"id\":\"A\"}}"
 
 static bool load(const char *json, size_t length, const char *config, struct gd_tokenizer **out, struct gd_error *err)
@@ -94,19 +98,44 @@ static void damaged_files_are_refused_by_name(void **state)
         {"{\"model\":{\"vocab\":{" VOCAB "},\"merges\":[[\"a\",\"b\",\"a\"]]}}", GD_BAD_MODEL, "merges[0]"},
         {"{\"model\":{\"vocab\":{" VOCAB "},\"merges\":[[\"a\",7]]}}", GD_BAD_MODEL, "merges[0]"},
         {"{\"model\":{\"vocab\":{" VOCAB "},\"merges\":[{}]}}", GD_BAD_MODEL, "merges[0]"},
-        {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{}}}", GD_UNSUPPORTED, "WordPiece"},
-        {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", GD_UNSUPPORTED, "Unigram"},
+        {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{}}}", GD_BAD_MODEL, "empty"},
+        {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":[]}}", GD_BAD_MODEL, "vocab"},
+        {WORDPIECE("\"max_input_chars_per_word\":-1"), GD_BAD_MODEL, "max_input_chars_per_word"},
+        {WORDPIECE("\"unk_token\":7"), GD_BAD_MODEL, "unk_token"},
+        {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", GD_BAD_MODEL, "empty"},
+        {"{\"model\":{\"type\":\"Unigram\",\"vocab\":{}}}", GD_BAD_MODEL, "vocab"},
+        {"{\"model\":{\"type\":\"Unigram\"}}", GD_BAD_MODEL, "vocab"},
+        {UNIGRAM("[\"b\",\"-1\"]", ""), GD_BAD_MODEL, "model.vocab[2]"},
+        {UNIGRAM("[\"b\",null]", ""), GD_BAD_MODEL, "model.vocab[2]"},
+        {UNIGRAM("[\"b\",NaN]", ""), GD_BAD_MODEL, "tokenizer.json"},
+        {UNIGRAM("[\"b\",-1e999]", ""), GD_BAD_MODEL, "tokenizer.json"},
+        {UNIGRAM("[\"b\"]", ""), GD_BAD_MODEL, "model.vocab[2]"},
+        {UNIGRAM("[\"b\",-1,2]", ""), GD_BAD_MODEL, "model.vocab[2]"},
+        {UNIGRAM("\"b\"", ""), GD_BAD_MODEL, "model.vocab[2]"},
+        {UNIGRAM("[\"a\",-1]", ""), GD_BAD_MODEL, "two ids"},
+        {UNIGRAM("[\"b\",-1]", ",\"unk_id\":3"), GD_BAD_MODEL, "unk_id"},
+        {UNIGRAM("[\"b\",-1]", ",\"unk_id\":-1"), GD_BAD_MODEL, "unk_id"},
+        {UNIGRAM("[\"b\",-1]", ",\"byte_fallback\":1"), GD_BAD_MODEL, "byte_fallback"},
         {"{\"model\":{\"type\":\"WordLevel\",\"vocab\":{}}}", GD_UNSUPPORTED, "WordLevel"},
         {"{\"model\":{\"dropout\":0.1,\"vocab\":{\"a\":0},\"merges\":[]}}", GD_UNSUPPORTED, "dropout"},
-        {"{\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}," MODEL "}", GD_UNSUPPORTED,
-         "Precompiled"},
-        {"{\"normalizer\":{\"type\":\"BertNormalizer\"}," MODEL "}", GD_UNSUPPORTED, "BertNormalizer"},
-        {"{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Nmt\"}]}," MODEL "}",
+        {CHARSMAP("\"AAAA\""), GD_BAD_MODEL, "3 bytes"},
+        {CHARSMAP("\"AAAAAA==\""), GD_BAD_MODEL, "its trie 0"},
+        {CHARSMAP("\"/////w==\""), GD_BAD_MODEL, "its trie 4294967295"},
+        {CHARSMAP("\"BAAAAAA=\""), GD_BAD_MODEL, "its trie 4"},
+        {CHARSMAP("\"BAAAAAAAAAD/\""), GD_BAD_MODEL, "UTF-8"},
+        {CHARSMAP("\"AAA\""), GD_BAD_MODEL, "base64"},
+        {CHARSMAP("\"A=AA\""), GD_BAD_MODEL, "base64"},
+        {CHARSMAP("\"====\""), GD_BAD_MODEL, "base64"},
+        {CHARSMAP("\"AA A\""), GD_BAD_MODEL, "base64"},
+        {CHARSMAP("\"\""), GD_BAD_MODEL, "precompiled_charsmap"},
+        {CHARSMAP("null"), GD_BAD_MODEL, "precompiled_charsmap"},
+        {"{\"normalizer\":{\"type\":\"Precompiled\"}," MODEL "}", GD_BAD_MODEL, "precompiled_charsmap"},
+        {"{\"normalizer\":{\"type\":\"BertNormalizer\",\"strip_accents\":1}," MODEL "}", GD_BAD_MODEL, "strip_accents"},
+        {"{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Nmd\"}]}," MODEL "}",
          GD_UNSUPPORTED, "normalizer.normalizers[1]"},
         {"{\"normalizer\":{\"type\":\"Sequence\"}," MODEL "}", GD_BAD_MODEL, "normalizers"},
         {"{\"normalizer\":{}," MODEL "}", GD_BAD_MODEL, "type"},
         {"{\"normalizer\":[]," MODEL "}", GD_BAD_MODEL, "normalizer"},
-        {"{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}," MODEL "}", GD_UNSUPPORTED, "BertPreTokenizer"},
         {"{\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}," MODEL "}", GD_UNSUPPORTED, "UnicodeScripts"},
         {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}," MODEL "}", GD_BAD_MODEL,
          "one character"},
@@ -130,7 +159,13 @@ static void damaged_files_are_refused_by_name(void **state)
         {REGEX("\\\\C"), GD_UNSUPPORTED, "\\C"},
         {REGEX("(?~a)"), GD_UNSUPPORTED, "group"},
         {REGEX("(((a{1,1000}){1,1000}){1,1000}){1,1000}"), GD_BAD_MODEL, "regular expression"},
-        {"{\"post_processor\":{\"type\":\"BertProcessing\"}," MODEL "}", GD_UNSUPPORTED, "BertProcessing"},
+        {"{\"post_processor\":{\"type\":\"BertProcessing\"}," MODEL "}", GD_BAD_MODEL, "cls"},
+        {"{\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",0],\"sep\":[\"x\",99]}," MODEL "}", GD_BAD_MODEL,
+         "sep has id 99"},
+        {"{\"post_processor\":{\"type\":\"RobertaProcessing\",\"cls\":[\"a\",1e300],\"sep\":[\"b\",1]}," MODEL "}",
+         GD_BAD_MODEL, "cls has id"},
+        {"{\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[0],\"sep\":[\"b\",1]}," MODEL "}", GD_BAD_MODEL,
+         "[token, id]"},
         {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A, ""), GD_BAD_MODEL, "<x>"},
         {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A, "\"<x>\":{\"ids\":[99]}"), GD_BAD_MODEL, "99"},
         {TEMPLATE("{\"SpecialToken\":{\"id\":\"<x>\"}}," TEXT_A, "\"<x>\":{\"ids\":[-1]}"), GD_BAD_MODEL, "-1"},
@@ -141,7 +176,7 @@ static void damaged_files_are_refused_by_name(void **state)
         {TEMPLATE("", ""), GD_BAD_MODEL, "sequence A"},
         {TEMPLATE(TEXT_A "," TEXT_A, ""), GD_BAD_MODEL, "once"},
         {TEMPLATE("{\"Other\":1}", ""), GD_BAD_MODEL, "something else"},
-        {"{\"decoder\":{\"type\":\"WordPiece\"}," MODEL "}", GD_UNSUPPORTED, "WordPiece"},
+        {"{\"decoder\":{\"type\":\"WordPiece\",\"cleanup\":true}," MODEL "}", GD_BAD_MODEL, "prefix"},
         {"{\"decoder\":{\"type\":\"CTC\"}," MODEL "}", GD_UNSUPPORTED, "CTC"},
         {"{\"decoder\":{\"type\":\"Strip\",\"content\":\"\",\"start\":1,\"stop\":0}," MODEL "}", GD_BAD_MODEL,
          "content"},
@@ -276,7 +311,8 @@ static void huge_runs_are_encoded_in_time(void **state)
 {
     const char *const runs[] = {
         "a", " ", "\n", "ab", "0", "!?", "\xE4\xBD\xA0", "a\xCC\xA3\xCC\x87", "\xCC\x87\xCC\xA3", "\t \t ", "'s"};
-    const char *const names[] = {"gpt2", "llama3", "qwen2", "smollm", "llama2", "mistral"};
+    const char *const names[] = {"gpt2", "llama3", "qwen2", "smollm", "llama2", "mistral",
+                                 "t5", "albert", "unigram_bytes", "bert"};
     size_t length = 300000;
     for (size_t k = 0; k < GD_COUNT(names); k++) {
         struct gd_tokenizer *tokenizer = open_file(names[k]);
@@ -323,6 +359,47 @@ static void an_absent_unknown_token_is_named_when_it_is_needed(void **state)
     gd_tokenizer_destroy(tokenizer);
 }
 
+static void a_unigram_without_unknown_token_says_so(void **state)
+{
+    struct gd_tokenizer *tokenizer = open_text(UNIGRAM("[\"aa\",1e308]", ""));
+    encode_in_time(tokenizer, "aaaaaa", 6, GD_OK, 5);
+    encode_in_time(tokenizer, "aab", 3, GD_BAD_MODEL, 5);
+    gd_tokenizer_destroy(tokenizer);
+    tokenizer = open_text("{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0}}}");
+    encode_in_time(tokenizer, "a", 1, GD_OK, 5);
+    encode_in_time(tokenizer, "aa", 2, GD_BAD_MODEL, 5);
+    gd_tokenizer_destroy(tokenizer);
+}
+
+static void a_piece_beyond_the_limit_is_refused(void **state)
+{
+    char *piece = repeat("a", 1025);
+    char *json = gd_format("{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"%s\",-1]]}}", piece);
+    expect_refusal(json, NULL, GD_BAD_MODEL, "piece 0");
+    gd_free(json);
+    gd_free(piece);
+}
+
+/* A long word is looked at once per character and length of a token, not per length of the word. */
+static void a_huge_word_of_wordpiece_ends_in_time(void **state)
+{
+    struct gd_tokenizer *tokenizer = open_text(WORDPIECE("\"max_input_chars_per_word\":2147483647"));
+    char *text = repeat("a", 1000000);
+    encode_in_time(tokenizer, text, 1000000, GD_OK, 20);
+    text[999999] = 'b';
+    encode_in_time(tokenizer, text, 1000000, GD_OK, 20);
+    gd_free(text);
+    gd_tokenizer_destroy(tokenizer);
+}
+
+/* The root's offset is 1 << 8 times 3, beyond the only unit; then a value beyond the replacements. */
+static void a_charsmap_that_points_outside_is_named(void **state)
+{
+    struct gd_tokenizer *tokenizer = open_text(CHARSMAP("\"BAAAAAAOAABhAA==\""));
+    encode_in_time(tokenizer, "ab", 2, GD_BAD_MODEL, 5);
+    gd_tokenizer_destroy(tokenizer);
+}
+
 /* Whatever loads must also run. */
 static void use(const char *json, size_t length)
 {
@@ -345,7 +422,7 @@ static void use(const char *json, size_t length)
 
 static void cut_and_changed_files_never_crash(void **state)
 {
-    const char *const names[] = {"llama3", "llama2", "mistral"};
+    const char *const names[] = {"llama3", "llama2", "mistral", "t5", "bert"};
     uint64_t random = 88172645463325252u;
     for (size_t k = 0; k < GD_COUNT(names); k++) {
         char *path = gd_format("%s/tokenizer/%s.json", fixtures(), names[k]), *text = NULL;
@@ -383,6 +460,10 @@ int main(void)
         cmocka_unit_test(text_that_is_not_utf8_is_refused),
         cmocka_unit_test(rules_that_blow_text_up_are_stopped),
         cmocka_unit_test(an_absent_unknown_token_is_named_when_it_is_needed),
+        cmocka_unit_test(a_unigram_without_unknown_token_says_so),
+        cmocka_unit_test(a_piece_beyond_the_limit_is_refused),
+        cmocka_unit_test(a_huge_word_of_wordpiece_ends_in_time),
+        cmocka_unit_test(a_charsmap_that_points_outside_is_named),
         cmocka_unit_test(cut_and_changed_files_never_crash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,84 @@
+/* The model of a tokenizer.json: which it is, its vocabulary, and the fields of Unigram and WordPiece. */
+#include "engine/base/alloc.h"
+#include "engine/text/tokenizer_parts.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+bool gd_model_kind_of(const cJSON *model, enum gd_model_kind *out, struct gd_error *err)
+{
+    static const char *const names[] = {
+        [GD_MODEL_BPE] = "BPE", [GD_MODEL_UNIGRAM] = "Unigram", [GD_MODEL_WORDPIECE] = "WordPiece"};
+    const char *type = names[GD_MODEL_BPE];
+    if (!gd_json_get_string(model, "model", "type", false, 0, SIZE_MAX, &type, err))
+        return false;
+    for (size_t i = 0; i < GD_COUNT(names); i++)
+        if (strcmp(type, names[i]) == 0) {
+            *out = (enum gd_model_kind)i;
+            return true;
+        }
+    return gd_fail_param(err, GD_UNSUPPORTED, "model.type",
+                         "the tokenizer model \"%.60s\" is not supported, only BPE, Unigram and WordPiece are", type);
+}
+
+/* [["piece", score], ...]; the id of a piece is its place. */
+static bool read_pieces(struct gd_tokenizer *tokenizer, const cJSON *vocab, struct gd_error *err)
+{
+    int64_t id = 0;
+    for (const cJSON *item = vocab->child; item != NULL; item = item->next, id++) {
+        const cJSON *text = cJSON_IsArray(item) ? item->child : NULL, *score = text != NULL ? text->next : NULL;
+        char path[64];
+        (void)snprintf(path, sizeof(path), "model.vocab[%lld]", (long long)id);
+        if (!cJSON_IsString(text) || !cJSON_IsNumber(score) || score->next != NULL || !isfinite(score->valuedouble))
+            return gd_fail_param(err, GD_BAD_MODEL, path, "%s is not [piece, score] with a finite score", path);
+        if (!gd_vocab_add(&tokenizer->vocab, id, text->valuestring, strlen(text->valuestring), GD_TOKEN_MODEL, err)) {
+            gd_error_context(err, "%s", path);
+            return false;
+        }
+        gd_unigram_add(&tokenizer->unigram, score->valuedouble);
+    }
+    if (id == 0)
+        return gd_fail_param(err, GD_BAD_MODEL, "model.vocab", "model.vocab is empty");
+    return true;
+}
+
+static bool read_unigram(struct gd_tokenizer *tokenizer, const cJSON *model, const cJSON *vocab, struct gd_error *err)
+{
+    int64_t unknown = -1;
+    struct gd_unigram *unigram = &tokenizer->unigram;
+    if (!read_pieces(tokenizer, vocab, err) ||
+        !gd_json_get_bool(model, "model", "byte_fallback", false, &unigram->byte_fallback, err) ||
+        !gd_json_get_int(model, "model", "unk_id", false, 0, unigram->count - 1, &unknown, err))
+        return false;
+    unigram->unknown_id = (int32_t)unknown;
+    return true;
+}
+
+static bool read_wordpiece(struct gd_tokenizer *tokenizer, const cJSON *model, const cJSON *vocab, struct gd_error *err)
+{
+    struct gd_wordpiece *wordpiece = &tokenizer->wordpiece;
+    wordpiece->max_characters = 100;
+    if (!gd_model_read_vocab(tokenizer, vocab, err) ||
+        !gd_model_read_text(model, "unk_token", &wordpiece->unknown, err) ||
+        !gd_model_read_text(model, "continuing_subword_prefix", &wordpiece->prefix, err))
+        return false;
+    if (gd_json_find(model, "unk_token") == NULL)
+        wordpiece->unknown = gd_strdup("[UNK]");
+    if (gd_json_find(model, "continuing_subword_prefix") == NULL)
+        wordpiece->prefix = gd_strdup("##");
+    return gd_json_get_int(model, "model", "max_input_chars_per_word", false, 0, INT32_MAX, &wordpiece->max_characters,
+                           err);
+}
+
+bool gd_model_read(struct gd_tokenizer *tokenizer, const cJSON *model, const cJSON *vocab, struct gd_error *err)
+{
+    switch (tokenizer->model) {
+    case GD_MODEL_UNIGRAM:
+        return read_unigram(tokenizer, model, vocab, err);
+    case GD_MODEL_WORDPIECE:
+        return read_wordpiece(tokenizer, model, vocab, err);
+    default:
+        return gd_model_read_vocab(tokenizer, vocab, err);
+    }
+}
