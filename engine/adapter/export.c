@@ -46,7 +46,7 @@ static int slot_of_weight(const struct gd_graft *graft, const struct gd_weight *
             return slot;
     *bias = true;
     for (int i = 0; i < linear_count; i++)
-        if (*gd_part_bias(&graft->model->layer[linear[i].layer], &gd_linear_parts[i % GD_LINEAR_COUNT]) == weight)
+        if (linear[i].bias == weight)
             return i;
     return -1;
 }

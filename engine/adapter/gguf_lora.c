@@ -26,6 +26,8 @@ static bool target_init(struct target *target, const struct gd_model *model, str
     *target = (struct target){.model = model};
     if (!gd_family_find(&family, model->config.architecture, err))
         return false;
+    if (family->folder_only)
+        return gd_fail(err, GD_UNSUPPORTED, "GGUF adapters of %s models are not supported; PEFT folders are", family->model_type);
     bool own = family->gguf != NULL;
     if (!own && !gd_family_find_gguf(&family, "llama", err)) /* Mistral's files carry Llama's name */
         return false;
@@ -45,7 +47,7 @@ static void target_release(struct target *target)
 
 static const struct gd_part *part_of(const struct gd_site *site)
 {
-    return &gd_linear_parts[site->index % GD_LINEAR_COUNT];
+    return site->part;
 }
 
 static const int32_t *rows_of(const struct target *target, const struct gd_site *site)
@@ -215,8 +217,10 @@ static bool read_modules(const struct gd_gguf *file, const struct gd_model *mode
 static bool read_tensors(struct gd_graft *graft, const struct gd_gguf *file, const struct target *target, struct gd_error *err)
 {
     graft->block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
-    for (int i = 0; i < graft->model->config.layers * GD_LINEAR_COUNT; i++) {
-        const struct gd_site *site = gd_slot_site(graft->model, i);
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(graft->model, &sites);
+    for (int i = 0; i < site_count; i++) {
+        const struct gd_site *site = &sites[i];
         for (int side = 0; side < 2 && graft->site_param[i] >= 0; side++) {
             const struct gd_graft_param *param = &graft->params[graft->site_param[i] + side];
             struct gd_tensor tensor;

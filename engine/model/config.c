@@ -21,7 +21,8 @@ bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope
 {
     if (!check_heads(config, names, err))
         return false;
-    config->rotary_dim = config->head_dim;
+    if (config->rotary_dim == 0)
+        config->rotary_dim = config->head_dim;
     config->inv_freq = gd_alloc_array((size_t)config->rotary_dim / 2, sizeof config->inv_freq[0]);
     config->attention_factor = gd_rope_frequencies(config->inv_freq, config->rotary_dim, config->rope_theta, scaling);
     bool ok = isfinite(config->attention_factor) && config->attention_factor > 0;

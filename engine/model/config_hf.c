@@ -92,21 +92,16 @@ static bool read_flags(struct gd_model_config *config, const cJSON *json, const 
                        struct gd_error *err)
 {
     const char *activation = "silu";
-    double partial = 1;
-    config->norm_eps = 1e-6;
+    config->norm_eps = family->fused ? 1e-5 : 1e-6;
     config->qkv_bias = family->qkv_bias;
     config->qk_norm = family->qk_norm;
+    config->fused = family->fused;
     if (!gd_json_get_number(json, PATH, "rms_norm_eps", false, 1e-12, 1, &config->norm_eps, err) ||
         !gd_json_get_bool(json, PATH, "tie_word_embeddings", false, &config->tied, err) ||
-        !gd_json_get_string(json, PATH, "hidden_act", false, 1, 64, &activation, err) ||
-        !gd_json_get_number(json, PATH, "partial_rotary_factor", false, 0, 1, &partial, err))
+        !gd_json_get_string(json, PATH, "hidden_act", false, 1, 64, &activation, err))
         return false;
     if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0)
         return refuse_value("hidden_act", activation, "silu", err);
-    if (partial != 1)
-        return gd_fail_param(err, GD_UNSUPPORTED, PATH ".partial_rotary_factor",
-                             PATH ".partial_rotary_factor %g is not supported for %s; 1 is", partial,
-                             family->model_type);
     if (family->bias_options) {
         if (!gd_json_get_bool(json, PATH, "attention_bias", false, &config->qkv_bias, err) ||
             !gd_json_get_bool(json, PATH, "mlp_bias", false, &config->mlp_bias, err))
@@ -232,18 +227,13 @@ static bool read_scaling(struct gd_rope_scaling *scaling, const struct gd_model_
         if (cJSON_IsObject(each))
             return gd_fail_param(err, GD_UNSUPPORTED, path, "%s.%s: rope parameters by kind of layer are not supported",
                                  path, gd_show_text(each->string).text);
-    double partial = 1;
     scaling->original_context = config->context;
     if (!read_scaling_kind(scaling, json, path, err) ||
         !gd_json_get_number(json, path, "original_max_position_embeddings", false, 1, GD_CONTEXT_MAX,
                             &scaling->original_context, err) ||
         !gd_json_get_number(top, PATH, "original_max_position_embeddings", false, 1, GD_CONTEXT_MAX,
-                            &scaling->original_context, err) ||
-        !gd_json_get_number(json, path, "partial_rotary_factor", false, 0, 1, &partial, err))
+                            &scaling->original_context, err))
         return false;
-    if (partial != 1)
-        return gd_fail_param(err, GD_UNSUPPORTED, path, "%s.partial_rotary_factor %g is not supported; 1 is", path,
-                             partial);
     switch (scaling->kind) {
     case GD_ROPE_DEFAULT:
         return true;
@@ -258,9 +248,29 @@ static bool read_scaling(struct gd_rope_scaling *scaling, const struct gd_model_
     return false;
 }
 
+/* How much of a head is rotated: the factor at the top, or the one of rope_parameters. */
+static bool read_rotary(struct gd_model_config *config, const cJSON *json, const struct gd_family *family,
+                        const cJSON *object, const char *path, struct gd_error *err)
+{
+    double partial = 1;
+    if (!gd_json_get_number(json, PATH, "partial_rotary_factor", false, 0, 1, &partial, err) ||
+        (object != NULL && !gd_json_get_number(object, path, "partial_rotary_factor", false, 0, 1, &partial, err)))
+        return false;
+    if (partial != 1 && !family->partial_rotary)
+        return gd_fail_param(err, GD_UNSUPPORTED, PATH ".partial_rotary_factor",
+                             PATH ".partial_rotary_factor %g is not supported for %s; 1 is", partial,
+                             family->model_type);
+    config->rotary_dim = (int)(config->head_dim * partial);
+    if (partial != 1 && (config->rotary_dim < 2 || config->rotary_dim % 2 != 0))
+        return gd_fail_param(err, GD_BAD_MODEL, PATH ".partial_rotary_factor",
+                             PATH ".partial_rotary_factor %g rotates %d of a head's %d dimensions; an even number of them is "
+                                  "wanted", partial, config->rotary_dim, config->head_dim);
+    return true;
+}
+
 /* Old files: rope_theta and rope_scaling; newer ones: rope_parameters with both. */
 static bool read_rope(struct gd_model_config *config, struct gd_rope_scaling *scaling, const cJSON *json,
-                      struct gd_error *err)
+                      const struct gd_family *family, struct gd_error *err)
 {
     const cJSON *object = NULL, *parameters = NULL;
     const char *path = PATH ".rope_scaling";
@@ -274,6 +284,8 @@ static bool read_rope(struct gd_model_config *config, struct gd_rope_scaling *sc
         object = parameters;
         path = PATH ".rope_parameters";
     }
+    if (!read_rotary(config, json, family, object, path, err))
+        return false;
     if (object == NULL)
         return true;
     return read_scaling(scaling, config, json, object, path, err) &&
@@ -329,7 +341,7 @@ static bool read_all(struct gd_model_config *config, const cJSON *json, const cJ
     snprintf(config->architecture, sizeof config->architecture, "%s", family->model_type);
     return read_class(json, family, err) && read_sizes(config, json, family, err) &&
            read_flags(config, json, family, err) && read_window(config, json, family, err) &&
-           read_rope(config, &scaling, json, err) && read_ids(config, json, generation, family, err) &&
+           read_rope(config, &scaling, json, family, err) && read_ids(config, json, generation, family, err) &&
            gd_model_config_finish(config, &scaling, &names, err);
 }
 

@@ -38,6 +38,7 @@ static cJSON *describe_config(const struct gd_model_config *c)
     add_number(object, "heads", c->heads);
     add_number(object, "kv_heads", c->kv_heads);
     add_number(object, "head_dim", c->head_dim);
+    add_number(object, "rotary_dim", c->rotary_dim);
     add_number(object, "intermediate_size", c->ffn_width);
     add_number(object, "vocab_size", c->vocab);
     add_number(object, "context", c->context);

@@ -69,6 +69,21 @@ static const struct gd_family families[] = {
         .bos_id = -1,
         .eos_id = -1,
     },
+    {
+        .model_type = "phi3",
+        .class_name = "Phi3ForCausalLM",
+        .fused = true,
+        .partial_rotary = true,
+        .folder_only = true,
+        .vocab = 32064,
+        .width = 3072,
+        .ffn_width = 8192,
+        .layers = 32,
+        .heads = 32,
+        .context = 4096,
+        .bos_id = 1,
+        .eos_id = 32000,
+    },
 };
 
 static bool refuse(const char *what, const char *name, bool gguf, struct gd_error *err)

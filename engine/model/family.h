@@ -1,8 +1,8 @@
 /*
  * family.h - the architectures that graftd builds, as a table.
  *
- * Why      An architecture is a mapping of config, tensor names and flags, not code: Llama, Mistral, Qwen2 and Qwen3 share one
- *          graph. Published configs leave out what equals their family's default.
+ * Why      An architecture is a mapping of config, tensor names and flags, not code: Llama, Mistral, Qwen2, Qwen3 and Phi-3
+ *          share one graph. Published configs leave out what equals their family's default.
  * Memory   Constants.
  * Threads  Any.
  * Errors   GD_UNSUPPORTED naming the architecture and what is supported.
@@ -23,6 +23,9 @@ struct gd_family {
     const char *gguf;         /* general.architecture; NULL: its files carry another family's name */
     bool gguf_permuted;       /* q and k rows are stored for interleaved rope */
     bool qkv_bias;            /* always has biases on q, k, v */
+    bool fused;               /* q, k, v and gate, up are stored as one matrix each */
+    bool partial_rotary;      /* partial_rotary_factor is an option */
+    bool folder_only;         /* neither models nor adapters of GGUF */
     bool qk_norm;             /* always has norms of the heads of q and k */
     bool bias_options;        /* attention_bias and mlp_bias are options */
     bool window_option;       /* sliding_window counts only with use_sliding_window, from max_window_layers on */

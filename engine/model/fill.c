@@ -166,7 +166,7 @@ static bool fill_layers(const struct filler *f)
             if (gd_part_present(&f->model->config, &gd_norm_parts[i]) && !fill_part(f, layer, &gd_norm_parts[i], false))
                 return false;
         for (int i = 0; i < GD_LINEAR_COUNT; i++)
-            if (!fill_part(f, layer, &gd_linear_parts[i], true))
+            if (gd_part_present(&f->model->config, &gd_linear_parts[i]) && !fill_part(f, layer, &gd_linear_parts[i], true))
                 return false;
     }
     return true;

@@ -52,10 +52,10 @@ static struct gd_value *layer_norm(const struct builder *b, int layer, int part,
 
 static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
 {
-    const struct gd_site *site = &b->files->linear_sites[layer * GD_LINEAR_COUNT + part];
-    struct gd_weight *bias = *gd_part_bias(&b->model->layer[layer], &gd_linear_parts[part]);
+    const struct gd_site *site = &b->files->linear_sites[layer * gd_linears_before(&b->model->config, GD_LINEAR_COUNT) +
+                                                         gd_linears_before(&b->model->config, part)];
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
-    struct gd_value *added = bias != NULL ? gd_graph_weight(b->graph, bias) : NULL;
+    struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
     if (b->sites.linear != NULL)
         return b->sites.linear(b->sites.context, b->graph, site, x, w, added);
     return gd_site_linear_base(b->graph, x, w, added);
@@ -79,9 +79,18 @@ static struct gd_value *rope(const struct builder *b, struct gd_value *x)
 static struct gd_value *attention(const struct builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    struct gd_value *q = linear(b, layer, GD_LINEAR_Q, x);
-    struct gd_value *k = linear(b, layer, GD_LINEAR_K, x);
-    struct gd_value *v = linear(b, layer, GD_LINEAR_V, x);
+    struct gd_value *q, *k, *v;
+    if (config->fused) {
+        struct gd_value *qkv = linear(b, layer, GD_LINEAR_QKV, x);
+        int query = gd_extent_size(config, GD_EXTENT_QUERY), key = gd_extent_size(config, GD_EXTENT_KV);
+        q = gd_columns(b->graph, qkv, 0, query);
+        k = gd_columns(b->graph, qkv, query, key);
+        v = gd_columns(b->graph, qkv, query + key, key);
+    } else {
+        q = linear(b, layer, GD_LINEAR_Q, x);
+        k = linear(b, layer, GD_LINEAR_K, x);
+        v = linear(b, layer, GD_LINEAR_V, x);
+    }
     if (config->qk_norm) {
         q = layer_norm(b, layer, GD_NORM_Q, q);
         k = layer_norm(b, layer, GD_NORM_K, k);
@@ -104,7 +113,16 @@ static struct gd_value *attention(const struct builder *b, int layer, struct gd_
 
 static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value *x)
 {
-    struct gd_value *gate = linear(b, layer, GD_LINEAR_GATE, x), *up = linear(b, layer, GD_LINEAR_UP, x);
+    const struct gd_model_config *config = &b->model->config;
+    struct gd_value *gate, *up;
+    if (config->fused) {
+        struct gd_value *both = linear(b, layer, GD_LINEAR_GATE_UP, x);
+        gate = gd_columns(b->graph, both, 0, config->ffn_width);
+        up = gd_columns(b->graph, both, config->ffn_width, config->ffn_width);
+    } else {
+        gate = linear(b, layer, GD_LINEAR_GATE, x);
+        up = linear(b, layer, GD_LINEAR_UP, x);
+    }
     return linear(b, layer, GD_LINEAR_DOWN, gd_swiglu(b->graph, gate, up));
 }
 

@@ -29,6 +29,7 @@ struct gd_model_config {
     double attention_factor;    /* multiplies cos and sin (1 unless scaling defines it) */
     float *inv_freq;            /* [rotary_dim/2], scaling applied; owned by the model */
     bool qkv_bias, o_bias, mlp_bias, tied;
+    bool fused;                 /* q, k, v are the rows of one matrix, and gate and up those of another (Phi-3) */
     bool qk_norm;               /* each head of q and k is normalised before rope */
     int sliding_window;         /* 0 = none */
     int sliding_from_layer;     /* layers >= this slide (Qwen2's max_window_layers); 0 = all */
@@ -50,6 +51,7 @@ struct gd_model_layer {
     struct gd_weight *input_norm, *post_norm;
     struct gd_weight *q_norm, *k_norm; /* [head_dim]; or NULL */
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
+    struct gd_weight *qkv, *gate_up;   /* instead of q, k, v and gate, up; or NULL */
     struct gd_weight *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias; /* or NULL */
 };
 

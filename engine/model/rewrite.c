@@ -72,7 +72,7 @@ static bool choose_biases(struct rewriter *r, struct gd_error *err)
                                    (size_t)r->model->config.heads * (size_t)r->model->config.head_dim, sizeof(float));
     bool ok = gd_family_find(&family, r->model->config.architecture, err);
     for (int i = 0; ok && r->rewrite->bias != NULL && i < site_count; i++) {
-        int part = i % GD_LINEAR_COUNT;
+        int part = (int)(sites[i].part - gd_linear_parts);
         if (gd_part_has_bias(&r->model->config, &gd_linear_parts[part]) || !r->rewrite->bias(r->rewrite->context, &sites[i], unused))
             continue;
         if (!family->bias_options)
@@ -94,7 +94,7 @@ static void add_biases(struct rewriter *r, struct gd_arena *names)
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(r->model, &sites);
     for (int i = 0; i < site_count; i++) {
-        int part = i % GD_LINEAR_COUNT;
+        int part = (int)(sites[i].part - gd_linear_parts);
         if (!r->bias[part] || gd_part_has_bias(&r->model->config, &gd_linear_parts[part]))
             continue;
         const char *name = r->gguf ? gd_arena_format(names, "blk.%d.%s.bias", sites[i].layer, gd_linear_parts[part].gguf)
@@ -109,7 +109,7 @@ static void add_biases(struct rewriter *r, struct gd_arena *names)
 
 static const int32_t *bias_rows(const struct rewriter *r, const struct gd_site *site)
 {
-    enum gd_row_kind kind = gd_linear_parts[site->index % GD_LINEAR_COUNT].rows;
+    enum gd_row_kind kind = site->part->rows;
     return kind == GD_ROWS_QUERY ? r->files->query_rows : kind == GD_ROWS_KEY ? r->files->key_rows : NULL;
 }
 

@@ -13,7 +13,7 @@ struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, str
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->linear_sites;
-    return model->config.layers * GD_LINEAR_COUNT;
+    return model->config.layers * gd_linears_before(&model->config, GD_LINEAR_COUNT);
 }
 
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites)
@@ -44,15 +44,17 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
     const struct gd_model_config *config = &model->config;
     for (int i = 0; i < GD_LINEAR_COUNT; i++) {
         const struct gd_part *part = &gd_linear_parts[i];
-        int index = layer * GD_LINEAR_COUNT + i;
-        files->linear_sites[index] = (struct gd_site){GD_SITE_LINEAR,
-                                                      layer,
-                                                      index,
-                                                      layer_name(files, layer, part->name),
-                                                      gd_extent_size(config, part->in),
-                                                      gd_extent_size(config, part->out),
-                                                      *gd_part_weight(weights, part),
-                                                      *gd_part_bias(weights, part)};
+        int index = layer * gd_linears_before(config, GD_LINEAR_COUNT) + gd_linears_before(config, i);
+        if (gd_part_present(config, part))
+            files->linear_sites[index] = (struct gd_site){GD_SITE_LINEAR,
+                                                          layer,
+                                                          index,
+                                                          layer_name(files, layer, part->name),
+                                                          gd_extent_size(config, part->in),
+                                                          gd_extent_size(config, part->out),
+                                                          *gd_part_weight(weights, part),
+                                                          gd_part_has_bias(config, part) ? *gd_part_bias(weights, part) : NULL,
+                                                          part};
     }
     for (int i = 0; i < GD_NORM_COUNT; i++) {
         const struct gd_part *part = &gd_norm_parts[i];
@@ -60,14 +62,14 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
         int width = gd_extent_size(config, part->out);
         if (gd_part_present(config, part))
             files->norm_sites[index] = (struct gd_site){
-                GD_SITE_NORM, layer, index, layer_name(files, layer, part->name), width, width, *gd_part_weight(weights, part), NULL};
+                GD_SITE_NORM, layer, index, layer_name(files, layer, part->name), width, width, *gd_part_weight(weights, part), NULL, part};
     }
     files->kv_sites[layer] =
-        (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL, NULL};
+        (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL, NULL, NULL};
     files->block_sites[2 * layer] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), config->width, config->width, NULL, NULL};
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), config->width, config->width, NULL, NULL, NULL};
     files->block_sites[2 * layer + 1] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), config->width, config->width, NULL, NULL};
+        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), config->width, config->width, NULL, NULL, NULL};
 }
 
 void gd_model_make_sites(struct gd_model *model)
@@ -75,14 +77,14 @@ void gd_model_make_sites(struct gd_model *model)
     struct gd_files *files = model->files;
     int last = model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT);
     size_t layers = (size_t)model->config.layers, each = sizeof(struct gd_site);
-    files->linear_sites = gd_arena_alloc_array(&files->arena, layers * GD_LINEAR_COUNT, each);
+    files->linear_sites = gd_arena_alloc_array(&files->arena, layers * (size_t)gd_linears_before(&model->config, GD_LINEAR_COUNT), each);
     files->norm_sites = gd_arena_alloc_array(&files->arena, (size_t)last + 1, each);
     files->kv_sites = gd_arena_alloc_array(&files->arena, layers, each);
     files->block_sites = gd_arena_alloc_array(&files->arena, layers * 2, each);
     for (int layer = 0; layer < model->config.layers; layer++)
         make_layer(model, files, layer);
     files->norm_sites[last] = (struct gd_site){GD_SITE_NORM, -1, last, "model.norm", model->config.width,
-                                               model->config.width, model->final_norm, NULL};
-    files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL, NULL};
-    files->hidden_site = (struct gd_site){GD_SITE_HIDDEN, -1, 0, "model", 0, 0, NULL, NULL};
+                                               model->config.width, model->final_norm, NULL, NULL};
+    files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL, NULL, NULL};
+    files->hidden_site = (struct gd_site){GD_SITE_HIDDEN, -1, 0, "model", 0, 0, NULL, NULL, NULL};
 }

@@ -22,6 +22,7 @@ enum gd_site_kind {
     GD_SITE_HIDDEN,     /* the last hidden state before the head */
 };
 
+struct gd_part;
 struct gd_site {
     enum gd_site_kind kind;
     int layer;                  /* -1 outside layers */
@@ -30,6 +31,7 @@ struct gd_site {
     int in, out;                /* LINEAR: features; NORM, BLOCK: its width, twice; a head's for a norm of heads */
     struct gd_weight *weight;   /* LINEAR, NORM; else NULL */
     struct gd_weight *bias;     /* LINEAR; or NULL */
+    const struct gd_part *part; /* LINEAR, NORM in a layer: its row of parts.h; else NULL */
 };
 
 /* A NULL member leaves its sites alone. Each gets what the bare model would have computed from, and returns what is
@@ -55,7 +57,8 @@ struct gd_sites {
 struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *bias);
 
 struct gd_model;
-/* The model's linear sites in graph order, 7 a layer for Llama (q, k, v, o, gate, up, down); the head is not among
+/* The model's linear sites in graph order, 7 a layer for Llama (q, k, v, o, gate, up, down), 4 for Phi-3 (qkv, o, gate_up,
+ * down); the head is not among
  * them. `sites` is owned by the model's description and lives as long as it. */
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites);
 /* The norms: each layer's in graph order (those of the heads of q and k among them, where the model has them), then the

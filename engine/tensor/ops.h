@@ -44,6 +44,8 @@ struct gd_value *gd_detach(struct gd_graph *g, struct gd_value *x);             
 
 struct gd_value *gd_reshape(struct gd_graph *g, struct gd_value *x, int64_t rows, int64_t columns); /* columns 0: to a vector */
 
+struct gd_value *gd_columns(struct gd_graph *g, struct gd_value *x, int64_t from, int64_t count); /* of [T,n]: [T,count] */
+
 /* x: act [T, in] -> x D^T: act [T, out], D = scale (a1 b1) * (a2 b2) by element; a1, a2: f32 [out, r], b1, b2: f32 [r, in]. */
 struct gd_value *gd_hadamard_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *a1, struct gd_value *b1,
                                     struct gd_value *a2, struct gd_value *b2, double scale);

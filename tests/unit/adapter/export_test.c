@@ -215,6 +215,29 @@ static void scales_and_sums_of_outputs_become_biases(void **state)
     }
 }
 
+static void fused_modules_merge_whole(void **state)
+{
+    struct gd_model *base = open_base("tiny-phi3");
+    static const char *const options[] = {"{\"type\": \"lora\", \"r\": 4, \"lora_alpha\": 6}", "{\"type\": \"full\"}",
+                                          "{\"type\": \"lora\", \"r\": 4, \"target_modules\": [\"qkv_proj\", \"gate_up_proj\"]}"};
+    const struct gd_site *sites;
+    assert_int_equal(gd_model_linear_sites(base, &sites), 8);
+    for (size_t i = 0; i < GD_COUNT(options); i++) {
+        struct gd_graft *graft = random_graft(base, options[i]);
+        char name[64];
+        snprintf(name, sizeof(name), "fused-%zu", i);
+        assert_true(merge(graft, GD_F32, name) < 1e-5);
+        struct gd_error err = {0};
+        char *path = gd_format("%s/%s.gguf", scratch, name);
+        assert_false(gd_graft_write_gguf(graft, GD_F32, path, &err));
+        assert_int_equal(err.code, GD_UNSUPPORTED);
+        assert_non_null(strstr(err.message, i == 1 ? "" : "phi3"));
+        gd_free(path);
+        gd_graft_destroy(graft);
+    }
+    gd_model_destroy(base);
+}
+
 static void norms_of_heads_are_kept_and_merged(void **state)
 {
     static const char *const bases[] = {"tiny-qwen3", "tiny-qwen3-f16.gguf"};
@@ -388,6 +411,7 @@ int main(void)
         cmocka_unit_test(every_method_merges_or_says_why_not),
         cmocka_unit_test(a_merged_gguf_file_has_the_grafts_logits),
         cmocka_unit_test(scales_and_sums_of_outputs_become_biases),
+        cmocka_unit_test(fused_modules_merge_whole),
         cmocka_unit_test(norms_of_heads_are_kept_and_merged),
         cmocka_unit_test(deltas_and_rotations_are_folded_in),
         cmocka_unit_test(a_family_without_such_a_bias_is_refused),

@@ -244,7 +244,7 @@ static void check_recomputed(struct gd_model *model, const struct gd_graft *graf
 /* ---- tests ---- */
 
 static const char *const models[] = {"tiny-llama", "tiny-qwen2", "tiny-qwen2-window", "tiny-mistral", "tiny-llama3-rope",
-                                     "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf", "tiny-qwen3"};
+                                     "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf", "tiny-qwen3", "tiny-phi3"};
 
 static void decoding_with_the_cache_equals_full_recomputation(void **state)
 {

@@ -47,7 +47,7 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"[]", GD_BAD_MODEL, "config.json is not a JSON object"},
         {"{\"model_type\":7}", GD_BAD_MODEL, "config.json.model_type"},
         {"{\"model_type\":null}", GD_BAD_MODEL, "model_type"},
-        {"{\"model_type\":\"gemma2\"}", GD_UNSUPPORTED, "\"gemma2\"|llama, mistral, qwen2, qwen3"},
+        {"{\"model_type\":\"gemma2\"}", GD_UNSUPPORTED, "\"gemma2\"|llama, mistral, qwen2, qwen3, phi3"},
         {"{\"architectures\":[\"LlamaForSequenceClassification\"]}", GD_UNSUPPORTED,
          "config.json.architectures|LlamaForSequenceClassification|LlamaForCausalLM"},
         {"{\"architectures\":\"LlamaForCausalLM\"}", GD_BAD_MODEL, "architectures"},
@@ -95,6 +95,11 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"eos_token_id\":[1,2,3,4,5,6,7,8,9]}", GD_BAD_MODEL, "more than 8"},
         {"{\"bos_token_id\":100}", GD_BAD_MODEL, "config.json.bos_token_id"},
         {"{\"model_type\":\"qwen2\",\"use_sliding_window\":true,\"sliding_window\":0}", GD_BAD_MODEL, "sliding_window"},
+        {"{\"model_type\":\"phi3\",\"partial_rotary_factor\":0.1}", GD_BAD_MODEL, "partial_rotary_factor 0.1 rotates 1|16"},
+        {"{\"model_type\":\"phi3\",\"partial_rotary_factor\":1.5}", GD_BAD_MODEL, "partial_rotary_factor"},
+        {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1]}}", GD_UNSUPPORTED, "rope_scaling|longrope|yarn"},
+        {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"su\"}}", GD_UNSUPPORTED, "rope_scaling|\"su\"|yarn"},
+        {"{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}}", GD_UNSUPPORTED, "partial_rotary_factor 0.5|llama"},
         {"{\"model_type\":\"qwen3\",\"attention_bias\":true}", GD_UNSUPPORTED, "config.json.attention_bias true|qwen3"},
         {"{\"model_type\":\"qwen3\",\"attention_bias\":3}", GD_BAD_MODEL, "config.json.attention_bias"},
         {"{\"model_type\":\"qwen3\",\"num_key_value_heads\":4,\"head_dim\":7}", GD_BAD_MODEL, "head_dim 7"},
@@ -146,6 +151,14 @@ static void absent_fields_mean_the_default_of_the_family(void **state)
     assert_int_equal(c.eos_count, 0);
     assert_true(c.qkv_bias);
     assert_false(c.o_bias || c.qk_norm);
+    assert_int_equal(c.sliding_window, 0);
+    gd_model_config_release(&c);
+
+    c = must_read("{\"model_type\":\"phi3\"}", "{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.75}}", NULL);
+    assert_int_equal(c.head_dim, 96);
+    assert_int_equal(c.rotary_dim, 72);
+    assert_int_equal(c.eos_ids[0], 32000);
+    assert_true(c.fused && c.norm_eps == 1e-5);
     assert_int_equal(c.sliding_window, 0);
     gd_model_config_release(&c);
 

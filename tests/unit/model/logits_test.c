@@ -69,7 +69,7 @@ static struct parity compare(const struct gd_model *model, const struct referenc
 }
 
 static const char *const tiny_names[] = {"tiny-llama",   "tiny-llama-sharded", "tiny-llama-yarn",  "tiny-llama3-rope",
-                                         "tiny-mistral", "tiny-qwen2",         "tiny-qwen2-window", "tiny-qwen3"};
+                                         "tiny-mistral", "tiny-qwen2",         "tiny-qwen2-window", "tiny-qwen3", "tiny-phi3"};
 
 static void f32_logits_equal_the_reference(void **state)
 {
@@ -215,8 +215,10 @@ static void without_the_row_order_the_logits_are_others(void **state)
     struct gd_model *model = open_fixture("tiny-llama-f16.gguf");
     struct gd_files *files = gd_model_files(model);
     struct gd_error err = {0};
-    for (int i = 0; i < model->config.layers * GD_LINEAR_COUNT; i++) {
-        int part = i % GD_LINEAR_COUNT;
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(model, &sites);
+    for (int i = 0; i < site_count; i++) {
+        int part = (int)(sites[i].part - gd_linear_parts);
         if (part != GD_LINEAR_Q && part != GD_LINEAR_K)
             continue;
         struct gd_weight *old = files->linear_sites[i].weight, *plain = NULL;
@@ -291,7 +293,7 @@ static float *forward_cached(const struct gd_model *model, struct gd_kv_batch *c
 
 static void decoding_through_the_cache_equals_the_whole(void **state)
 {
-    static const char *const names[] = {"tiny-llama", "tiny-mistral", "tiny-qwen2-window", "tiny-qwen3"};
+    static const char *const names[] = {"tiny-llama", "tiny-mistral", "tiny-qwen2-window", "tiny-qwen3", "tiny-phi3"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         char *path = gd_format("%s/reference.safetensors", names[i]);
         struct reference reference = open_reference(path);

@@ -150,7 +150,7 @@ static void parameters_are_counted_as_the_formula_counts_them(void **state)
 {
     static const char *const names[] = {"tiny-llama",       "tiny-qwen2",         "tiny-mistral",
                                         "tiny-llama3-rope", "tiny-llama-sharded", "tiny-qwen2-f16.gguf",
-                                        "tiny-qwen3",       "tiny-qwen3-f16.gguf"};
+                                        "tiny-qwen3",       "tiny-qwen3-f16.gguf", "tiny-phi3"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         struct gd_model *model = open_fixture(names[i]);
         assert_int_equal(model->parameter_count, count_formula(&model->config));

@@ -118,7 +118,7 @@ static void other_architectures_are_refused_by_name(void **state)
 {
     struct scratch scratch = copy_llama();
     edit(&scratch, "config.json", "\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"");
-    refuse("gpt2", &scratch, GD_UNSUPPORTED, "\"gpt2\"|llama, mistral, qwen2, qwen3");
+    refuse("gpt2", &scratch, GD_UNSUPPORTED, "\"gpt2\"|llama, mistral, qwen2, qwen3, phi3");
 }
 
 /* The tensors of tiny-llama, with one more or one as another dtype. */

@@ -27,6 +27,7 @@ static const struct kind {
 } kinds[] = {
     {"lora", "{\"r\": 4, \"lora_alpha\": 8}"},
     {"lora_qwen3", "{\"r\": 2, \"lora_alpha\": 4}", "tiny-qwen3"},
+    {"lora_phi3", "{\"r\": 2, \"lora_alpha\": 4}", "tiny-phi3"},
     {"loraplus", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"loraplus_lr_ratio\": 16}"},
     {"dora", "{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"down_proj\"], \"use_dora\": true}"},
     {"pissa", "{\"r\": 3, \"lora_alpha\": 6, \"target_modules\": [\"v_proj\", \"down_proj\"], \"init_lora_weights\": \"pissa\"}"},
