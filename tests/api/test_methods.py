@@ -198,3 +198,21 @@ def test_it_trains_on_a_quantised_base(method, base, quantization, tmp_path):
     assert f"quantised in memory ({quantization})" in done.stdout and "read back" in done.stdout
     losses = [json.loads(line)["train_loss"] for line in (tmp_path / "metrics").read_text().splitlines()]
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_it_learns_preferences(method, tmp_path):
+    answers = ("even", "odd")
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"number {i}", "chosen": answers[i % 2], "rejected": answers[1 - i % 2], "task": "parity"})
+                            + "\n" for i in range(24)))
+    options, rate = SETTINGS[method]
+    hyper = {"n_epochs": 3, "batch_size": 8, "learning_rate": rate}
+    body = {"model": "tiny-llama", "training_file": str(rows), "seed": 1, "adapter": {"type": method, **options},
+            "method": {"type": "dpo", "dpo": {"hyperparameters": hyper}}}
+    (tmp_path / "job.json").write_text(json.dumps(body))
+    done = subprocess.run([GRAFTD, "run", tmp_path / "job.json", "--models", FIXTURES / "models", "--out", tmp_path / "out",
+                           "--metrics", tmp_path / "metrics"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0 and "read back" in done.stdout, done.stderr
+    losses = [json.loads(line)["train_loss"] for line in (tmp_path / "metrics").read_text().splitlines()]
+    assert min(losses) < losses[0]
