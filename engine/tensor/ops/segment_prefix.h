@@ -1,5 +1,5 @@
 /*
- * segment_prefix.h - what segment_sum and segment_spread check of prefixes (attention_blocks.h says what they are).
+ * segment_prefix.h - the segments and prefixes (attention_blocks.h) of segment_sum and segment_spread.
  *
  * Why      Both are each other's gradient and take the same inputs.
  * Memory   none
@@ -24,14 +24,39 @@ static inline bool gd_segment_prefix_shape(struct gd_graph *graph, const struct 
     return true;
 }
 
-static inline bool gd_segment_prefix_check(const char *what, const int32_t *prefix, int64_t segment, int32_t begin,
-                                           struct gd_error *err)
+/* The rows that segment s is of, in the order of the batch: [0] its prefix (empty without one), [1] its own. */
+struct gd_segment_rows {
+    int32_t begin[2], end[2];
+};
+
+static inline bool gd_segment_rows_of(struct gd_segment_rows *out, const char *what, const struct gd_kernel_args *args, int64_t s,
+                                      int64_t rows, struct gd_error *err)
 {
-    int32_t first = prefix[2 * segment], last = prefix[2 * segment + 1];
-    if (first >= 0 && first <= last && last <= begin)
+    const int32_t *cu = args->in[2].data, *prefix = args->in[3].data;
+    *out = (struct gd_segment_rows){.begin = {0, cu[s]}, .end = {0, cu[s + 1]}};
+    if (cu[s] < 0 || cu[s] > cu[s + 1] || cu[s + 1] > rows)
+        return gd_fail(err, GD_INTERNAL, "%s: segment %" PRId64 " is rows %d to %d of %" PRId64, what, s, cu[s], cu[s + 1], rows);
+    if (prefix == NULL)
         return true;
-    return gd_fail(err, GD_INTERNAL, "%s: segment %" PRId64 " begins at row %d and has the rows %d to %d as its prefix", what, segment,
-                   begin, first, last);
+    out->begin[0] = prefix[2 * s];
+    out->end[0] = prefix[2 * s + 1];
+    if (out->begin[0] >= 0 && out->begin[0] <= out->end[0] && out->end[0] <= cu[s])
+        return true;
+    return gd_fail(err, GD_INTERNAL, "%s: segment %" PRId64 " begins at row %d and has the rows %d to %d as its prefix", what, s,
+                   cu[s], out->begin[0], out->end[0]);
 }
+
+/* The cases of both: x is [x_rows], weights [t]. */
+#define GD_SEGMENT_INPUTS(x_rows, t, segments, used) \
+    {.dtype = GD_F32, .rank = 1, .shape = {x_rows}, .gradient = true}, \
+    {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
+    {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}
+#define GD_SEGMENT_CASE(text, x_rows, t, segments, used) \
+    {.name = text, .in_count = 3, .in = {GD_SEGMENT_INPUTS(x_rows, t, segments, used)}, .tolerance = 1e-5}
+#define GD_SEGMENT_PREFIX_CASE(text, x_rows, t, segments, used) \
+    {.name = text, .in_count = 4, \
+     .in = {GD_SEGMENT_INPUTS(x_rows, t, segments, used), \
+            {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}}, \
+     .tolerance = 1e-5}
 
 #endif

@@ -3,7 +3,6 @@
  * i32 [2S] or none -> f32 [T]. */
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/segment_prefix.h"
-#include <inttypes.h>
 
 static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
@@ -21,20 +20,16 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
     const float *v = args->in[0].data, *weights = args->in[1].data;
-    const int32_t *cu = args->in[2].data, *prefix = args->in[3].data;
     int64_t rows = args->out[0].shape[0];
     float *y = args->out[0].data;
     memset(y, 0, (size_t)rows * sizeof(*y));
     for (int64_t s = 0; s < args->in[0].shape[0]; s++) {
-        if (cu[s] < 0 || cu[s] > cu[s + 1] || cu[s + 1] > rows)
-            return gd_fail(err, GD_INTERNAL, "segment_spread: segment %" PRId64 " is rows %d to %d of %" PRId64, s, cu[s],
-                           cu[s + 1], rows);
-        for (int64_t t = cu[s]; t < cu[s + 1]; t++)
-            y[t] = weights[t] * v[s];
-        if (prefix != NULL && !gd_segment_prefix_check("segment_spread", prefix, s, cu[s], err))
+        struct gd_segment_rows of;
+        if (!gd_segment_rows_of(&of, "segment_spread", args, s, rows, err))
             return false;
-        for (int64_t t = prefix != NULL ? prefix[2 * s] : 0; prefix != NULL && t < prefix[2 * s + 1]; t++)
-            y[t] += weights[t] * v[s];
+        for (int part = 0; part < 2; part++)
+            for (int64_t t = of.begin[part]; t < of.end[part]; t++)
+                y[t] += weights[t] * v[s];
     }
     return true;
 }
@@ -61,24 +56,11 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             out[0][t] += in[1][t] * in[0][s];
 }
 
-#define CASE(text, t, segments, used) \
-    {.name = text, .in_count = 3, \
-     .in = {{.dtype = GD_F32, .rank = 1, .shape = {segments}, .gradient = true}, \
-            {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
-            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}}, \
-     .tolerance = 1e-5}
-#define PREFIX_CASE(text, t, segments, used) \
-    {.name = text, .in_count = 4, \
-     .in = {{.dtype = GD_F32, .rank = 1, .shape = {segments}, .gradient = true}, \
-            {.dtype = GD_F32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIVE}, \
-            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}, \
-            {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}}, \
-     .tolerance = 1e-5}
 static const struct gd_op_case cases[] = {
-    CASE("one row", 1, 1, 1),
-    CASE("uneven segments, padding behind them", 67, 5, 61),
-    CASE("empty segments", 9, 7, 4),
-    PREFIX_CASE("segments that continue prefixes", 67, 6, 61),
+    GD_SEGMENT_CASE("one row", 1, 1, 1, 1),
+    GD_SEGMENT_CASE("uneven segments, padding behind them", 5, 67, 5, 61),
+    GD_SEGMENT_CASE("empty segments", 7, 9, 7, 4),
+    GD_SEGMENT_PREFIX_CASE("segments that continue prefixes", 6, 67, 6, 61),
 };
 
 const struct gd_op gd_op_segment_spread = {
