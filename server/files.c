@@ -241,3 +241,20 @@ void gd_files_stop(struct gd_files *files)
     if (files != NULL)
         uv_close((uv_handle_t *)&files->timer, on_closed);
 }
+
+bool gd_file_find(struct gd_db *db, const char *project, const char *id, const char *purpose, const char *param,
+                  struct gd_file_record *out, struct gd_error *err)
+{
+    struct gd_error lookup = {0};
+    if (!gd_db_file_get(db, project, id, out, &lookup)) {
+        if (lookup.code == GD_NOT_FOUND)
+            return gd_fail_param(err, GD_INVALID, param, "file '%.200s' does not exist: upload it with POST /v1/files", id);
+        *err = lookup;
+        return false;
+    }
+    if (strcmp(out->purpose, purpose) == 0)
+        return true;
+    gd_fail_param(err, GD_INVALID, param, "file %s has the purpose '%s'; upload it with purpose '%s'", id, out->purpose, purpose);
+    gd_file_record_release(out);
+    return false;
+}

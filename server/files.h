@@ -16,6 +16,7 @@
 #define GD_SERVER_FILES_H
 
 #include "server/app.h"
+#include "storage/db.h"
 
 struct gd_files;
 
@@ -25,6 +26,9 @@ void gd_files_stop(struct gd_files *files);
 
 /* DATA_DIR/files/ID, yours to free. */
 char *gd_file_path(const struct gd_app *app, const char *file_id);
+/* The file, if it is there and has that purpose; else GD_INVALID about `param` (other errors are the store's). Store thread. */
+GD_MUST_CHECK bool gd_file_find(struct gd_db *db, const char *project, const char *id, const char *purpose, const char *param,
+                                struct gd_file_record *out, struct gd_error *err);
 /* Moves a folder or file into .trash at once and removes it off the loop. */
 void gd_trash(struct gd_app *app, const char *path);
 

@@ -50,14 +50,12 @@ static bool check_file(struct gd_db *db, const char *project, const char *id, co
     struct gd_file_record file = {0};
     if (id == NULL)
         return true;
-    struct gd_error lookup = {0};
-    if (!gd_db_file_get(db, project, id, &file, &lookup))
-        return fail_lookup(&lookup, path, "file", id, err);
-    bool ok = strcmp(file.purpose, "evals") == 0 ||
-              gd_fail_param(err, GD_INVALID, path, "%s: file %s has the purpose '%s'; upload it with purpose 'evals'", path, id,
-                            file.purpose);
+    if (!gd_file_find(db, project, id, "evals", path, &file, err)) {
+        gd_error_context(err, "%s", path);
+        return false;
+    }
     gd_file_record_release(&file);
-    return ok;
+    return true;
 }
 
 static bool add_judge(struct gd_db *db, const char *project, const char *id, const char *path, cJSON *models, struct gd_error *err)
@@ -143,24 +141,6 @@ static void add_path(const struct gd_app *app, cJSON *json, const char *name, co
     gd_free(path);
 }
 
-static bool place_models(const struct gd_app *app, cJSON *models, struct gd_error *err)
-{
-    cJSON *model;
-    cJSON_ArrayForEach(model, models)
-    {
-        const char *base_id = gd_json_find(model, "base_id")->valuestring;
-        const cJSON *folder = gd_json_find(model, "folder");
-        const struct gd_base_model *base = gd_models_find(app->models, base_id);
-        if (base == NULL)
-            return gd_fail(err, GD_NOT_FOUND, "the model '%.100s', a judge of this job, has left the models folder", base_id);
-        cJSON_AddStringToObject(model, "base_path", base->path);
-        char *adapter = cJSON_IsString(folder) ? gd_format("%s/%s", app->config.data_dir, folder->valuestring) : NULL;
-        cJSON_AddItemToObject(model, "adapter_path", adapter != NULL ? cJSON_CreateString(adapter) : cJSON_CreateNull());
-        gd_free(adapter);
-    }
-    return true;
-}
-
 bool gd_attached_place(const struct gd_app *app, cJSON *evals, struct gd_error *err)
 {
     cJSON *json;
@@ -175,7 +155,7 @@ bool gd_attached_place(const struct gd_app *app, cJSON *evals, struct gd_error *
         if (ok) {
             add_path(app, json, "file_path", eval.source->file_id);
             add_path(app, json, "second_file_path", eval.source->second_file_id);
-            ok = place_models(app, cJSON_GetObjectItemCaseSensitive(json, "models"), err);
+            ok = gd_models_place(app, cJSON_GetObjectItemCaseSensitive(json, "models"), err);
         }
         gd_attached_eval_release(&eval);
     }

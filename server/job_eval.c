@@ -39,31 +39,6 @@ static const char *missing_model(struct gd_job *job)
     return missing;
 }
 
-static bool add_models(struct gd_job *job, cJSON *message, struct gd_error *err)
-{
-    cJSON *models = models_of(&job->record), *model, *out = cJSON_AddArrayToObject(message, "models");
-    bool ok = true;
-    cJSON_ArrayForEach(model, models)
-    {
-        const char *base_id = gd_frame_text(model, "base_id", ""), *folder = gd_frame_text(model, "folder", NULL);
-        const struct gd_base_model *base = gd_models_find(job->app->models, base_id);
-        if (base == NULL) {
-            ok = gd_fail(err, GD_NOT_FOUND, "the model '%.100s' has just left the models folder", base_id);
-            break;
-        }
-        char *adapter = folder != NULL ? gd_format("%s/%s", job->app->config.data_dir, folder) : NULL;
-        cJSON *json = cJSON_CreateObject();
-        cJSON_AddStringToObject(json, "id", gd_frame_text(model, "id", ""));
-        cJSON_AddStringToObject(json, "base_id", base_id);
-        cJSON_AddStringToObject(json, "base_path", base->path);
-        cJSON_AddItemToObject(json, "adapter_path", adapter != NULL ? cJSON_CreateString(adapter) : cJSON_CreateNull());
-        cJSON_AddItemToArray(out, json);
-        gd_free(adapter);
-    }
-    cJSON_Delete(models);
-    return ok;
-}
-
 static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored, struct gd_error *err)
 {
     static const char *const parts[] = {"data_source_config", "testing_criteria", "data_source"};
@@ -82,9 +57,11 @@ static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored
     cJSON_AddItemToObject(message, "second_file_path", second != NULL ? cJSON_CreateString(second) : cJSON_CreateNull());
     gd_free(second);
     cJSON_AddItemToObject(message, "done", cJSON_Duplicate(stored->done, true));
+    cJSON *models = models_of(record);
+    cJSON_AddItemToObject(message, "models", models);
     gd_free(path);
     cJSON_Delete(body);
-    if (body != NULL && add_models(job, message, err))
+    if (body != NULL && gd_models_place(job->app, models, err))
         return message;
     cJSON_Delete(message);
     return NULL;

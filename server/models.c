@@ -218,3 +218,21 @@ void gd_models_resolve(struct gd_app *app, const char *project, const char *id, 
         lookup_free(lookup);
     }
 }
+
+bool gd_models_place(const struct gd_app *app, cJSON *models, struct gd_error *err)
+{
+    cJSON *model;
+    cJSON_ArrayForEach(model, models)
+    {
+        const cJSON *id = gd_json_find(model, "base_id"), *folder = gd_json_find(model, "folder");
+        const char *base_id = cJSON_IsString(id) ? id->valuestring : "";
+        const struct gd_base_model *base = gd_models_find(app->models, base_id);
+        if (base == NULL)
+            return gd_fail(err, GD_NOT_FOUND, "the model '%.100s' has just left the models folder", base_id);
+        char *adapter = cJSON_IsString(folder) ? gd_format("%s/%s", app->config.data_dir, folder->valuestring) : NULL;
+        cJSON_AddStringToObject(model, "base_path", base->path);
+        cJSON_AddItemToObject(model, "adapter_path", adapter != NULL ? cJSON_CreateString(adapter) : cJSON_CreateNull());
+        gd_free(adapter);
+    }
+    return true;
+}

@@ -14,7 +14,7 @@
 #ifndef GD_SERVER_MODELS_H
 #define GD_SERVER_MODELS_H
 
-#include "engine/base/error.h"
+#include "engine/base/json.h"
 #include <stdint.h>
 
 #define GD_MODELS_MAX 4096
@@ -48,5 +48,9 @@ struct gd_model_ref {
  * another project). For a base it is called before this returns; for a tuned model later, on the loop. */
 typedef void (*gd_model_found)(void *context, const struct gd_model_ref *ref, const struct gd_error *err);
 void gd_models_resolve(struct gd_app *app, const char *project, const char *id, gd_model_found found, void *context);
+
+/* models: [{id, base_id, folder (of the adapter, below the data folder) or null}], as jobs keep those that their evals ask: each gets
+ * base_path and adapter_path, as the worker reads them. GD_NOT_FOUND: a base is gone. Loop thread. */
+GD_MUST_CHECK bool gd_models_place(const struct gd_app *app, cJSON *models, struct gd_error *err);
 
 #endif

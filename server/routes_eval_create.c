@@ -8,6 +8,7 @@
 #include "engine/base/fsio.h"
 #include "engine/eval/source.h"
 #include "server/eval_json.h"
+#include "server/files.h"
 #include "server/handlers.h"
 #include "server/http.h"
 #include "server/job_json.h"
@@ -231,17 +232,10 @@ static void look_up_next(struct start *start)
 static bool check_one_file(struct gd_db *db, const struct start *start, const char *id, const char *param, struct gd_error *err)
 {
     struct gd_file_record file = {0};
-    struct gd_error lookup = {0};
-    if (!gd_db_file_get(db, start->project, id, &file, &lookup)) {
-        if (lookup.code == GD_NOT_FOUND)
-            return gd_fail_param(err, GD_INVALID, param, "file '%.200s' does not exist: upload it with POST /v1/files", id);
-        *err = lookup;
+    if (!gd_file_find(db, start->project, id, "evals", param, &file, err))
         return false;
-    }
-    bool ok = strcmp(file.purpose, "evals") == 0 ||
-              gd_fail_param(err, GD_INVALID, param, "file %s has the purpose '%s'; upload it with purpose 'evals'", id, file.purpose);
     gd_file_record_release(&file);
-    return ok;
+    return true;
 }
 
 static bool check_file(struct gd_db *db, void *argument, struct gd_error *err)

@@ -2,6 +2,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/train/spec.h"
+#include "server/files.h"
 #include "server/handlers.h"
 #include "server/http.h"
 #include "server/job_attached.h"
@@ -143,18 +144,10 @@ static bool check_file(struct gd_db *db, const struct gd_job_spec *spec, const c
                        struct gd_error *err)
 {
     struct gd_file_record file = {0};
-    struct gd_error lookup = {0};
-    if (!gd_db_file_get(db, project, id, &file, &lookup)) {
-        if (lookup.code == GD_NOT_FOUND)
-            return gd_fail_param(err, GD_INVALID, param, "file '%.200s' does not exist: upload it with POST /v1/files", id);
-        *err = lookup;
+    if (!gd_file_find(db, project, id, "fine-tune", param, &file, err))
         return false;
-    }
     bool ok = true;
-    if (strcmp(file.purpose, "fine-tune") != 0)
-        ok = gd_fail_param(err, GD_INVALID, param, "file %s has the purpose '%s'; upload it with purpose 'fine-tune'", id,
-                           file.purpose);
-    else if (strcmp(file.status, "processed") != 0)
+    if (strcmp(file.status, "processed") != 0)
         ok = gd_fail_param(err, GD_INVALID, param, "file %s has the status '%s': %s", id, file.status,
                            file.status_details != NULL ? file.status_details : "it cannot be used");
     ok = ok && check_report(spec, &file, param, err);

@@ -332,12 +332,6 @@ static bool read_weights(struct gd_graft *graft, const struct gd_safetensors *fi
     return true;
 }
 
-static bool is_file(const char *path)
-{
-    struct stat info;
-    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
-}
-
 /* Parameters are declared by the names in the file, then read. */
 static bool make_graft(struct gd_graft **out, const struct gd_model *model, struct gd_adapter_config *config,
                        const struct gd_safetensors *file, const cJSON *json, const char *folder, struct gd_error *err)
@@ -356,7 +350,7 @@ static bool make_graft(struct gd_graft **out, const struct gd_model *model, stru
 bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
 {
     assert(*out == NULL);
-    if (is_file(folder))
+    if (gd_path_is_file(folder))
         return gd_graft_read_gguf(out, model, folder, err);
     struct gd_adapter_config config = {0};
     struct gd_safetensors *file = NULL;

@@ -312,3 +312,15 @@ double gd_time_monotonic(void)
     struct timespec now = read_clock(CLOCK_MONOTONIC);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
+
+bool gd_path_exists(const char *path)
+{
+    struct stat facts;
+    return stat(path, &facts) == 0;
+}
+
+bool gd_path_is_file(const char *path)
+{
+    struct stat facts;
+    return stat(path, &facts) == 0 && S_ISREG(facts.st_mode);
+}

@@ -38,6 +38,9 @@ GD_MUST_CHECK bool gd_write_all(int fd, const void *bytes, size_t length, const 
 /* Writes path.tmp-XXXX, fsyncs it, renames over `path`, fsyncs the directory. */
 GD_MUST_CHECK bool gd_file_write_durable(const char *path, const void *bytes, size_t length, struct gd_error *err);
 
+bool gd_path_exists(const char *path);   /* and can be looked at */
+bool gd_path_is_file(const char *path);  /* a regular one */
+
 GD_MUST_CHECK bool gd_fsync_dir(const char *path, struct gd_error *err);
 GD_MUST_CHECK bool gd_mkdirs(const char *path, struct gd_error *err);           /* mode 0700, parents too */
 GD_MUST_CHECK bool gd_remove_tree(const char *path, struct gd_error *err);      /* absent is fine; follows no links */

@@ -9,13 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-
-static bool exists(const char *path)
-{
-    struct stat info;
-    return stat(path, &info) == 0;
-}
 
 static bool same_floats(const float *a, const float *b, const struct gd_graft *graft)
 {
@@ -46,7 +39,7 @@ bool gd_adapter_verify(const char *path, const struct gd_graft *graft, const flo
 static bool stands(const char *path, const struct gd_graft *graft, const float *block)
 {
     struct gd_error ignored = {0};
-    return exists(path) && gd_adapter_verify(path, graft, block, &ignored);
+    return gd_path_exists(path) && gd_adapter_verify(path, graft, block, &ignored);
 }
 
 bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const float *block, const cJSON *extra,
@@ -55,7 +48,7 @@ bool gd_adapter_publish(const char *path, const struct gd_graft *graft, const fl
     struct gd_dir_tx *tx = NULL;
     if (stands(path, graft, block))
         return true;
-    if ((exists(path) && !gd_remove_tree(path, err)) || !gd_dir_tx_begin(&tx, path, err))
+    if ((gd_path_exists(path) && !gd_remove_tree(path, err)) || !gd_dir_tx_begin(&tx, path, err))
         return false;
     if (gd_graft_save(graft, block, gd_dir_tx_path(tx), extra, err))
         return gd_dir_tx_commit(tx, err);
@@ -133,7 +126,7 @@ static bool write_state(const char *folder, const struct gd_graft *graft, const 
     char *parent = gd_format("%s/state", folder), *path = gd_format("%s/step-%lld", parent, (long long)checkpoint->step);
     struct gd_dir_tx *tx = NULL;
     /* A state of this step that is there already was found damaged: else the run would have continued from it. */
-    bool ok = gd_mkdirs(parent, err) && (!exists(path) || gd_remove_tree(path, err)) && gd_dir_tx_begin(&tx, path, err);
+    bool ok = gd_mkdirs(parent, err) && (!gd_path_exists(path) || gd_remove_tree(path, err)) && gd_dir_tx_begin(&tx, path, err);
     if (ok && !fill_state(gd_dir_tx_path(tx), graft, checkpoint, facts, err)) {
         gd_dir_tx_abort(tx);
         ok = false;

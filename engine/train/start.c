@@ -8,18 +8,11 @@
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-
-static bool exists(const char *path)
-{
-    struct stat info;
-    return stat(path, &info) == 0;
-}
 
 static bool copy(struct gd_graft **out, const struct gd_model *model, const char *kept, const char *path, struct gd_error *err)
 {
     char *config = gd_format("%s/adapter_config.json", path);
-    bool there = exists(config);
+    bool there = gd_path_exists(config);
     gd_free(config);
     if (!there)
         return gd_fail_param(err, GD_NOT_FOUND, "model", "the tuned model that the job starts from is gone: there is no adapter in %s",
@@ -30,7 +23,7 @@ static bool copy(struct gd_graft **out, const struct gd_model *model, const char
 bool gd_start_open(struct gd_graft **out, const struct gd_model *model, const char *folder, const char *path, struct gd_error *err)
 {
     char *kept = gd_format("%s/start", folder);
-    bool ok = exists(kept) ? gd_graft_read(out, model, kept, err) : copy(out, model, kept, path, err);
+    bool ok = gd_path_exists(kept) ? gd_graft_read(out, model, kept, err) : copy(out, model, kept, path, err);
     if (!ok) {
         gd_graft_destroy(*out);
         *out = NULL;

@@ -52,24 +52,6 @@ static void on_item(void *context, const struct gd_evaluated *item)
 
 /* ---- models ---- */
 
-static bool add_known(struct run *run, const cJSON *models, struct gd_error *err)
-{
-    const cJSON *model;
-    cJSON_ArrayForEach(model, models)
-    {
-        struct gd_evaluate_model *out = &run->models[run->model_count];
-        if (run->model_count == GD_EVAL_MODELS_MAX)
-            return gd_fail(err, GD_INTERNAL, "more than %d models", GD_EVAL_MODELS_MAX);
-        if (!gd_json_get_string(model, "models", "id", true, 1, 1023, &out->id, err) ||
-            !gd_json_get_string(model, "models", "base_id", true, 1, 1023, &out->base_id, err) ||
-            !gd_json_get_string(model, "models", "base_path", true, 1, GD_PATH_BYTES_MAX, &out->base_path, err) ||
-            !gd_json_get_string(model, "models", "adapter_path", false, 1, GD_PATH_BYTES_MAX, &out->adapter_path, err))
-            return false;
-        run->model_count++;
-    }
-    return true;
-}
-
 /* Judges of a run in the foreground: bases in the models folder. */
 static bool look_up(struct run *run, struct gd_error *err)
 {
@@ -96,7 +78,7 @@ static bool add_models(struct run *run, const cJSON *json, const char *folder, s
     const cJSON *models = gd_json_find(json, "models");
     run->models[run->model_count++] = (struct gd_evaluate_model){.id = GD_ATTACHED_MODEL, .base_id = base->id, .base_path = base->path,
                                                                  .quantization = base->quantization, .adapter_path = folder};
-    return models != NULL ? add_known(run, models, err) : look_up(run, err);
+    return models != NULL ? gd_evaluate_models(models, run->models, &run->model_count, err) : look_up(run, err);
 }
 
 /* ---- the run ---- */

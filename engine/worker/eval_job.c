@@ -31,22 +31,9 @@ struct eval_job {
 
 static bool read_models(struct eval_job *job, const cJSON *message, struct gd_error *err)
 {
-    const cJSON *list = NULL, *model;
-    if (!gd_json_get_array(message, "", "models", true, &list, err))
-        return false;
-    cJSON_ArrayForEach(model, list)
-    {
-        struct gd_evaluate_model *out = &job->models[job->model_count];
-        if (job->model_count == GD_EVAL_MODELS_MAX)
-            return gd_fail(err, GD_INTERNAL, "more than %d models", GD_EVAL_MODELS_MAX);
-        if (!gd_json_get_string(model, "models", "id", true, 1, 1023, &out->id, err) ||
-            !gd_json_get_string(model, "models", "base_id", true, 1, 1023, &out->base_id, err) ||
-            !gd_json_get_string(model, "models", "base_path", true, 1, GD_PATH_BYTES_MAX, &out->base_path, err) ||
-            !gd_json_get_string(model, "models", "adapter_path", false, 1, GD_PATH_BYTES_MAX, &out->adapter_path, err))
-            return false;
-        job->model_count++;
-    }
-    return true;
+    const cJSON *list = NULL;
+    return gd_json_get_array(message, "", "models", true, &list, err) &&
+           gd_evaluate_models(list, job->models, &job->model_count, err);
 }
 
 /* `done` is a list of [first, last]. */
@@ -155,17 +142,11 @@ static enum gd_evaluate_command poll(void *context, bool idle)
 {
     struct eval_job *job = context;
     struct gd_worker *worker = job->worker;
-    cJSON *message;
     if (job->batch != NULL && gd_time_monotonic() - job->batch_since >= BATCH_SECONDS)
         flush(job);
     bool full = job->sent - (worker->stored_step > 0 ? worker->stored_step : 0) >= UNSTORED_BATCHES_MAX;
     int wait_ms = idle && full && !gd_residents_busy(&worker->residents) ? IDLE_MS : 0;
-    while ((message = gd_channel_receive(&worker->channel, wait_ms)) != NULL) {
-        gd_worker_message(worker, message);
-        cJSON_Delete(message);
-        wait_ms = 0;
-    }
-    atomic_fetch_add(&worker->watermark, 1);
+    gd_worker_answer(worker, wait_ms);
     gd_worker_publish_stats(worker);
     return worker->stop != GD_STOP_NONE ? GD_EVALUATE_STOP : full ? GD_EVALUATE_WAIT : GD_EVALUATE_GO;
 }

@@ -1,6 +1,7 @@
 #include "engine/worker/evaluate.h"
 
 #include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
 #include "engine/worker/choices.h"
 
 #include <errno.h>
@@ -588,4 +589,22 @@ bool gd_evaluate(struct gd_eval_source *source, const struct gd_evaluate_options
     stop_thinker(&evaluation.thinker);
     abandon(&evaluation);
     return ok;
+}
+
+bool gd_evaluate_models(const cJSON *list, struct gd_evaluate_model *models, int *count, struct gd_error *err)
+{
+    const cJSON *model;
+    cJSON_ArrayForEach(model, list)
+    {
+        struct gd_evaluate_model *out = &models[*count];
+        if (*count == GD_EVAL_MODELS_MAX)
+            return gd_fail(err, GD_INTERNAL, "more than %d models", GD_EVAL_MODELS_MAX);
+        if (!gd_json_get_string(model, "models", "id", true, 1, 1023, &out->id, err) ||
+            !gd_json_get_string(model, "models", "base_id", true, 1, 1023, &out->base_id, err) ||
+            !gd_json_get_string(model, "models", "base_path", true, 1, GD_PATH_BYTES_MAX, &out->base_path, err) ||
+            !gd_json_get_string(model, "models", "adapter_path", false, 1, GD_PATH_BYTES_MAX, &out->adapter_path, err))
+            return false;
+        ++*count;
+    }
+    return true;
 }

@@ -27,6 +27,10 @@ struct gd_evaluate_model {
     enum gd_quantization quantization; /* of the base */
 };
 
+/* Appends a list of {id, base_id, base_path, adapter_path or null} to models[*count], which borrow from it; at most
+ * GD_EVAL_MODELS_MAX in all. */
+GD_MUST_CHECK bool gd_evaluate_models(const cJSON *list, struct gd_evaluate_model *models, int *count, struct gd_error *err);
+
 /* One finished item. */
 struct gd_evaluated {
     int64_t index;

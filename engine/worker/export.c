@@ -10,7 +10,6 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 static const char help[] =
@@ -34,12 +33,6 @@ struct options {
     int64_t threads;
 };
 
-static bool is_file(const char *path)
-{
-    struct stat info;
-    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
-}
-
 static bool dtype_of(const char *name, enum gd_dtype fallback, enum gd_dtype *out, struct gd_error *err)
 {
     static const struct {
@@ -59,7 +52,7 @@ static bool dtype_of(const char *name, enum gd_dtype fallback, enum gd_dtype *ou
 static bool base_of(const struct options *options, char **base, struct gd_error *err)
 {
     const char *name = NULL;
-    if (options->base != NULL || is_file(options->adapter)) {
+    if (options->base != NULL || gd_path_is_file(options->adapter)) {
         *base = gd_strdup(options->base);
         return options->base != NULL || gd_fail_param(err, GD_MISSING, "--base", "give --base: a GGUF adapter names no base model");
     }

@@ -39,12 +39,7 @@ static void add_metrics(cJSON *json, const struct gd_metric *metrics, int count)
 static enum gd_train_command poll_job(void *context)
 {
     struct gd_worker *worker = ((struct job *)context)->worker;
-    cJSON *message;
-    while ((message = gd_channel_receive(&worker->channel, 0)) != NULL) {
-        gd_worker_message(worker, message);
-        cJSON_Delete(message);
-    }
-    atomic_fetch_add(&worker->watermark, 1);
+    gd_worker_answer(worker, 0);
     double now = gd_time_monotonic();
     worker->train_seconds += now - worker->last_clock;
     worker->last_clock = now;
@@ -140,12 +135,7 @@ static bool on_checkpoint(void *context, int64_t step, const char *folder, const
 static enum gd_evaluate_command poll_evals(void *context, bool idle)
 {
     struct gd_worker *worker = ((struct job *)context)->worker;
-    cJSON *message;
-    while ((message = gd_channel_receive(&worker->channel, 0)) != NULL) {
-        gd_worker_message(worker, message);
-        cJSON_Delete(message);
-    }
-    atomic_fetch_add(&worker->watermark, 1);
+    gd_worker_answer(worker, 0);
     gd_worker_publish_stats(worker);
     return worker->stop == GD_STOP_CANCEL ? GD_EVALUATE_STOP : GD_EVALUATE_GO;
 }

@@ -63,6 +63,16 @@ static void *heartbeat(void *context)
     return NULL;
 }
 
+void gd_worker_answer(struct gd_worker *worker, int wait_ms)
+{
+    cJSON *message;
+    for (; (message = gd_channel_receive(&worker->channel, wait_ms)) != NULL; wait_ms = 0) {
+        gd_worker_message(worker, message);
+        cJSON_Delete(message);
+    }
+    atomic_fetch_add(&worker->watermark, 1);
+}
+
 void gd_worker_publish_stats(struct gd_worker *worker)
 {
     struct gd_infer_stats stats;

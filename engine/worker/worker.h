@@ -55,6 +55,8 @@ GD_MUST_CHECK bool gd_worker_evaluate(struct gd_worker *worker, const cJSON *mes
 
 /* loop.c: answers one message; a job_start waits for the loop */
 void gd_worker_message(struct gd_worker *worker, const cJSON *message);
+/* Answers what has come, after waiting up to wait_ms for the first message, and shows that the engine thread is alive. */
+void gd_worker_answer(struct gd_worker *worker, int wait_ms);
 void gd_worker_publish_stats(struct gd_worker *worker);
 
 #endif
