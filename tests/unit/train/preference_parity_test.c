@@ -3,6 +3,7 @@
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
+#include "tests/unit/train/answers_testing.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -14,7 +15,6 @@
 #include <cmocka.h>
 
 #define PAIRS 3
-#define LENGTH_MAX 24
 
 struct setting {
     struct gd_model *model;
@@ -25,69 +25,21 @@ struct setting {
     float *block, *grad;
 };
 
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
-
-static struct gd_tensor tensor(const struct setting *s, const char *prefix, const char *name)
-{
-    struct gd_tensor found;
-    char key[256];
-    snprintf(key, sizeof(key), "%s%s", prefix, name);
-    if (!gd_safetensors_find(s->file, key, &found))
-        fail_msg("%s is not in the fixture", key);
-    return found;
-}
-
-static void load_rows(struct setting *s)
-{
-    const int32_t *ids = tensor(s, "", "ids").data, *lengths = tensor(s, "", "lengths").data,
-                  prompt = *(const int32_t *)tensor(s, "", "prompt").data;
-    struct gd_dataset *data = &s->data;
-    data->pairs = true;
-    data->row_count = PAIRS;
-    data->rows = gd_alloc_array(PAIRS, sizeof(*data->rows));
-    data->tokens = gd_alloc_array(PAIRS * 2 * LENGTH_MAX, sizeof(int32_t));
-    data->weights = gd_alloc_array(PAIRS * 2 * LENGTH_MAX, sizeof(float));
-    for (int row = 0; row < PAIRS; row++) {
-        data->rows[row] = (struct gd_dataset_row){.line = row + 1, .offset = data->token_count, .chosen = lengths[2 * row],
-                                                  .length = lengths[2 * row] + lengths[2 * row + 1]};
-        for (int side = 0; side < 2; side++)
-            for (int i = 0; i < lengths[2 * row + side]; i++) {
-                data->tokens[data->token_count] = ids[(2 * row + side) * LENGTH_MAX + i];
-                data->weights[data->token_count++] = i >= prompt;
-            }
-    }
-}
-
 static int set_up(void **state)
 {
     struct setting *s = gd_alloc(sizeof(*s));
     struct gd_error err = {0};
-    const char *fixtures = getenv("GD_FIXTURES");
-    assert_non_null(fixtures);
     must(gd_device_init("cpu", 2, &err), &err);
-    char *path = gd_format("%s/models/tiny-llama", fixtures), *file = gd_format("%s/training/preference.safetensors", fixtures);
-    must(gd_model_open(&s->model, "tiny-llama", path, &err), &err);
-    must(gd_safetensors_open(&s->file, file, &err), &err);
-    cJSON *json = cJSON_Parse("{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"v_proj\"]}");
-    struct gd_adapter_config config;
-    must(gd_adapter_config_parse(&config, json, &err), &err);
-    must(gd_graft_create(&s->graft, s->model, &config, &err), &err);
-    gd_adapter_config_release(&config);
-    cJSON_Delete(json);
+    open_stored(&s->model, &s->file, "preference.safetensors");
+    s->graft = make_lora(s->model);
     s->block = gd_alloc_array((size_t)s->graft->parameter_count, sizeof(float));
     s->grad = gd_alloc_array((size_t)s->graft->parameter_count, sizeof(float));
     for (int i = 0; i < s->graft->param_count; i++) {
-        struct gd_tensor t = tensor(s, "initial.", s->graft->params[i].name);
+        struct gd_tensor t = stored(s->file, "initial.", s->graft->params[i].name);
         memcpy(s->block + s->graft->params[i].offset, t.data, (size_t)gd_tensor_count(&t) * sizeof(float));
     }
-    load_rows(s);
+    load_pairs(&s->data, s->file, PAIRS, *(const int32_t *)stored(s->file, "", "prompt").data);
     gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
-    gd_free(path);
-    gd_free(file);
     *state = s;
     return 0;
 }
@@ -101,9 +53,7 @@ static int tear_down(void **state)
     gd_safetensors_close(s->file);
     gd_free(s->block);
     gd_free(s->grad);
-    gd_free(s->data.rows);
-    gd_free(s->data.tokens);
-    gd_free(s->data.weights);
+    free_rows(&s->data);
     gd_free(s);
     return 0;
 }
@@ -155,12 +105,12 @@ static void every_loss_and_its_gradient_equal_pytorchs(void **state)
         char prefix[64];
         snprintf(prefix, sizeof(prefix), "%s.", preference.term[0].loss->name);
         struct gd_pass_result result = run(s, &preference, 0, PAIRS, 192, true);
-        double expected = *(const float *)tensor(s, prefix, "loss").data;
+        double expected = *(const float *)stored(s->file, prefix, "loss").data;
         if (fabs(result.loss - expected) > 1e-5 * (1 + fabs(expected)))
             fail_msg("%s: loss %.7f, PyTorch has %.7f", preference.term[0].loss->name, result.loss, expected);
         for (int i = 0; i < s->graft->param_count; i++) {
             const struct gd_graft_param *param = &s->graft->params[i];
-            struct gd_tensor theirs = tensor(s, prefix, param->name);
+            struct gd_tensor theirs = stored(s->file, prefix, param->name);
             double far = distance(s->grad + param->offset, theirs.data, gd_tensor_count(&theirs));
             if (far > 1e-4)
                 fail_msg("%s: gradient of %s differs by %.3g relative", preference.term[0].loss->name, param->name, far);
@@ -172,7 +122,7 @@ static void every_loss_and_its_gradient_equal_pytorchs(void **state)
 static void log_probabilities_and_rewards_equal_pytorchs(void **state)
 {
     struct setting *s = *state;
-    const float *own = tensor(s, "", "logps").data, *reference = tensor(s, "", "reference").data;
+    const float *own = stored(s->file, "", "logps").data, *reference = stored(s->file, "", "reference").data;
     double chosen = 0, reward = 0;
     struct gd_preference preference;
     gd_preference_default(&preference, gd_preference_find("dpo"));

@@ -5,6 +5,7 @@
 #include "engine/tensor/device.h"
 #include "engine/train/checkpoint.h"
 #include "engine/train/passes.h"
+#include "tests/unit/train/answers_testing.h"
 #include "engine/train/survey.h"
 
 #include <math.h>
@@ -17,7 +18,6 @@
 #include <cmocka.h>
 
 #define PAIRS 3
-#define LENGTH_MAX 24
 #define PROMPT 6
 
 struct setting {
@@ -29,22 +29,6 @@ struct setting {
     float *grad;
 };
 
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
-
-static struct gd_tensor tensor(const struct setting *s, const char *prefix, const char *name)
-{
-    struct gd_tensor found;
-    char key[256];
-    snprintf(key, sizeof(key), "%s%s", prefix, name);
-    if (!gd_safetensors_find(s->file, key, &found))
-        fail_msg("%s is not in the fixture", key);
-    return found;
-}
-
 static char *fixture(const char *path)
 {
     const char *fixtures = getenv("GD_FIXTURES");
@@ -52,41 +36,18 @@ static char *fixture(const char *path)
     return gd_format("%s/%s", fixtures, path);
 }
 
-static void load_rows(struct setting *s)
-{
-    const int32_t *ids = tensor(s, "", "ids").data, *lengths = tensor(s, "", "lengths").data;
-    struct gd_dataset *data = &s->data;
-    data->pairs = true;
-    data->row_count = PAIRS;
-    data->rows = gd_alloc_array(PAIRS, sizeof(*data->rows));
-    data->tokens = gd_alloc_array(PAIRS * 2 * LENGTH_MAX, sizeof(int32_t));
-    data->weights = gd_alloc_array(PAIRS * 2 * LENGTH_MAX, sizeof(float));
-    for (int row = 0; row < PAIRS; row++) {
-        data->rows[row] = (struct gd_dataset_row){.line = row + 1, .offset = data->token_count, .chosen = lengths[2 * row],
-                                                  .length = lengths[2 * row] + lengths[2 * row + 1]};
-        for (int side = 0; side < 2; side++)
-            for (int i = 0; i < lengths[2 * row + side]; i++) {
-                data->tokens[data->token_count] = ids[(2 * row + side) * LENGTH_MAX + i];
-                data->weights[data->token_count++] = i >= PROMPT;
-            }
-    }
-}
-
 static int set_up(void **state)
 {
     struct setting *s = gd_alloc(sizeof(*s));
     struct gd_error err = {0};
     must(gd_device_init("cpu", 2, &err), &err);
-    char *model = fixture("models/tiny-llama"), *file = fixture("training/reward.safetensors"), *graft = fixture("adapters/peft-reward");
-    must(gd_model_open(&s->model, "tiny-llama", model, &err), &err);
-    must(gd_safetensors_open(&s->file, file, &err), &err);
+    open_stored(&s->model, &s->file, "reward.safetensors");
+    char *graft = fixture("adapters/peft-reward");
     must(gd_graft_load(&s->graft, s->model, graft, &err), &err);
     assert_true(s->graft->config.score);
     s->grad = gd_alloc_array((size_t)s->graft->parameter_count, sizeof(float));
-    load_rows(s);
+    load_pairs(&s->data, s->file, PAIRS, PROMPT);
     gd_batch_init(&s->batch, 256, GD_BATCH_SEGMENTS_MAX);
-    gd_free(model);
-    gd_free(file);
     gd_free(graft);
     *state = s;
     return 0;
@@ -100,9 +61,7 @@ static int tear_down(void **state)
     gd_model_destroy(s->model);
     gd_safetensors_close(s->file);
     gd_free(s->grad);
-    gd_free(s->data.rows);
-    gd_free(s->data.tokens);
-    gd_free(s->data.weights);
+    free_rows(&s->data);
     gd_free(s);
     return 0;
 }
@@ -115,7 +74,7 @@ static struct gd_pass_result run(struct setting *s, double centre, bool margins,
     struct gd_preference preference;
     struct gd_step_counts counts = {0};
     struct gd_survey survey = {0};
-    const float *margin = tensor(s, "", "margins").data;
+    const float *margin = stored(s->file, "", "margins").data;
     gd_preference_default(&preference, &gd_preference_reward);
     preference.term[0].parameter[GD_PREFERENCE_CENTER_REWARDS] = centre;
     for (int i = 0; i < PAIRS; i++) {
@@ -145,12 +104,12 @@ static double distance(const float *a, const float *b, int64_t count)
 
 static void compare(struct setting *s, const char *prefix, const struct gd_pass_result *result)
 {
-    double expected = *(const float *)tensor(s, prefix, "loss").data;
+    double expected = *(const float *)stored(s->file, prefix, "loss").data;
     if (fabs(result->loss - expected) > 1e-5 * (1 + fabs(expected)))
         fail_msg("%s loss %.7f, PyTorch has %.7f", prefix, result->loss, expected);
     for (int i = 0; i < s->graft->param_count; i++) {
         const struct gd_graft_param *param = &s->graft->params[i];
-        struct gd_tensor theirs = tensor(s, prefix, param->name);
+        struct gd_tensor theirs = stored(s->file, prefix, param->name);
         double far = distance(s->grad + param->offset, theirs.data, gd_tensor_count(&theirs));
         if (far > 1e-4)
             fail_msg("%s gradient of %s differs by %.3g relative", prefix, param->name, far);
@@ -160,7 +119,7 @@ static void compare(struct setting *s, const char *prefix, const struct gd_pass_
 static void scores_loss_and_gradients_equal_pytorchs(void **state)
 {
     struct setting *s = *state;
-    const float *scores = tensor(s, "", "scores").data;
+    const float *scores = stored(s->file, "", "scores").data;
     double chosen = 0, rejected = 0;
     for (int i = 0; i < PAIRS; i++) {
         chosen += scores[2 * i];

@@ -3,6 +3,7 @@
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
+#include "tests/unit/train/answers_testing.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -14,7 +15,6 @@
 #include <cmocka.h>
 
 #define ROWS 6
-#define LENGTH_MAX 24
 
 struct setting {
     struct gd_model *model;
@@ -25,22 +25,6 @@ struct setting {
     float *block, *grad;
     int32_t prompt;
 };
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
-
-static const void *tensor(const struct setting *s, const char *name, int64_t *count)
-{
-    struct gd_tensor found;
-    if (!gd_safetensors_find(s->file, name, &found))
-        fail_msg("%s is not in the fixture", name);
-    if (count != NULL)
-        *count = gd_tensor_count(&found);
-    return found.data;
-}
 
 static void add_row(struct gd_dataset *data, const int32_t *ids, int length, int prompt, bool desirable)
 {
@@ -55,9 +39,9 @@ static void add_row(struct gd_dataset *data, const int32_t *ids, int length, int
 
 static void make_data(struct setting *s)
 {
-    const int32_t *ids = tensor(s, "ids", NULL), *lengths = tensor(s, "lengths", NULL);
+    const int32_t *ids = stored(s->file, "", "ids").data, *lengths = stored(s->file, "", "lengths").data;
     struct gd_dataset *sets[] = {&s->pairs, &s->labelled};
-    s->prompt = *(const int32_t *)tensor(s, "prompt", NULL);
+    s->prompt = *(const int32_t *)stored(s->file, "", "prompt").data;
     for (int k = 0; k < 2; k++) {
         sets[k]->rows = gd_alloc_array(ROWS + 1, sizeof(struct gd_dataset_row));
         sets[k]->tokens = gd_alloc_array((ROWS + 1) * 2 * LENGTH_MAX, sizeof(int32_t));
@@ -76,33 +60,22 @@ static int set_up(void **state)
 {
     struct setting *s = gd_alloc(sizeof(*s));
     struct gd_error err = {0};
-    const char *fixtures = getenv("GD_FIXTURES");
-    assert_non_null(fixtures);
     must(gd_device_init("cpu", 2, &err), &err);
-    char *path = gd_format("%s/models/tiny-llama", fixtures), *file = gd_format("%s/training/preference.safetensors", fixtures);
-    must(gd_model_open(&s->model, "tiny-llama", path, &err), &err);
-    must(gd_safetensors_open(&s->file, file, &err), &err);
-    cJSON *json = cJSON_Parse("{\"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\", \"v_proj\"]}");
-    struct gd_adapter_config config;
-    must(gd_adapter_config_parse(&config, json, &err), &err);
-    must(gd_graft_create(&s->graft, s->model, &config, &err), &err);
-    gd_adapter_config_release(&config);
-    cJSON_Delete(json);
+    open_stored(&s->model, &s->file, "preference.safetensors");
+    s->graft = make_lora(s->model);
     s->block = gd_alloc_array((size_t)s->graft->parameter_count, sizeof(float));
     s->grad = gd_alloc_array((size_t)s->graft->parameter_count, sizeof(float));
     for (int i = 0; i < s->graft->param_count; i++) {
-        int64_t count;
-        char key[256];
-        snprintf(key, sizeof(key), "initial.%s", s->graft->params[i].name);
-        const float *from = tensor(s, key, &count);
-        float factor = strstr(key, "lora_B") != NULL ? -0.5f : 4; /* away from the base, to where z is not 0 */
+        const char *name = s->graft->params[i].name;
+        struct gd_tensor t = stored(s->file, "initial.", name);
+        const float *from = t.data;
+        int64_t count = gd_tensor_count(&t);
+        float factor = strstr(name, "lora_B") != NULL ? -0.5f : 4; /* away from the base, to where z is not 0 */
         for (int64_t k = 0; k < count; k++)
             s->block[s->graft->params[i].offset + k] = factor * from[k];
     }
     make_data(s);
     gd_batch_init(&s->batch, 512, GD_BATCH_SEGMENTS_MAX);
-    gd_free(path);
-    gd_free(file);
     *state = s;
     return 0;
 }
@@ -115,11 +88,8 @@ static int tear_down(void **state)
     gd_graft_destroy(s->graft);
     gd_model_destroy(s->model);
     gd_safetensors_close(s->file);
-    for (int k = 0; k < 2; k++) {
-        gd_free(sets[k]->rows);
-        gd_free(sets[k]->tokens);
-        gd_free(sets[k]->weights);
-    }
+    for (int k = 0; k < 2; k++)
+        free_rows(sets[k]);
     gd_free(s->block);
     gd_free(s->grad);
     gd_free(s);
@@ -197,7 +167,7 @@ static double log_ratio(struct setting *s, const int32_t *ids, int length)
 static void ktos_estimate_is_what_mismatched_answers_cost(void **state)
 {
     struct setting *s = *state;
-    const int32_t *ids = tensor(s, "ids", NULL), *lengths = tensor(s, "lengths", NULL);
+    const int32_t *ids = stored(s->file, "", "ids").data, *lengths = stored(s->file, "", "lengths").data;
     double sum = 0;
     for (int i = 0; i < ROWS; i++) {
         int other = (i + ROWS - 1) % ROWS, answer = lengths[other] - s->prompt;
@@ -236,7 +206,7 @@ static void a_step_is_the_same_however_it_is_packed(void **state)
 static void bcos_mean_goes_on_from_where_it_was(void **state)
 {
     struct setting *s = *state;
-    const int32_t *ids = tensor(s, "ids", NULL), *lengths = tensor(s, "lengths", NULL);
+    const int32_t *ids = stored(s->file, "", "ids").data, *lengths = stored(s->file, "", "lengths").data;
     double sum = 0;
     for (int i = 0; i < ROWS; i++)
         sum += log_ratio(s, ids + i * LENGTH_MAX, lengths[i]);
