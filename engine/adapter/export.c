@@ -144,7 +144,8 @@ static bool new_bias(void *context, const struct gd_site *site, float *values)
     const struct gd_wear_part *part = part_at(context, site->index);
     if (part == NULL || part->out_add == NULL)
         return false;
-    memcpy(values, part->out_add, (size_t)site->out * sizeof(float));
+    if (values != NULL)
+        memcpy(values, part->out_add, (size_t)site->out * sizeof(float));
     return true;
 }
 

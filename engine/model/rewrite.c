@@ -29,6 +29,7 @@ struct rewriter {
     int count;
     float *values, *ordered;    /* the tensor at hand */
     void *bytes;
+    size_t memory_bytes;        /* of the three, which begin at values */
 };
 
 static enum gd_dtype dtype_of(const struct rewriter *r, const struct gd_file_tensor *source, bool changed)
@@ -68,12 +69,10 @@ static bool choose_biases(struct rewriter *r, struct gd_error *err)
     const struct gd_family *family = NULL;
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(r->model, &sites);
-    float *unused = gd_alloc_array((size_t)r->model->config.ffn_width + (size_t)r->model->config.width +
-                                   (size_t)r->model->config.heads * (size_t)r->model->config.head_dim, sizeof(float));
     bool ok = gd_family_find(&family, r->model->config.architecture, err);
     for (int i = 0; ok && r->rewrite->bias != NULL && i < site_count; i++) {
         int part = (int)(sites[i].part - gd_linear_parts);
-        if (gd_part_has_bias(&r->model->config, &gd_linear_parts[part]) || !r->rewrite->bias(r->rewrite->context, &sites[i], unused))
+        if (gd_part_has_bias(&r->model->config, &gd_linear_parts[part]) || !r->rewrite->bias(r->rewrite->context, &sites[i], NULL))
             continue;
         if (!family->bias_options)
             ok = gd_fail(err, GD_UNSUPPORTED, "%s would need a bias, and %s models have none there", sites[i].name,
@@ -85,7 +84,6 @@ static bool choose_biases(struct rewriter *r, struct gd_error *err)
         if (part < GD_LINEAR_O || (part == GD_LINEAR_O && !r->gguf))
             r->bias[GD_LINEAR_Q] = r->bias[GD_LINEAR_K] = r->bias[GD_LINEAR_V] = true;
     }
-    gd_free(unused);
     return ok;
 }
 
@@ -153,18 +151,13 @@ static bool reserve(struct rewriter *r, struct gd_error *err)
         if (gd_tensor_count(&r->entries[i].tensor) > largest)
             largest = gd_tensor_count(&r->entries[i].tensor);
     void *memory = NULL;
-    if (!gd_large_alloc(&memory, (size_t)largest * 3 * sizeof(float), "a tensor to be rewritten", err))
+    r->memory_bytes = (size_t)largest * 3 * sizeof(float);
+    if (!gd_large_alloc(&memory, r->memory_bytes, "a tensor to be rewritten", err))
         return false;
     r->values = memory;
     r->ordered = r->values + largest;
     r->bytes = r->ordered + largest;
     return true;
-}
-
-static void unreserve(struct rewriter *r)
-{
-    if (r->values != NULL)
-        gd_large_free(r->values, (size_t)((char *)r->bytes - (char *)r->values) / 2 * 3);
 }
 
 /* ---- the two formats ---- */
@@ -204,7 +197,7 @@ static bool copy_file(const char *from_folder, const char *to_folder, const char
 {
     char *from = gd_format("%s/%s", from_folder, name), *to = gd_format("%s/%s", to_folder, name), *data = NULL;
     size_t length = 0;
-    bool ok = access(from, F_OK) != 0 ||
+    bool ok = !gd_path_exists(from) ||
               (gd_file_read(from, COPY_BYTES_MAX, &data, &length, err) && gd_file_write_durable(to, data, length, err));
     gd_free(data);
     gd_free(from);
@@ -270,7 +263,7 @@ bool gd_model_rewrite(const struct gd_model *model, const struct gd_rewrite *rew
     struct rewriter r = {.model = model, .files = gd_model_files(model), .rewrite = rewrite, .dtype = dtype};
     struct gd_arena names = {0};
     r.gguf = r.files->gguf != NULL;
-    if (access(path, F_OK) == 0)
+    if (gd_path_exists(path))
         return gd_fail_param(err, GD_CONFLICT, "--out", "%s exists already", path);
     size_t most = (size_t)r.files->tensor_count + (size_t)model->config.layers * GD_LINEAR_COUNT;
     r.entries = gd_alloc_array(most, sizeof(*r.entries));
@@ -281,7 +274,8 @@ bool gd_model_rewrite(const struct gd_model *model, const struct gd_rewrite *rew
         add_biases(&r, &names);
         ok = reserve(&r, err) && (r.gguf ? write_gguf(&r, path, err) : write_folder(&r, path, err));
     }
-    unreserve(&r);
+    if (r.values != NULL)
+        gd_large_free(r.values, r.memory_bytes);
     gd_arena_release(&names);
     gd_free(r.entries);
     gd_free(r.pieces);

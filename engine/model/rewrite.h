@@ -19,8 +19,8 @@ struct gd_rewrite {
     bool (*changes)(void *context, const struct gd_weight *weight);
     /* values: f32, the weight's, rows in the model's order; the new ones are left there. */
     bool (*change)(void *context, const struct gd_weight *weight, float *values, struct gd_error *err);
-    /* The bias that the linear site gets although the base has none there: fills values [out]; false: it stays zero. NULL: none
-     * of the model's linear sites gets one. */
+    /* The bias that the linear site gets although the base has none there: fills values [out] (values NULL: only
+     * says so); false: it stays zero. NULL: none of the model's linear sites gets one. */
     bool (*bias)(void *context, const struct gd_site *site, float *values);
 };
 
