@@ -99,15 +99,15 @@ static struct gd_value *attention(const struct builder *b, int layer, struct gd_
     k = rope(b, k);
     if (b->sites.kv != NULL)
         b->sites.kv(b->sites.context, b->graph, &b->files->kv_sites[layer], &k, &v);
-    double scale = 1 / sqrt(config->head_dim);
-    int window = layer >= config->sliding_from_layer ? config->sliding_window : 0;
+    struct gd_attention_options options = {
+        .heads = config->heads, .kv_heads = config->kv_heads, .head_dim = config->head_dim, .scale = 1 / sqrt(config->head_dim),
+        .window = layer >= config->sliding_from_layer ? config->sliding_window : 0,
+    };
     struct gd_value *y;
     if (b->inputs->cache != NULL)
-        y = gd_attention_cached(b->graph, q, k, v, b->inputs->cache, layer, config->heads, config->kv_heads,
-                                config->head_dim, scale, window);
+        y = gd_attention_cached(b->graph, q, k, v, b->inputs->cache, layer, &options);
     else
-        y = gd_attention(b->graph, q, k, v, b->inputs->cu_seqlens, b->inputs->prefix, config->heads, config->kv_heads,
-                         config->head_dim, scale, window);
+        y = gd_attention(b->graph, q, k, v, b->inputs->cu_seqlens, b->inputs->prefix, &options);
     return linear(b, layer, GD_LINEAR_O, y);
 }
 

@@ -83,21 +83,26 @@ struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct
 struct gd_value *gd_rope(struct gd_graph *g, struct gd_value *x, struct gd_value *positions, struct gd_value *inv_freq,
                          int head_dim, double attention_factor, int sign);
 
-/* Causal attention over packed segments. q: act [T, h*dh], k, v: act [T, g*dh],
+struct gd_attention_options {
+    int heads, kv_heads, head_dim;
+    int window;          /* 0: all keys; w: keys i-w+1..i, and to i+w-1 where bidirectional */
+    bool bidirectional;  /* rows see the later rows of their segment too */
+    double scale;        /* of the scores */
+    double softcap;      /* 0: none; c: scores become c tanh(s / c) before they are masked */
+};
+
+/* Attention over packed segments. q: act [T, h*dh], k, v: act [T, g*dh],
  * cu_seqlens: i32 [S+1] (entries after the last segment repeat T_used; rows >= T_used give 0).
  * prefix: i32 [2S], or NULL: rows of the batch, before the segment, that it continues: its rows see them too, and the window
- * counts as if they stood right before it (attention_blocks.h). window 0: all earlier keys; w: keys i-w+1..i. Softmax in
- * f32, online.
+ * counts as if they stood right before it (attention_blocks.h). Softmax in f32, online.
  * Output 0: act [T, h*dh]; output 1: log-sum-exp f32 [T, h] (kept for the backward pass). */
 struct gd_value *gd_attention(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
-                              struct gd_value *cu_seqlens, struct gd_value *prefix, int heads, int kv_heads, int head_dim,
-                              double scale, int window);
+                              struct gd_value *cu_seqlens, struct gd_value *prefix, const struct gd_attention_options *options);
 
-/* The same for inference: first stores this batch's k and v rows in the cache pages, then lets every query row see
+/* The same for inference, causal: first stores this batch's k and v rows in the cache pages, then lets every query row see
  * its sequence's past and its own earlier rows. cache: handle of struct gd_kv_batch (kv.h). */
 struct gd_value *gd_attention_cached(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
-                                     struct gd_value *cache, int layer, int heads, int kv_heads, int head_dim,
-                                     double scale, int window);
+                                     struct gd_value *cache, int layer, const struct gd_attention_options *options);
 
 struct gd_value *gd_swiglu(struct gd_graph *g, struct gd_value *gate, struct gd_value *up); /* silu(gate) * up */
 

@@ -1,7 +1,7 @@
 /*
- * Causal attention over packed segments, each with the prefix that it continues (attention_blocks.h), for training and scoring:
- *     o[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j],  j in the prefix of i's segment or in the segment, i - window < j <= i,
- * online over blocks of keys (attention_forward.h), one task for each block of rows and head.
+ * Attention over packed segments, each with the prefix that it continues (attention_blocks.h), for training and scoring:
+ *     o[i] = sum_j softmax_j(cap(scale * q[i] . k[j])) v[j],  j in the prefix of i's segment or in the segment, i - window < j <= i,
+ * or i - window < j < i + window where it is bidirectional; cap(s) = c tanh(s / c) with a softcap of c. Online over blocks of keys (attention_forward.h), one task for each block of rows and head.
  */
 #include "engine/tensor/ops.h"
 #include "engine/tensor/ops/attention_blocks.h"
@@ -70,7 +70,7 @@ static void run_task(const struct job *job, const struct gd_attention_block *blo
     size_t item = n->bf16 ? 2 : 4;
     int64_t q_row = (int64_t)n->heads * n->head_dim;
     struct gd_attention_lanes task;
-    gd_attention_lanes_init(&task, n->head_dim, n->bf16, n->scale, scratch);
+    gd_attention_lanes_init(&task, n, scratch);
     task.count = block->end - block->begin;
     for (int i = 0; i < task.count; i++) {
         int64_t row = block->begin + i, at = row * q_row + (int64_t)head * n->head_dim;
@@ -86,10 +86,10 @@ static void run_task(const struct job *job, const struct gd_attention_block *blo
     for (int i = 0; i < GD_TILE; i++) { /* lanes beyond the last row repeat it */
         int32_t row = block->begin + (i < task.count ? i : task.count - 1);
         task.first[i] = gd_attention_first_key(row, block->segment_begin, n->window);
-        task.end[i] = row + 1;
+        task.end[i] = gd_attention_end_key(n, row, block->segment_end);
     }
     key = task.first[0] - (task.first[0] - block->segment_begin) % GD_TILE;
-    absorb(job, &task, head, key, block->end);
+    absorb(job, &task, head, key, task.end[task.count - 1]);
     job->isa->finish(&task);
 }
 
@@ -126,7 +126,8 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     int64_t most = gd_attention_blocks_max(rows, segments);
     int32_t *order = (int32_t *)(blocks + most), *cost = order + most, *bins = cost + most;
     for (int b = 0; b < job.block_count; b++)
-        cost[b] = (blocks[b].begin - gd_attention_first_key(blocks[b].begin, blocks[b].segment_begin, job.n.window) +
+        cost[b] = (gd_attention_end_key(&job.n, blocks[b].begin, blocks[b].segment_end) - 1 -
+                   gd_attention_first_key(blocks[b].begin, blocks[b].segment_begin, job.n.window) +
                    blocks[b].prefix_end - gd_attention_first_prefix_key(&blocks[b], blocks[b].begin, job.n.window)) / GD_TILE;
     gd_order_by_cost(order, cost, job.block_count, bins, (int)(rows / GD_TILE));
     job.blocks = blocks;
@@ -164,13 +165,13 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
     for (int64_t i = 0; i < rows; i++)
         for (int64_t h = 0; h < n.heads; h++) {
             double sum = 0, *o = out[0] + i * q_row + h * n.head_dim;
-            for (int64_t j = 0; j <= i; j++) {
-                if (!gd_attention_visible(in[3], op_case->in[4].rank > 0 ? in[4] : NULL, segments, n.window, i, j))
+            for (int64_t j = 0; j < (n.bidirectional ? rows : i + 1); j++) {
+                if (!gd_attention_visible(&n, in[3], op_case->in[4].rank > 0 ? in[4] : NULL, i, j))
                     continue;
-                double s = 0;
+                double s = 0, slope;
                 for (int64_t d = 0; d < n.head_dim; d++)
                     s += in[0][i * q_row + h * n.head_dim + d] * in[1][j * kv_row + h / n.group * n.head_dim + d];
-                double p = exp(n.scale * s);
+                double p = exp(gd_attention_score(&n, s, &slope));
                 sum += p;
                 for (int64_t d = 0; d < n.head_dim; d++)
                     o[d] += p * in[2][j * kv_row + h / n.group * n.head_dim + d];
@@ -190,6 +191,10 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
 #define CASE(text, t, h, g, dh, win, segments, used, wanted)                                                           \
     {.name = text, .in_count = 4, .in = {QKV(t, h, g, dh, wanted), OFFSETS(segments, used)},                           \
      .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 2e-5, .tolerance_bf16 = 2e-2}
+#define EVERY(text, t, h, g, dh, win, segments, used, both, cap, wanted)                                               \
+    {.name = text, .in_count = 5, .in = {QKV(t, h, g, dh, wanted), OFFSETS(segments, used),                            \
+     {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}},           \
+     .params = {.i = {h, g, dh, win, 0, both}, .f = {0.125, cap}}, .tolerance = 2e-5, .tolerance_bf16 = 2e-2}
 #define PREFIX_CASE(text, t, h, g, dh, win, segments, used, wanted)                                                    \
     {.name = text, .in_count = 5, .in = {QKV(t, h, g, dh, wanted), OFFSETS(segments, used),                            \
      {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}},           \
@@ -211,6 +216,15 @@ static const struct gd_op_case cases[] = {
     PREFIX_CASE("prefixes of several blocks, two segments on one", 600, 3, 1, 16, 0, 6, 590, false),
     PREFIX_CASE("window across a prefix", 500, 2, 1, 20, 90, 5, 490, false),
     PREFIX_CASE("many segments with prefixes", 160, 2, 1, 12, 0, 17, 157, false),
+    EVERY("one row, bidirectional", 1, 1, 1, 1, 0, 1, 1, true, 0, true),
+    EVERY("bidirectional, odd sizes, short prefixes", 17, 2, 1, 6, 0, 3, 15, true, 0, true),
+    EVERY("bidirectional, window 4", 21, 2, 2, 5, 4, 4, 21, true, 0, true),
+    EVERY("bidirectional, several blocks", 330, 3, 1, 16, 0, 6, 320, true, 0, false),
+    EVERY("bidirectional, window across blocks", 300, 2, 1, 20, 70, 3, 290, true, 0, false),
+    EVERY("softcap", 17, 2, 1, 6, 0, 3, 15, false, 0.5, true),
+    EVERY("softcap, window 4, bidirectional", 21, 2, 2, 5, 4, 4, 21, true, 0.3, true),
+    EVERY("softcap, wide, several blocks", 230, 4, 2, 64, 90, 3, 220, false, 2, false),
+    EVERY("softcap of scores that it leaves as they are", 70, 2, 1, 8, 0, 2, 70, false, 1e6, false),
 };
 
 const struct gd_op gd_op_attention = {
@@ -220,9 +234,8 @@ const struct gd_op gd_op_attention = {
 };
 
 struct gd_value *gd_attention(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
-                              struct gd_value *cu_seqlens, struct gd_value *prefix, int heads, int kv_heads, int head_dim,
-                              double scale, int window)
+                              struct gd_value *cu_seqlens, struct gd_value *prefix, const struct gd_attention_options *options)
 {
-    struct gd_op_params params = {.i = {heads, kv_heads, head_dim, window}, .f = {scale}};
+    struct gd_op_params params = gd_attention_params(options, 0);
     return gd_graph_call(g, &gd_op_attention, (struct gd_value *[]){q, k, v, cu_seqlens, prefix}, 5, &params);
 }

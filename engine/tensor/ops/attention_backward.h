@@ -9,6 +9,7 @@
  * Life     gd_attention_backward_LANES is the instance's table; load_keys -> pair for each block of queries that sees them.
  *
  *     P[i][j] = 2^(scale log2(e) q[i].k[j] - lse[i] log2(e)),  dP[i][j] = dO[i].v[j],  dS = P (dP - D[i]) scale
+ * (with a softcap c and t = tanh(scale q[i].k[j] / c): P = 2^(c t log2(e) - ...), and dS times 1 - t^2)
  *     dQ[i] += sum_j dS[i][j] k[j],  dK[j] += sum_i dS[i][j] q[i],  dV[j] += sum_i P[i][j] dO[i]
  */
 #include "engine/tensor/ops/lanes_math.h"
@@ -30,19 +31,26 @@ LANES_FN void ISA(load_keys)(struct gd_attention_pair *pair, const void *keys, c
 }
 
 /* P and dS of one row for the keys [begin, end); keys that it does not see get 0. */
-LANES_INLINE void ISA(row_grad)(const struct gd_attention_pair *pair, int row, int begin, int end)
+LANES_INLINE void ISA(row_grad)(const struct gd_attention_pair *pair, int row, int begin, int end, const bool capped)
 {
     const float log2_e = 1.44269504088896340736f;
     float *p_row = pair->p + row * GD_TILE, *ds_row = pair->ds + row * GD_TILE;
     float lse = pair->lse[row] * log2_e, dot = pair->dot[row], scale = pair->scale, scale_log2 = scale * log2_e;
+    float cap_log2 = pair->softcap * log2_e, inverse_cap = capped ? scale / pair->softcap : 0;
     IVEC index;
     for (int u = 0; u < LANES; u++)
         index[u] = u;
     for (int j = begin; j < end; j += LANES) {
         IVEC key = index + j;
         IVEC visible = (key >= pair->first[row]) & (key < pair->end[row]);
-        VEC p = ISA(exp2)(VLOAD(p_row + j) * scale_log2 - lse);
-        VEC ds = p * (VLOAD(ds_row + j) - dot) * scale;
+        VEC s = VLOAD(p_row + j) * scale_log2, slope = (VEC){0} + scale;
+        if (capped) {
+            VEC t = ISA(tanh)(VLOAD(p_row + j) * inverse_cap);
+            s = t * cap_log2;
+            slope -= t * t * scale;
+        }
+        VEC p = ISA(exp2)(s - lse);
+        VEC ds = p * (VLOAD(ds_row + j) - dot) * slope;
         VSTORE(p_row + j, ISA(select)(visible, p, (VEC){0}));
         VSTORE(ds_row + j, ISA(select)(visible, ds, (VEC){0}));
     }
@@ -74,7 +82,10 @@ LANES_INLINE void ISA(query_side)(struct gd_attention_pair *pair, int strip, flo
         ISA(product)(n, width, padded, pair->d_out + i * padded, padded, 1, pair->value_columns + begin, GD_TILE,
                      pair->ds + square, GD_TILE, false);
         for (int r = i; r < i + n; r++)
-            ISA(row_grad)(pair, r, begin, to * STRIP);
+            if (pair->softcap > 0)
+                ISA(row_grad)(pair, r, begin, to * STRIP, true);
+            else
+                ISA(row_grad)(pair, r, begin, to * STRIP, false);
         ISA(product)(n, vectors, (to - from) * STRIP, pair->ds + square, GD_TILE, 1, pair->key + begin * padded, padded,
                      dq + i * dq_row, dq_row, add_dq);
     }

@@ -8,7 +8,7 @@
  * Limits   none
  * Life     one run
  *
- * Parameters of both ops: i[0] heads, i[1] kv heads, i[2] head size, i[3] window; f[0] scale.
+ * Parameters of the ops: i[0] heads, i[1] kv heads, i[2] head size, i[3] window, i[5] bidirectional; f[0] scale, f[1] softcap.
  *
  * A segment may continue a prefix: rows [prefix[2s], prefix[2s + 1]) of the batch, before the segment's own. Its rows see
  * the prefix and themselves, as if the prefix stood right before them; the window counts so too. Equal ends: no prefix.
@@ -16,8 +16,10 @@
 #ifndef GD_TENSOR_OPS_ATTENTION_BLOCKS_H
 #define GD_TENSOR_OPS_ATTENTION_BLOCKS_H
 
+#include "engine/tensor/ops.h"
 #include "engine/tensor/ops/lanes.h"
 #include <inttypes.h>
+#include <math.h>
 
 struct gd_attention_block {
     int32_t begin, end;                   /* rows of the batch */
@@ -29,7 +31,8 @@ struct gd_attention_sizes {
     int64_t rows, segments;               /* T, S */
     int heads, kv_heads, group, head_dim;
     int32_t window;
-    double scale;
+    bool bidirectional;
+    double scale, softcap;
     bool bf16;
 };
 
@@ -39,8 +42,14 @@ static inline struct gd_attention_sizes gd_attention_sizes(const struct gd_op_pa
     return (struct gd_attention_sizes){
         .rows = rows, .segments = segments, .heads = (int)params->i[0], .kv_heads = (int)params->i[1],
         .group = (int)(params->i[0] / params->i[1]), .head_dim = (int)params->i[2], .window = (int32_t)params->i[3],
-        .scale = params->f[0], .bf16 = dtype == GD_BF16,
+        .bidirectional = params->i[5] != 0, .scale = params->f[0], .softcap = params->f[1], .bf16 = dtype == GD_BF16,
     };
+}
+
+static inline struct gd_op_params gd_attention_params(const struct gd_attention_options *o, int layer)
+{
+    return (struct gd_op_params){.i = {o->heads, o->kv_heads, o->head_dim, o->window, layer, o->bidirectional},
+                                 .f = {o->scale, o->softcap}};
 }
 
 static inline int64_t gd_attention_blocks_max(int64_t rows, int64_t segments)
@@ -84,6 +93,14 @@ static inline int32_t gd_attention_first_key(int32_t row, int32_t segment_begin,
     return window > 0 && row - window + 1 > segment_begin ? row - window + 1 : segment_begin;
 }
 
+/* Behind the last key of its own segment that row `row` sees. */
+static inline int32_t gd_attention_end_key(const struct gd_attention_sizes *n, int32_t row, int32_t segment_end)
+{
+    if (!n->bidirectional)
+        return row + 1;
+    return n->window > 0 && segment_end - row > n->window ? row + n->window : segment_end;
+}
+
 /* First key of its segment's prefix that row `row` sees; prefix_end: none. */
 static inline int32_t gd_attention_first_prefix_key(const struct gd_attention_block *block, int32_t row, int32_t window)
 {
@@ -103,6 +120,8 @@ static inline bool gd_attention_check(struct gd_graph *graph, const char *what, 
         return gd_graph_fail(graph, "%s: %" PRId64 " heads, %" PRId64 " kv heads, head size %" PRId64 ", window %" PRId64
                              ": heads must be a multiple of kv heads, the head size within [1, 1024]",
                              what, heads, kv_heads, head_dim, window) != NULL;
+    if (!(params->f[1] >= 0) || !isfinite(params->f[1]))
+        return gd_graph_fail(graph, "%s: a softcap of %g, must be 0 for none or positive", what, params->f[1]) != NULL;
     if (q->rank != 2 || k->rank != 2 || v->rank != 2 || q->shape[1] != heads * head_dim ||
         k->shape[1] != kv_heads * head_dim || v->shape[1] != kv_heads * head_dim || k->shape[0] != q->shape[0] ||
         v->shape[0] != q->shape[0])
@@ -129,20 +148,28 @@ static inline bool gd_attention_check_offsets(struct gd_graph *graph, const char
 }
 
 /* For the shared op test, in its own words: whether `row` sees `key`. prefix: or NULL. */
-static inline bool gd_attention_visible(const double *cu, const double *prefix, int64_t segments, int64_t window, int64_t row,
+static inline bool gd_attention_visible(const struct gd_attention_sizes *n, const double *cu, const double *prefix, int64_t row,
                                         int64_t key)
 {
-    for (int64_t s = 0; s < segments; s++) {
+    for (int64_t s = 0; s < n->segments; s++) {
         int64_t begin = (int64_t)cu[s], distance = row - key;
         if (row < begin || row >= (int64_t)cu[s + 1])
             continue;
         if (prefix != NULL && key >= (int64_t)prefix[2 * s] && key < (int64_t)prefix[2 * s + 1])
             distance = row - begin + (int64_t)prefix[2 * s + 1] - key;
-        else if (key < begin || key > row)
+        else if (key < begin || key >= (int64_t)cu[s + 1] || (key > row && !n->bidirectional))
             return false;
-        return window == 0 || distance < window;
+        return n->window == 0 || (distance < n->window && -distance < n->window);
     }
     return false;
+}
+
+/* For the shared op test: the score of a product q.k, and its slope. */
+static inline double gd_attention_score(const struct gd_attention_sizes *n, double product, double *slope)
+{
+    double t = n->softcap > 0 ? tanh(n->scale * product / n->softcap) : 0;
+    *slope = n->scale * (1 - t * t);
+    return n->softcap > 0 ? n->softcap * t : n->scale * product;
 }
 
 #endif

@@ -3,7 +3,7 @@
  * to its sequence's past and its own earlier rows. Query rows of all heads that share a kv head sit in the lanes of one
  * task (attention_forward.h); keys are taken a page at a time from position 0, so a row's result is the same whatever
  * else is in the batch and however its prompt was cut into slices.
- * i[0] heads, i[1] kv heads, i[2] head size, i[3] window, i[4] layer; f[0] scale. Its test is in tests/unit/infer.
+ * Parameters as in attention_blocks.h, causal, and i[4] layer. Its test is in tests/unit/infer.
  */
 #include "engine/tensor/kv.h"
 #include "engine/tensor/ops.h"
@@ -47,6 +47,8 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     const struct gd_value *q = call->in[0];
     if (!gd_attention_check(graph, "attention_cached", q, call->in[1], call->in[2], &call->params))
         return false;
+    if (call->params.i[5] != 0)
+        return gd_graph_fail(graph, "attention_cached: a cache grows row by row, so its attention is causal") != NULL;
     if (call->in[3]->dtype != GD_HANDLE || call->params.i[4] < 0)
         return gd_graph_fail(graph, "attention_cached: '%s' is no handle of a cache, or the layer is negative",
                              call->in[3]->name) != NULL;
@@ -126,7 +128,7 @@ static void run_task(const struct job *job, const struct row_block *block, int k
     int32_t past = cache->past[block->sequence], begin = cache->cu_seqlens[block->sequence];
     int head = part * GD_TILE, heads = n->group - head < GD_TILE ? n->group - head : GD_TILE;
     struct gd_attention_lanes task;
-    gd_attention_lanes_init(&task, n->head_dim, n->bf16, n->scale, scratch);
+    gd_attention_lanes_init(&task, n, scratch);
     for (int32_t r = block->row; r < block->row + block->count; r++)
         for (int h = 0; h < heads; h++) {
             int lane = task.count++;
@@ -230,9 +232,8 @@ const struct gd_op gd_op_attention_cached = {
 };
 
 struct gd_value *gd_attention_cached(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
-                                     struct gd_value *cache, int layer, int heads, int kv_heads, int head_dim,
-                                     double scale, int window)
+                                     struct gd_value *cache, int layer, const struct gd_attention_options *options)
 {
-    struct gd_op_params params = {.i = {heads, kv_heads, head_dim, window, layer}, .f = {scale}};
+    struct gd_op_params params = gd_attention_params(options, layer);
     return gd_graph_call(g, &gd_op_attention_cached, (struct gd_value *[]){q, k, v, cache}, 4, &params);
 }

@@ -52,12 +52,24 @@ LANES_INLINE void ISA(seeing)(const struct gd_attention_lanes *task, int32_t fir
     *to = b;
 }
 
+/* s = cap tanh(s / cap) */
+LANES_FN void ISA(cap_scores)(struct gd_attention_lanes *task, int lane, int begin, int end)
+{
+    VEC cap = (VEC){0} + task->cap, inverse = 1.0f / cap;
+    for (int j = begin; j < end; j++) {
+        float *score = task->score + (int64_t)j * GD_TILE + lane;
+        VSTORE(score, cap * ISA(tanh)(VLOAD(score) * inverse));
+    }
+}
+
 /* Scores of one vector of lanes to probabilities, and its running maximum, sum and output brought up to date. */
 LANES_INLINE void ISA(softmax)(struct gd_attention_lanes *task, int lane, int32_t first_key, int begin, int end)
 {
     float *score = task->score + lane;
     IVEC first = ILOAD(task->first + lane), last = ILOAD(task->end + lane);
     bool masked = task->first[lane + LANES - 1] > first_key + begin || task->end[lane] < first_key + end;
+    if (task->cap > 0)
+        ISA(cap_scores)(task, lane, begin, end);
     VEC old = VLOAD(task->max + lane), top[4] = {old, old, old, old};
     for (int j = begin; masked && j < end; j++) {
         int32_t key = first_key + j;

@@ -14,7 +14,7 @@
 struct gd_attention_pair {
     int head_dim, head_dim_padded;         /* padded to a multiple of 16 */
     bool bf16;
-    float scale;
+    float scale, softcap;                  /* softcap 0: none */
     int row_count, key_count;
     const float *lse, *dot;                /* [row_count] */
     float row_lse[GD_TILE], row_dot[GD_TILE];
@@ -130,6 +130,7 @@ static void pair_init(struct gd_attention_pair *pair, const struct gd_attention_
     pair->head_dim_padded = (int)gd_round_up(n->head_dim, 16);
     pair->bf16 = n->bf16;
     pair->scale = (float)n->scale;
+    pair->softcap = (float)n->softcap;
     pair->lse = pair->row_lse;
     pair->dot = pair->row_dot;
     float **const parts[] = {&pair->q, &pair->d_out, &pair->key, &pair->value, &pair->key_columns, &pair->value_columns};
@@ -142,17 +143,18 @@ static void pair_init(struct gd_attention_pair *pair, const struct gd_attention_
 
 /* Which keys of the block each row sees: those of the rows' own segment, or with `crosses` those of its prefix. False: none. */
 static bool see_keys(struct gd_attention_pair *pair, const struct gd_attention_block *keys, const struct gd_attention_block *rows,
-                     bool crosses, int32_t window)
+                     bool crosses, const struct gd_attention_sizes *n)
 {
     pair->key_count = keys->end - keys->begin;
     pair->row_count = rows->end - rows->begin;
     for (int i = 0; i < pair->row_count; i++) {
         int32_t row = rows->begin + i, first, end;
-        first = crosses ? gd_attention_first_prefix_key(rows, row, window) : gd_attention_first_key(row, rows->segment_begin, window);
-        end = (crosses ? rows->prefix_end : row + 1) - keys->begin;
+        first = crosses ? gd_attention_first_prefix_key(rows, row, n->window)
+                        : gd_attention_first_key(row, rows->segment_begin, n->window);
+        end = (crosses ? rows->prefix_end : gd_attention_end_key(n, row, rows->segment_end)) - keys->begin;
         first -= keys->begin;
         pair->first[i] = first < 0 ? 0 : first < pair->key_count ? first : pair->key_count;
-        pair->end[i] = end < pair->key_count ? end : pair->key_count;
+        pair->end[i] = end < 0 ? 0 : end < pair->key_count ? end : pair->key_count;
     }
     return pair->first[0] < pair->end[pair->row_count - 1];
 }
@@ -166,7 +168,7 @@ static void run_pair(const struct job *job, const struct gd_attention_block *key
     int64_t q_row = (int64_t)n->heads * n->head_dim, kv_row = (int64_t)n->kv_heads * n->head_dim;
     struct gd_attention_pair pair;
     pair_init(&pair, n, scratch);
-    if (!see_keys(&pair, keys, rows, crosses, n->window) && !first)
+    if (!see_keys(&pair, keys, rows, crosses, n) && !first)
         return;
     size_t kv_at = (size_t)(keys->begin * kv_row + (int64_t)kv_head * n->head_dim) * item;
     job->isa->load_keys(&pair, (const char *)job->k + kv_at, (const char *)job->v + kv_at, kv_row, keys->end - keys->begin);
@@ -197,6 +199,16 @@ static void cross(const struct job *job, const struct crossing *c, int32_t step,
     }
 }
 
+/* The block of queries that a block of keys meets in a step: the next ones; where all see all, round about the segment. */
+static const struct gd_attention_block *met_block(const struct gd_attention_sizes *n, const struct gd_attention_block *keys, int step)
+{
+    if (!n->bidirectional)
+        return keys + step;
+    int32_t own = (keys->begin - keys->segment_begin) / GD_TILE;
+    int32_t count = (keys->segment_end - keys->segment_begin + GD_TILE - 1) / GD_TILE;
+    return keys - own + (own + step) % count;
+}
+
 static void run_all(const struct job *job, size_t task_bytes, int64_t used)
 {
     const struct gd_attention_sizes *n = &job->n;
@@ -216,7 +228,7 @@ static void run_all(const struct job *job, size_t task_bytes, int64_t used)
 #pragma omp for schedule(static, 1)
             for (int t = 0; t < active * n->kv_heads; t++) {
                 const struct gd_attention_block *keys = &job->blocks[job->order[t / n->kv_heads]];
-                run_pair(job, keys, keys + step, false, step == 0, t % n->kv_heads, scratch);
+                run_pair(job, keys, met_block(n, keys, step), false, step == 0, t % n->kv_heads, scratch);
             }
         }
         for (int32_t step = 0; step < job->crossing_steps; step++) {
@@ -228,9 +240,12 @@ static void run_all(const struct job *job, size_t task_bytes, int64_t used)
     }
 }
 
-/* How many blocks of queries see a block of keys. */
-static int32_t block_reach(const struct gd_attention_block *keys, int32_t window)
+/* How many blocks of queries a block of keys meets: those that see it, or all of the segment. */
+static int32_t block_reach(const struct gd_attention_sizes *n, const struct gd_attention_block *keys)
 {
+    int32_t window = n->window;
+    if (n->bidirectional)
+        return (keys->segment_end - keys->segment_begin + GD_TILE - 1) / GD_TILE;
     int64_t last = keys->segment_end - 1;
     if (window > 0 && (int64_t)keys->end - 1 + window - 1 < last)
         last = (int64_t)keys->end - 1 + window - 1;
@@ -315,7 +330,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     int64_t most = gd_attention_blocks_max(rows, segments);
     int32_t *order = (int32_t *)(blocks + most), *reach = order + most, *bins = reach + most;
     for (int b = 0; b < job.block_count; b++) {
-        reach[b] = block_reach(&blocks[b], job.n.window);
+        reach[b] = block_reach(&job.n, &blocks[b]);
         job.step_count = reach[b] > job.step_count ? reach[b] : job.step_count;
     }
     gd_order_by_cost(order, reach, job.block_count, bins, job.step_count);
@@ -351,12 +366,13 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
         for (int64_t h = 0; h < n.heads; h++) {
             int64_t at = i * q_row + h * n.head_dim;
             double row_dot = dot(in[3] + at, in[5] + at, n.head_dim);
-            for (int64_t j = 0; j <= i; j++) {
-                if (!gd_attention_visible(in[6], op_case->in[7].rank > 0 ? in[7] : NULL, segments, n.window, i, j))
+            for (int64_t j = 0; j < (n.bidirectional ? rows : i + 1); j++) {
+                if (!gd_attention_visible(&n, in[6], op_case->in[7].rank > 0 ? in[7] : NULL, i, j))
                     continue;
                 int64_t kv = j * kv_row + h / n.group * n.head_dim;
-                double p = exp(n.scale * dot(in[0] + at, in[1] + kv, n.head_dim) - in[4][i * n.heads + h]);
-                double ds = p * (dot(in[5] + at, in[2] + kv, n.head_dim) - row_dot) * n.scale;
+                double slope, s = gd_attention_score(&n, dot(in[0] + at, in[1] + kv, n.head_dim), &slope);
+                double p = exp(s - in[4][i * n.heads + h]);
+                double ds = p * (dot(in[5] + at, in[2] + kv, n.head_dim) - row_dot) * slope;
                 for (int64_t d = 0; d < n.head_dim; d++) {
                     out[0][at + d] += ds * in[1][kv + d];
                     out[1][kv + d] += ds * in[0][at + d];
@@ -373,6 +389,13 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             {.dtype = GD_F32, .rank = 2, .shape = {t, h}, .fill = GD_FILL_POSITIVE}, ROWS(t, (h) * (dh)),              \
             {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used}},     \
      .params = {.i = {h, g, dh, win}, .f = {0.125}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
+#define EVERY(text, t, h, g, dh, win, segments, used, both, cap)                                                       \
+    {.name = text, .in_count = 8,                                                                                      \
+     .in = {ROWS(t, (h) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (h) * (dh)),                        \
+            {.dtype = GD_F32, .rank = 2, .shape = {t, h}, .fill = GD_FILL_POSITIVE}, ROWS(t, (h) * (dh)),              \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used},      \
+            {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}},    \
+     .params = {.i = {h, g, dh, win, 0, both}, .f = {0.125, cap}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
 #define PREFIX_CASE(text, t, h, g, dh, win, segments, used)                                                            \
     {.name = text, .in_count = 8,                                                                                      \
      .in = {ROWS(t, (h) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (h) * (dh)),                        \
@@ -397,6 +420,15 @@ static const struct gd_op_case cases[] = {
     PREFIX_CASE("prefixes of several blocks, two segments on one", 600, 3, 1, 16, 0, 6, 590),
     PREFIX_CASE("window across a prefix", 500, 2, 1, 20, 90, 5, 490),
     PREFIX_CASE("many segments with prefixes", 160, 2, 1, 12, 0, 17, 157),
+    EVERY("one row, bidirectional", 1, 1, 1, 1, 0, 1, 1, true, 0),
+    EVERY("bidirectional, odd sizes, short prefixes", 17, 2, 1, 6, 0, 3, 15, true, 0),
+    EVERY("bidirectional, window 4", 21, 2, 2, 5, 4, 4, 21, true, 0),
+    EVERY("bidirectional, several blocks", 330, 3, 1, 16, 0, 6, 320, true, 0),
+    EVERY("bidirectional, window across blocks", 300, 2, 1, 20, 70, 3, 290, true, 0),
+    EVERY("softcap", 17, 2, 1, 6, 0, 3, 15, false, 0.5),
+    EVERY("softcap, window 4, bidirectional", 21, 2, 2, 5, 4, 4, 21, true, 0.3),
+    EVERY("softcap, wide, several blocks", 230, 4, 2, 64, 90, 3, 220, false, 2),
+    EVERY("softcap of scores that it leaves as they are", 70, 2, 1, 8, 0, 2, 70, false, 1e6),
 };
 
 const struct gd_op gd_op_attention_grad = {

@@ -12,14 +12,13 @@
 #ifndef GD_TENSOR_OPS_ATTENTION_LANES_H
 #define GD_TENSOR_OPS_ATTENTION_LANES_H
 
-#include "engine/tensor/ops/lanes.h"
-#include <math.h>
+#include "engine/tensor/ops/attention_blocks.h"
 
 struct gd_attention_lanes {
     int count;                      /* lanes in use, 1..GD_TILE */
     int head_dim, head_dim_padded;  /* padded to a multiple of 16 */
     bool bf16;                      /* of q and out rows */
-    float scale;
+    float scale, cap;               /* in base 2: times log2(e); cap 0: none */
     const void *q_row[GD_TILE];     /* head_dim elements each */
     void *out_row[GD_TILE];
     float *lse[GD_TILE];            /* NULL where not wanted */
@@ -47,14 +46,15 @@ static inline size_t gd_attention_scratch_bytes(int64_t head_dim)
     return (4 * GD_TILE * padded + GD_TILE * GD_TILE) * sizeof(float);
 }
 
-static inline void gd_attention_lanes_init(struct gd_attention_lanes *task, int head_dim, bool bf16, double scale,
-                                           void *scratch)
+static inline void gd_attention_lanes_init(struct gd_attention_lanes *task, const struct gd_attention_sizes *n, void *scratch)
 {
+    const double log2_e = 1.44269504088896340736;
     memset(task, 0, sizeof(*task));
-    task->head_dim = head_dim;
-    task->head_dim_padded = (int)gd_round_up(head_dim, 16);
-    task->bf16 = bf16;
-    task->scale = (float)(scale * 1.44269504088896340736);
+    task->head_dim = n->head_dim;
+    task->head_dim_padded = (int)gd_round_up(n->head_dim, 16);
+    task->bf16 = n->bf16;
+    task->scale = (float)(n->scale * log2_e);
+    task->cap = (float)(n->softcap * log2_e);
     size_t block = (size_t)GD_TILE * (size_t)task->head_dim_padded;
     task->q = scratch;
     task->out = task->q + block;

@@ -83,6 +83,7 @@ static void bench_release(struct bench *bench, int owned)
 
 struct attention {
     int heads, kv_heads, head_dim, window, layer, layers;
+    double softcap;
     enum gd_dtype act, page_dtype;
     int tokens;                    /* of each sequence */
     float *q[3], *k[3], *v[3];     /* of three sequences, rounded to act */
@@ -153,8 +154,9 @@ static void run_batch(struct attention *a, const int *past, const int *take, int
                                 .past = past32, .page_table = a->page_table, .page_table_stride = STRIDE};
     bench.in[3] = gd_graph_handle(bench.graph, "cache");
     bench.memory[3] = &batch;
-    bench.out = gd_attention_cached(bench.graph, bench.in[0], bench.in[1], bench.in[2], bench.in[3], a->layer, a->heads,
-                                    a->kv_heads, a->head_dim, 0.2, a->window);
+    struct gd_attention_options options = {.heads = a->heads, .kv_heads = a->kv_heads, .head_dim = a->head_dim, .scale = 0.2,
+                                           .window = a->window, .softcap = a->softcap};
+    bench.out = gd_attention_cached(bench.graph, bench.in[0], bench.in[1], bench.in[2], bench.in[3], a->layer, &options);
     bench_plan(&bench, 4);
     const void *result = bench_run(&bench);
     for (int s = 0; s < 3; s++)
@@ -183,9 +185,10 @@ static void check_against_double(const struct attention *a, int s, int tokens, c
                 double z = 0;
                 for (int d = 0; d < dh; d++)
                     z += (double)a->q[s][(i * a->heads + h) * dh + d] * page_rounded(a, k[d]);
-                sum += exp(0.2 * z);
+                z = a->softcap > 0 ? a->softcap * tanh(0.2 * z / a->softcap) : 0.2 * z;
+                sum += exp(z);
                 for (int d = 0; d < dh; d++)
-                    expected[d] += exp(0.2 * z) * page_rounded(a, v[d]);
+                    expected[d] += exp(z) * page_rounded(a, v[d]);
             }
             for (int d = 0; d < dh; d++) {
                 double got = (double)out[(i * a->heads + h) * dh + d];
@@ -246,6 +249,11 @@ static void cached_attention_sees_no_further_than_its_window(void **state)
 {
     check_attention((struct attention){.heads = 2, .kv_heads = 1, .head_dim = 8, .layers = 1, .tokens = 150, .window = 5}, 1e-5);
     check_attention((struct attention){.heads = 6, .kv_heads = 2, .head_dim = 20, .layers = 1, .tokens = 200, .window = 70}, 1e-5);
+}
+
+static void cached_attention_caps_its_scores(void **state)
+{
+    check_attention((struct attention){.heads = 6, .kv_heads = 2, .head_dim = 20, .layers = 1, .tokens = 150, .softcap = 0.7}, 1e-5);
 }
 
 static void cached_attention_takes_more_heads_a_group_than_lanes(void **state)
@@ -564,6 +572,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cached_attention_agrees_with_double_and_does_not_depend_on_slices),
         cmocka_unit_test(cached_attention_sees_no_further_than_its_window),
+        cmocka_unit_test(cached_attention_caps_its_scores),
         cmocka_unit_test(cached_attention_takes_more_heads_a_group_than_lanes),
         cmocka_unit_test(cached_attention_works_in_bf16_and_with_bf16_pages),
         cmocka_unit_test(each_row_wears_its_own_graft_whatever_is_beside_it),
