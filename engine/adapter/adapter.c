@@ -220,14 +220,14 @@ static struct gd_value *training_linear(void *context, struct gd_graph *g, const
 }
 
 static struct gd_value *training_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
-                                      struct gd_value *w, double eps)
+                                      struct gd_value *w, struct gd_value *bias, double eps)
 {
     struct gd_graft_training *training = context;
     const struct gd_graft *graft = training->graft;
     int first = graft->site_param[gd_slot_of(graft->model, site)];
     if (first < 0)
-        return gd_rms_norm(g, x, w, eps);
-    return graft->method->norm(training, g, site, x, w, eps, training->params + first);
+        return gd_site_norm_base(g, site, x, w, bias, eps);
+    return graft->method->norm(training, g, site, x, w, bias, eps, training->params + first);
 }
 
 static struct gd_value *training_block(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,
@@ -316,10 +316,12 @@ static struct gd_value *serving_linear(void *context, struct gd_graph *g, const 
 }
 
 static struct gd_value *serving_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
-                                     struct gd_value *w, double eps)
+                                     struct gd_value *w, struct gd_value *bias, double eps)
 {
     struct gd_graft_serving *serving = context;
-    return gd_rms_norm_worn(g, x, w, eps, serving->wear, gd_slot_of(serving->model, site));
+    int slot = gd_slot_of(serving->model, site);
+    return site->centred ? gd_layer_norm_worn(g, x, w, bias, eps, serving->wear, slot)
+                         : gd_rms_norm_worn(g, x, w, eps, serving->wear, slot);
 }
 
 static struct gd_value *serving_block(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,

@@ -206,7 +206,8 @@ struct gd_adapter_method {
     struct gd_value *(*linear)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params);
     struct gd_value *(*norm)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
-                             struct gd_value *x, struct gd_value *w, double eps, struct gd_value *const *params);
+                             struct gd_value *x, struct gd_value *w, struct gd_value *bias, double eps,
+                             struct gd_value *const *params);
     struct gd_value *(*block)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                               struct gd_value *input, struct gd_value *output, struct gd_value *const *params);
     /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL, as a hook or a

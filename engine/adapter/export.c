@@ -35,19 +35,17 @@ bool gd_graft_mergeable(const struct gd_graft *graft, struct gd_error *err)
     return true;
 }
 
-/* The slot of a weight, or of the linear site that a bias belongs to (*bias). -1: no site's. */
+/* The slot of a weight, or of the site that a bias belongs to (*bias). -1: no site's. */
 static int slot_of_weight(const struct gd_graft *graft, const struct gd_weight *weight, bool *bias)
 {
-    const struct gd_site *linear;
-    int linear_count = gd_model_linear_sites(graft->model, &linear), slots = gd_slot_count(graft->model);
     *bias = false;
-    for (int slot = 0; slot < slots; slot++)
-        if (gd_slot_site(graft->model, slot)->weight == weight)
+    int slots = gd_slot_count(graft->model);
+    for (int slot = 0; slot < slots; slot++) {
+        const struct gd_site *site = gd_slot_site(graft->model, slot);
+        *bias = site->bias == weight;
+        if (*bias || site->weight == weight)
             return slot;
-    *bias = true;
-    for (int i = 0; i < linear_count; i++)
-        if (linear[i].bias == weight)
-            return i;
+    }
     return -1;
 }
 
@@ -59,7 +57,7 @@ static bool changes(void *context, const struct gd_weight *weight)
     const struct gd_wear_part *part = slot >= 0 ? part_at(graft, slot) : NULL;
     if (part == NULL)
         return false;
-    return bias ? part->out_scale != NULL || part->out_add != NULL
+    return bias ? part->out_scale != NULL || part->out_add != NULL || part->norm_bias != NULL
                 : part->in_scale != NULL || part->in_rotate != NULL || part->out_scale != NULL || part->rank > 0 ||
                       part->delta != NULL || part->entry_count > 0 || part->norm != NULL;
 }
@@ -130,10 +128,10 @@ static bool change(void *context, const struct gd_weight *weight, float *values,
     int slot = slot_of_weight(graft, weight, &bias);
     const struct gd_site *site = gd_slot_site(graft->model, slot);
     const struct gd_wear_part *part = part_at(graft, slot);
-    if (bias)
+    if (site->kind == GD_SITE_NORM)
+        memcpy(values, bias ? part->norm_bias : part->norm, (size_t)site->out * sizeof(float));
+    else if (bias)
         merge_bias(part, site, values);
-    else if (site->kind == GD_SITE_NORM)
-        memcpy(values, part->norm, (size_t)site->out * sizeof(float));
     else
         merge_linear(part, site, values);
     return true;

@@ -61,7 +61,7 @@ bool gd_picks_choose(struct gd_graft *graft, enum gd_site_kind kind, const char 
         graft->site_param[slot] = -1;
         if (chosen && weights)
             graft->picks->tensor[slot][GD_PICKED_WEIGHT].pick = GD_PICK_WHOLE;
-        if (chosen && biases && site->kind == GD_SITE_LINEAR)
+        if (chosen && (site->kind == GD_SITE_LINEAR ? biases : weights && site->bias != NULL))
             graft->picks->tensor[slot][GD_PICKED_BIAS].pick = GD_PICK_WHOLE;
     }
     return ok;
@@ -242,13 +242,18 @@ struct gd_value *gd_picks_linear(struct gd_graft_training *training, struct gd_g
 }
 
 struct gd_value *gd_picks_norm(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
-                               struct gd_value *x, struct gd_value *w, double eps, struct gd_value *const *params)
+                               struct gd_value *x, struct gd_value *w, struct gd_value *bias, double eps,
+                               struct gd_value *const *params)
 {
-    const struct gd_picked *picked = training->graft->picks->tensor[gd_slot_of(training->graft->model, site)];
-    if (picked->pick == GD_PICK_WHOLE)
-        return gd_rms_norm(g, x, params[0], eps);
-    /* A norm is linear in its weight. */
-    return gd_add(g, gd_rms_norm(g, x, w, eps), gd_rms_norm(g, x, spread(training, g, params[0], picked, site->out), eps));
+    const struct gd_picked *weight = training->graft->picks->tensor[gd_slot_of(training->graft->model, site)];
+    const struct gd_picked *added = weight + GD_PICKED_BIAS;
+    struct gd_value *const *mine = params; /* the weight's, then the bias's */
+    params += weight->pick != GD_PICK_NONE;
+    struct gd_value *y = gd_site_norm_base(g, site, x, weight->pick == GD_PICK_WHOLE ? mine[0] : w,
+                                           added->pick == GD_PICK_WHOLE ? params[0] : bias, eps);
+    if (weight->pick == GD_PICK_ENTRIES) /* a norm is linear in its weight */
+        y = gd_add(g, y, gd_site_norm_base(g, site, x, spread(training, g, mine[0], weight, site->out), NULL, eps));
+    return added->pick == GD_PICK_ENTRIES ? gd_add_row(g, y, spread(training, g, params[0], added, site->out)) : y;
 }
 
 /* ---- in serving ---- */
@@ -279,20 +284,28 @@ static float *spread_entries(struct gd_graft *graft, const struct gd_picked *pic
     return out;
 }
 
-static void wear_norm(struct gd_graft *graft, const struct gd_site *site, const struct gd_picked *picked, float *values,
-                      struct gd_wear_part *part)
+/* The values of a norm's vector: those in the block, or the base's with entries added. */
+static const float *norm_values(struct gd_graft *graft, const struct gd_site *site, enum gd_picked_part part,
+                                const struct gd_picked *picked, const float *values)
 {
-    if (picked->pick == GD_PICK_WHOLE) {
-        part->norm = values;
-        return;
-    }
-    float *weight = spread_entries(graft, picked, values, site->out);
+    if (picked->pick == GD_PICK_WHOLE)
+        return values;
+    float *sum = spread_entries(graft, picked, values, site->out);
     float *base = gd_alloc_array((size_t)site->out, sizeof(float));
-    gd_weight_row_f32(site->weight, 0, base);
+    gd_weight_row_f32(gd_picked_weight(site, part), 0, base);
     for (int i = 0; i < site->out; i++)
-        weight[i] += base[i];
+        sum[i] += base[i];
     gd_free(base);
-    part->norm = weight;
+    return sum;
+}
+
+static void wear_norm(struct gd_graft *graft, const struct gd_site *site, const struct gd_picked *picked,
+                      const struct gd_graft_param *params, struct gd_wear_part *part)
+{
+    if (picked[GD_PICKED_WEIGHT].pick != GD_PICK_NONE)
+        part->norm = norm_values(graft, site, GD_PICKED_WEIGHT, picked, graft->block + params++->offset);
+    if (picked[GD_PICKED_BIAS].pick != GD_PICK_NONE)
+        part->norm_bias = norm_values(graft, site, GD_PICKED_BIAS, picked + GD_PICKED_BIAS, graft->block + params->offset);
 }
 
 void gd_picks_wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
@@ -301,7 +314,7 @@ void gd_picks_wear(struct gd_graft *graft, const struct gd_site *site, const str
     const struct gd_picked *weight = graft->picks->tensor[gd_slot_of(graft->model, site)], *added = weight + GD_PICKED_BIAS;
     float *values = graft->block + params[0].offset;
     if (site->kind == GD_SITE_NORM) {
-        wear_norm(graft, site, weight, values, part);
+        wear_norm(graft, site, weight, params, part);
         return;
     }
     if (weight->pick == GD_PICK_WHOLE) {

@@ -46,13 +46,14 @@ struct gd_picks {
 
 struct gd_picks *gd_picks_create(const struct gd_model *model);
 void gd_picks_destroy(struct gd_picks *picks);
-/* The base's tensor, or NULL where it has none: a norm's bias, most linear modules' biases. */
+/* The base's tensor, or NULL where it has none: an RMSNorm's bias, most linear modules' biases. */
 struct gd_weight *gd_picked_weight(const struct gd_site *site, enum gd_picked_part part);
 /* Rows and columns (1: a vector). A bias that the base lacks has its module's outputs. */
 int64_t gd_picked_rows(const struct gd_site *site, enum gd_picked_part part);
 int64_t gd_picked_columns(const struct gd_site *site, enum gd_picked_part part);
 
-/* Picks WHOLE: weights, biases where `biases`, of the linear sites that the option names, within layers first..last. False: a name
+/* Picks WHOLE: weights, biases where `biases`, of the sites that the option names, within layers first..last; a norm's bias goes
+ * with its weight. False: a name
  * matches nothing. A norm after the layers counts with the last one. */
 GD_MUST_CHECK bool gd_picks_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, bool weights,
                                    bool biases, int first_layer, int last_layer, struct gd_error *err);
@@ -69,7 +70,8 @@ struct gd_value *gd_picks_linear(struct gd_graft_training *training, struct gd_g
                                  struct gd_value *x, struct gd_value *w, struct gd_value *bias,
                                  struct gd_value *const *params);
 struct gd_value *gd_picks_norm(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
-                               struct gd_value *x, struct gd_value *w, double eps, struct gd_value *const *params);
+                               struct gd_value *x, struct gd_value *w, struct gd_value *bias, double eps,
+                               struct gd_value *const *params);
 void gd_picks_wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                    struct gd_wear_part *part);
 

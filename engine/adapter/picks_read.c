@@ -85,7 +85,7 @@ bool gd_picks_read(struct gd_graft *graft, const struct gd_safetensors *file, st
         if (site->kind == GD_SITE_NORM && graft->method->norm == NULL)
             continue; /* such a tensor is left over */
         for (int part = 0; part < GD_PICKED_PARTS; part++)
-            if ((part == GD_PICKED_WEIGHT || site->kind == GD_SITE_LINEAR) &&
+            if ((part == GD_PICKED_WEIGHT || site->kind == GD_SITE_LINEAR || site->bias != NULL) &&
                 !read_part(&graft->picks->tensor[slot][part], site, part, file, err))
                 return false;
     }

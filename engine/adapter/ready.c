@@ -20,7 +20,7 @@ void gd_graft_make_wear(struct gd_graft *graft)
         const struct gd_wear_part *part = &graft->wear[i];
         enum gd_wear_depth depth = part->rows != NULL                                    ? GD_WEAR_ROWS
                                    : gd_slot_site(graft->model, i)->kind == GD_SITE_BLOCK ? GD_WEAR_BLOCKS
-                                   : part->norm != NULL                                  ? GD_WEAR_NORMS
+                                   : part->norm != NULL || part->norm_bias != NULL       ? GD_WEAR_NORMS
                                    : part->in_scale != NULL || part->in_rotate != NULL   ? GD_WEAR_INPUTS
                                                                                          : GD_WEAR_OUTPUTS;
         graft->depth = depth > graft->depth ? depth : graft->depth;

@@ -38,9 +38,10 @@ void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *gra
 static struct gd_value *norm(const struct builder *b, const struct gd_site *site, struct gd_value *x)
 {
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
+    struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
     if (b->sites.norm != NULL)
-        return b->sites.norm(b->sites.context, b->graph, site, x, w, b->model->config.norm_eps);
-    return gd_rms_norm(b->graph, x, w, b->model->config.norm_eps);
+        return b->sites.norm(b->sites.context, b->graph, site, x, w, added, b->model->config.norm_eps);
+    return gd_site_norm_base(b->graph, site, x, w, added, b->model->config.norm_eps);
 }
 
 static struct gd_value *layer_norm(const struct builder *b, int layer, int part, struct gd_value *x)

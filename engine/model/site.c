@@ -10,6 +10,12 @@ struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, str
     return bias != NULL ? gd_add_row(g, y, bias) : y;
 }
 
+struct gd_value *gd_site_norm_base(struct gd_graph *g, const struct gd_site *site, struct gd_value *x, struct gd_value *w,
+                                   struct gd_value *bias, double eps)
+{
+    return site->centred ? gd_layer_norm(g, x, w, bias, eps) : gd_rms_norm(g, x, w, eps);
+}
+
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->linear_sites;

@@ -18,7 +18,7 @@ enum gd_site_kind {
     GD_SITE_LINEAR,     /* a linear map: x, W -> y */
     GD_SITE_KV,         /* keys (after rope) and values of a layer's attention */
     GD_SITE_BLOCK,      /* attention or MLP output, before it is added to the residual stream */
-    GD_SITE_NORM,       /* a norm's weight */
+    GD_SITE_NORM,       /* a norm's weight, and its bias */
     GD_SITE_HIDDEN,     /* the last hidden state before the head */
 };
 
@@ -30,8 +30,9 @@ struct gd_site {
     const char *name;           /* Hugging Face module path: "model.layers.3.self_attn.q_proj" */
     int in, out;                /* LINEAR: features; NORM, BLOCK: its width, twice; a head's for a norm of heads */
     struct gd_weight *weight;   /* LINEAR, NORM; else NULL */
-    struct gd_weight *bias;     /* LINEAR; or NULL */
+    struct gd_weight *bias;     /* LINEAR, NORM; or NULL */
     const struct gd_part *part; /* LINEAR, NORM in a layer: its row of parts.h; else NULL */
+    bool centred;               /* NORM: a LayerNorm, else an RMSNorm, which has no bias */
 };
 
 /* A NULL member leaves its sites alone. Each gets what the bare model would have computed from, and returns what is
@@ -47,14 +48,19 @@ struct gd_sites {
     /* input: what entered the block (after its norm); output: what the block made. */
     struct gd_value *(*block)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,
                               struct gd_value *output);
-    /* x: act [T, n in], n heads for a norm of heads and 1 otherwise; w: the weight's value. Returns the normalised rows. */
+    /* x: act [T, n in], n heads for a norm of heads and 1 otherwise; w: the weight's value; bias: or NULL. Returns the
+     * normalised rows. */
     struct gd_value *(*norm)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
-                             struct gd_value *w, double eps);
+                             struct gd_value *w, struct gd_value *bias, double eps);
     struct gd_value *(*hidden)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *h);
 };
 
 /* y = x W^T (+ bias): what a linear site does when nobody answers; grafts call it for the base part. */
 struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *bias);
+
+/* What a norm site does when nobody answers. */
+struct gd_value *gd_site_norm_base(struct gd_graph *g, const struct gd_site *site, struct gd_value *x, struct gd_value *w,
+                                   struct gd_value *bias, double eps);
 
 struct gd_model;
 /* The model's linear sites in graph order, 7 a layer for Llama (q, k, v, o, gate, up, down), 4 for Phi-3 (qkv, o, gate_up,

@@ -78,6 +78,13 @@ struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_v
 struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps,
                                   struct gd_value *wear, int site);
 
+/* (x - mean(x)) / sqrt(var(x) + eps) * w + b, statistics in f32 (Ba et al. 2016). x: act [T, n]; w, b: weight/param [n]; b may be
+ * NULL. Outputs 1, 2: mean and 1/deviation, f32 [T]. */
+struct gd_value *gd_layer_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *b, double eps);
+/* Serving: the same with weight and bias of each row's graft at `site` where it has them. */
+struct gd_value *gd_layer_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *b, double eps,
+                                    struct gd_value *wear, int site);
+
 /* Half-split rotation (Su et al. 2021) of x: act [T, heads*dh] by positions i32 [T] and inv_freq f32 [r/2]
  * (r <= dh rotated dimensions, the rest passes). sign -1 rotates back (the gradient). */
 struct gd_value *gd_rope(struct gd_graph *g, struct gd_value *x, struct gd_value *positions, struct gd_value *inv_freq,

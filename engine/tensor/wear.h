@@ -13,8 +13,8 @@
  *     y  = out_scale * base(x') + out_add + scale * b_scale * (B (mid * (A x'))) + delta x' + S x'
  *
  * where in_rotate is block-diagonal, S sparse, * between vectors is by element and what is absent (NULL) leaves its step out. At a
- * norm, `norm` stands in for the base's weight. At a block, base(x') is what the block made, x what entered it or (`serial`)
- * what it made, and
+ * norm, `norm` and `norm_bias` stand in for the base's weight and bias. At a block, base(x') is what the block made, x what
+ * entered it or (`serial`) what it made, and
  *
  *     y  = out_scale * base(x') + out_add + skip x + scale * b_scale * (B (mid * f(A x + mid_add)))
  *
@@ -48,6 +48,7 @@ struct gd_wear_part {            /* one graft at one site */
     const int32_t *entry_row, *entry_column;
     const float *entry;
     const float *norm;           /* [width] */
+    const float *norm_bias;      /* [width] */
     bool serial;                 /* at a block */
     enum gd_activation activation;
     const float *mid_add;        /* [rank] */

@@ -56,11 +56,11 @@ static struct gd_value *on_block(void *context, struct gd_graph *g, const struct
 }
 
 static struct gd_value *on_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
-                                struct gd_value *w, double eps)
+                                struct gd_value *w, struct gd_value *bias, double eps)
 {
     note(context, site);
     assert_ptr_equal(w->weight, site->weight);
-    return gd_rms_norm(g, x, w, eps);
+    return gd_site_norm_base(g, site, x, w, bias, eps);
 }
 
 static struct gd_value *on_hidden(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *h)
