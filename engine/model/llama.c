@@ -144,8 +144,11 @@ struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *
     struct gd_value *x = gd_embed(graph, gd_graph_weight(graph, model->embed), inputs->ids);
     if (b.sites.embed != NULL)
         x = b.sites.embed(b.sites.context, graph, &b.files->embed_site, x);
-    for (int layer = 0; layer < model->config.layers; layer++)
+    for (int layer = 0; layer < model->config.layers; layer++) {
+        gd_graph_mark(graph);
         x = decoder_layer(&b, layer, x);
+    }
+    gd_graph_mark(graph);
     struct gd_value *h = norm(&b, &b.files->norm_sites[model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT)], x);
     if (b.sites.hidden != NULL)
         h = b.sites.hidden(b.sites.context, graph, &b.files->hidden_site, h);

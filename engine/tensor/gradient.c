@@ -1,5 +1,6 @@
 /*
  * The backward pass: calls in reverse, each op adding its own part, contributions to one value added up in that order.
+ * Where layers are made again, their calls are repeated just before their gradients, which read the new values.
  */
 #include "engine/base/alloc.h"
 #include "engine/tensor/graph_internal.h"
@@ -12,6 +13,7 @@ struct walk {
     int value_count;            /* of the forward graph: only its values have gradients */
     bool *wanted;               /* depends on one of the params */
     struct gd_value **grad;     /* so far, per forward value */
+    struct gd_call **again;     /* per forward call: the same call, made again; NULL: not (yet) */
 };
 
 /* From here on needs_gradient means "leads from a wanted param to somewhere", so that ops build nothing else. */
@@ -74,6 +76,47 @@ static bool check_part(struct gd_graph *graph, const struct gd_call *call, int i
     return false;
 }
 
+/* ---- layers that are made again ---- */
+
+static struct gd_value *value_again(const struct walk *walk, struct gd_value *value)
+{
+    const struct gd_call *producer = value != NULL ? value->producer : NULL;
+    if (producer == NULL || walk->again[producer->index] == NULL)
+        return value;
+    for (int k = 0; k < producer->out_count; k++)
+        if (producer->out[k] == value)
+            return walk->again[producer->index]->out[k];
+    return value;
+}
+
+/* What gradients do not read of it the plan leaves out. */
+static bool repeat_calls(struct walk *walk, int begin, int end)
+{
+    for (int i = begin; i < end; i++) {
+        const struct gd_call *call = gd_graph_call_at(walk->graph, i);
+        struct gd_value *in[GD_CALL_INPUTS_MAX] = {NULL};
+        for (int j = 0; j < call->in_count; j++)
+            in[j] = value_again(walk, call->in[j]);
+        struct gd_value *first = gd_graph_call(walk->graph, call->op, in, call->in_count, &call->params);
+        if (first == NULL)
+            return false;
+        walk->again[i] = first->producer;
+        for (int k = 0; k < call->out_count; k++)
+            first->producer->out[k]->needs_gradient = call->out[k]->needs_gradient;
+    }
+    return true;
+}
+
+static bool enter_stretch(struct walk *walk, int index)
+{
+    int begin, end;
+    if (walk->again[index] != NULL || !gd_graph_stretch(walk->graph, index, &begin, &end))
+        return true;
+    return repeat_calls(walk, begin, end);
+}
+
+/* ---- the walk ---- */
+
 static bool walk_call(struct walk *walk, const struct gd_call *call)
 {
     struct gd_value *out_grad[GD_CALL_OUTPUTS_MAX] = {NULL}, *in_grad[GD_CALL_INPUTS_MAX] = {NULL};
@@ -92,8 +135,11 @@ static bool walk_call(struct walk *walk, const struct gd_call *call)
                       call->out[0]->name);
         return false;
     }
+    if (!enter_stretch(walk, call->index))
+        return false;
+    const struct gd_call *made = walk->again[call->index] != NULL ? walk->again[call->index] : call;
     int first_new_call = gd_graph_call_count(graph);
-    if (!call->op->gradient(graph, call, out_grad, in_grad)) {
+    if (!call->op->gradient(graph, made, out_grad, in_grad)) {
         gd_graph_fail(graph, "op '%s' has no gradient for these inputs", call->op->name);
         return false;
     }
@@ -128,6 +174,7 @@ bool gd_graph_gradient_from(struct gd_graph *graph, struct gd_value *from, struc
     struct walk walk = {.graph = graph, .value_count = gd_graph_value_count(graph)};
     walk.wanted = gd_alloc_array((size_t)walk.value_count + 1, sizeof(bool));
     walk.grad = gd_alloc_array((size_t)walk.value_count + 1, sizeof(struct gd_value *));
+    walk.again = gd_alloc_array((size_t)gd_graph_call_count(graph) + 1, sizeof(struct gd_call *));
     bool *kept = gd_alloc_array((size_t)walk.value_count + 1, sizeof(bool));
 
     narrow(&walk, params, param_count);
@@ -142,6 +189,7 @@ bool gd_graph_gradient_from(struct gd_graph *graph, struct gd_value *from, struc
         grads[i] = params[i] != NULL ? walk.grad[params[i]->index] : NULL;
 
     gd_free(kept);
+    gd_free(walk.again);
     gd_free(walk.grad);
     gd_free(walk.wanted);
     return gd_graph_ok(graph, err) && ok;

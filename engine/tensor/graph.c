@@ -20,6 +20,9 @@ struct gd_graph {
     struct gd_call **calls;
     int call_count, call_capacity;
     struct gd_value *one;
+    int *marks;               /* calls made before each */
+    int mark_count, mark_capacity;
+    bool recompute;
 };
 
 bool gd_graph_create(struct gd_graph **out, enum gd_dtype act, struct gd_error *err)
@@ -40,6 +43,7 @@ void gd_graph_destroy(struct gd_graph *graph)
     gd_arena_release(&graph->arena);
     gd_free(graph->values);
     gd_free(graph->calls);
+    gd_free(graph->marks);
     gd_free(graph);
 }
 
@@ -276,4 +280,29 @@ struct gd_value *gd_graph_make_one(struct gd_graph *graph)
     if (graph->one == NULL)
         graph->one = leaf(graph, GD_VALUE_INPUT, "one", GD_F32, 1, (const int64_t[]){1});
     return graph->one;
+}
+
+void gd_graph_mark(struct gd_graph *graph)
+{
+    if (graph->mark_count == graph->mark_capacity) {
+        graph->mark_capacity = graph->mark_capacity ? 2 * graph->mark_capacity : 64;
+        graph->marks = gd_realloc_array(graph->marks, (size_t)graph->mark_capacity, sizeof(int));
+    }
+    graph->marks[graph->mark_count++] = graph->call_count;
+}
+
+void gd_graph_recompute(struct gd_graph *graph)
+{
+    graph->recompute = true;
+}
+
+bool gd_graph_stretch(const struct gd_graph *graph, int index, int *begin, int *end)
+{
+    for (int i = 1; graph->recompute && i < graph->mark_count; i++) {
+        *begin = graph->marks[i - 1];
+        *end = graph->marks[i];
+        if (index >= *begin && index < *end)
+            return true;
+    }
+    return false;
 }

@@ -87,6 +87,12 @@ struct gd_value *gd_graph_fail(struct gd_graph *graph, const char *format, ...) 
 GD_MUST_CHECK bool gd_graph_gradient(struct gd_graph *graph, struct gd_value *loss, struct gd_value *const *params,
                                      int param_count, struct gd_value **grads, struct gd_error *err);
 
+/* A layer begins or ends here. With gd_graph_recompute (before gd_graph_gradient), calls between two marks keep nothing for
+ * the backward pass, which makes them again, the same calls on the same inputs, when it comes to their layer (Chen et al.
+ * 2016): what is kept is what crosses a mark. Results are the same bit for bit. */
+void gd_graph_mark(struct gd_graph *graph);
+void gd_graph_recompute(struct gd_graph *graph);
+
 /* Makes an INPUT count as trainable (attribution, tests). Call before it is used. */
 void gd_graph_want(struct gd_value *input);
 

@@ -22,6 +22,9 @@ GD_MUST_CHECK bool gd_graph_gradient_from(struct gd_graph *graph, struct gd_valu
                                           struct gd_value *const *params, int param_count, struct gd_value **grads,
                                           struct gd_error *err);
 
+/* The stretch of calls [*begin, *end) between two marks that call `index` lies in, where stretches are made again. */
+bool gd_graph_stretch(const struct gd_graph *graph, int index, int *begin, int *end);
+
 /* Elements and bytes of a value; both fit size_t (checked when the value was made). */
 int64_t gd_value_elements(const struct gd_value *value);
 size_t gd_value_bytes(const struct gd_value *value);

@@ -91,7 +91,7 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     }
 }
 
-static bool plan(struct gd_passes *passes, struct gd_pass *pass, struct gd_error *err)
+static bool plan(struct gd_passes *passes, struct gd_pass *pass, bool dry, struct gd_error *err)
 {
     int param_count = passes->graft->param_count, wanted_count = 0;
     struct gd_value **wanted = gd_alloc_array((size_t)param_count + 4, sizeof(struct gd_value *));
@@ -109,16 +109,18 @@ static bool plan(struct gd_passes *passes, struct gd_pass *pass, struct gd_error
     for (int i = 0; pass->kind == TRAINING && i < param_count; i++)
         if (pass->grads[i] != NULL)
             wanted[wanted_count++] = pass->grads[i];
-    bool ok = gd_plan_create(&pass->plan, pass->graph, wanted, wanted_count, false, err);
+    bool ok = gd_plan_create(&pass->plan, pass->graph, wanted, wanted_count, dry, err);
     gd_free(wanted);
     return ok;
 }
 
-static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd_error *err)
+static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, bool dry, struct gd_error *err)
 {
     int param_count = passes->graft->param_count;
     if (!gd_graph_create(&pass->graph, passes->act, err))
         return false;
+    if (passes->recompute)
+        gd_graph_recompute(pass->graph);
     build_loss(passes, pass);
     if (!gd_graph_ok(pass->graph, err))
         return false;
@@ -126,7 +128,7 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd
     if (pass->kind == TRAINING &&
         !gd_graph_gradient(pass->graph, pass->loss, pass->graft.params, param_count, pass->grads, err))
         return false;
-    if (!plan(passes, pass, err))
+    if (!plan(passes, pass, dry, err))
         return false;
 
     gd_plan_bind(pass->plan, pass->inputs.inv_freq, passes->model->config.inv_freq);
@@ -138,10 +140,22 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, struct gd
     return true;
 }
 
-static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, enum kind kind, struct gd_error *err)
+static struct gd_pass *pass_make(struct gd_passes *passes, int tokens, enum kind kind, bool dry, struct gd_error *err)
 {
     static const char *const names[] = {[EVALUATION] = "evaluation", [TRAINING] = "training", [REFERENCE] = "reference",
                                         [PROBE] = "probing"};
+    struct gd_pass *pass = gd_alloc(sizeof(*pass));
+    pass->tokens = tokens;
+    pass->kind = kind;
+    if (pass_build(passes, pass, dry, err))
+        return pass;
+    gd_error_context(err, "build a %s pass of %d tokens", names[kind], tokens);
+    pass_destroy(pass);
+    return NULL;
+}
+
+static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, enum kind kind, struct gd_error *err)
+{
     for (int i = 0; i < passes->pass_count; i++)
         if (passes->pass[i]->tokens == tokens && passes->pass[i]->kind == kind)
             return passes->pass[i];
@@ -150,15 +164,9 @@ static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, enum kind 
         memmove(passes->pass, passes->pass + 1, sizeof(passes->pass[0]) * (GD_PASS_BUCKETS_MAX - 1));
         passes->pass_count--;
     }
-    struct gd_pass *pass = gd_alloc(sizeof(*pass));
-    pass->tokens = tokens;
-    pass->kind = kind;
-    if (!pass_build(passes, pass, err)) {
-        gd_error_context(err, "build a %s pass of %d tokens", names[kind], tokens);
-        pass_destroy(pass);
-        return NULL;
-    }
-    passes->pass[passes->pass_count++] = pass;
+    struct gd_pass *pass = pass_make(passes, tokens, kind, false, err);
+    if (pass != NULL)
+        passes->pass[passes->pass_count++] = pass;
     return pass;
 }
 
@@ -193,6 +201,24 @@ bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size
     if (reference != NULL && gd_plan_arena_bytes(reference->plan) > *arena_bytes)
         *arena_bytes = gd_plan_arena_bytes(reference->plan);
     return ensure_arena(passes, *arena_bytes, err);
+}
+
+bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, size_t *weight_bytes,
+                        struct gd_error *err)
+{
+    int bucket = gd_token_bucket(tokens);
+    bool live = has_reference(passes) && passes->reference != GD_REFERENCE_PRECOMPUTED;
+    *arena_bytes = *weight_bytes = 0;
+    for (int i = live ? 0 : 1; i < 2; i++) {
+        struct gd_pass *pass = pass_make(passes, bucket, i == 0 ? REFERENCE : training ? TRAINING : EVALUATION, true, err);
+        if (pass == NULL)
+            return false;
+        size_t arena = gd_plan_arena_bytes(pass->plan);
+        *arena_bytes = arena > *arena_bytes ? arena : *arena_bytes;
+        *weight_bytes = gd_plan_weight_bytes(pass->plan); /* the last one's use is the wider */
+        pass_destroy(pass);
+    }
+    return true;
 }
 
 static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_batch *batch, int32_t *dropout_key,

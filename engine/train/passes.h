@@ -41,6 +41,7 @@ struct gd_passes {
     int bare_capacity;
     float share;                /* of the step's loss weight that the newest run holds: as much of the graft's penalty it adds */
     enum gd_dtype act;
+    bool recompute;             /* training passes make each layer again in the backward pass; before the first of them */
     float *block;               /* parameters */
     float *grad;                /* gradient of one micro-batch, same layout */
     void *arena;
@@ -64,6 +65,9 @@ void gd_passes_release(struct gd_passes *passes);
 /* Builds the pass for `tokens` now and returns its arena need (an account before the first step). */
 GD_MUST_CHECK bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes,
                                      struct gd_error *err);
+/* What gd_passes_prepare would need, without making anything: *weight_bytes of layouts that are not there yet. */
+GD_MUST_CHECK bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, size_t *weight_bytes,
+                                      struct gd_error *err);
 /* log p of each segment under the reference. */
 GD_MUST_CHECK bool gd_passes_reference(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
                                        float *logps, struct gd_error *err);

@@ -71,6 +71,19 @@ static bool get_auto_number(const cJSON *object, const char *path, const char *k
     return is_auto(object, key) || gd_json_get_number(object, path, key, false, min, max, out, err);
 }
 
+static bool get_checkpointing(const cJSON *object, const char *path, enum gd_checkpointing *out, struct gd_error *err)
+{
+    const cJSON *value = gd_json_find(object, "gradient_checkpointing");
+    char param[96];
+    if (value == NULL || cJSON_IsNull(value) || is_auto(object, "gradient_checkpointing"))
+        return true;
+    snprintf(param, sizeof(param), "%s.gradient_checkpointing", path);
+    if (!cJSON_IsBool(value))
+        return gd_fail_param(err, GD_INVALID, param, "gradient_checkpointing must be true, false or \"auto\"");
+    *out = cJSON_IsTrue(value) ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
+    return true;
+}
+
 /* OpenAI's members alone (the deprecated place), those and the extensions, or all of them with dpo's beta. */
 enum members { STANDARD, EXTENDED, EXTENDED_DPO };
 
@@ -81,7 +94,8 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
     const char *const all[] = {"batch_size", "learning_rate_multiplier", "n_epochs", "learning_rate", "weight_decay",
                                       "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "lr_scheduler_type",
                                       "warmup_ratio", "max_steps", "gradient_leaves", "tokens_per_batch", "eval_interval",
-                                      "checkpoint_interval", members == EXTENDED_DPO ? "beta" : NULL, NULL};
+                                      "checkpoint_interval", "gradient_checkpointing",
+                                      members == EXTENDED_DPO ? "beta" : NULL, NULL};
     if (!gd_json_only_known(object, path, members == STANDARD ? standard : all, err) ||
         (members == EXTENDED_DPO && !get_auto_number(object, path, "beta", spec->preference.term[0].loss->range[GD_PREFERENCE_BETA].min,
                                                      DPO_BETA_MAX, &spec->preference.term[0].parameter[GD_PREFERENCE_BETA], err)))
@@ -102,7 +116,8 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
               get_auto_int(object, path, "gradient_leaves", 1, 256, &spec->leaf_count, err) &&
               get_auto_int(object, path, "tokens_per_batch", 16, 1 << 20, &spec->tokens_per_batch, err) &&
               get_auto_int(object, path, "eval_interval", 1, 100000000, &spec->eval_interval, err) &&
-              get_auto_int(object, path, "checkpoint_interval", 1, 100000000, &spec->checkpoint_interval, err);
+              get_auto_int(object, path, "checkpoint_interval", 1, 100000000, &spec->checkpoint_interval, err) &&
+              get_checkpointing(object, path, &spec->gradient_checkpointing, err);
     spec->schedule = (enum gd_schedule)schedule;
     char param[96];
     if (ok && (spec->leaf_count & (spec->leaf_count - 1)) != 0) {
@@ -383,6 +398,8 @@ cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec)
     cJSON_AddNumberToObject(json, "tokens_per_batch", spec->tokens_per_batch);
     cJSON_AddNumberToObject(json, "eval_interval", spec->eval_interval);
     cJSON_AddNumberToObject(json, "checkpoint_interval", spec->checkpoint_interval);
+    if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
+        cJSON_AddBoolToObject(json, "gradient_checkpointing", spec->gradient_checkpointing == GD_CHECKPOINTING_ON);
     return json;
 }
 
@@ -449,5 +466,7 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     add_number_unless_auto(hyper, "tokens_per_batch", spec->tokens_per_batch);
     add_number_unless_auto(hyper, "eval_interval", spec->eval_interval);
     add_number_unless_auto(hyper, "checkpoint_interval", spec->checkpoint_interval);
+    if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
+        cJSON_AddBoolToObject(hyper, "gradient_checkpointing", spec->gradient_checkpointing == GD_CHECKPOINTING_ON);
     return json;
 }

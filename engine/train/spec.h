@@ -18,6 +18,9 @@
 
 enum gd_schedule { GD_SCHEDULE_CONSTANT, GD_SCHEDULE_LINEAR, GD_SCHEDULE_COSINE };
 
+/* Layers keep only what enters them, and are made again in the backward pass. */
+enum gd_checkpointing { GD_CHECKPOINTING_AUTO, GD_CHECKPOINTING_OFF, GD_CHECKPOINTING_ON };
+
 struct gd_job_spec {
     char *model;                     /* model id: the base */
     char *init_from;                 /* the graft to start from: a tuned model's id in the API, an adapter's folder in `graftd run`;
@@ -46,6 +49,7 @@ struct gd_job_spec {
     int max_steps;                   /* 0: from n_epochs */
     int leaf_count;                  /* "gradient_leaves": power of two; auto 1 */
     int tokens_per_batch;            /* token budget of a micro-batch; auto */
+    enum gd_checkpointing gradient_checkpointing; /* auto: where the job would not fit the memory without */
     int eval_interval;               /* steps; auto = each epoch's end and the last step */
     int checkpoint_interval;         /* steps; auto = min(200 steps, about 5 minutes) resolved to steps at start */
     enum gd_overlong overlong;       /* data.overlong: "error" | "truncate" | "drop" */

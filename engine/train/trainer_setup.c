@@ -19,12 +19,17 @@ static size_t prepared_weights(const struct gd_trainer *trainer)
     return bytes;
 }
 
+static size_t block_bytes(const struct gd_trainer *trainer)
+{
+    return 6 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
+}
+
 /* Values, moments, gradients, and two copies while a result is read back; before anything is touched, and again when the
  * activations are known. */
 static bool check_memory(const struct gd_trainer *trainer, struct gd_error *err)
 {
     const double gib = 1073741824.0;
-    size_t floats = 6 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
+    size_t floats = block_bytes(trainer);
     size_t need = floats + trainer->activation_bytes + prepared_weights(trainer), limit = gd_memory_bytes();
     if (need <= limit)
         return true;
@@ -98,6 +103,31 @@ static bool set_reference(struct gd_trainer *trainer, struct gd_error *err)
     return first_parameters(trainer, block, err);
 }
 
+/* "auto": layers are made again where the job would not fit without. A resumed job may choose otherwise: its bits are the same. */
+static bool choose_checkpointing(struct gd_trainer *trainer, int tokens, struct gd_error *err)
+{
+    struct gd_job_spec *spec = trainer->spec;
+    trainer->passes.recompute = spec->gradient_checkpointing == GD_CHECKPOINTING_ON;
+    if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
+        return true;
+    size_t with = 0, without = 0, weights = 0, limit = gd_memory_bytes();
+    if (!gd_passes_estimate(&trainer->passes, tokens, true, &without, &weights, err))
+        return false;
+    size_t rest = block_bytes(trainer) + prepared_weights(trainer) + weights;
+    if (rest + without > limit) {
+        trainer->passes.recompute = true;
+        if (!gd_passes_estimate(&trainer->passes, tokens, true, &with, &weights, err))
+            return false;
+        trainer->passes.recompute = with < without;
+    }
+    spec->gradient_checkpointing = trainer->passes.recompute ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
+    if (trainer->passes.recompute)
+        gd_trainer_say(trainer, "info", "Gradient checkpointing is on: activations need %.0f MiB instead of %.0f, which would not fit "
+                       "the %.0f MiB that there are; each layer is computed twice", (double)with / 1048576, (double)without / 1048576,
+                       (double)limit / 1048576);
+    return true;
+}
+
 static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
 {
     const struct gd_job_spec *spec = trainer->spec;
@@ -124,7 +154,7 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     if (capacity < gd_token_bucket(surveyed))
         capacity = gd_token_bucket(surveyed);
     gd_batch_init(&trainer->batch, capacity, GD_BATCH_SEGMENTS_MAX);
-    if (!gd_passes_prepare(&trainer->passes, largest, true, &need, err) ||
+    if (!choose_checkpointing(trainer, largest, err) || !gd_passes_prepare(&trainer->passes, largest, true, &need, err) ||
         (surveyed > 0 && !gd_passes_prepare(&trainer->passes, surveyed, false, &survey_need, err)))
         return false;
     need = survey_need > need ? survey_need : need;

@@ -64,7 +64,7 @@ static void bad_fields_are_named(void **state)
     static const char *const members[][2] = {
         {"n_epochs", "51"}, {"n_epochs", "\"many\""}, {"batch_size", "257"}, {"learning_rate_multiplier", "0"},
         {"learning_rate", "-1"}, {"adam_beta2", "1"}, {"warmup_ratio", "1.01"}, {"lr_scheduler_type", "\"sine\""},
-        {"gradient_leaves", "6"}, {"tokens_per_batch", "1"}, {"epochs", "1"}};
+        {"gradient_leaves", "6"}, {"tokens_per_batch", "1"}, {"gradient_checkpointing", "\"on\""}, {"epochs", "1"}};
     for (size_t i = 0; i < GD_COUNT(members); i++) {
         char *text = gd_format("{" BASE ", \"method\": {\"type\": \"supervised\", \"supervised\": {\"hyperparameters\": {\"%s\": %s}}}}",
                                members[i][0], members[i][1]);
