@@ -176,8 +176,8 @@ bool gd_tokenizer_finish(struct gd_tokenizer *tokenizer, struct gd_error *err)
         tokenizer->kind = tokenizer->unigram.byte_fallback ? "Unigram (byte fallback)" : "Unigram";
         return gd_unigram_finish(&tokenizer->unigram, &tokenizer->vocab, err);
     }
-    if (tokenizer->model == GD_MODEL_WORDPIECE) {
-        tokenizer->kind = "WordPiece";
+    if (tokenizer->model == GD_MODEL_WORDPIECE || tokenizer->model == GD_MODEL_WORDLEVEL) {
+        tokenizer->kind = tokenizer->model == GD_MODEL_WORDPIECE ? "WordPiece" : "WordLevel";
         gd_wordpiece_finish(&tokenizer->wordpiece, &tokenizer->vocab);
         return true;
     }
@@ -338,7 +338,9 @@ void gd_tokenizer_digest(const struct gd_tokenizer *tokenizer, char out[65])
                   bpe->prefix ? bpe->prefix : "", bpe->suffix ? bpe->suffix : "");
     if (tokenizer->model == GD_MODEL_UNIGRAM)
         gd_unigram_describe(&tokenizer->unigram, &text);
-    if (tokenizer->model == GD_MODEL_WORDPIECE)
+    if (tokenizer->model == GD_MODEL_WORDLEVEL)
+        gd_buf_append_text(&text, "words ");
+    if (tokenizer->model == GD_MODEL_WORDPIECE || tokenizer->model == GD_MODEL_WORDLEVEL)
         gd_wordpiece_describe(&tokenizer->wordpiece, &text);
     describe_tokens(&tokenizer->vocab, &text);
     describe_merges(bpe, &text);

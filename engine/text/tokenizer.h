@@ -31,7 +31,7 @@ struct gd_tokens {
 void gd_tokens_push(struct gd_tokens *tokens, int32_t id, int32_t begin, int32_t end);
 void gd_tokens_release(struct gd_tokens *tokens);
 
-/* tokenizer.json text (tokenizers format: BPE byte-level or with byte fallback, Unigram, WordPiece). `config_json`:
+/* tokenizer.json text (tokenizers format: BPE byte-level or with byte fallback, Unigram, WordPiece, WordLevel). `config_json`:
  * tokenizer_config.json text or NULL (bos/eos/pad tokens, add_bos_token). */
 GD_MUST_CHECK bool gd_tokenizer_from_json(struct gd_tokenizer **out, const char *json, size_t length,
                                           const char *config_json, size_t config_length, struct gd_error *err);

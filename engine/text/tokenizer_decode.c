@@ -173,6 +173,29 @@ static void strip(const struct gd_decoder *step, const char *text, size_t length
     gd_buf_append(out, text + begin, end - begin);
 }
 
+/* Padding is left out; the word delimiter is only looked for when cleaning up, as in the reference. */
+static void ctc(const struct gd_decoder *step, const char *text, size_t length, struct gd_buf *out)
+{
+    replace_literal(text, length, step->text, step->text_length, "", 0, out);
+    if (!step->cleanup)
+        return;
+    clean_up(out);
+    struct gd_buf words;
+    gd_buf_init(&words, out->limit_bytes);
+    replace_literal(out->length > 0 ? out->data : "", out->length, step->word_end, step->word_end_length, " ", 1, &words);
+    gd_buf_release(out);
+    *out = words;
+}
+
+/* A token that repeats the one before it is the same sound. */
+static bool repeats(const struct gd_spellings *in, int i)
+{
+    if (i == 0)
+        return false;
+    size_t before = i > 1 ? in->end[i - 2] : 0, begin = in->end[i - 1], length = in->end[i] - begin;
+    return begin - before == length && (length == 0 || memcmp(in->text.data + before, in->text.data + begin, length) == 0);
+}
+
 /* Runs of byte tokens become their characters, or one U+FFFD per byte when they are not valid together. */
 static void byte_fallback(const struct gd_spellings *in, struct gd_spellings *out)
 {
@@ -205,6 +228,8 @@ static void each(const struct gd_decoder *step, const struct gd_spellings *in, s
         size_t begin = i == 0 ? 0 : in->end[i - 1], length = in->end[i] - begin;
         const char *text = in->text.data + begin;
         gd_buf_clear(&one);
+        if (step->kind == GD_DECODE_CTC && repeats(in, i))
+            continue;
         switch (step->kind) {
         case GD_DECODE_BYTE_LEVEL:
             byte_level(text, length, &one);
@@ -223,6 +248,9 @@ static void each(const struct gd_decoder *step, const struct gd_spellings *in, s
             break;
         case GD_DECODE_WORDPIECE:
             wordpiece(step, text, length, i == 0, &one);
+            break;
+        case GD_DECODE_CTC:
+            ctc(step, text, length, &one);
             break;
         default:
             gd_buf_append(&one, text, length);
@@ -298,6 +326,8 @@ void gd_decoders_piece(const struct gd_decoders *decoders, const char *text, siz
             replace_literal(data, now.length, step->text, step->text_length, " ", 1, &next);
         else if (step->kind == GD_DECODE_WORDPIECE)
             wordpiece(step, data, now.length, false, &next);
+        else if (step->kind == GD_DECODE_CTC)
+            ctc(step, data, now.length, &next);
         else if (step->kind == GD_DECODE_BYTE_FALLBACK && (byte = fallback_byte(data, now.length)) >= 0)
             gd_buf_append_char(&next, (char)byte);
         else
@@ -315,6 +345,7 @@ void gd_decoders_release(struct gd_decoders *decoders)
 {
     for (int i = 0; i < decoders->count; i++) {
         gd_free(decoders->step[i].text);
+        gd_free(decoders->step[i].word_end);
         gd_regex_destroy(decoders->step[i].regex);
     }
     memset(decoders, 0, sizeof(*decoders));
@@ -327,6 +358,8 @@ void gd_decoders_describe(const struct gd_decoders *decoders, struct gd_buf *out
         gd_buf_printf(out, "decoder %d %d %d %d text %zu:", (int)step->kind, step->start, step->stop,
                       step->keep_first + 2 * step->cleanup, step->text_length);
         gd_buf_append(out, step->text_length > 0 ? step->text : "", step->text_length);
+        if (step->word_end != NULL)
+            gd_buf_printf(out, " word end %zu:%s", step->word_end_length, step->word_end);
         const char *pattern = step->regex != NULL ? gd_regex_source(step->regex) : "";
         gd_buf_printf(out, " pattern %zu:", strlen(pattern));
         gd_buf_append_text(out, pattern);

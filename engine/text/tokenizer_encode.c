@@ -65,6 +65,8 @@ static bool encode_piece(struct encoder *e, const char *text, int32_t length)
     switch (e->tokenizer->model) {
     case GD_MODEL_UNIGRAM:
         return gd_unigram_encode(&e->tokenizer->unigram, &e->work, text, length, e->err);
+    case GD_MODEL_WORDLEVEL:
+        return gd_wordlevel_encode(&e->tokenizer->wordpiece, &e->work, text, length, e->err);
     case GD_MODEL_WORDPIECE:
         return gd_wordpiece_encode(&e->tokenizer->wordpiece, &e->work, text, length, e->err);
     default:

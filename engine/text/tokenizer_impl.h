@@ -23,14 +23,14 @@
 #define GD_TEXT_BYTES_MAX (64 << 20)     /* of one text to encode */
 #define GD_PRETOKEN_BYTES_MAX (32 << 20) /* of one run that no rule splits */
 
-enum gd_model_kind { GD_MODEL_BPE, GD_MODEL_UNIGRAM, GD_MODEL_WORDPIECE };
+enum gd_model_kind { GD_MODEL_BPE, GD_MODEL_UNIGRAM, GD_MODEL_WORDPIECE, GD_MODEL_WORDLEVEL };
 
 struct gd_tokenizer {
     struct gd_vocab vocab;
     enum gd_model_kind model;
     struct gd_bpe bpe;             /* always there, used by GD_MODEL_BPE */
     struct gd_unigram unigram;
-    struct gd_wordpiece wordpiece;
+    struct gd_wordpiece wordpiece; /* and WordLevel: whole words only */
     struct gd_added_set pending;          /* while loading: all added tokens, the last of an id counts */
     struct gd_added_set added;            /* matched in the text as given */
     struct gd_added_set added_normalized; /* matched behind the normalizers */

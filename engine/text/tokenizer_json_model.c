@@ -1,4 +1,4 @@
-/* The model of a tokenizer.json: which it is, its vocabulary, and the fields of Unigram and WordPiece. */
+/* The model of a tokenizer.json: which it is, its vocabulary, and the fields of Unigram, WordPiece and WordLevel. */
 #include "engine/base/alloc.h"
 #include "engine/text/tokenizer_parts.h"
 
@@ -9,7 +9,8 @@
 bool gd_model_kind_of(const cJSON *model, enum gd_model_kind *out, struct gd_error *err)
 {
     static const char *const names[] = {
-        [GD_MODEL_BPE] = "BPE", [GD_MODEL_UNIGRAM] = "Unigram", [GD_MODEL_WORDPIECE] = "WordPiece"};
+        [GD_MODEL_BPE] = "BPE", [GD_MODEL_UNIGRAM] = "Unigram", [GD_MODEL_WORDPIECE] = "WordPiece",
+        [GD_MODEL_WORDLEVEL] = "WordLevel"};
     const char *type = names[GD_MODEL_BPE];
     if (!gd_json_get_string(model, "model", "type", false, 0, SIZE_MAX, &type, err))
         return false;
@@ -19,7 +20,7 @@ bool gd_model_kind_of(const cJSON *model, enum gd_model_kind *out, struct gd_err
             return true;
         }
     return gd_fail_param(err, GD_UNSUPPORTED, "model.type",
-                         "the tokenizer model \"%.60s\" is not supported, only BPE, Unigram and WordPiece are", type);
+                         "the tokenizer model \"%.60s\" is not supported, only BPE, Unigram, WordPiece and WordLevel are", type);
 }
 
 /* [["piece", score], ...]; the id of a piece is its place. */
@@ -71,11 +72,23 @@ static bool read_wordpiece(struct gd_tokenizer *tokenizer, const cJSON *model, c
                            err);
 }
 
+static bool read_wordlevel(struct gd_tokenizer *tokenizer, const cJSON *model, const cJSON *vocab, struct gd_error *err)
+{
+    if (!gd_model_read_vocab(tokenizer, vocab, err) ||
+        !gd_model_read_text(model, "unk_token", &tokenizer->wordpiece.unknown, err))
+        return false;
+    if (gd_json_find(model, "unk_token") == NULL)
+        tokenizer->wordpiece.unknown = gd_strdup("<unk>");
+    return true;
+}
+
 bool gd_model_read(struct gd_tokenizer *tokenizer, const cJSON *model, const cJSON *vocab, struct gd_error *err)
 {
     switch (tokenizer->model) {
     case GD_MODEL_UNIGRAM:
         return read_unigram(tokenizer, model, vocab, err);
+    case GD_MODEL_WORDLEVEL:
+        return read_wordlevel(tokenizer, model, vocab, err);
     case GD_MODEL_WORDPIECE:
         return read_wordpiece(tokenizer, model, vocab, err);
     default:

@@ -264,6 +264,25 @@ static bool read_splitter(struct gd_steps *steps, const char *type, const cJSON 
         step->behavior = individual ? GD_SPLIT_ISOLATED : GD_SPLIT_CONTIGUOUS;
         return true;
     }
+    if (strcmp(type, "FixedLength") == 0) {
+        step->kind = GD_STEP_FIXED_LENGTH;
+        step->characters = 5;
+        return gd_json_get_int(part, path, "length", false, 1, INT32_MAX, &step->characters, err);
+    }
+    if (strcmp(type, "UnicodeScripts") == 0) {
+        step->behavior = GD_SPLIT_REMOVED;
+        step->invert = true;
+        return gd_scripts_pattern(&step->regex, path, err);
+    }
+    if (strcmp(type, "CharDelimiterSplit") == 0) {
+        char *delimiter = NULL;
+        size_t length = 0;
+        step->behavior = GD_SPLIT_REMOVED;
+        bool ok = read_character(part, path, "delimiter", NULL, &delimiter, &length, err) &&
+                  gd_regex_compile(&step->regex, delimiter, length, GD_REGEX_LITERAL, path, err);
+        gd_free(delimiter);
+        return ok;
+    }
     return unsupported("pre-tokenizer", type, path, err);
 }
 
@@ -419,7 +438,7 @@ bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const c
     } kinds[] = {
         {"ByteLevel", GD_DECODE_BYTE_LEVEL}, {"ByteFallback", GD_DECODE_BYTE_FALLBACK}, {"Fuse", GD_DECODE_FUSE},
         {"Replace", GD_DECODE_REPLACE}, {"Strip", GD_DECODE_STRIP}, {"Metaspace", GD_DECODE_METASPACE},
-        {"BPEDecoder", GD_DECODE_WORD_END}, {"WordPiece", GD_DECODE_WORDPIECE},
+        {"BPEDecoder", GD_DECODE_WORD_END}, {"WordPiece", GD_DECODE_WORDPIECE}, {"CTC", GD_DECODE_CTC},
     };
     if (part == NULL || cJSON_IsNull(part))
         return true;
@@ -460,6 +479,11 @@ bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const c
     case GD_DECODE_WORDPIECE:
         step->cleanup = true;
         return read_text(part, path, "prefix", 0, &step->text, &step->text_length, err) &&
+               gd_json_get_bool(part, path, "cleanup", false, &step->cleanup, err);
+    case GD_DECODE_CTC:
+        step->cleanup = true;
+        return read_text(part, path, "pad_token", 1, &step->text, &step->text_length, err) &&
+               read_text(part, path, "word_delimiter_token", 1, &step->word_end, &step->word_end_length, err) &&
                gd_json_get_bool(part, path, "cleanup", false, &step->cleanup, err);
     case GD_DECODE_WORD_END:
         return read_text(part, path, "suffix", 1, &step->text, &step->text_length, err);

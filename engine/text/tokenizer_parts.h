@@ -24,6 +24,9 @@ GD_MUST_CHECK bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const
 GD_MUST_CHECK bool gd_parts_decoder(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path,
                                     struct gd_error *err);
 
+/* The runs that the UnicodeScripts pre-tokenizer keeps. */
+GD_MUST_CHECK bool gd_scripts_pattern(struct gd_regex **out, const char *path, struct gd_error *err);
+
 /* The model's part, in tokenizer_json_model.c; what BPE needs besides its vocabulary is read by the caller. */
 GD_MUST_CHECK bool gd_model_kind_of(const cJSON *model, enum gd_model_kind *out, struct gd_error *err);
 GD_MUST_CHECK bool gd_model_read(struct gd_tokenizer *tokenizer, const cJSON *model, const cJSON *vocab,

@@ -102,6 +102,20 @@ static void split_by_character(bool (*is_delimiter)(int32_t), struct gd_flow *fl
         feed(s, start, piece.end, false);
 }
 
+static void split_by_count(int64_t count, struct gd_range piece, struct gd_flow *flow)
+{
+    int32_t begin = piece.begin;
+    int64_t taken = 0;
+    for (int32_t at = piece.begin; at < piece.end;) {
+        at += (int32_t)gd_char_length(flow->bytes[at]);
+        if (++taken < count && at < piece.end)
+            continue;
+        gd_flow_push(flow, begin, at);
+        begin = at;
+        taken = 0;
+    }
+}
+
 /* What is put before a piece has the source of the piece's first character. */
 static void put_before(struct gd_flow *flow, struct gd_range piece, const char *text, size_t length)
 {
@@ -186,6 +200,8 @@ bool gd_step_split(const struct gd_step *step, struct gd_flow *flow, struct gd_r
         if (step->kind == GD_STEP_SPLIT) {
             if (!split_by_regex(step, flow, piece, &s, regex, err))
                 return false;
+        } else if (step->kind == GD_STEP_FIXED_LENGTH) {
+            split_by_count(step->characters, piece, flow);
         } else {
             split_by_character(step->kind == GD_STEP_DIGITS        ? gd_char_is_number
                                : step->kind == GD_STEP_PUNCTUATION ? gd_char_is_punctuation

@@ -21,7 +21,8 @@ enum gd_step_kind {
     GD_STEP_NFC, GD_STEP_NFD, GD_STEP_NFKC, GD_STEP_NFKD,
     GD_STEP_LOWERCASE, GD_STEP_STRIP, GD_STEP_STRIP_ACCENTS, GD_STEP_PREPEND, GD_STEP_REPLACE, GD_STEP_BYTES,
     GD_STEP_NMT, GD_STEP_CHARSMAP, GD_STEP_CLEAN, GD_STEP_CHINESE, GD_STEP_STRIP_NONSPACING,
-    GD_STEP_SPLIT, GD_STEP_DIGITS, GD_STEP_PUNCTUATION, GD_STEP_WHITESPACE_SPLIT, GD_STEP_PREFIX_SPACE, GD_STEP_METASPACE,
+    GD_STEP_SPLIT, GD_STEP_DIGITS, GD_STEP_PUNCTUATION, GD_STEP_WHITESPACE_SPLIT, GD_STEP_FIXED_LENGTH, GD_STEP_PREFIX_SPACE,
+    GD_STEP_METASPACE,
 };
 
 enum gd_split_behavior {
@@ -39,6 +40,7 @@ struct gd_step {
     enum gd_split_behavior behavior; /* SPLIT, DIGITS, PUNCTUATION */
     bool invert;                     /* SPLIT: the pattern matches what is kept apart from the delimiters */
     bool left, right;                /* STRIP */
+    int64_t characters;              /* FIXED_LENGTH: of each piece */
     bool split;                      /* METASPACE */
     enum gd_prepend_scheme prepend;  /* METASPACE */
 };

@@ -56,6 +56,28 @@ static bool is_too_long(const struct gd_wordpiece *wordpiece, const char *text, 
     return characters > wordpiece->max_characters;
 }
 
+static bool push_unknown(const struct gd_wordpiece *wordpiece, struct gd_bpe_work *work, int32_t length,
+                         struct gd_error *err)
+{
+    if (wordpiece->unknown_id < 0)
+        return gd_fail(err, GD_BAD_MODEL, "the text has a word without tokens, and the unknown token \"%s\" is not in "
+                       "the vocabulary", wordpiece->unknown != NULL ? wordpiece->unknown : "");
+    work->count = 0;
+    gd_bpe_work_push(work, wordpiece->unknown_id, 0, length);
+    return true;
+}
+
+bool gd_wordlevel_encode(const struct gd_wordpiece *wordpiece, struct gd_bpe_work *work, const char *text, int32_t length,
+                         struct gd_error *err)
+{
+    int32_t id = gd_vocab_find_model(wordpiece->vocab, text, (size_t)length);
+    work->count = 0;
+    if (id < 0)
+        return push_unknown(wordpiece, work, length, err);
+    gd_bpe_work_push(work, id, 0, length);
+    return true;
+}
+
 bool gd_wordpiece_encode(const struct gd_wordpiece *wordpiece, struct gd_bpe_work *work, const char *text, int32_t length,
                          struct gd_error *err)
 {
@@ -73,13 +95,8 @@ bool gd_wordpiece_encode(const struct gd_wordpiece *wordpiece, struct gd_bpe_wor
         if (known)
             gd_bpe_work_push(work, id, begin, end);
     }
-    if (!known) {
-        if (wordpiece->unknown_id < 0)
-            return gd_fail(err, GD_BAD_MODEL, "the text has a word without tokens, and the unknown token \"%s\" is not in "
-                           "the vocabulary", wordpiece->unknown != NULL ? wordpiece->unknown : "");
-        work->count = 0;
-        gd_bpe_work_push(work, wordpiece->unknown_id, 0, length);
-    }
+    if (!known && !push_unknown(wordpiece, work, length, err))
+        return false;
     gd_bpe_work_remember(work, wordpiece->cache, hash, text, length);
     return true;
 }

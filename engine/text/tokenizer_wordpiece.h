@@ -1,5 +1,6 @@
 /*
- * tokenizer_wordpiece.h - the longest token first, from the left, or the whole word is unknown (BERT's model).
+ * tokenizer_wordpiece.h - the longest token first, from the left, or the whole word is unknown (BERT's model); WordLevel
+ * knows whole words only.
  *
  * Why      BERT, MiniLM and their relatives.
  * Memory   gd_wordpiece owns its spellings and a cache.
@@ -28,6 +29,9 @@ struct gd_wordpiece {
 void gd_wordpiece_finish(struct gd_wordpiece *wordpiece, const struct gd_vocab *vocab);
 void gd_wordpiece_release(struct gd_wordpiece *wordpiece);
 GD_MUST_CHECK bool gd_wordpiece_encode(const struct gd_wordpiece *wordpiece, struct gd_bpe_work *work, const char *text,
+                                       int32_t length, struct gd_error *err);
+/* A pre-token is one token or unknown. */
+GD_MUST_CHECK bool gd_wordlevel_encode(const struct gd_wordpiece *wordpiece, struct gd_bpe_work *work, const char *text,
                                        int32_t length, struct gd_error *err);
 /* All that decides ids besides the vocabulary, for the digest. */
 void gd_wordpiece_describe(const struct gd_wordpiece *wordpiece, struct gd_buf *out);

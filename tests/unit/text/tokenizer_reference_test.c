@@ -139,6 +139,100 @@ static void components_on_words_do_as_the_reference(void **state)
     check_parts("word");
 }
 
+static void gemma_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("gemma", 54);
+}
+
+static void phi3_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("phi3", 54);
+}
+
+static void mixtral_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("mixtral", 54);
+}
+
+static void gpt_neox_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("neox", 54);
+}
+
+static void opt_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("opt", 54);
+}
+
+static void roberta_gives_the_ids_of_the_reference(void **state)
+{
+    check_family("roberta", 56);
+}
+
+static void whole_words_do_as_the_reference(void **state)
+{
+    check_parts("level");
+}
+
+static void rare_components_do_as_the_reference(void **state)
+{
+    check_parts("rare");
+}
+
+/* Characters that begin before byte `at`, or that end at or before it. */
+static int characters(const char *text, int32_t at, bool begun)
+{
+    int count = 0;
+    for (int32_t i = 0; i < at; i++)
+        count += ((unsigned char)text[i] & 0xC0) != 0x80;
+    return begun || ((unsigned char)text[at] & 0xC0) != 0x80 ? count : count - 1;
+}
+
+/* Ours hold the characters that a normalizer drops or joins, and the single bytes of a character: then one of the two ranges
+ * lies within the other. Returns how many are equal. */
+static int check_offsets(const struct gd_tokenizer *tokenizer, const char *name, const cJSON *row, int *all)
+{
+    const char *text = row->child->valuestring;
+    struct gd_tokens tokens = {.with_offsets = true};
+    struct gd_error err = {0};
+    assert_true(gd_tokenizer_encode(tokenizer, text, strlen(text), GD_SPECIAL_PARSE, false, &tokens, &err));
+    assert_int_equal(cJSON_GetArraySize(row->child->next), 2 * tokens.count);
+    const cJSON *at = row->child->next->child;
+    int same = 0;
+    for (int i = 0; i < tokens.count; i++, at = at->next->next) {
+        int begin = at->valueint, end = at->next->valueint;
+        int our_begin = characters(text, tokens.begin[i], false), our_end = characters(text, tokens.end[i], true);
+        if (our_begin == begin && our_end == end)
+            same++;
+        else if (!(our_begin <= begin && our_end >= end) && !(our_begin >= begin && our_end <= end))
+            fail_msg("%s \"%s\": token %d is [%d, %d), expected [%d, %d)", name, text, i, our_begin, our_end, begin, end);
+    }
+    *all += tokens.count;
+    gd_tokens_release(&tokens);
+    return same;
+}
+
+static void tokens_lie_where_the_reference_has_them(void **state)
+{
+    static const char *const joining[] = {"t5", "albert", "bert", "neox", "qwen2", "unigram_bytes"};
+    cJSON *root = open_fixture("offsets.json");
+    int families = 0;
+    for (const cJSON *item = gd_json_find(root, "offsets")->child; item != NULL; item = item->next, families++) {
+        struct gd_tokenizer *tokenizer = open_json(item->string);
+        int all = 0, same = 0;
+        bool joins = false;
+        for (size_t i = 0; i < GD_COUNT(joining); i++)
+            joins = joins || strcmp(item->string, joining[i]) == 0;
+        for (const cJSON *row = item->child; row != NULL; row = row->next)
+            same += check_offsets(tokenizer, item->string, row, &all);
+        if (joins ? 10 * same < 7 * all : same != all)
+            fail_msg("%s: only %d of %d ranges are those of the reference", item->string, same, all);
+        gd_tokenizer_destroy(tokenizer);
+    }
+    assert_int_equal(families, 16);
+    cJSON_Delete(root);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -156,6 +250,15 @@ int main(void)
         cmocka_unit_test(unigram_with_byte_fallback_gives_the_ids_of_the_reference),
         cmocka_unit_test(bert_gives_the_ids_of_the_reference),
         cmocka_unit_test(components_on_words_do_as_the_reference),
+        cmocka_unit_test(gemma_gives_the_ids_of_the_reference),
+        cmocka_unit_test(phi3_gives_the_ids_of_the_reference),
+        cmocka_unit_test(mixtral_gives_the_ids_of_the_reference),
+        cmocka_unit_test(gpt_neox_gives_the_ids_of_the_reference),
+        cmocka_unit_test(opt_gives_the_ids_of_the_reference),
+        cmocka_unit_test(roberta_gives_the_ids_of_the_reference),
+        cmocka_unit_test(whole_words_do_as_the_reference),
+        cmocka_unit_test(rare_components_do_as_the_reference),
+        cmocka_unit_test(tokens_lie_where_the_reference_has_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
