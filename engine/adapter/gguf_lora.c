@@ -6,12 +6,11 @@
 #include "engine/model/family.h"
 #include "engine/model/files.h"
 #include "engine/model/gguf_write.h"
-#include "engine/model/parts.h"
 
 #include <stdio.h>
 #include <unistd.h>
 
-#define NAME_FORMAT "blk.%d.%s.weight.lora_%c"
+#define NAME_FORMAT "%s.weight.lora_%c"
 
 /* What the format's names and rows need to know of the base. */
 struct target {
@@ -22,15 +21,10 @@ struct target {
 
 static bool target_init(struct target *target, const struct gd_model *model, struct gd_error *err)
 {
-    const struct gd_family *family = NULL;
+    const struct gd_family *family = model->config.family;
     *target = (struct target){.model = model};
-    if (!gd_family_find(&family, model->config.architecture, err))
-        return false;
-    if (family->folder_only)
+    if (family->gguf == NULL)
         return gd_fail(err, GD_UNSUPPORTED, "GGUF adapters of %s models are not supported; PEFT folders are", family->model_type);
-    bool own = family->gguf != NULL;
-    if (!own && !gd_family_find_gguf(&family, "llama", err)) /* Mistral's files carry Llama's name */
-        return false;
     target->architecture = family->gguf;
     if (family->gguf_permuted) {
         target->query_rows = gd_rope_rows(model->config.heads, model->config.head_dim);
@@ -45,14 +39,9 @@ static void target_release(struct target *target)
     gd_free(target->key_rows);
 }
 
-static const struct gd_part *part_of(const struct gd_site *site)
-{
-    return site->part;
-}
-
 static const int32_t *rows_of(const struct target *target, const struct gd_site *site)
 {
-    enum gd_row_kind kind = part_of(site)->rows;
+    enum gd_row_kind kind = site->part->rows;
     return kind == GD_ROWS_QUERY ? target->query_rows : kind == GD_ROWS_KEY ? target->key_rows : NULL;
 }
 
@@ -138,7 +127,7 @@ bool gd_graft_write_gguf(const struct gd_graft *graft, enum gd_dtype dtype, cons
         w.sites[count / 2] = &sites[i];
         for (int side = 0; side < 2; side++)
             entries[count++] = (struct gd_safetensors_entry){
-                gd_arena_format(&names, NAME_FORMAT, sites[i].layer, part_of(&sites[i])->gguf, 'a' + side),
+                gd_arena_format(&names, NAME_FORMAT, sites[i].gguf, 'a' + side),
                 {.dtype = dtype, .rank = 2, .shape = {side == 0 ? part->rank : sites[i].out, side == 0 ? sites[i].in : part->rank}}};
         int64_t longer = (int64_t)part->rank * (sites[i].in > sites[i].out ? sites[i].in : sites[i].out);
         largest = longer > largest ? longer : largest;
@@ -167,7 +156,7 @@ static const struct gd_site *site_of_name(const struct gd_model *model, const ch
     char wanted[96];
     for (int i = 0; i < site_count; i++)
         for (*side = 0; *side < 2; (*side)++) {
-            snprintf(wanted, sizeof(wanted), NAME_FORMAT, sites[i].layer, part_of(&sites[i])->gguf, 'a' + *side);
+            snprintf(wanted, sizeof(wanted), NAME_FORMAT, sites[i].gguf, 'a' + *side);
             if (strcmp(name, wanted) == 0)
                 return &sites[i];
         }
@@ -225,7 +214,7 @@ static bool read_tensors(struct gd_graft *graft, const struct gd_gguf *file, con
             const struct gd_graft_param *param = &graft->params[graft->site_param[i] + side];
             struct gd_tensor tensor;
             char name[96];
-            snprintf(name, sizeof(name), NAME_FORMAT, site->layer, part_of(site)->gguf, 'a' + side);
+            snprintf(name, sizeof(name), NAME_FORMAT, site->gguf, 'a' + side);
             if (!gd_gguf_find(file, name, &tensor))
                 return gd_fail(err, GD_BAD_MODEL, "tensor %s is missing", name);
             float *to = graft->block + param->offset;

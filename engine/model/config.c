@@ -3,6 +3,14 @@
 #include "engine/base/alloc.h"
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
+
+void gd_model_config_begin(struct gd_model_config *config, const struct gd_family *family)
+{
+    *config = family->defaults;
+    config->family = family;
+    snprintf(config->architecture, sizeof config->architecture, "%s", family->model_type);
+}
 
 static bool check_heads(const struct gd_model_config *config, const struct gd_model_config_names *names,
                         struct gd_error *err)
@@ -21,6 +29,13 @@ bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope
 {
     if (!check_heads(config, names, err))
         return false;
+    bool any = false;
+    for (int layer = 0; layer < config->layers; layer++)
+        any = any || config->slides[layer];
+    if (!any || config->sliding_window == 0) {
+        config->sliding_window = 0;
+        memset(config->slides, 0, sizeof config->slides);
+    }
     if (config->rotary_dim == 0)
         config->rotary_dim = config->head_dim;
     config->inv_freq = gd_alloc_array((size_t)config->rotary_dim / 2, sizeof config->inv_freq[0]);

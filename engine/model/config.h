@@ -27,15 +27,17 @@
 /* config.json, and generation_config.json (NULL: absent) for the end-of-sequence ids. */
 GD_MUST_CHECK bool gd_model_config_from_json(struct gd_model_config *config, const cJSON *json, const cJSON *generation,
                                        struct gd_error *err);
-GD_MUST_CHECK bool gd_model_config_from_gguf(struct gd_model_config *config, const struct gd_family **family,
-                                       struct gd_gguf *file, struct gd_error *err);
+GD_MUST_CHECK bool gd_model_config_from_gguf(struct gd_model_config *config, struct gd_gguf *file,
+                                       struct gd_error *err);
 void gd_model_config_release(struct gd_model_config *config);
 
+/* `config` as the family has it where its files say nothing. */
+void gd_model_config_begin(struct gd_model_config *config, const struct gd_family *family);
 /* What the two readers share. The names of the fields, for messages: */
 struct gd_model_config_names {
     const char *heads, *kv_heads, *head_dim, *theta;
 };
-/* Relations between heads; then inv_freq and attention_factor from theta and `scaling`. */
+/* Relations between heads and between windows; then inv_freq and attention_factor from theta and `scaling`. */
 GD_MUST_CHECK bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope_scaling *scaling,
                                     const struct gd_model_config_names *names, struct gd_error *err);
 /* Adds an end-of-sequence id unless it is there. */

@@ -1,5 +1,5 @@
 /* config_gguf.c - the metadata of a GGUF file as a model's config. */
-#include "engine/model/config.h"
+#include "engine/model/config_read.h"
 #include "engine/model/text.h"
 #include <inttypes.h>
 #include <math.h>
@@ -117,32 +117,37 @@ static bool read_sizes(struct gd_model_config *config, const struct gd_gguf *fil
     return true;
 }
 
-static void read_flags(struct gd_model_config *config, const struct gd_gguf *file, const struct gd_family *family)
+static void read_flags(struct gd_model_config *config, const struct gd_gguf *file)
 {
     struct gd_tensor unused;
     config->tied = !gd_gguf_find(file, "output.weight", &unused);
-    config->qkv_bias = family->qkv_bias;
-    config->qk_norm = family->qk_norm;
-    if (family->bias_options) {
+    if (config->family->bias_options) {
         config->qkv_bias = gd_gguf_find(file, "blk.0.attn_q.bias", &unused);
         config->o_bias = gd_gguf_find(file, "blk.0.attn_output.bias", &unused);
         config->mlp_bias = gd_gguf_find(file, "blk.0.ffn_gate.bias", &unused);
     }
 }
 
-static bool read_window(struct gd_model_config *config, const struct gd_gguf *file, const struct gd_family *family,
-                        struct gd_error *err)
+/* Which layers slide is the family's rule (its defaults or read_gguf say so); no key tells it. */
+static bool read_window(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err)
 {
     int64_t window = 0;
-    struct key key = make_key(family->gguf, "attention.sliding_window");
+    struct key key = make_key(config->family->gguf, "attention.sliding_window");
     if (!gd_gguf_get_int(file, key.text, false, 0, GD_CONTEXT_MAX, &window, err))
         return false;
-    if (window > 0 && family->window_option)
-        return gd_fail_param(err, GD_UNSUPPORTED, key.text,
-                             "key %s %" PRId64 ": the file does not say which layers slide, so it is not supported",
-                             key.text, window);
     config->sliding_window = (int)window;
+    for (int layer = 0; layer < config->layers; layer++)
+        config->slides[layer] = window > 0;
     return true;
+}
+
+bool gd_gguf_refuse_window(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err)
+{
+    struct key key = make_key(config->family->gguf, "attention.sliding_window");
+    (void)file;
+    return config->sliding_window == 0 ||
+           gd_fail_param(err, GD_UNSUPPORTED, key.text, "key %s %d: the file does not say which layers slide, so it is not supported",
+                         key.text, config->sliding_window);
 }
 
 /* YaRN's factor of cos and sin here is a factor on top of the usual one. */
@@ -224,10 +229,10 @@ static bool read_ids(struct gd_model_config *config, const struct gd_gguf *file,
     return true;
 }
 
-static bool read_all(struct gd_model_config *config, const struct gd_family **family, struct gd_gguf *file,
-                     struct gd_error *err)
+static bool read_all(struct gd_model_config *config, struct gd_gguf *file, struct gd_error *err)
 {
     const char *architecture = NULL, *type = "model";
+    const struct gd_family *family = NULL;
     struct gd_rope_scaling scaling;
     if (!gd_gguf_get_string(file, "general.type", false, &type, err))
         return false;
@@ -235,25 +240,27 @@ static bool read_all(struct gd_model_config *config, const struct gd_family **fa
         return gd_fail_param(err, GD_UNSUPPORTED, "general.type", "general.type is \"%s\", not a model",
                              gd_show_text(type).text);
     if (!gd_gguf_get_string(file, "general.architecture", true, &architecture, err) ||
-        !gd_family_find_gguf(family, architecture, err))
+        !gd_family_find_gguf(&family, architecture, err))
         return false;
-    const char *a = (*family)->gguf;
+    const char *a = family->gguf;
     struct key heads = make_key(a, "attention.head_count"), kv_heads = make_key(a, "attention.head_count_kv");
     struct key head_dim = make_key(a, "attention.key_length"), theta = make_key(a, "rope.freq_base");
     struct gd_model_config_names names = {heads.text, kv_heads.text, head_dim.text, theta.text};
-    snprintf(config->architecture, sizeof config->architecture, "%s", (*family)->model_type);
-    if (!check_plain(file, a, err) || !read_sizes(config, file, a, err) || !read_window(config, file, *family, err) ||
-        !read_rope(config, &scaling, file, a, err) || !read_ids(config, file, err))
+    gd_model_config_begin(config, family);
+    config->eos_count = 0;
+    config->head_dim = 0;
+    if (!check_plain(file, a, err) || !read_sizes(config, file, a, err) || !read_window(config, file, err) ||
+        !read_rope(config, &scaling, file, a, err) || !read_ids(config, file, err) ||
+        (family->read_gguf != NULL && !family->read_gguf(config, file, err)))
         return false;
-    read_flags(config, file, *family);
+    read_flags(config, file);
     return gd_model_config_finish(config, &scaling, &names, err);
 }
 
-bool gd_model_config_from_gguf(struct gd_model_config *config, const struct gd_family **family, struct gd_gguf *file,
-                               struct gd_error *err)
+bool gd_model_config_from_gguf(struct gd_model_config *config, struct gd_gguf *file, struct gd_error *err)
 {
     memset(config, 0, sizeof *config);
-    if (read_all(config, family, file, err))
+    if (read_all(config, file, err))
         return true;
     gd_model_config_release(config);
     return gd_bad_model(err);

@@ -8,7 +8,6 @@
  */
 #include "engine/base/alloc.h"
 #include "engine/model/files.h"
-#include "engine/model/parts.h"
 
 #define LORA_RANK 16
 #define LORA_STATES 4 /* value, gradient, two moments */
@@ -47,7 +46,10 @@ static cJSON *describe_config(const struct gd_model_config *c)
     add_number(object, "rope_slowest", (double)c->inv_freq[c->rotary_dim / 2 - 1]);
     add_number(object, "attention_factor", c->attention_factor);
     add_number(object, "sliding_window", c->sliding_window);
-    add_number(object, "sliding_from_layer", c->sliding_from_layer);
+    int sliding = 0;
+    for (int layer = 0; layer < c->layers; layer++)
+        sliding += c->slides[layer];
+    add_number(object, "sliding_layers", sliding);
     cJSON_AddItemToObject(object, "qkv_bias", cJSON_CreateBool(c->qkv_bias));
     cJSON_AddItemToObject(object, "o_bias", cJSON_CreateBool(c->o_bias));
     cJSON_AddItemToObject(object, "mlp_bias", cJSON_CreateBool(c->mlp_bias));

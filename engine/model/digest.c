@@ -17,8 +17,11 @@ static void add_config(struct gd_buf *text, const struct gd_model_config *c)
 {
     gd_buf_printf(text, "width %d layers %d heads %d kv_heads %d head_dim %d ffn_width %d vocab %d\n", c->width,
                   c->layers, c->heads, c->kv_heads, c->head_dim, c->ffn_width, c->vocab);
-    gd_buf_printf(text, "norm_eps %.17g rope_theta %.17g attention_factor %.17g window %d from %d\n", c->norm_eps,
-                  c->rope_theta, c->attention_factor, c->sliding_window, c->sliding_from_layer);
+    gd_buf_printf(text, "norm_eps %.17g rope_theta %.17g attention_factor %.17g window %d", c->norm_eps,
+                  c->rope_theta, c->attention_factor, c->sliding_window);
+    for (int layer = 0; layer < c->layers && c->sliding_window > 0; layer++)
+        gd_buf_append_char(text, c->slides[layer] ? 's' : 'f');
+    gd_buf_append_char(text, '\n');
     gd_buf_printf(text, "biases %d %d %d tied %d inv_freq", c->qkv_bias, c->o_bias, c->mlp_bias, c->tied);
     for (int j = 0; j < c->rotary_dim / 2; j++)
         gd_buf_printf(text, " %.9g", (double)c->inv_freq[j]);

@@ -1,100 +1,39 @@
-/* family.c - the table of architectures. */
+/* family.c - the registry of architectures. */
 #include "engine/model/family.h"
 #include "engine/base/buf.h"
 #include "engine/model/text.h"
+#include "family_list.h"
 
-static const struct gd_family families[] = {
-    {
-        .model_type = "llama",
-        .class_name = "LlamaForCausalLM",
-        .gguf = "llama",
-        .gguf_permuted = true,
-        .bias_options = true,
-        .vocab = 32000,
-        .width = 4096,
-        .ffn_width = 11008,
-        .layers = 32,
-        .heads = 32,
-        .context = 2048,
-        .sliding_window = -1,
-        .bos_id = 1,
-        .eos_id = 2,
-    },
-    {
-        .model_type = "mistral",
-        .class_name = "MistralForCausalLM",
-        .vocab = 32000,
-        .width = 4096,
-        .ffn_width = 14336,
-        .layers = 32,
-        .heads = 32,
-        .kv_heads = 8,
-        .context = 131072,
-        .sliding_window = 4096,
-        .bos_id = 1,
-        .eos_id = 2,
-    },
-    {
-        .model_type = "qwen2",
-        .class_name = "Qwen2ForCausalLM",
-        .gguf = "qwen2",
-        .qkv_bias = true,
-        .window_option = true,
-        .vocab = 151936,
-        .width = 4096,
-        .ffn_width = 22016,
-        .layers = 32,
-        .heads = 32,
-        .kv_heads = 32,
-        .context = 32768,
-        .sliding_window = 4096,
-        .bos_id = -1,
-        .eos_id = -1,
-    },
-    {
-        .model_type = "qwen3",
-        .class_name = "Qwen3ForCausalLM",
-        .gguf = "qwen3",
-        .qk_norm = true,
-        .window_option = true,
-        .vocab = 151936,
-        .width = 4096,
-        .ffn_width = 22016,
-        .layers = 32,
-        .heads = 32,
-        .kv_heads = 32,
-        .head_dim = 128,
-        .context = 32768,
-        .sliding_window = 4096,
-        .bos_id = -1,
-        .eos_id = -1,
-    },
-    {
-        .model_type = "phi3",
-        .class_name = "Phi3ForCausalLM",
-        .fused = true,
-        .partial_rotary = true,
-        .folder_only = true,
-        .vocab = 32064,
-        .width = 3072,
-        .ffn_width = 8192,
-        .layers = 32,
-        .heads = 32,
-        .context = 4096,
-        .bos_id = 1,
-        .eos_id = 32000,
-    },
-};
+#define GD_FAMILY(name) extern const struct gd_family gd_family_##name;
+GD_FAMILY_LIST
+#undef GD_FAMILY
+#define GD_FAMILY(name) &gd_family_##name,
+static const struct gd_family *const families[] = {GD_FAMILY_LIST};
+#undef GD_FAMILY
 
-static bool refuse(const char *what, const char *name, bool gguf, struct gd_error *err)
+/* Families may share an architecture's name: those after the first are not listed again. */
+static const char *name_of(size_t index, bool gguf)
+{
+    const char *name = gguf ? families[index]->gguf : families[index]->model_type;
+    for (size_t i = 0; gguf && name != NULL && i < index; i++)
+        if (families[i]->gguf != NULL && strcmp(families[i]->gguf, name) == 0)
+            return NULL;
+    return name;
+}
+
+static bool find(const struct gd_family **out, const char *what, const char *name, bool gguf, struct gd_error *err)
 {
     struct gd_buf known;
-    gd_buf_init(&known, 1024);
     for (size_t i = 0; i < GD_COUNT(families); i++) {
-        const char *each = gguf ? families[i].gguf : families[i].model_type;
-        if (each != NULL)
-            gd_buf_printf(&known, "%s%s", known.length > 0 ? ", " : "", each);
+        const char *each = name_of(i, gguf);
+        *out = families[i];
+        if (each != NULL && strcmp(name, each) == 0)
+            return true;
     }
+    gd_buf_init(&known, 1024);
+    for (size_t i = 0; i < GD_COUNT(families); i++)
+        if (name_of(i, gguf) != NULL)
+            gd_buf_printf(&known, "%s%s", known.length > 0 ? ", " : "", name_of(i, gguf));
     gd_fail_param(err, GD_UNSUPPORTED, what, "%s \"%s\" is not supported; supported are %s", what,
                   gd_show_text(name).text, known.data);
     gd_buf_release(&known);
@@ -103,20 +42,10 @@ static bool refuse(const char *what, const char *name, bool gguf, struct gd_erro
 
 bool gd_family_find(const struct gd_family **out, const char *model_type, struct gd_error *err)
 {
-    for (size_t i = 0; i < GD_COUNT(families); i++) {
-        *out = &families[i];
-        if (strcmp(model_type, families[i].model_type) == 0)
-            return true;
-    }
-    return refuse("model_type", model_type, false, err);
+    return find(out, "model_type", model_type, false, err);
 }
 
 bool gd_family_find_gguf(const struct gd_family **out, const char *architecture, struct gd_error *err)
 {
-    for (size_t i = 0; i < GD_COUNT(families); i++) {
-        *out = &families[i];
-        if (families[i].gguf != NULL && strcmp(architecture, families[i].gguf) == 0)
-            return true;
-    }
-    return refuse("general.architecture", architecture, true, err);
+    return find(out, "general.architecture", architecture, true, err);
 }

@@ -1,41 +1,59 @@
 /*
- * family.h - the architectures that graftd builds, as a table.
+ * family.h - the architectures that graftd builds: a registry of one file each.
  *
- * Why      An architecture is a mapping of config, tensor names and flags, not code: Llama, Mistral, Qwen2, Qwen3 and Phi-3
- *          share one graph. Published configs leave out what equals their family's default.
+ * Why      An architecture is a mapping of config, tensor names and flags, not code: those that differ in flags share a body.
+ *          Published configs leave out what equals their family's default.
  * Memory   Constants.
  * Threads  Any.
  * Errors   GD_UNSUPPORTED naming the architecture and what is supported.
  * Limits   none
  * Life     none
  *
- * To add one that is a Llama with other flags: one row in family.c, and a fixture in tests/fixtures/make_models.py.
+ * To add one: families/NAME.c with one `const struct gd_family gd_family_NAME`, NAME in meson.build's list, and a fixture in
+ * tests/fixtures/make_models.py. The file says
+ *   which body builds it     decoder.c, or a body of its own: the parts of its layers and the function that lays out the graph;
+ *   what it calls things     `names`: in its Hugging Face files (sites go by these names, and so do PEFT's keys) and in GGUF;
+ *   what absent fields mean  `defaults`: sizes, flags and ids as transformers' config class has them;
+ *   what its fields mean     read_hf and read_gguf: what a config says beyond the sizes, as flags of struct gd_model_config.
+ * A flag that no body knows yet is added to struct gd_model_config and to the body, once for all families.
  */
 #ifndef GD_MODEL_FAMILY_H
 #define GD_MODEL_FAMILY_H
 
-#include "engine/base/error.h"
-#include <stdint.h>
+#include "engine/base/json.h"
+#include "engine/model/gguf.h"
+#include "engine/model/parts.h"
+
+/* One config.json on its way into `config`, which begins as the family's defaults. */
+struct gd_config_reader {
+    struct gd_model_config *config;
+    const struct gd_family *family;
+    const cJSON *json;
+    struct gd_error *err;
+};
+
+/* What the fields of config.json are called. NULL: the family has no such field. */
+struct gd_size_fields {
+    const char *width, *layers, *heads, *kv_heads, *head_dim, *ffn_width, *vocab, *context, *norm_eps;
+};
+extern const struct gd_size_fields gd_size_fields_llama;
 
 struct gd_family {
     const char *model_type;   /* config.json */
     const char *class_name;   /* config.json: architectures */
-    const char *gguf;         /* general.architecture; NULL: its files carry another family's name */
-    bool gguf_permuted;       /* q and k rows are stored for interleaved rope */
-    bool qkv_bias;            /* always has biases on q, k, v */
-    bool fused;               /* q, k, v and gate, up are stored as one matrix each */
+    const char *gguf;         /* general.architecture (the first family with a name reads its files); NULL: not read from GGUF */
+    bool gguf_permuted;       /* its q and k rows are stored for interleaved rope */
+    bool bias_options;        /* attention_bias and mlp_bias are options; GGUF files have the tensors or not */
     bool partial_rotary;      /* partial_rotary_factor is an option */
-    bool folder_only;         /* neither models nor adapters of GGUF */
-    bool qk_norm;             /* always has norms of the heads of q and k */
-    bool bias_options;        /* attention_bias and mlp_bias are options */
-    bool window_option;       /* sliding_window counts only with use_sliding_window, from max_window_layers on */
-    /* defaults of absent fields (transformers' config classes) */
-    int vocab, width, ffn_width, layers, heads;
-    int kv_heads;             /* 0: as many as heads */
-    int head_dim;             /* 0: width / heads */
-    int context;
-    int sliding_window;       /* 0: none; -1: the family knows no such field */
-    int32_t bos_id, eos_id;   /* -1: none */
+    const struct gd_body *body;
+    const struct gd_names *names;
+    const struct gd_size_fields *fields;
+    /* sizes, flags, norm_eps, rope_theta, ids (-1: none). kv_heads 0: as many as heads; head_dim 0: width / heads. */
+    struct gd_model_config defaults;
+    /* What config.json says beyond sizes, rope and ids (config_read.h); NULL: nothing. */
+    bool (*read_hf)(const struct gd_config_reader *reader);
+    /* The same of a GGUF file's keys; NULL: nothing. */
+    bool (*read_gguf)(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err);
 };
 
 /* By model_type. */

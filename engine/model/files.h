@@ -12,7 +12,6 @@
 #define GD_MODEL_FILES_H
 
 #include "engine/base/arena.h"
-#include "engine/model/family.h"
 #include "engine/model/gguf.h"
 #include "engine/model/model.h"
 #include "engine/model/safetensors.h"
@@ -50,8 +49,8 @@ GD_MUST_CHECK bool gd_files_open_folder(struct gd_files *files, const char *fold
 void gd_files_take_gguf(struct gd_files *files, struct gd_gguf *gguf, const char *path);
 void gd_files_close(struct gd_files *files);
 
-/* Makes the model's weights from its files, strictly. family: of a GGUF file; NULL for safetensors. */
-GD_MUST_CHECK bool gd_files_fill(struct gd_model *model, const struct gd_family *family, struct gd_error *err);
+/* Makes the model's weights from its files, strictly. gguf: by the names and in the order of GGUF. */
+GD_MUST_CHECK bool gd_files_fill(struct gd_model *model, bool gguf, struct gd_error *err);
 
 /* The row of a file for interleaved rope for each row in half-split order: W_file = [heads, dh/2, 2], W = [heads, 2, dh/2].
  * gd_free it. */

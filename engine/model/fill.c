@@ -3,8 +3,8 @@
  * is used once or is on the list of what may be ignored.
  */
 #include "engine/base/alloc.h"
+#include "engine/model/family.h"
 #include "engine/model/files.h"
-#include "engine/model/parts.h"
 #include "engine/model/text.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -17,6 +17,7 @@ struct tensor_name {
 struct filler {
     struct gd_model *model;
     struct gd_files *files;
+    const struct gd_names *names;
     bool gguf;
     struct gd_error *err;
 };
@@ -33,24 +34,15 @@ static struct gd_file_tensor *find(const struct gd_files *files, const char *nam
     return bsearch(name, files->tensors, (size_t)files->tensor_count, sizeof files->tensors[0], compare_tensor);
 }
 
-/* `stem` of the Hugging Face name ("model.norm", "self_attn.q_proj"); layer < 0: outside layers. */
-static struct tensor_name hf_name(int layer, const char *stem, const char *kind)
+/* layer < 0: outside layers. */
+static struct tensor_name tensor_name(const struct filler *f, int layer, const struct gd_name *module, const char *kind, bool gguf)
 {
     struct tensor_name name;
+    const char *stem = gguf ? module->gguf : module->hf;
     if (layer < 0)
         snprintf(name.text, sizeof name.text, "%s.%s", stem, kind);
     else
-        snprintf(name.text, sizeof name.text, "model.layers.%d.%s.%s", layer, stem, kind);
-    return name;
-}
-
-static struct tensor_name gguf_name(int layer, const char *stem, const char *kind)
-{
-    struct tensor_name name;
-    if (layer < 0)
-        snprintf(name.text, sizeof name.text, "%s.%s", stem, kind);
-    else
-        snprintf(name.text, sizeof name.text, "blk.%d.%s.%s", layer, stem, kind);
+        snprintf(name.text, sizeof name.text, "%s.%d.%s.%s", gguf ? "blk" : f->names->layers, layer, stem, kind);
     return name;
 }
 
@@ -97,14 +89,15 @@ static void permute_vector(const struct filler *f, struct gd_tensor *tensor, con
     tensor->data = copy;
 }
 
-/* Finds `file_name`, checks it, and makes the weight called `name`. */
-static bool fill_one(const struct filler *f, struct gd_weight **out, const char *name, const char *file_name, int rank,
-                     const int64_t *shape, const int32_t *rows)
+/* Finds the tensor, checks it, and makes the weight, which goes by the Hugging Face name. */
+static bool fill_one(const struct filler *f, struct gd_weight **out, int layer, const struct gd_name *module, const char *kind,
+                     int rank, const int64_t *shape, const int32_t *rows)
 {
     struct gd_model *model = f->model;
-    struct gd_file_tensor *entry = find(f->files, file_name);
+    struct tensor_name name = tensor_name(f, layer, module, kind, false), in_file = tensor_name(f, layer, module, kind, f->gguf);
+    struct gd_file_tensor *entry = find(f->files, in_file.text);
     if (entry == NULL)
-        return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing", file_name);
+        return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing", in_file.text);
     if (!check_tensor(f, entry, rank, shape))
         return false;
     struct gd_tensor tensor = entry->tensor;
@@ -112,7 +105,7 @@ static bool fill_one(const struct filler *f, struct gd_weight **out, const char 
     if (rank == 1 && rows != NULL)
         permute_vector(f, &tensor, rows);
     *out = NULL;
-    if (!gd_weight_create(out, name, &tensor, rank == 2 ? rows : NULL, 0, f->err))
+    if (!gd_weight_create(out, name.text, &tensor, rank == 2 ? rows : NULL, 0, f->err))
         return false;
     entry->weight = *out;
     entry->rows = rows;
@@ -121,52 +114,46 @@ static bool fill_one(const struct filler *f, struct gd_weight **out, const char 
     return true;
 }
 
-static bool fill_part(const struct filler *f, int layer, const struct gd_part *part, bool matrix)
+static bool fill_part(const struct filler *f, int layer, const struct gd_part *part, const struct gd_name *name)
 {
     const struct gd_model_config *config = &f->model->config;
+    void *owner = layer < 0 ? (void *)f->model : &f->model->layer[layer];
     int64_t shape[2] = {gd_extent_size(config, part->out), gd_extent_size(config, part->in)};
     const int32_t *rows = part->rows == GD_ROWS_QUERY ? f->files->query_rows
                           : part->rows == GD_ROWS_KEY ? f->files->key_rows
                                                       : NULL;
-    struct tensor_name hf = hf_name(layer, part->name, "weight"), gguf = gguf_name(layer, part->gguf, "weight");
-    if (!fill_one(f, gd_part_weight(&f->model->layer[layer], part), hf.text, f->gguf ? gguf.text : hf.text,
-                  matrix ? 2 : 1, shape, rows))
-        return false;
-    if (!gd_part_has_bias(config, part))
-        return true;
-    hf = hf_name(layer, part->name, "bias");
-    gguf = gguf_name(layer, part->gguf, "bias");
-    return fill_one(f, gd_part_bias(&f->model->layer[layer], part), hf.text, f->gguf ? gguf.text : hf.text, 1, shape,
-                    rows);
+    return fill_one(f, gd_part_weight(owner, part), layer, name, "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, rows) &&
+           (!gd_part_has_bias(config, part) || fill_one(f, gd_part_bias(owner, part), layer, name, "bias", 1, shape, rows));
 }
 
-static bool fill_ends(const struct filler *f)
+static bool fill_outer(const struct filler *f)
 {
     struct gd_model *model = f->model;
-    int64_t table[2] = {model->config.vocab, model->config.width}, width = model->config.width;
-    if (!fill_one(f, &model->embed, "model.embed_tokens.weight",
-                  f->gguf ? "token_embd.weight" : "model.embed_tokens.weight", 2, table, NULL) ||
-        !fill_one(f, &model->final_norm, "model.norm.weight", f->gguf ? "output_norm.weight" : "model.norm.weight", 1,
-                  &width, NULL))
-        return false;
-    if (model->config.tied) {
-        model->head = model->embed;
-        return true;
+    struct tensor_name head = tensor_name(f, -1, &f->names->outer[GD_OUTER_HEAD], "weight", f->gguf);
+    const struct gd_part *parts = model->config.family->body->outer;
+    for (int i = 0; i < GD_OUTER_COUNT; i++) {
+        if (!gd_part_present(&model->config, &parts[i]))
+            continue;
+        if (i == GD_OUTER_HEAD && !f->gguf && find(f->files, head.text) == NULL)
+            return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing, and config.json says tie_word_embeddings false", head.text);
+        if (!fill_part(f, -1, &parts[i], &f->names->outer[i]))
+            return false;
     }
-    if (!f->gguf && find(f->files, "lm_head.weight") == NULL)
-        return gd_fail(f->err, GD_BAD_MODEL,
-                       "tensor lm_head.weight is missing, and config.json says tie_word_embeddings false");
-    return fill_one(f, &model->head, "lm_head.weight", f->gguf ? "output.weight" : "lm_head.weight", 2, table, NULL);
+    if (model->config.tied)
+        model->head = model->embed;
+    return true;
 }
 
 static bool fill_layers(const struct filler *f)
 {
-    for (int layer = 0; layer < f->model->config.layers; layer++) {
-        for (int i = 0; i < GD_NORM_COUNT; i++)
-            if (gd_part_present(&f->model->config, &gd_norm_parts[i]) && !fill_part(f, layer, &gd_norm_parts[i], false))
+    const struct gd_model_config *config = &f->model->config;
+    const struct gd_body *body = config->family->body;
+    for (int layer = 0; layer < config->layers; layer++) {
+        for (int i = 0; i < body->norm_count; i++)
+            if (gd_part_present(config, &body->norms[i]) && !fill_part(f, layer, &body->norms[i], &f->names->norms[i]))
                 return false;
-        for (int i = 0; i < GD_LINEAR_COUNT; i++)
-            if (gd_part_present(&f->model->config, &gd_linear_parts[i]) && !fill_part(f, layer, &gd_linear_parts[i], true))
+        for (int i = 0; i < body->linear_count; i++)
+            if (gd_part_present(config, &body->linears[i]) && !fill_part(f, layer, &body->linears[i], &f->names->linears[i]))
                 return false;
     }
     return true;
@@ -179,7 +166,8 @@ static bool ignored(const struct filler *f, const char *name)
     size_t length = strlen(name), tail = sizeof suffix - 1;
     if (f->gguf)
         return strcmp(name, "rope_freqs.weight") == 0; /* used: it is in the config */
-    return (f->model->config.tied && strcmp(name, "lm_head.weight") == 0) ||
+    struct tensor_name head = tensor_name(f, -1, &f->names->outer[GD_OUTER_HEAD], "weight", false);
+    return (f->model->config.tied && strcmp(name, head.text) == 0) ||
            (length >= tail && strcmp(name + length - tail, suffix) == 0);
 }
 
@@ -213,16 +201,17 @@ int32_t *gd_rope_rows(int heads, int head_dim)
     return rows;
 }
 
-bool gd_files_fill(struct gd_model *model, const struct gd_family *family, struct gd_error *err)
+bool gd_files_fill(struct gd_model *model, bool gguf, struct gd_error *err)
 {
-    struct filler filler = {model, model->files, family != NULL, err};
     const struct gd_model_config *config = &model->config;
-    if (family != NULL && family->gguf_permuted) {
+    const struct gd_family *family = config->family;
+    struct filler filler = {model, model->files, family->names, gguf, err};
+    if (gguf && family->gguf_permuted) {
         filler.files->query_rows = gd_rope_rows(config->heads, config->head_dim);
         filler.files->key_rows = gd_rope_rows(config->kv_heads, config->head_dim);
     }
+    size_t parts = 2 * (size_t)(family->body->norm_count + family->body->linear_count);
     model->layer = gd_alloc_array((size_t)config->layers, sizeof model->layer[0]);
-    model->weights =
-        gd_alloc_array((size_t)config->layers * (GD_NORM_COUNT + 2 * GD_LINEAR_COUNT) + 3, sizeof model->weights[0]);
-    return fill_ends(&filler) && fill_layers(&filler) && check_all_used(&filler);
+    model->weights = gd_alloc_array((size_t)config->layers * parts + 2 * GD_OUTER_COUNT, sizeof model->weights[0]);
+    return fill_outer(&filler) && fill_layers(&filler) && check_all_used(&filler);
 }

@@ -66,9 +66,8 @@ static bool load_tokenizer(struct gd_model *model, struct gd_gguf *file, struct 
 
 static bool load(struct gd_model *model, struct gd_gguf *file, struct gd_error *err)
 {
-    const struct gd_family *family = NULL;
     const char *template_source = NULL;
-    if (!gd_model_config_from_gguf(&model->config, &family, file, err) || !gd_files_fill(model, family, err) ||
+    if (!gd_model_config_from_gguf(&model->config, file, err) || !gd_files_fill(model, true, err) ||
         !load_tokenizer(model, file, err) ||
         !gd_gguf_get_string(file, "tokenizer.chat_template", false, &template_source, err))
         return false;

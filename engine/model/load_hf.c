@@ -135,7 +135,7 @@ bool gd_model_load_folder(struct gd_model *model, struct gd_error *err)
 {
     memcpy(model->format, "safetensors", sizeof "safetensors");
     if (load_config(model, err) && gd_files_open_folder(model->files, model->path, err) &&
-        gd_files_fill(model, NULL, err) && load_text(model, err))
+        gd_files_fill(model, false, err) && load_text(model, err))
         return true;
     gd_error_context(err, "%s", model->path);
     return false;

@@ -12,6 +12,7 @@
 #define GD_MODEL_MODEL_H
 
 #include "engine/model/site.h"
+#include "engine/tensor/activation.h"
 #include "engine/tensor/graph.h"
 #include "engine/tensor/kv.h"
 #include "engine/text/chat.h"
@@ -19,8 +20,10 @@
 #define GD_LAYERS_MAX 512
 #define GD_EOS_MAX 8
 
+struct gd_family;
 struct gd_model_config {
-    char architecture[32];      /* model_type: "llama", "qwen3" */
+    const struct gd_family *family;
+    char architecture[32];      /* its model_type: "llama", "qwen3" */
     int width;                  /* d, hidden_size */
     int layers, heads, kv_heads, head_dim, ffn_width, vocab;
     int context;                /* max_position_embeddings */
@@ -30,9 +33,10 @@ struct gd_model_config {
     float *inv_freq;            /* [rotary_dim/2], scaling applied; owned by the model */
     bool qkv_bias, o_bias, mlp_bias, tied;
     bool fused;                 /* q, k, v are the rows of one matrix, and gate and up those of another (Phi-3) */
+    enum gd_activation activation; /* of the feed-forward part */
     bool qk_norm;               /* each head of q and k is normalised before rope */
     int sliding_window;         /* 0 = none */
-    int sliding_from_layer;     /* layers >= this slide (Qwen2's max_window_layers); 0 = all */
+    bool slides[GD_LAYERS_MAX]; /* layers that see no further than the window */
     int32_t bos_id;             /* -1 = none */
     int32_t eos_ids[GD_EOS_MAX];
     int eos_count;

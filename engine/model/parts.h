@@ -1,5 +1,5 @@
 /*
- * parts.h - the tensors of a decoder layer: names in both formats, shapes, and where they go.
+ * parts.h - what a body's layers are made of: shapes, where the tensors go, and what a family calls them in both formats.
  *
  * Why      Loading, the tensor account, sites and graph walk one table, so that they cannot disagree.
  * Memory   Constants.
@@ -13,36 +13,74 @@
 
 #include "engine/model/model.h"
 
-enum gd_extent { GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV, GD_EXTENT_HEAD, GD_EXTENT_QKV,
-                 GD_EXTENT_FFN_TWICE };
+enum gd_extent { GD_EXTENT_NONE, GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV, GD_EXTENT_HEAD, GD_EXTENT_QKV,
+                 GD_EXTENT_FFN_TWICE, GD_EXTENT_VOCAB };
 enum gd_row_kind { GD_ROWS_PLAIN, GD_ROWS_QUERY, GD_ROWS_KEY }; /* QUERY, KEY: permuted in some GGUF files */
 
 struct gd_part {
-    const char *name;        /* "self_attn.q_proj" */
-    const char *gguf;        /* "attn_q" */
-    enum gd_extent out, in;  /* a norm's weight is [out] */
+    enum gd_extent out, in;  /* in NONE: a vector [out] */
     enum gd_row_kind rows;
-    size_t weight, bias;     /* offsets into struct gd_model_layer */
+    size_t weight, bias;     /* offsets into struct gd_model_layer, of outer parts into struct gd_model */
     size_t has_bias;         /* offset of the flag in struct gd_model_config; 0: never */
     size_t has, lacks;       /* the same of the part itself and of what takes its place; 0: always, never */
 };
 
-enum { GD_LINEAR_QKV, GD_LINEAR_Q, GD_LINEAR_K, GD_LINEAR_V, GD_LINEAR_O, GD_LINEAR_GATE_UP, GD_LINEAR_GATE, GD_LINEAR_UP,
-       GD_LINEAR_DOWN, GD_LINEAR_COUNT }; /* in graph order */
-enum { GD_NORM_INPUT, GD_NORM_Q, GD_NORM_K, GD_NORM_POST, GD_NORM_COUNT }; /* in graph order */
+#define GD_OUTER_WEIGHT(field) .weight = offsetof(struct gd_model, field)
+#define GD_PART_WEIGHT(field) .weight = offsetof(struct gd_model_layer, field)
+#define GD_PART_BIAS(field, flag)                                                                                      \
+    .bias = offsetof(struct gd_model_layer, field), .has_bias = offsetof(struct gd_model_config, flag)
+#define GD_PART_IF(flag) .has = offsetof(struct gd_model_config, flag)
+#define GD_PART_UNLESS(flag) .lacks = offsetof(struct gd_model_config, flag)
 
-extern const struct gd_part gd_linear_parts[GD_LINEAR_COUNT];
-extern const struct gd_part gd_norm_parts[GD_NORM_COUNT];
+#define GD_PARTS_MAX 16 /* of one kind */
+
+/* The parts outside layers, of all bodies. */
+enum { GD_OUTER_EMBED, GD_OUTER_NORM, GD_OUTER_HEAD, GD_OUTER_COUNT };
+
+/* How layers of parts become a graph. */
+struct gd_body {
+    const struct gd_part *linears, *norms; /* of a layer, in graph order */
+    int linear_count, norm_count;
+    const struct gd_part *outer;           /* [GD_OUTER_COUNT]; out NONE: it has no such part */
+    /* ids to the last hidden state: gd_model_hidden. */
+    struct gd_value *(*hidden)(struct gd_graph *graph, const struct gd_model *model, const struct gd_model_inputs *inputs,
+                               const struct gd_sites *sites);
+};
+
+/* The parts of gd_body_decoder, in graph order. */
+enum { GD_LINEAR_QKV, GD_LINEAR_Q, GD_LINEAR_K, GD_LINEAR_V, GD_LINEAR_O, GD_LINEAR_GATE_UP, GD_LINEAR_GATE, GD_LINEAR_UP,
+       GD_LINEAR_DOWN, GD_LINEAR_COUNT };
+enum { GD_NORM_INPUT, GD_NORM_Q, GD_NORM_K, GD_NORM_POST, GD_NORM_COUNT };
+extern const struct gd_body gd_body_decoder;
+struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
+                                   const struct gd_model_inputs *inputs, const struct gd_sites *sites);
+
+/* What a module is called: without ".weight" and ".bias". */
+struct gd_name {
+    const char *hf;          /* "self_attn.q_proj" */
+    const char *gguf;        /* "attn_q" */
+};
+struct gd_names {
+    const char *base;        /* the model without its head: "model" */
+    const char *layers;      /* "model.layers": layer i is LAYERS.i ("blk.i" in GGUF), and its parts are below it */
+    struct gd_name outer[GD_OUTER_COUNT];
+    const char *attention, *mlp;         /* a layer's blocks */
+    struct gd_name linears[GD_PARTS_MAX], norms[GD_PARTS_MAX]; /* in the order of the body's parts */
+};
+extern const struct gd_names gd_names_llama;
 
 int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent);
-/* Does a layer have it? */
+/* Does the model have it? */
 bool gd_part_present(const struct gd_model_config *config, const struct gd_part *part);
-/* How many linear modules a layer has before `linear` (GD_LINEAR_COUNT: in all). */
+/* How many linear modules a layer has before `linear`, and how many in all. */
 int gd_linears_before(const struct gd_model_config *config, int linear);
-/* How many norms a layer has before `norm` (GD_NORM_COUNT: in all). */
+int gd_linears_of_layer(const struct gd_model_config *config);
+/* The same of norms. */
 int gd_norms_before(const struct gd_model_config *config, int norm);
+int gd_norms_of_layer(const struct gd_model_config *config);
 bool gd_part_has_bias(const struct gd_model_config *config, const struct gd_part *part);
-struct gd_weight **gd_part_weight(struct gd_model_layer *layer, const struct gd_part *part);
-struct gd_weight **gd_part_bias(struct gd_model_layer *layer, const struct gd_part *part);
+/* owner: what the part's offsets count from. */
+struct gd_weight **gd_part_weight(void *owner, const struct gd_part *part);
+struct gd_weight **gd_part_bias(void *owner, const struct gd_part *part);
 
 #endif

@@ -1,9 +1,9 @@
 #include "engine/model/rewrite.h"
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
+#include "engine/model/family.h"
 #include "engine/model/files.h"
 #include "engine/model/gguf_write.h"
-#include "engine/model/parts.h"
 #include <errno.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -23,7 +23,7 @@ struct rewriter {
     const struct gd_rewrite *rewrite;
     enum gd_dtype dtype;
     bool gguf;
-    bool bias[GD_LINEAR_COUNT]; /* parts that get one */
+    bool bias[GD_PARTS_MAX];    /* parts that get one */
     struct gd_safetensors_entry *entries;
     struct piece *pieces;
     int count;
@@ -63,20 +63,25 @@ static void add_sources(struct rewriter *r)
 
 /* ---- biases that the base has not ---- */
 
+static int part_index(const struct rewriter *r, const struct gd_site *site)
+{
+    return (int)(site->part - r->model->config.family->body->linears);
+}
+
 /* A family's files have them for groups of modules: q, k, v and o (each on its own in GGUF), and gate, up, down. */
 static bool choose_biases(struct rewriter *r, struct gd_error *err)
 {
-    const struct gd_family *family = NULL;
+    const struct gd_model_config *config = &r->model->config;
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(r->model, &sites);
-    bool ok = gd_family_find(&family, r->model->config.architecture, err);
+    bool ok = true;
     for (int i = 0; ok && r->rewrite->bias != NULL && i < site_count; i++) {
-        int part = (int)(sites[i].part - gd_linear_parts);
-        if (gd_part_has_bias(&r->model->config, &gd_linear_parts[part]) || !r->rewrite->bias(r->rewrite->context, &sites[i], NULL))
+        int part = part_index(r, &sites[i]);
+        if (gd_part_has_bias(config, sites[i].part) || !r->rewrite->bias(r->rewrite->context, &sites[i], NULL))
             continue;
-        if (!family->bias_options)
+        if (!config->family->bias_options)
             ok = gd_fail(err, GD_UNSUPPORTED, "%s would need a bias, and %s models have none there", sites[i].name,
-                         r->model->config.architecture);
+                         config->architecture);
         else if (part >= GD_LINEAR_GATE)
             r->bias[GD_LINEAR_GATE] = r->bias[GD_LINEAR_UP] = r->bias[GD_LINEAR_DOWN] = true;
         else if (!r->gguf || part == GD_LINEAR_O)
@@ -92,11 +97,9 @@ static void add_biases(struct rewriter *r, struct gd_arena *names)
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(r->model, &sites);
     for (int i = 0; i < site_count; i++) {
-        int part = (int)(sites[i].part - gd_linear_parts);
-        if (!r->bias[part] || gd_part_has_bias(&r->model->config, &gd_linear_parts[part]))
+        if (!r->bias[part_index(r, &sites[i])] || gd_part_has_bias(&r->model->config, sites[i].part))
             continue;
-        const char *name = r->gguf ? gd_arena_format(names, "blk.%d.%s.bias", sites[i].layer, gd_linear_parts[part].gguf)
-                                   : gd_arena_format(names, "%s.bias", sites[i].name);
+        const char *name = gd_arena_format(names, "%s.bias", r->gguf ? sites[i].gguf : sites[i].name);
         enum gd_dtype dtype = r->gguf ? GD_F32 : r->dtype != GD_DTYPE_COUNT ? r->dtype : gd_weight_source(sites[i].weight)->dtype;
         add_piece(r, name, (struct piece){.site = &sites[i], .changed = true},
                   (struct gd_tensor){.dtype = dtype, .rank = 1, .shape = {sites[i].out}});
@@ -265,7 +268,7 @@ bool gd_model_rewrite(const struct gd_model *model, const struct gd_rewrite *rew
     r.gguf = r.files->gguf != NULL;
     if (gd_path_exists(path))
         return gd_fail_param(err, GD_CONFLICT, "--out", "%s exists already", path);
-    size_t most = (size_t)r.files->tensor_count + (size_t)model->config.layers * GD_LINEAR_COUNT;
+    size_t most = (size_t)r.files->tensor_count + (size_t)model->config.layers * GD_PARTS_MAX;
     r.entries = gd_alloc_array(most, sizeof(*r.entries));
     r.pieces = gd_alloc_array(most, sizeof(*r.pieces));
     bool ok = choose_biases(&r, err);

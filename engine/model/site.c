@@ -1,7 +1,7 @@
 /* site.c - the named places of a filled model, and what a linear site does when nobody answers. */
 #include "engine/model/site.h"
+#include "engine/model/family.h"
 #include "engine/model/files.h"
-#include "engine/model/parts.h"
 #include "engine/tensor/ops.h"
 
 struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *bias)
@@ -19,13 +19,13 @@ struct gd_value *gd_site_norm_base(struct gd_graph *g, const struct gd_site *sit
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->linear_sites;
-    return model->config.layers * gd_linears_before(&model->config, GD_LINEAR_COUNT);
+    return model->config.layers * gd_linears_of_layer(&model->config);
 }
 
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->norm_sites;
-    return model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT) + 1;
+    return model->config.layers * gd_norms_of_layer(&model->config) + 1;
 }
 
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites)
@@ -39,58 +39,76 @@ const struct gd_site *gd_model_embed_site(const struct gd_model *model)
     return &gd_model_files(model)->embed_site;
 }
 
-static const char *layer_name(struct gd_files *files, int layer, const char *part)
+static const char *layer_name(const struct gd_model *model, int layer, const char *part)
 {
-    return gd_arena_format(&files->arena, "model.layers.%d.%s", layer, part);
+    return gd_arena_format(&gd_model_files(model)->arena, "%s.%d.%s", model->config.family->names->layers, layer, part);
+}
+
+/* A part of a layer with a weight. */
+static struct gd_site part_site(const struct gd_model *model, enum gd_site_kind kind, int layer, int index,
+                                const struct gd_part *part, const struct gd_name *name)
+{
+    const struct gd_model_config *config = &model->config;
+    struct gd_model_layer *weights = &model->layer[layer];
+    struct gd_arena *arena = &gd_model_files(model)->arena;
+    int out = gd_extent_size(config, part->out);
+    return (struct gd_site){
+        .kind = kind,
+        .layer = layer,
+        .index = index,
+        .name = layer_name(model, layer, name->hf),
+        .gguf = name->gguf != NULL ? gd_arena_format(arena, "blk.%d.%s", layer, name->gguf) : NULL,
+        .in = kind == GD_SITE_NORM ? out : gd_extent_size(config, part->in),
+        .out = out,
+        .weight = *gd_part_weight(weights, part),
+        .bias = gd_part_has_bias(config, part) ? *gd_part_bias(weights, part) : NULL,
+        .part = part,
+    };
+}
+
+static struct gd_site block_site(const struct gd_model *model, enum gd_site_kind kind, int layer, int index, const char *name)
+{
+    int width = kind == GD_SITE_BLOCK ? model->config.width : 0;
+    return (struct gd_site){.kind = kind, .layer = layer, .index = index, .name = layer_name(model, layer, name), .in = width, .out = width};
 }
 
 static void make_layer(struct gd_model *model, struct gd_files *files, int layer)
 {
-    struct gd_model_layer *weights = &model->layer[layer];
     const struct gd_model_config *config = &model->config;
-    for (int i = 0; i < GD_LINEAR_COUNT; i++) {
-        const struct gd_part *part = &gd_linear_parts[i];
-        int index = layer * gd_linears_before(config, GD_LINEAR_COUNT) + gd_linears_before(config, i);
-        if (gd_part_present(config, part))
-            files->linear_sites[index] = (struct gd_site){GD_SITE_LINEAR,
-                                                          layer,
-                                                          index,
-                                                          layer_name(files, layer, part->name),
-                                                          gd_extent_size(config, part->in),
-                                                          gd_extent_size(config, part->out),
-                                                          *gd_part_weight(weights, part),
-                                                          gd_part_has_bias(config, part) ? *gd_part_bias(weights, part) : NULL,
-                                                          part};
-    }
-    for (int i = 0; i < GD_NORM_COUNT; i++) {
-        const struct gd_part *part = &gd_norm_parts[i];
-        int index = layer * gd_norms_before(config, GD_NORM_COUNT) + gd_norms_before(config, i);
-        int width = gd_extent_size(config, part->out);
-        if (gd_part_present(config, part))
-            files->norm_sites[index] = (struct gd_site){
-                GD_SITE_NORM, layer, index, layer_name(files, layer, part->name), width, width, *gd_part_weight(weights, part), NULL, part};
-    }
-    files->kv_sites[layer] =
-        (struct gd_site){GD_SITE_KV, layer, layer, layer_name(files, layer, "self_attn"), 0, 0, NULL, NULL, NULL};
-    files->block_sites[2 * layer] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer, layer_name(files, layer, "self_attn"), config->width, config->width, NULL, NULL, NULL};
-    files->block_sites[2 * layer + 1] =
-        (struct gd_site){GD_SITE_BLOCK, layer, 2 * layer + 1, layer_name(files, layer, "mlp"), config->width, config->width, NULL, NULL, NULL};
+    const struct gd_body *body = config->family->body;
+    const struct gd_names *names = config->family->names;
+    int index = layer * gd_linears_of_layer(config);
+    for (int i = 0; i < body->linear_count; i++)
+        if (gd_part_present(config, &body->linears[i])) {
+            files->linear_sites[index] = part_site(model, GD_SITE_LINEAR, layer, index, &body->linears[i], &names->linears[i]);
+            index++;
+        }
+    index = layer * gd_norms_of_layer(config);
+    for (int i = 0; i < body->norm_count; i++)
+        if (gd_part_present(config, &body->norms[i])) {
+            files->norm_sites[index] = part_site(model, GD_SITE_NORM, layer, index, &body->norms[i], &names->norms[i]);
+            index++;
+        }
+    files->kv_sites[layer] = block_site(model, GD_SITE_KV, layer, layer, names->attention);
+    files->block_sites[2 * layer] = block_site(model, GD_SITE_BLOCK, layer, 2 * layer, names->attention);
+    files->block_sites[2 * layer + 1] = block_site(model, GD_SITE_BLOCK, layer, 2 * layer + 1, names->mlp);
 }
 
 void gd_model_make_sites(struct gd_model *model)
 {
     struct gd_files *files = model->files;
-    int last = model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT);
+    const struct gd_names *names = model->config.family->names;
+    int last = model->config.layers * gd_norms_of_layer(&model->config), width = model->config.width;
     size_t layers = (size_t)model->config.layers, each = sizeof(struct gd_site);
-    files->linear_sites = gd_arena_alloc_array(&files->arena, layers * (size_t)gd_linears_before(&model->config, GD_LINEAR_COUNT), each);
+    files->linear_sites = gd_arena_alloc_array(&files->arena, layers * (size_t)gd_linears_of_layer(&model->config), each);
     files->norm_sites = gd_arena_alloc_array(&files->arena, (size_t)last + 1, each);
     files->kv_sites = gd_arena_alloc_array(&files->arena, layers, each);
     files->block_sites = gd_arena_alloc_array(&files->arena, layers * 2, each);
     for (int layer = 0; layer < model->config.layers; layer++)
         make_layer(model, files, layer);
-    files->norm_sites[last] = (struct gd_site){GD_SITE_NORM, -1, last, "model.norm", model->config.width,
-                                               model->config.width, model->final_norm, NULL, NULL};
-    files->embed_site = (struct gd_site){GD_SITE_EMBED, -1, 0, "model.embed_tokens", 0, 0, NULL, NULL, NULL};
-    files->hidden_site = (struct gd_site){GD_SITE_HIDDEN, -1, 0, "model", 0, 0, NULL, NULL, NULL};
+    files->norm_sites[last] = (struct gd_site){.kind = GD_SITE_NORM, .layer = -1, .index = last, .name = names->outer[GD_OUTER_NORM].hf,
+                                               .gguf = names->outer[GD_OUTER_NORM].gguf, .in = width, .out = width,
+                                               .weight = model->final_norm};
+    files->embed_site = (struct gd_site){.kind = GD_SITE_EMBED, .layer = -1, .name = names->outer[GD_OUTER_EMBED].hf};
+    files->hidden_site = (struct gd_site){.kind = GD_SITE_HIDDEN, .layer = -1, .name = names->base};
 }

@@ -28,10 +28,11 @@ struct gd_site {
     int layer;                  /* -1 outside layers */
     int index;                  /* dense number of the site in the model: gd_model_linear_sites order for LINEAR */
     const char *name;           /* Hugging Face module path: "model.layers.3.self_attn.q_proj" */
+    const char *gguf;           /* the same in GGUF: "blk.3.attn_q"; LINEAR, NORM; NULL: its files do not have it */
     int in, out;                /* LINEAR: features; NORM, BLOCK: its width, twice; a head's for a norm of heads */
     struct gd_weight *weight;   /* LINEAR, NORM; else NULL */
     struct gd_weight *bias;     /* LINEAR, NORM; or NULL */
-    const struct gd_part *part; /* LINEAR, NORM in a layer: its row of parts.h; else NULL */
+    const struct gd_part *part; /* LINEAR, NORM in a layer: its row of the body's parts (parts.h); else NULL */
     bool centred;               /* NORM: a LayerNorm, else an RMSNorm, which has no bias */
 };
 

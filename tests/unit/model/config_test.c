@@ -47,7 +47,7 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"[]", GD_BAD_MODEL, "config.json is not a JSON object"},
         {"{\"model_type\":7}", GD_BAD_MODEL, "config.json.model_type"},
         {"{\"model_type\":null}", GD_BAD_MODEL, "model_type"},
-        {"{\"model_type\":\"gemma2\"}", GD_UNSUPPORTED, "\"gemma2\"|llama, mistral, qwen2, qwen3, phi3"},
+        {"{\"model_type\":\"gemma2\"}", GD_UNSUPPORTED, "\"gemma2\"|llama, mistral, phi3, qwen2, qwen3"},
         {"{\"architectures\":[\"LlamaForSequenceClassification\"]}", GD_UNSUPPORTED,
          "config.json.architectures|LlamaForSequenceClassification|LlamaForCausalLM"},
         {"{\"architectures\":\"LlamaForCausalLM\"}", GD_BAD_MODEL, "architectures"},
@@ -73,7 +73,7 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"max_position_embeddings\":0}", GD_BAD_MODEL, "max_position_embeddings"},
         {"{\"rms_norm_eps\":0}", GD_BAD_MODEL, "rms_norm_eps"},
         {"{\"rms_norm_eps\":-1}", GD_BAD_MODEL, "rms_norm_eps"},
-        {"{\"hidden_act\":\"gelu\"}", GD_UNSUPPORTED, "hidden_act|gelu|silu"},
+        {"{\"hidden_act\":\"mish\"}", GD_UNSUPPORTED, "hidden_act|mish|silu, gelu"},
         {"{\"tie_word_embeddings\":1}", GD_BAD_MODEL, "tie_word_embeddings"},
         {"{\"partial_rotary_factor\":0.5}", GD_UNSUPPORTED, "partial_rotary_factor 0.5"},
         {"{\"rope_theta\":0}", GD_BAD_MODEL, "rope_theta"},
@@ -104,8 +104,6 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"model_type\":\"qwen3\",\"attention_bias\":3}", GD_BAD_MODEL, "config.json.attention_bias"},
         {"{\"model_type\":\"qwen3\",\"num_key_value_heads\":4,\"head_dim\":7}", GD_BAD_MODEL, "head_dim 7"},
         {"{\"model_type\":\"qwen2\",\"layer_types\":[\"full_attention\"]}", GD_BAD_MODEL, "layer_types has 1"},
-        {"{\"model_type\":\"qwen2\",\"layer_types\":[\"sliding_attention\",\"full_attention\"]}", GD_UNSUPPORTED,
-         "layer_types[1]"},
         {"{\"model_type\":\"qwen2\",\"layer_types\":[\"x\",\"full_attention\"]}", GD_UNSUPPORTED, "layer_types|\"x\""},
     };
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
@@ -141,7 +139,7 @@ static void absent_fields_mean_the_default_of_the_family(void **state)
     assert_int_equal(c.kv_heads, 8);
     assert_int_equal(c.ffn_width, 14336);
     assert_int_equal(c.sliding_window, 4096);
-    assert_int_equal(c.sliding_from_layer, 0);
+    assert_true(c.slides[0] && c.slides[31]);
     assert_int_equal(c.context, 131072);
     gd_model_config_release(&c);
 
@@ -188,23 +186,27 @@ static void windows_follow_the_rules_of_qwen2(void **state)
 {
     static const struct {
         const char *patch;
-        int window, from;
+        int window;
+        bool slides[2];
     } cases[] = {
-        {"{\"use_sliding_window\":true,\"sliding_window\":6,\"max_window_layers\":1}", 6, 1},
-        {"{\"use_sliding_window\":true,\"sliding_window\":6,\"max_window_layers\":2}", 0, 0},
-        {"{\"use_sliding_window\":true,\"sliding_window\":6}", 0, 0},
-        {"{\"use_sliding_window\":false,\"sliding_window\":6,\"max_window_layers\":0}", 0, 0},
-        {"{\"use_sliding_window\":true,\"sliding_window\":null,\"max_window_layers\":0}", 0, 0},
-        {"{\"use_sliding_window\":true,\"max_window_layers\":0}", 4096, 0},
+        {"{\"use_sliding_window\":true,\"sliding_window\":6,\"max_window_layers\":1}", 6, {false, true}},
+        {"{\"use_sliding_window\":true,\"sliding_window\":6,\"max_window_layers\":2}", 0, {false, false}},
+        {"{\"use_sliding_window\":true,\"sliding_window\":6}", 0, {false, false}},
+        {"{\"use_sliding_window\":false,\"sliding_window\":6,\"max_window_layers\":0}", 0, {false, false}},
+        {"{\"use_sliding_window\":true,\"sliding_window\":null,\"max_window_layers\":0}", 0, {false, false}},
+        {"{\"use_sliding_window\":true,\"max_window_layers\":0}", 4096, {true, true}},
         {"{\"use_sliding_window\":true,\"sliding_window\":6,\"max_window_layers\":0,"
          "\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
-         6, 1},
+         6, {false, true}},
+        {"{\"use_sliding_window\":true,\"sliding_window\":6,\"layer_types\":[\"sliding_attention\",\"full_attention\"]}",
+         6, {true, false}},
     };
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_model_config c =
             must_read("{\"model_type\":\"qwen2\",\"num_hidden_layers\":2}", cases[i].patch, NULL);
         assert_int_equal(c.sliding_window, cases[i].window);
-        assert_int_equal(c.sliding_from_layer, cases[i].from);
+        assert_int_equal(c.slides[0], cases[i].slides[0]);
+        assert_int_equal(c.slides[1], cases[i].slides[1]);
         gd_model_config_release(&c);
     }
 }

@@ -218,7 +218,7 @@ static void without_the_row_order_the_logits_are_others(void **state)
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(model, &sites);
     for (int i = 0; i < site_count; i++) {
-        int part = (int)(sites[i].part - gd_linear_parts);
+        int part = (int)(sites[i].part - gd_body_decoder.linears);
         if (part != GD_LINEAR_Q && part != GD_LINEAR_K)
             continue;
         struct gd_weight *old = files->linear_sites[i].weight, *plain = NULL;

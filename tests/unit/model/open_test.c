@@ -117,8 +117,8 @@ static void a_config_that_its_tensors_do_not_fit_is_refused(void **state)
 static void other_architectures_are_refused_by_name(void **state)
 {
     struct scratch scratch = copy_llama();
-    edit(&scratch, "config.json", "\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"");
-    refuse("gpt2", &scratch, GD_UNSUPPORTED, "\"gpt2\"|llama, mistral, qwen2, qwen3, phi3");
+    edit(&scratch, "config.json", "\"model_type\": \"llama\"", "\"model_type\": \"bloom\"");
+    refuse("bloom", &scratch, GD_UNSUPPORTED, "\"bloom\"|llama, mistral, phi3, qwen2, qwen3");
 }
 
 /* The tensors of tiny-llama, with one more or one as another dtype. */

@@ -1,5 +1,5 @@
 /*
- * llama.c - the graph of Llama and its relatives (Touvron et al. 2023), through the sites.
+ * decoder.c - the graph of a decoder: Llama (Touvron et al. 2023) and its relatives by flags, through the sites.
  *
  *   u = x + Wo attention(rope(Wq n1), rope(Wk n1), Wv n1)   n1 = RMSNorm(x)
  *   y = u + Wdown(silu(Wgate n2) * (Wup n2))                n2 = RMSNorm(u)
@@ -20,20 +20,6 @@ struct builder {
     struct gd_sites sites;
 };
 
-void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
-                            int tokens, int segments, bool cached)
-{
-    *inputs = (struct gd_model_inputs){
-        .ids = gd_graph_input(graph, "ids", GD_I32, 1, (int64_t[]){tokens}),
-        .positions = gd_graph_input(graph, "positions", GD_I32, 1, (int64_t[]){tokens}),
-        .inv_freq = gd_graph_input(graph, "inv_freq", GD_F32, 1, (int64_t[]){model->config.rotary_dim / 2}),
-    };
-    if (cached)
-        inputs->cache = gd_graph_handle(graph, "cache");
-    else
-        inputs->cu_seqlens = gd_graph_input(graph, "cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
-}
-
 /* Of rows of x, or of as many heads as fit in a row. */
 static struct gd_value *norm(const struct builder *b, const struct gd_site *site, struct gd_value *x)
 {
@@ -47,13 +33,13 @@ static struct gd_value *norm(const struct builder *b, const struct gd_site *site
 static struct gd_value *layer_norm(const struct builder *b, int layer, int part, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    int index = layer * gd_norms_before(config, GD_NORM_COUNT) + gd_norms_before(config, part);
+    int index = layer * gd_norms_of_layer(config) + gd_norms_before(config, part);
     return norm(b, &b->files->norm_sites[index], x);
 }
 
 static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
 {
-    const struct gd_site *site = &b->files->linear_sites[layer * gd_linears_before(&b->model->config, GD_LINEAR_COUNT) +
+    const struct gd_site *site = &b->files->linear_sites[layer * gd_linears_of_layer(&b->model->config) +
                                                          gd_linears_before(&b->model->config, part)];
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
     struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
@@ -102,7 +88,7 @@ static struct gd_value *attention(const struct builder *b, int layer, struct gd_
         b->sites.kv(b->sites.context, b->graph, &b->files->kv_sites[layer], &k, &v);
     struct gd_attention_options options = {
         .heads = config->heads, .kv_heads = config->kv_heads, .head_dim = config->head_dim, .scale = 1 / sqrt(config->head_dim),
-        .window = layer >= config->sliding_from_layer ? config->sliding_window : 0,
+        .window = config->slides[layer] ? config->sliding_window : 0,
     };
     struct gd_value *y;
     if (b->inputs->cache != NULL)
@@ -124,7 +110,10 @@ static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value 
         gate = linear(b, layer, GD_LINEAR_GATE, x);
         up = linear(b, layer, GD_LINEAR_UP, x);
     }
-    return linear(b, layer, GD_LINEAR_DOWN, gd_swiglu(b->graph, gate, up));
+    struct gd_value *inner = config->activation == GD_ACTIVATION_SILU
+                                 ? gd_swiglu(b->graph, gate, up)
+                                 : gd_mul(b->graph, gd_activation(b->graph, gate, config->activation), up);
+    return linear(b, layer, GD_LINEAR_DOWN, inner);
 }
 
 static struct gd_value *decoder_layer(const struct builder *b, int layer, struct gd_value *x)
@@ -136,8 +125,8 @@ static struct gd_value *decoder_layer(const struct builder *b, int layer, struct
     return gd_add(b->graph, u, block(b, &blocks[1], n2, mlp(b, layer, n2)));
 }
 
-struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,
-                                 const struct gd_model_inputs *inputs, const struct gd_sites *sites)
+struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
+                                   const struct gd_model_inputs *inputs, const struct gd_sites *sites)
 {
     struct builder b = {graph, model, model->files, inputs, sites != NULL ? *sites : (struct gd_sites){0}};
     assert((inputs->cache != NULL) + (inputs->cu_seqlens != NULL) <= 1);
@@ -149,13 +138,8 @@ struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *
         x = decoder_layer(&b, layer, x);
     }
     gd_graph_mark(graph);
-    struct gd_value *h = norm(&b, &b.files->norm_sites[model->config.layers * gd_norms_before(&model->config, GD_NORM_COUNT)], x);
+    struct gd_value *h = norm(&b, &b.files->norm_sites[model->config.layers * gd_norms_of_layer(&model->config)], x);
     if (b.sites.hidden != NULL)
         h = b.sites.hidden(b.sites.context, graph, &b.files->hidden_site, h);
     return h;
-}
-
-struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model)
-{
-    return gd_graph_weight(graph, model->head);
 }

@@ -1,0 +1,49 @@
+/*
+ * config_read.h - what the families' readers of config.json are made of.
+ *
+ * Why      A field that several families have is read and refused in one way.
+ * Memory   none
+ * Threads  Any; pure functions.
+ * Errors   reader->err: the getters' (GD_BAD_MODEL in the end) naming config.json.FIELD, GD_UNSUPPORTED for values not computed.
+ * Limits   config.h
+ * Life     the reader's
+ *
+ * Each leaves its part of reader->config as it was where the field is absent, and is false on an error.
+ */
+#ifndef GD_MODEL_CONFIG_READ_H
+#define GD_MODEL_CONFIG_READ_H
+
+#include "engine/model/config.h"
+#include "engine/model/family.h"
+
+#define GD_CONFIG_PATH "config.json"
+
+/* For fields where null is a value of its own. */
+bool gd_config_is_null(const cJSON *json, const char *key);
+GD_MUST_CHECK bool gd_config_read_int(const struct gd_config_reader *r, const char *key, int64_t max, int *out);
+GD_MUST_CHECK bool gd_config_read_bool(const struct gd_config_reader *r, const char *key, bool *out);
+GD_MUST_CHECK bool gd_config_read_number(const struct gd_config_reader *r, const char *key, double min, double max, double *out);
+/* Fails: "config.json.KEY "VALUE" is not supported; supported is SUPPORTED". */
+GD_MUST_CHECK bool gd_config_refuse(const struct gd_config_reader *r, const char *key, const char *value, const char *supported);
+/* Fails if the flag is set. */
+GD_MUST_CHECK bool gd_config_refuse_flag(const struct gd_config_reader *r, const char *key);
+
+/* The function of the feed-forward part, by transformers' name. */
+GD_MUST_CHECK bool gd_config_read_activation(const struct gd_config_reader *r, const char *key);
+/* sliding_window: config->sliding_window; null: 0. */
+GD_MUST_CHECK bool gd_config_read_window(const struct gd_config_reader *r);
+/* layer_types, where the file has them: config->slides. */
+GD_MUST_CHECK bool gd_config_read_layer_types(const struct gd_config_reader *r);
+/* The layers from `first` on slide. */
+void gd_config_slide_from(struct gd_model_config *config, int first);
+
+/* use_sliding_window, max_window_layers, sliding_window, layer_types (families/qwen2.c). */
+GD_MUST_CHECK bool gd_qwen_read_window(const struct gd_config_reader *r);
+
+/* Of GGUF files: fails on a window, since no key says which layers slide. */
+GD_MUST_CHECK bool gd_gguf_refuse_window(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err);
+
+/* rope_theta, rope_scaling, rope_parameters, partial_rotary_factor (config_rope.c). */
+GD_MUST_CHECK bool gd_config_read_rope(const struct gd_config_reader *r, struct gd_rope_scaling *scaling);
+
+#endif

@@ -1,0 +1,27 @@
+/* graph.c - what the graphs of all bodies share: inputs, head. */
+#include "engine/model/family.h"
+
+void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
+                            int tokens, int segments, bool cached)
+{
+    *inputs = (struct gd_model_inputs){
+        .ids = gd_graph_input(graph, "ids", GD_I32, 1, (int64_t[]){tokens}),
+        .positions = gd_graph_input(graph, "positions", GD_I32, 1, (int64_t[]){tokens}),
+        .inv_freq = gd_graph_input(graph, "inv_freq", GD_F32, 1, (int64_t[]){model->config.rotary_dim / 2}),
+    };
+    if (cached)
+        inputs->cache = gd_graph_handle(graph, "cache");
+    else
+        inputs->cu_seqlens = gd_graph_input(graph, "cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
+}
+
+struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,
+                                 const struct gd_model_inputs *inputs, const struct gd_sites *sites)
+{
+    return model->config.family->body->hidden(graph, model, inputs, sites);
+}
+
+struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model)
+{
+    return gd_graph_weight(graph, model->head);
+}
