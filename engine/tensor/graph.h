@@ -18,7 +18,7 @@
 #include "engine/tensor/tensor.h"
 #include "engine/tensor/weight.h"
 
-#define GD_CALL_INPUTS_MAX 8
+#define GD_CALL_INPUTS_MAX 10
 #define GD_CALL_OUTPUTS_MAX 4
 
 enum gd_value_kind {

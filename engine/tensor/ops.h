@@ -96,9 +96,13 @@ struct gd_attention_options {
     bool bidirectional;  /* rows see the later rows of their segment too */
     double scale;        /* of the scores */
     double softcap;      /* 0: none; c: scores become c tanh(s / c) before they are masked */
+    struct gd_value *bias;           /* weight or param f32 [buckets, heads], added to scores by the bucket of their distance
+                                        (attention_bias.h), or NULL */
+    int bias_distance;               /* from where on all distances share a bucket */
+    struct gd_value *key_cu_seqlens; /* i32 [S+1]: cross attention: rows of segment s see these rows of k and v; or NULL */
 };
 
-/* Attention over packed segments. q: act [T, h*dh], k, v: act [T, g*dh],
+/* Attention over packed segments. q: act [T, h*dh], k, v: act [T, g*dh] (cross: as many rows as there are keys),
  * cu_seqlens: i32 [S+1] (entries after the last segment repeat T_used; rows >= T_used give 0).
  * prefix: i32 [2S], or NULL: rows of the batch, before the segment, that it continues: its rows see them too, and the window
  * counts as if they stood right before it (attention_blocks.h). Softmax in f32, online.
@@ -107,7 +111,8 @@ struct gd_value *gd_attention(struct gd_graph *g, struct gd_value *q, struct gd_
                               struct gd_value *cu_seqlens, struct gd_value *prefix, const struct gd_attention_options *options);
 
 /* The same for inference, causal: first stores this batch's k and v rows in the cache pages, then lets every query row see
- * its sequence's past and its own earlier rows. cache: handle of struct gd_kv_batch (kv.h). */
+ * its sequence's past and its own earlier rows. cache: handle of struct gd_kv_batch (kv.h). k and v NULL: cross attention,
+ * every row sees all of its sequence's past, and nothing is stored. */
 struct gd_value *gd_attention_cached(struct gd_graph *g, struct gd_value *q, struct gd_value *k, struct gd_value *v,
                                      struct gd_value *cache, int layer, const struct gd_attention_options *options);
 

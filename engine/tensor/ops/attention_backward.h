@@ -9,7 +9,8 @@
  * Life     gd_attention_backward_LANES is the instance's table; load_keys -> pair for each block of queries that sees them.
  *
  *     P[i][j] = 2^(scale log2(e) q[i].k[j] - lse[i] log2(e)),  dP[i][j] = dO[i].v[j],  dS = P (dP - D[i]) scale
- * (with a softcap c and t = tanh(scale q[i].k[j] / c): P = 2^(c t log2(e) - ...), and dS times 1 - t^2)
+ * (a position bias is added to the exponent of P; its gradient is dS without the scale;
+ * with a softcap c and t = tanh(scale q[i].k[j] / c): P = 2^(c t log2(e) - ...), and dS times 1 - t^2)
  *     dQ[i] += sum_j dS[i][j] k[j],  dK[j] += sum_i dS[i][j] q[i],  dV[j] += sum_i P[i][j] dO[i]
  */
 #include "engine/tensor/ops/lanes_math.h"
@@ -31,7 +32,8 @@ LANES_FN void ISA(load_keys)(struct gd_attention_pair *pair, const void *keys, c
 }
 
 /* P and dS of one row for the keys [begin, end); keys that it does not see get 0. */
-LANES_INLINE void ISA(row_grad)(const struct gd_attention_pair *pair, int row, int begin, int end, const bool capped)
+LANES_INLINE void ISA(row_grad)(struct gd_attention_pair *pair, int row, int begin, int end, const bool capped,
+                                const bool biased)
 {
     const float log2_e = 1.44269504088896340736f;
     float *p_row = pair->p + row * GD_TILE, *ds_row = pair->ds + row * GD_TILE;
@@ -49,11 +51,26 @@ LANES_INLINE void ISA(row_grad)(const struct gd_attention_pair *pair, int row, i
             s = t * cap_log2;
             slope -= t * t * scale;
         }
+        if (biased)
+            s += VLOAD(pair->bias + GD_TILE - 1 + j - row);
         VEC p = ISA(exp2)(s - lse);
-        VEC ds = p * (VLOAD(ds_row + j) - dot) * slope;
+        VEC ds = p * (VLOAD(ds_row + j) - dot);
+        if (biased && pair->wants_bias) {
+            float *sum = pair->d_bias + GD_TILE - 1 + j - row;
+            VSTORE(sum, VLOAD(sum) + ISA(select)(visible, ds, (VEC){0}));
+        }
+        ds *= slope;
         VSTORE(p_row + j, ISA(select)(visible, p, (VEC){0}));
         VSTORE(ds_row + j, ISA(select)(visible, ds, (VEC){0}));
     }
+}
+
+LANES_FN void ISA(row_grad_biased)(struct gd_attention_pair *pair, int row, int begin, int end)
+{
+    if (pair->softcap > 0)
+        ISA(row_grad)(pair, row, begin, end, true, true);
+    else
+        ISA(row_grad)(pair, row, begin, end, false, true);
 }
 
 /* Squares of keys [*from, *to) that some row of [row, row + count) sees. */
@@ -82,10 +99,12 @@ LANES_INLINE void ISA(query_side)(struct gd_attention_pair *pair, int strip, flo
         ISA(product)(n, width, padded, pair->d_out + i * padded, padded, 1, pair->value_columns + begin, GD_TILE,
                      pair->ds + square, GD_TILE, false);
         for (int r = i; r < i + n; r++)
-            if (pair->softcap > 0)
-                ISA(row_grad)(pair, r, begin, to * STRIP, true);
+            if (pair->biased)
+                ISA(row_grad_biased)(pair, r, begin, to * STRIP);
+            else if (pair->softcap > 0)
+                ISA(row_grad)(pair, r, begin, to * STRIP, true, false);
             else
-                ISA(row_grad)(pair, r, begin, to * STRIP, false);
+                ISA(row_grad)(pair, r, begin, to * STRIP, false, false);
         ISA(product)(n, vectors, (to - from) * STRIP, pair->ds + square, GD_TILE, 1, pair->key + begin * padded, padded,
                      dq + i * dq_row, dq_row, add_dq);
     }

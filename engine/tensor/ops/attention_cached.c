@@ -3,7 +3,8 @@
  * to its sequence's past and its own earlier rows. Query rows of all heads that share a kv head sit in the lanes of one
  * task (attention_forward.h); keys are taken a page at a time from position 0, so a row's result is the same whatever
  * else is in the batch and however its prompt was cut into slices.
- * Parameters as in attention_blocks.h, causal, and i[4] layer. Its test is in tests/unit/infer.
+ * Without k and v (cross attention) nothing is stored, and every row sees all of its sequence's past.
+ * Inputs: q, cache, k, v, position bias. Parameters as in attention_blocks.h, causal, and i[4] layer. Its test is in tests/unit/infer.
  */
 #include "engine/tensor/kv.h"
 #include "engine/tensor/ops.h"
@@ -34,8 +35,9 @@ struct job {
     const struct gd_attention_forward *isa;
     const struct gd_kv_batch *cache;
     int layer;
-    const void *q, *k, *v;
+    const void *q, *k, *v; /* k and v NULL: cross attention */
     void *out;
+    const float *bias;     /* table, or NULL */
     const struct row_block *blocks;
     const int32_t *order;
     int block_count, group_parts; /* a group of more than GD_TILE heads is cut into parts */
@@ -45,13 +47,14 @@ struct job {
 static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
     const struct gd_value *q = call->in[0];
-    if (!gd_attention_check(graph, "attention_cached", q, call->in[1], call->in[2], &call->params))
+    if (!gd_attention_check(graph, "attention_cached", q, call->in[2], call->in[3], &call->params, call->in[2] == NULL) ||
+        !gd_attention_check_bias(graph, "attention_cached", call->in[4], &call->params))
         return false;
     if (call->params.i[5] != 0)
         return gd_graph_fail(graph, "attention_cached: a cache grows row by row, so its attention is causal") != NULL;
-    if (call->in[3]->dtype != GD_HANDLE || call->params.i[4] < 0)
+    if (call->in[1]->dtype != GD_HANDLE || call->params.i[4] < 0)
         return gd_graph_fail(graph, "attention_cached: '%s' is no handle of a cache, or the layer is negative",
-                             call->in[3]->name) != NULL;
+                             call->in[1]->name) != NULL;
     call->out[0]->dtype = q->dtype;
     call->out[0]->rank = 2;
     call->out[0]->shape[0] = q->shape[0];
@@ -67,7 +70,8 @@ static size_t list_bytes(int64_t rows)
 
 static size_t scratch_bytes(const struct gd_call *call)
 {
-    return list_bytes(call->in[0]->shape[0]) +
+    struct gd_attention_sizes n = gd_attention_sizes(&call->params, call->in[0]->dtype, 0, 0, 0, false);
+    return list_bytes(call->in[0]->shape[0]) + gd_attention_bias_bytes(&n) +
            (size_t)omp_get_max_threads() * gd_attention_scratch_bytes(call->params.i[2]);
 }
 
@@ -136,8 +140,10 @@ static void run_task(const struct job *job, const struct row_block *block, int k
             task.q_row[lane] = (const char *)job->q + (size_t)at * item;
             task.out_row[lane] = (char *)job->out + (size_t)at * item;
             task.first[lane] = gd_attention_first_key(past + r, 0, n->window);
-            task.end[lane] = past + r + 1;
+            task.end[lane] = n->cross ? past : past + r + 1;
         }
+    task.bias = job->bias != NULL ? job->bias + (size_t)kv_head * (size_t)gd_attention_bias_width(n) : NULL;
+    task.row = past + block->row;
     job->isa->begin(&task);
     int32_t end = task.end[task.count - 1];
     for (int32_t page = task.first[0] / GD_KV_PAGE_TOKENS; page * GD_KV_PAGE_TOKENS < end; page++) {
@@ -195,7 +201,8 @@ static bool check_cache(const struct job *job, int64_t rows, struct gd_error *er
                        cache->cu_seqlens[0]);
     for (int s = 0; s < cache->sequence_count; s++) {
         int32_t begin = cache->cu_seqlens[s], end = cache->cu_seqlens[s + 1];
-        int64_t pages = ((int64_t)cache->past[s] + end - begin + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+        int64_t keys = (int64_t)cache->past[s] + (job->n.cross ? 0 : end - begin);
+        int64_t pages = (keys + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
         if (end < begin || end > rows || cache->past[s] < 0 || pages > cache->page_table_stride)
             return gd_fail(err, GD_INTERNAL, "attention_cached: sequence %d with rows %d to %d of %" PRId64 ", past %d, page "
                            "table of %d", s, begin, end, rows, cache->past[s], cache->page_table_stride);
@@ -207,11 +214,16 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
     int64_t rows = args->in[0].shape[0];
     struct job job = {
-        .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, 0),
-        .cache = args->in[3].data, .layer = (int)args->params->i[4],
-        .q = args->in[0].data, .k = args->in[1].data, .v = args->in[2].data, .out = args->out[0].data,
-        .task_scratch = (char *)args->scratch + list_bytes(rows),
+        .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, rows, 0, args->in[2].data == NULL),
+        .cache = args->in[1].data, .layer = (int)args->params->i[4],
+        .q = args->in[0].data, .k = args->in[2].data, .v = args->in[3].data, .out = args->out[0].data,
     };
+    char *table = (char *)args->scratch + list_bytes(rows);
+    job.task_scratch = table + gd_attention_bias_bytes(&job.n);
+    if (job.n.buckets > 0) {
+        gd_attention_bias_table((float *)table, &job.n, args->weight[4] != NULL ? gd_weight_vector(args->weight[4]) : args->in[4].data);
+        job.bias = (float *)table;
+    }
     job.group_parts = (job.n.group + GD_TILE - 1) / GD_TILE;
     int lanes = gd_lanes();
     job.isa = lanes == 16 ? &gd_attention_forward_16 : lanes == 8 ? &gd_attention_forward_8 : &gd_attention_forward_4;
@@ -221,13 +233,14 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     size_t used = (size_t)job.cache->cu_seqlens[job.cache->sequence_count];
     memset((char *)job.out + used * row_bytes, 0, ((size_t)rows - used) * row_bytes);
     make_blocks(&job, args->scratch, rows);
-    store_rows(&job);
+    if (!job.n.cross)
+        store_rows(&job);
     run_all(&job);
     return true;
 }
 
 const struct gd_op gd_op_attention_cached = {
-    .name = "attention_cached", .in_min = 4, .in_max = 4, .out_count = 1, .shape = shape, .scratch_bytes = scratch_bytes,
+    .name = "attention_cached", .in_min = 2, .in_max = 5, .out_count = 1, .shape = shape, .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu, .inplace = -1,
 };
 
@@ -235,5 +248,7 @@ struct gd_value *gd_attention_cached(struct gd_graph *g, struct gd_value *q, str
                                      struct gd_value *cache, int layer, const struct gd_attention_options *options)
 {
     struct gd_op_params params = gd_attention_params(options, layer);
-    return gd_graph_call(g, &gd_op_attention_cached, (struct gd_value *[]){q, k, v, cache}, 4, &params);
+    if (g != NULL && options->key_cu_seqlens != NULL)
+        return gd_graph_fail(g, "attention_cached: the cache itself knows its sequences' keys");
+    return gd_graph_call(g, &gd_op_attention_cached, (struct gd_value *[]){q, cache, k, v, options->bias}, 5, &params);
 }

@@ -62,6 +62,14 @@ LANES_FN void ISA(cap_scores)(struct gd_attention_lanes *task, int lane, int beg
     }
 }
 
+LANES_FN void ISA(add_bias)(struct gd_attention_lanes *task, int lane, int begin, int end)
+{
+    for (int j = begin; j < end; j++) {
+        float *score = task->score + (int64_t)j * GD_TILE + lane;
+        VSTORE(score, VLOAD(score) + VLOAD(task->by_distance + GD_TILE - 1 + lane - j));
+    }
+}
+
 /* Scores of one vector of lanes to probabilities, and its running maximum, sum and output brought up to date. */
 LANES_INLINE void ISA(softmax)(struct gd_attention_lanes *task, int lane, int32_t first_key, int begin, int end)
 {
@@ -70,6 +78,8 @@ LANES_INLINE void ISA(softmax)(struct gd_attention_lanes *task, int lane, int32_
     bool masked = task->first[lane + LANES - 1] > first_key + begin || task->end[lane] < first_key + end;
     if (task->cap > 0)
         ISA(cap_scores)(task, lane, begin, end);
+    if (task->bias != NULL)
+        ISA(add_bias)(task, lane, begin, end);
     VEC old = VLOAD(task->max + lane), top[4] = {old, old, old, old};
     for (int j = begin; masked && j < end; j++) {
         int32_t key = first_key + j;
@@ -114,6 +124,9 @@ LANES_FN void ISA(absorb)(struct gd_attention_lanes *task, const void *keys, con
         v = task->value;
         row = task->head_dim_padded;
     }
+    if (task->bias != NULL)
+        gd_attention_bias_between(task->by_distance, task->bias, task->bias_distance,
+                                  (int64_t)task->row - first_key - (GD_TILE - 1), false);
     /* Where all lanes see all keys one product does it; else strips leave out what nobody sees. */
     bool whole = task->first[task->count - 1] <= first_key && task->end[0] >= first_key + count;
     int strip = whole ? count : STRIP;
@@ -154,7 +167,7 @@ LANES_FN void ISA(finish)(struct gd_attention_lanes *task)
     for (int i = 0; i < task->count; i++) {
         ISA(rows_from_f32)(task->out_row[i], task->bf16, 0, task->key + (int64_t)i * padded, 0, 1, task->head_dim);
         if (task->lse[i] != NULL)
-            *task->lse[i] = (task->max[i] + log2f(task->sum[i])) * 0.69314718055994530942f;
+            *task->lse[i] = task->sum[i] != 0 ? (task->max[i] + log2f(task->sum[i])) * 0.69314718055994530942f : 0;
     }
 }
 

@@ -1,15 +1,15 @@
 /*
- * The backward pass of attention (formulas in attention_backward.h): q, k, v, out, lse, d_out, cu_seqlens, prefix or none
- * -> dq, dk, dv.
+ * The backward pass of attention (formulas in attention_backward.h): q, k, v, out, lse, d_out, cu_seqlens, prefix or none,
+ * offsets of the keys or none, position bias or none -> dq, dk, dv, and with i[4] the gradient of the bias, f32 [buckets, heads].
  *
  * Pairs (block of keys b, block of queries b + s) are visited step by step, s = 0, 1, ...: within a step no two tasks
  * touch the same dq, dk or dv, so all tasks of a step run at once, each product is made once, and every sum has one
  * order whatever the number of threads. A segment and its prefix follow in steps of their own: with n blocks on the longer
- * side, block i of the prefix meets block (i + s) mod n of the segment; segments of one prefix take turns.
+ * side, block i of the prefix meets block (i + s) mod n of the segment; segments of one prefix take turns. So do the segments
+ * of keys and rows in cross attention. The bias' gradient is summed for each block of keys, then over these in their order.
  */
 #include "engine/tensor/ops.h"
-#include "engine/tensor/ops/attention_blocks.h"
-#include <math.h>
+#include "engine/tensor/ops/attention_bias.h"
 
 struct gd_attention_pair {
     int head_dim, head_dim_padded;         /* padded to a multiple of 16 */
@@ -22,6 +22,8 @@ struct gd_attention_pair {
     float *q, *d_out, *key, *value;        /* [GD_TILE][head_dim_padded] */
     float *key_columns, *value_columns;    /* [head_dim_padded][GD_TILE] */
     float *p, *ds;                         /* [GD_TILE rows][GD_TILE keys] */
+    bool biased, wants_bias;
+    float bias[2 * GD_TILE], d_bias[2 * GD_TILE]; /* of row i and key j at GD_TILE - 1 + j - i; in base 2 */
 };
 
 struct gd_attention_backward {
@@ -61,7 +63,11 @@ struct job {
     const float *lse;
     float *dot;                  /* [T, heads]: rowsum(d_out * out) */
     struct sums dq, dk, dv;
-    const struct gd_attention_block *blocks;
+    const float *bias;           /* table and the distances' buckets, or NULL */
+    const int32_t *bucket;
+    float *d_bias;               /* [blocks of keys][heads][buckets], or NULL */
+    const struct gd_attention_block *blocks, *key_blocks; /* the same unless attention is cross */
+    int key_block_count;
     const int32_t *order, *reach; /* blocks by falling reach: how many blocks of queries see a block of keys */
     int block_count, step_count;
     const struct crossing *crossing;
@@ -76,20 +82,25 @@ static bool direct_sums(const struct gd_attention_sizes *n)
 
 /* The op's scratch: blocks, crossings, row dots, f32 sums unless direct, then one part a thread. */
 struct layout {
-    size_t crossing, dot, dq, dk, dv, task, task_bytes, total;
+    size_t keys, crossing, dot, dq, dk, dv, bias, d_bias, d_bias_bytes, task, task_bytes, total;
 };
 
-static struct layout scratch_layout(const struct gd_attention_sizes *n)
+static struct layout scratch_layout(const struct gd_attention_sizes *n, bool wants_bias)
 {
     struct layout at;
     size_t rows = (size_t)n->rows, padded = (size_t)gd_round_up(n->head_dim, 16);
-    size_t sums = direct_sums(n) ? 0 : rows * padded * sizeof(float);
-    at.crossing = gd_attention_blocks_bytes(n->rows, n->segments);
+    size_t row_sums = direct_sums(n) ? 0 : padded * sizeof(float), key_sums = row_sums * (size_t)n->key_rows;
+    at.keys = gd_attention_blocks_bytes(n->rows, n->segments);
+    at.crossing = at.keys + (n->cross ? gd_attention_blocks_bytes(n->key_rows, n->segments) : 0);
     at.dot = at.crossing + (size_t)gd_round_up(n->segments * (int64_t)sizeof(struct crossing), 64);
     at.dq = at.dot + (size_t)gd_round_up((int64_t)(rows * (size_t)n->heads * sizeof(float)), 64);
-    at.dk = at.dq + sums * (size_t)n->heads;
-    at.dv = at.dk + sums * (size_t)n->kv_heads;
-    at.task = at.dv + sums * (size_t)n->kv_heads;
+    at.dk = at.dq + row_sums * rows * (size_t)n->heads;
+    at.dv = at.dk + key_sums * (size_t)n->kv_heads;
+    at.bias = at.dv + key_sums * (size_t)n->kv_heads;
+    at.d_bias = at.bias + gd_attention_bias_bytes(n);
+    at.d_bias_bytes = !wants_bias ? 0 : (size_t)gd_attention_blocks_max(n->key_rows, n->segments) * (size_t)n->heads *
+                                            (size_t)n->buckets * sizeof(float);
+    at.task = at.d_bias + (size_t)gd_round_up((int64_t)at.d_bias_bytes, 64);
     at.task_bytes = (6 * GD_TILE * padded + 2 * GD_TILE * GD_TILE) * sizeof(float);
     at.total = at.task + (size_t)omp_get_max_threads() * at.task_bytes;
     return at;
@@ -98,8 +109,9 @@ static struct layout scratch_layout(const struct gd_attention_sizes *n)
 static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
     const struct gd_value *q = call->in[0], *out = call->in[3], *lse = call->in[4], *d_out = call->in[5];
-    if (!gd_attention_check(graph, "attention_grad", q, call->in[1], call->in[2], &call->params) ||
-        !gd_attention_check_offsets(graph, "attention_grad", call->in[6], call->in[7]))
+    if (!gd_attention_check(graph, "attention_grad", q, call->in[1], call->in[2], &call->params, call->in[8] != NULL) ||
+        !gd_attention_check_bias(graph, "attention_grad", call->in[9], &call->params) ||
+        !gd_attention_check_offsets(graph, "attention_grad", call->in[6], call->in[7], call->in[8]))
         return false;
     bool same = out->dtype == q->dtype && d_out->dtype == q->dtype && out->rank == 2 && d_out->rank == 2 &&
                 lse->dtype == GD_F32 && lse->rank == 2 && lse->shape[0] == q->shape[0] && lse->shape[1] == call->params.i[0];
@@ -113,14 +125,19 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         call->out[k]->shape[0] = call->in[k]->shape[0];
         call->out[k]->shape[1] = call->in[k]->shape[1];
     }
+    bool wants_bias = call->in[9] != NULL && call->params.i[4] != 0;
+    call->out[3]->dtype = GD_F32;
+    call->out[3]->rank = wants_bias ? 2 : 1;
+    call->out[3]->shape[0] = wants_bias ? call->params.i[6] : 0;
+    call->out[3]->shape[1] = wants_bias ? call->params.i[0] : 0;
     return true;
 }
 
 static size_t scratch_bytes(const struct gd_call *call)
 {
-    struct gd_attention_sizes n = gd_attention_sizes(&call->params, call->in[0]->dtype, call->in[0]->shape[0],
-                                                     call->in[6]->shape[0] - 1);
-    return scratch_layout(&n).total;
+    struct gd_attention_sizes n = gd_attention_sizes(&call->params, call->in[0]->dtype, call->in[0]->shape[0], call->in[1]->shape[0],
+                                                     call->in[6]->shape[0] - 1, call->in[8] != NULL);
+    return scratch_layout(&n, call->out[3]->shape[0] > 0).total;
 }
 
 static void pair_init(struct gd_attention_pair *pair, const struct gd_attention_sizes *n, void *scratch)
@@ -159,6 +176,33 @@ static bool see_keys(struct gd_attention_pair *pair, const struct gd_attention_b
     return pair->first[0] < pair->end[pair->row_count - 1];
 }
 
+/* The distance between row i of a block and key j of another is this plus i - j. */
+static int64_t block_distance(const struct gd_attention_block *keys, const struct gd_attention_block *rows, bool crosses)
+{
+    return (crosses ? (int64_t)rows->prefix_end + rows->begin - rows->segment_begin : rows->begin) - keys->begin;
+}
+
+static void put_bias(const struct job *job, struct gd_attention_pair *pair, const struct gd_attention_block *keys,
+                     const struct gd_attention_block *rows, bool crosses, int head)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    pair->biased = true;
+    pair->wants_bias = job->d_bias != NULL;
+    memset(pair->d_bias, 0, sizeof(pair->d_bias));
+    gd_attention_bias_between(pair->bias, job->bias + (size_t)head * (size_t)gd_attention_bias_width(n), n->max_distance,
+                              block_distance(keys, rows, crosses) + GD_TILE - 1, true);
+}
+
+static void take_bias(const struct job *job, const struct gd_attention_pair *pair, const struct gd_attention_block *keys,
+                      const struct gd_attention_block *rows, bool crosses, int head)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    int64_t first = block_distance(keys, rows, crosses) + GD_TILE - 1;
+    float *sum = job->d_bias + ((size_t)(keys - job->key_blocks) * (size_t)n->heads + (size_t)head) * (size_t)n->buckets;
+    for (int u = 0; u < 2 * GD_TILE - 1; u++)
+        sum[job->bucket[gd_attention_bias_place(n->max_distance, first - u)]] += pair->d_bias[u];
+}
+
 /* All query heads of one kv head, for one block of keys and one of queries. first: nothing is in their sums yet. */
 static void run_pair(const struct job *job, const struct gd_attention_block *keys, const struct gd_attention_block *rows,
                      bool crosses, bool first, int kv_head, void *scratch)
@@ -177,12 +221,16 @@ static void run_pair(const struct job *job, const struct gd_attention_block *key
             pair.row_lse[i] = job->lse[(int64_t)(rows->begin + i) * n->heads + h];
             pair.row_dot[i] = job->dot[(int64_t)(rows->begin + i) * n->heads + h];
         }
+        if (job->bias != NULL)
+            put_bias(job, &pair, keys, rows, crosses, h);
         size_t q_at = (size_t)(rows->begin * q_row + (int64_t)h * n->head_dim) * item;
         job->isa->pair(&pair, (const char *)job->q + q_at, (const char *)job->d_out + q_at, q_row,
                        job->dq.data + rows->begin * job->dq.row + h * job->dq.head, job->dq.row, !first,
                        job->dk.data + keys->begin * job->dk.row + kv_head * job->dk.head,
                        job->dv.data + keys->begin * job->dv.row + kv_head * job->dv.head, job->dk.row,
                        !first || h > kv_head * n->group);
+        if (job->d_bias != NULL)
+            take_bias(job, &pair, keys, rows, crosses, h);
     }
 }
 
@@ -195,7 +243,7 @@ static void cross(const struct job *job, const struct crossing *c, int32_t step,
     for (int t = 0; t < c->key_count * kv_heads; t++) {
         int32_t key = t / kv_heads, row = (key + step - c->step) % most;
         if (row < c->row_count)
-            run_pair(job, &job->blocks[c->keys + key], &job->blocks[c->rows + row], true, false, t % kv_heads, scratch);
+            run_pair(job, &job->key_blocks[c->keys + key], &job->blocks[c->rows + row], true, false, t % kv_heads, scratch);
     }
 }
 
@@ -252,7 +300,7 @@ static int32_t block_reach(const struct gd_attention_sizes *n, const struct gd_a
     return (int32_t)((last - keys->begin) / GD_TILE) + 1;
 }
 
-/* The crossings of all segments that have a prefix; those that share a block of keys follow each other. */
+/* The crossings of all segments that have a prefix, or keys elsewhere; those that share a block of keys follow each other. */
 static void find_crossings(struct job *job, struct crossing *crossing)
 {
     const struct gd_attention_block *blocks = job->blocks;
@@ -263,9 +311,9 @@ static void find_crossings(struct job *job, struct crossing *crossing)
         if (block->prefix_begin == block->prefix_end)
             continue;
         struct crossing c = {.rows = b, .row_count = end - b};
-        while (blocks[c.keys].end <= block->prefix_begin)
+        while (job->key_blocks[c.keys].end <= block->prefix_begin)
             c.keys++;
-        while (blocks[c.keys + c.key_count].begin < block->prefix_end)
+        while (c.keys + c.key_count < job->key_block_count && job->key_blocks[c.keys + c.key_count].begin < block->prefix_end)
             c.key_count++;
         c.steps = c.key_count > c.row_count ? c.key_count : c.row_count;
         for (int i = 0; i < job->crossing_count; i++) {
@@ -281,12 +329,12 @@ static void find_crossings(struct job *job, struct crossing *crossing)
 }
 
 /* f32 sums to the output, and zeros in its padding rows. */
-static void finish(const struct job *job, const struct sums *sums, void *out, int heads, int64_t used)
+static void finish(const struct job *job, const struct sums *sums, void *out, int heads, int64_t used, int64_t rows)
 {
     const struct gd_attention_sizes *n = &job->n;
     size_t item = n->bf16 ? 2 : 4;
     int64_t width = (int64_t)heads * n->head_dim;
-    memset((char *)out + (size_t)(used * width) * item, 0, (size_t)((n->rows - used) * width) * item);
+    memset((char *)out + (size_t)(used * width) * item, 0, (size_t)((rows - used) * width) * item);
     if (direct_sums(n))
         return;
     GD_PARALLEL(used * width)
@@ -299,6 +347,30 @@ static void finish(const struct job *job, const struct sums *sums, void *out, in
     }
 }
 
+static void finish_bias(const struct job *job, float *out)
+{
+    const struct gd_attention_sizes *n = &job->n;
+    for (int h = 0; h < n->heads; h++)
+        for (int bucket = 0; bucket < n->buckets; bucket++) {
+            float sum = 0;
+            for (int b = 0; b < job->key_block_count; b++)
+                sum += job->d_bias[((size_t)b * (size_t)n->heads + (size_t)h) * (size_t)n->buckets + (size_t)bucket];
+            out[(size_t)bucket * (size_t)n->heads + (size_t)h] = sum;
+        }
+}
+
+/* own: room for the blocks of keys where they are not those of the rows. */
+static bool split_keys(struct job *job, struct gd_attention_block *own, const struct gd_attention_block *blocks, const int32_t *key_cu,
+                       struct gd_error *err)
+{
+    job->key_blocks = blocks;
+    job->key_block_count = job->block_count;
+    if (!job->n.cross)
+        return true;
+    job->key_blocks = own;
+    return gd_attention_split(own, &job->key_block_count, key_cu, NULL, NULL, job->n.segments, job->n.key_rows, 0, err);
+}
+
 static struct sums make_sums(const struct gd_attention_sizes *n, void *out, void *scratch, int heads)
 {
     int64_t padded = gd_round_up(n->head_dim, 16);
@@ -307,14 +379,15 @@ static struct sums make_sums(const struct gd_attention_sizes *n, void *out, void
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    const int32_t *cu = args->in[6].data, *prefix = args->in[7].data;
-    int64_t rows = args->in[0].shape[0], segments = args->in[6].shape[0] - 1;
+    const int32_t *cu = args->in[6].data, *prefix = args->in[7].data, *key_cu = args->in[8].data;
+    int64_t rows = args->in[0].shape[0], key_rows = args->in[1].shape[0], segments = args->in[6].shape[0] - 1;
+    bool wants_bias = args->out[3].shape[0] > 0;
     struct job job = {
-        .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, segments),
+        .n = gd_attention_sizes(args->params, args->in[0].dtype, rows, key_rows, segments, key_cu != NULL),
         .q = args->in[0].data, .k = args->in[1].data, .v = args->in[2].data,
         .out = args->in[3].data, .lse = args->in[4].data, .d_out = args->in[5].data,
     };
-    struct layout at = scratch_layout(&job.n);
+    struct layout at = scratch_layout(&job.n, wants_bias);
     char *scratch = args->scratch;
     job.dot = (float *)(scratch + at.dot);
     job.task_scratch = scratch + at.task;
@@ -325,12 +398,20 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     job.isa = lanes == 16 ? &gd_attention_backward_16 : lanes == 8 ? &gd_attention_backward_8 : &gd_attention_backward_4;
 
     struct gd_attention_block *blocks = (struct gd_attention_block *)scratch;
-    if (!gd_attention_split(blocks, &job.block_count, cu, prefix, segments, rows, err))
+    if (!gd_attention_split(blocks, &job.block_count, cu, prefix, key_cu, segments, rows, key_rows, err) ||
+        !split_keys(&job, (struct gd_attention_block *)(scratch + at.keys), blocks, key_cu, err))
         return false;
+    if (job.n.buckets > 0) {
+        const float *bias = args->weight[9] != NULL ? gd_weight_vector(args->weight[9]) : args->in[9].data;
+        job.bucket = gd_attention_bias_table((float *)(scratch + at.bias), &job.n, bias);
+        job.bias = (float *)(scratch + at.bias);
+        job.d_bias = wants_bias ? (float *)(scratch + at.d_bias) : NULL;
+        memset(scratch + at.d_bias, 0, at.d_bias_bytes);
+    }
     int64_t most = gd_attention_blocks_max(rows, segments);
     int32_t *order = (int32_t *)(blocks + most), *reach = order + most, *bins = reach + most;
     for (int b = 0; b < job.block_count; b++) {
-        reach[b] = block_reach(&job.n, &blocks[b]);
+        reach[b] = job.n.cross ? 0 : block_reach(&job.n, &blocks[b]);
         job.step_count = reach[b] > job.step_count ? reach[b] : job.step_count;
     }
     gd_order_by_cost(order, reach, job.block_count, bins, job.step_count);
@@ -339,10 +420,18 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     job.reach = reach;
     find_crossings(&job, (struct crossing *)(scratch + at.crossing));
 
-    run_all(&job, at.task_bytes, cu[segments]);
-    finish(&job, &job.dq, args->out[0].data, job.n.heads, cu[segments]);
-    finish(&job, &job.dk, args->out[1].data, job.n.kv_heads, cu[segments]);
-    finish(&job, &job.dv, args->out[2].data, job.n.kv_heads, cu[segments]);
+    int64_t used = cu[segments], key_used = job.n.cross ? key_cu[segments] : used;
+    if (job.n.cross) { /* no first step in which all of them are written */
+        memset(job.dq.data, 0, (size_t)(used * job.dq.row) * sizeof(float));
+        memset(job.dk.data, 0, (size_t)(key_used * job.dk.row) * sizeof(float));
+        memset(job.dv.data, 0, (size_t)(key_used * job.dv.row) * sizeof(float));
+    }
+    run_all(&job, at.task_bytes, used);
+    finish(&job, &job.dq, args->out[0].data, job.n.heads, used, rows);
+    finish(&job, &job.dk, args->out[1].data, job.n.kv_heads, key_used, key_rows);
+    finish(&job, &job.dv, args->out[2].data, job.n.kv_heads, key_used, key_rows);
+    if (wants_bias)
+        finish_bias(&job, args->out[3].data);
     return true;
 }
 
@@ -356,23 +445,29 @@ static double dot(const double *a, const double *b, int64_t n)
 
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
 {
-    int64_t rows = op_case->in[0].shape[0], segments = op_case->in[6].shape[0] - 1;
-    struct gd_attention_sizes n = gd_attention_sizes(&op_case->params, GD_F32, rows, segments);
+    int64_t rows = op_case->in[0].shape[0], keys = op_case->in[1].shape[0], segments = op_case->in[6].shape[0] - 1, far = 0;
+    struct gd_attention_sizes n = gd_attention_sizes(&op_case->params, GD_F32, rows, keys, segments, op_case->in[8].rank > 0);
+    const double *prefix = op_case->in[7].rank > 0 ? in[7] : NULL, *key_cu = n.cross ? in[8] : NULL;
     int64_t q_row = (int64_t)n.heads * n.head_dim, kv_row = (int64_t)n.kv_heads * n.head_dim;
     memset(out[0], 0, (size_t)(rows * q_row) * sizeof(double));
-    memset(out[1], 0, (size_t)(rows * kv_row) * sizeof(double));
-    memset(out[2], 0, (size_t)(rows * kv_row) * sizeof(double));
+    memset(out[1], 0, (size_t)(keys * kv_row) * sizeof(double));
+    memset(out[2], 0, (size_t)(keys * kv_row) * sizeof(double));
+    memset(out[3], 0, op_case->params.i[4] != 0 ? (size_t)n.buckets * (size_t)n.heads * sizeof(double) : 0);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t h = 0; h < n.heads; h++) {
             int64_t at = i * q_row + h * n.head_dim;
             double row_dot = dot(in[3] + at, in[5] + at, n.head_dim);
-            for (int64_t j = 0; j < (n.bidirectional ? rows : i + 1); j++) {
-                if (!gd_attention_visible(&n, in[6], op_case->in[7].rank > 0 ? in[7] : NULL, i, j))
+            for (int64_t j = 0; j < (n.bidirectional || n.cross ? keys : i + 1); j++) {
+                if (!gd_attention_visible(&n, in[6], prefix, key_cu, i, j, &far))
                     continue;
                 int64_t kv = j * kv_row + h / n.group * n.head_dim;
                 double slope, s = gd_attention_score(&n, dot(in[0] + at, in[1] + kv, n.head_dim), &slope);
-                double p = exp(s - in[4][i * n.heads + h]);
-                double ds = p * (dot(in[5] + at, in[2] + kv, n.head_dim) - row_dot) * slope;
+                int bucket = n.buckets > 0 ? gd_attention_bucket(&n, far) : 0;
+                double p = exp(s + (n.buckets > 0 ? in[9][bucket * n.heads + h] : 0) - in[4][i * n.heads + h]);
+                double ds = p * (dot(in[5] + at, in[2] + kv, n.head_dim) - row_dot);
+                if (op_case->params.i[4] != 0)
+                    out[3][bucket * n.heads + h] += ds;
+                ds *= slope;
                 for (int64_t d = 0; d < n.head_dim; d++) {
                     out[0][at + d] += ds * in[1][kv + d];
                     out[1][kv + d] += ds * in[0][at + d];
@@ -396,6 +491,22 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used},      \
             {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used}},    \
      .params = {.i = {h, g, dh, win, 0, both}, .f = {0.125, cap}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
+#define BIAS_CASE(text, t, h, dh, win, segments, used, both, cap, buckets, reach)                                      \
+    {.name = text, .in_count = 10,                                                                                     \
+     .in = {ROWS(t, (h) * (dh)), ROWS(t, (h) * (dh)), ROWS(t, (h) * (dh)), ROWS(t, (h) * (dh)),                        \
+            {.dtype = GD_F32, .rank = 2, .shape = {t, h}, .fill = GD_FILL_POSITIVE}, ROWS(t, (h) * (dh)),              \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used},      \
+            {.dtype = GD_I32, .rank = 1, .shape = {2 * (segments)}, .fill = GD_FILL_PREFIXES, .fill_limit = used},     \
+            {.rank = 0}, {.dtype = GD_F32, .rank = 2, .shape = {buckets, h}, .fill = GD_FILL_SMALL}},                  \
+     .params = {.i = {h, h, dh, win, 1, both, buckets, reach}, .f = {0.5, cap}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
+#define CROSS_CASE(text, t, keys, h, g, dh, segments, used, key_used)                                                  \
+    {.name = text, .in_count = 9,                                                                                      \
+     .in = {ROWS(t, (h) * (dh)), ROWS(keys, (g) * (dh)), ROWS(keys, (g) * (dh)), ROWS(t, (h) * (dh)),                  \
+            {.dtype = GD_F32, .rank = 2, .shape = {t, h}, .fill = GD_FILL_POSITIVE}, ROWS(t, (h) * (dh)),              \
+            {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS, .fill_limit = used},      \
+            {.rank = 0}, {.dtype = GD_I32, .rank = 1, .shape = {(segments) + 1}, .fill = GD_FILL_OFFSETS,              \
+             .fill_limit = key_used}},                                                                                 \
+     .params = {.i = {h, g, dh}, .f = {0.3, 0.9}}, .tolerance = 5e-5, .tolerance_bf16 = 3e-2}
 #define PREFIX_CASE(text, t, h, g, dh, win, segments, used)                                                            \
     {.name = text, .in_count = 8,                                                                                      \
      .in = {ROWS(t, (h) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (g) * (dh)), ROWS(t, (h) * (dh)),                        \
@@ -429,9 +540,17 @@ static const struct gd_op_case cases[] = {
     EVERY("softcap, window 4, bidirectional", 21, 2, 2, 5, 4, 4, 21, true, 0.3),
     EVERY("softcap, wide, several blocks", 230, 4, 2, 64, 90, 3, 220, false, 2),
     EVERY("softcap of scores that it leaves as they are", 70, 2, 1, 8, 0, 2, 70, false, 1e6),
+    BIAS_CASE("position bias", 17, 2, 6, 0, 3, 15, false, 0, 8, 9),
+    BIAS_CASE("position bias, window, softcap", 21, 2, 5, 4, 4, 21, true, 0.6, 9, 8),
+    BIAS_CASE("position bias, several blocks", 330, 3, 16, 0, 6, 320, true, 0, 32, 128),
+    BIAS_CASE("position bias, causal, window across blocks", 300, 2, 20, 90, 3, 290, false, 0, 32, 128),
+    CROSS_CASE("cross, odd sizes", 17, 23, 4, 2, 5, 3, 15, 21),
+    CROSS_CASE("cross, segments without keys and without rows", 6, 4, 2, 1, 4, 5, 5, 3),
+    CROSS_CASE("cross, more keys than rows", 90, 400, 3, 1, 16, 3, 90, 390),
+    CROSS_CASE("cross, more rows than keys", 400, 90, 4, 4, 64, 3, 390, 90),
 };
 
 const struct gd_op gd_op_attention_grad = {
-    .name = "attention_grad", .in_min = 7, .in_max = 8, .out_count = 3, .shape = shape, .scratch_bytes = scratch_bytes,
+    .name = "attention_grad", .in_min = 7, .in_max = 10, .out_count = 4, .shape = shape, .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu, .inplace = -1, .reference = reference, .cases = cases, .case_count = GD_COUNT(cases),
 };

@@ -12,7 +12,7 @@
 #ifndef GD_TENSOR_OPS_ATTENTION_LANES_H
 #define GD_TENSOR_OPS_ATTENTION_LANES_H
 
-#include "engine/tensor/ops/attention_blocks.h"
+#include "engine/tensor/ops/attention_bias.h"
 
 struct gd_attention_lanes {
     int count;                      /* lanes in use, 1..GD_TILE */
@@ -24,7 +24,13 @@ struct gd_attention_lanes {
     float *lse[GD_TILE];            /* NULL where not wanted */
     /* Keys that a lane sees: [first, end). Both rise (or stay) from lane to lane. */
     int32_t first[GD_TILE], end[GD_TILE];
+    /* Lanes that are rows one after the other may have a position bias: the table of their head, or NULL, and lane 0's own
+     * number among the keys. */
+    const float *bias;
+    int bias_distance;
+    int32_t row;
     /* Inside. */
+    float by_distance[2 * GD_TILE]; /* the bias of lane i and key j of this block at GD_TILE - 1 + i - j */
     float *q, *out;                 /* [head_dim_padded][GD_TILE]: dimension by lane; q times scale * log2(e) */
     float *score;                   /* [GD_TILE keys][GD_TILE lanes] */
     float *key, *value;             /* [GD_TILE][head_dim_padded]: bf16 blocks as f32; key also stages rows */
@@ -55,6 +61,7 @@ static inline void gd_attention_lanes_init(struct gd_attention_lanes *task, cons
     task->bf16 = n->bf16;
     task->scale = (float)(n->scale * log2_e);
     task->cap = (float)(n->softcap * log2_e);
+    task->bias_distance = n->max_distance;
     size_t block = (size_t)GD_TILE * (size_t)task->head_dim_padded;
     task->q = scratch;
     task->out = task->q + block;

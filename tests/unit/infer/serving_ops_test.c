@@ -9,7 +9,7 @@
 #include "engine/base/philox.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/kv.h"
-#include "engine/tensor/ops.h"
+#include "engine/tensor/ops/attention_bias.h"
 #include "engine/tensor/plan.h"
 #include "engine/tensor/wear.h"
 #include <math.h>
@@ -28,8 +28,8 @@ struct bench {
     struct gd_plan *plan;
     void *arena;
     size_t arena_bytes;
-    struct gd_value *in[4], *out;
-    void *memory[4];
+    struct gd_value *in[5], *out;
+    void *memory[5];
 };
 
 static void *filled(enum gd_dtype dtype, int64_t count, uint64_t stream)
@@ -84,6 +84,8 @@ static void bench_release(struct bench *bench, int owned)
 struct attention {
     int heads, kv_heads, head_dim, window, layer, layers;
     double softcap;
+    int buckets;                   /* of a position bias that reaches 20 far; or 0 */
+    bool cross;                    /* rows see all that is in the pages, and store nothing */
     enum gd_dtype act, page_dtype;
     int tokens;                    /* of each sequence */
     float *q[3], *k[3], *v[3];     /* of three sequences, rounded to act */
@@ -92,6 +94,8 @@ struct attention {
 };
 
 #define STRIDE 16
+#define BIAS_DISTANCE 20
+#define BIAS_STREAM 99
 
 static void attention_init(struct attention *a)
 {
@@ -142,7 +146,8 @@ static void run_batch(struct attention *a, const int *past, const int *take, int
             all[i] = NAN;
         for (int s = 0; s < 3; s++) {
             const float *source = p == 0 ? a->q[s] : p == 1 ? a->k[s] : a->v[s];
-            memcpy(all + cu[s] * widths[p], source + past[s] * widths[p], (size_t)(take[s] * widths[p]) * sizeof(float));
+            int from = p > 0 && a->cross ? 0 : past[s]; /* nobody reads k and v of cross attention */
+            memcpy(all + cu[s] * widths[p], source + from * widths[p], (size_t)(take[s] * widths[p]) * sizeof(float));
         }
         bench.memory[p] = gd_alloc_array((size_t)(rows * widths[p]), sizeof(float));
         gd_convert_from_f32(bench.memory[p], a->act, all, (int64_t)rows * widths[p]);
@@ -155,15 +160,21 @@ static void run_batch(struct attention *a, const int *past, const int *take, int
     bench.in[3] = gd_graph_handle(bench.graph, "cache");
     bench.memory[3] = &batch;
     struct gd_attention_options options = {.heads = a->heads, .kv_heads = a->kv_heads, .head_dim = a->head_dim, .scale = 0.2,
-                                           .window = a->window, .softcap = a->softcap};
-    bench.out = gd_attention_cached(bench.graph, bench.in[0], bench.in[1], bench.in[2], bench.in[3], a->layer, &options);
-    bench_plan(&bench, 4);
+                                           .window = a->window, .softcap = a->softcap, .bias_distance = BIAS_DISTANCE};
+    if (a->buckets > 0) {
+        options.bias = bench.in[4] = gd_graph_input(bench.graph, "bias", GD_F32, 2, (int64_t[]){a->buckets, a->heads});
+        bench.memory[4] = filled(GD_F32, a->buckets * a->heads, BIAS_STREAM);
+    }
+    bench.out = gd_attention_cached(bench.graph, bench.in[0], a->cross ? NULL : bench.in[1], a->cross ? NULL : bench.in[2], bench.in[3],
+                                    a->layer, &options);
+    bench_plan(&bench, a->buckets > 0 ? 5 : 4);
     const void *result = bench_run(&bench);
     for (int s = 0; s < 3; s++)
         for (int64_t i = 0; i < (int64_t)take[s] * widths[0]; i++)
             out[s][(int64_t)past[s] * widths[0] + i] = (float)element(a->act, result, (int64_t)cu[s] * widths[0] + i);
     for (int64_t i = (int64_t)cu[3] * widths[0]; i < (int64_t)rows * widths[0]; i++)
         assert_true(element(a->act, result, i) == 0);
+    gd_free(bench.memory[4]);
     bench_release(&bench, 3);
 }
 
@@ -176,16 +187,19 @@ static void check_against_double(const struct attention *a, int s, int tokens, c
 {
     int group = a->heads / a->kv_heads, dh = a->head_dim;
     double *expected = gd_alloc_array((size_t)dh, sizeof(double));
+    struct gd_attention_sizes sizes = {.buckets = a->buckets, .max_distance = BIAS_DISTANCE};
+    float *bias = filled(GD_F32, a->buckets * a->heads, BIAS_STREAM);
     for (int i = 0; i < tokens; i++)
         for (int h = 0; h < a->heads; h++) {
             double sum = 0;
             memset(expected, 0, (size_t)dh * sizeof(double));
-            for (int j = a->window > 0 && i - a->window + 1 > 0 ? i - a->window + 1 : 0; j <= i; j++) {
+            for (int j = a->window > 0 && i - a->window + 1 > 0 ? i - a->window + 1 : 0; j < (a->cross ? tokens : i + 1); j++) {
                 const float *k = a->k[s] + (j * a->kv_heads + h / group) * dh, *v = a->v[s] + (j * a->kv_heads + h / group) * dh;
                 double z = 0;
                 for (int d = 0; d < dh; d++)
                     z += (double)a->q[s][(i * a->heads + h) * dh + d] * page_rounded(a, k[d]);
                 z = a->softcap > 0 ? a->softcap * tanh(0.2 * z / a->softcap) : 0.2 * z;
+                z += a->buckets > 0 ? (double)bias[gd_attention_bucket(&sizes, i - j) * a->heads + h] : 0;
                 sum += exp(z);
                 for (int d = 0; d < dh; d++)
                     expected[d] += exp(z) * page_rounded(a, v[d]);
@@ -196,6 +210,7 @@ static void check_against_double(const struct attention *a, int s, int tokens, c
                     fail_msg("sequence %d row %d head %d [%d]: %g, expected %g", s, i, h, d, got, expected[d] / sum);
             }
         }
+    gd_free(bias);
     gd_free(expected);
 }
 
@@ -254,6 +269,52 @@ static void cached_attention_sees_no_further_than_its_window(void **state)
 static void cached_attention_caps_its_scores(void **state)
 {
     check_attention((struct attention){.heads = 6, .kv_heads = 2, .head_dim = 20, .layers = 1, .tokens = 150, .softcap = 0.7}, 1e-5);
+}
+
+static void cached_attention_knows_distances(void **state)
+{
+    check_attention((struct attention){.heads = 3, .kv_heads = 3, .head_dim = 20, .layers = 1, .tokens = 150, .buckets = 8}, 1e-5);
+    check_attention((struct attention){.heads = 2, .kv_heads = 2, .head_dim = 6, .layers = 1, .tokens = 130, .buckets = 9, .window = 70}, 1e-5);
+}
+
+static void cross_attention_sees_all_that_is_in_the_pages(void **state)
+{
+    struct attention a = {.heads = 4, .kv_heads = 2, .head_dim = 6, .layers = 2, .layer = 1, .tokens = 100};
+    int zero[3] = {0}, lengths[3] = {100, 51, 3};
+    float *out[3];
+    attention_init(&a);
+    for (int s = 0; s < 3; s++)
+        out[s] = gd_alloc_array((size_t)(2 * a.tokens * a.heads * a.head_dim), sizeof(float));
+    run_batch(&a, zero, lengths, 154, out); /* stores */
+    a.cross = true;
+    for (int s = 0; s < 3; s++) { /* q of a.tokens rows stands twice, so that rows "behind the past" have one */
+        size_t row = (size_t)(a.heads * a.head_dim), rows = (size_t)lengths[s];
+        float *twice = gd_alloc_array(2 * (size_t)a.tokens * row, sizeof(float));
+        memcpy(twice, a.q[s], rows * row * sizeof(float));
+        memcpy(twice + rows * row, a.q[s], rows * row * sizeof(float));
+        gd_free(a.q[s]);
+        a.q[s] = twice;
+    }
+    run_batch(&a, lengths, lengths, 154, out);
+    for (int s = 0; s < 3; s++) {
+        check_against_double(&a, s, lengths[s], out[s] + lengths[s] * a.heads * a.head_dim, 1e-5);
+        gd_free(out[s]);
+    }
+    attention_release(&a);
+}
+
+static void buckets_of_distances_are_those_of_t5(void **state)
+{
+    struct gd_attention_sizes both = {.buckets = 32, .max_distance = 128, .bidirectional = true}, causal = {.buckets = 32, .max_distance = 128};
+    /* From transformers' T5Attention._relative_position_bucket; distance = row - key. */
+    static const struct { int distance, both, causal; } expected[] = {
+        {0, 0, 0}, {1, 1, 1}, {-1, 17, 0}, {7, 7, 7}, {8, 8, 8}, {11, 8, 11}, {12, 9, 12}, {16, 10, 16}, {-16, 26, 0},
+        {31, 11, 21}, {64, 14, 26}, {90, 14, 29}, {91, 15, 29}, {127, 15, 31}, {128, 15, 31}, {-128, 31, 0}, {100000, 15, 31},
+    };
+    for (size_t i = 0; i < GD_COUNT(expected); i++) {
+        assert_int_equal(gd_attention_bucket(&both, expected[i].distance), expected[i].both);
+        assert_int_equal(gd_attention_bucket(&causal, expected[i].distance), expected[i].causal);
+    }
 }
 
 static void cached_attention_takes_more_heads_a_group_than_lanes(void **state)
@@ -573,6 +634,9 @@ int main(void)
         cmocka_unit_test(cached_attention_agrees_with_double_and_does_not_depend_on_slices),
         cmocka_unit_test(cached_attention_sees_no_further_than_its_window),
         cmocka_unit_test(cached_attention_caps_its_scores),
+        cmocka_unit_test(cached_attention_knows_distances),
+        cmocka_unit_test(cross_attention_sees_all_that_is_in_the_pages),
+        cmocka_unit_test(buckets_of_distances_are_those_of_t5),
         cmocka_unit_test(cached_attention_takes_more_heads_a_group_than_lanes),
         cmocka_unit_test(cached_attention_works_in_bf16_and_with_bf16_pages),
         cmocka_unit_test(each_row_wears_its_own_graft_whatever_is_beside_it),
