@@ -117,6 +117,21 @@ static bool enter_stretch(struct walk *walk, int index)
 
 /* ---- the walk ---- */
 
+/* A part goes on from the whole's gradient so far, which its way back replaces. */
+static void begin_part(struct walk *walk, const struct gd_value *part)
+{
+    const struct gd_call *call = part->producer;
+    if (call == NULL || !call->op->views || walk->grad[call->in[0]->index] == NULL)
+        return;
+    for (int k = 0; k < call->out_count; k++)
+        if (walk->grad[call->out[k]->index] != NULL)
+            return;
+    struct gd_value **whole = &walk->grad[call->in[0]->index], *first = gd_split(walk->graph, *whole, call->params.i, call->out_count);
+    for (int k = 0; k < call->out_count; k++)
+        walk->grad[call->out[k]->index] = gd_value_output(first, k);
+    *whole = NULL;
+}
+
 static bool walk_call(struct walk *walk, const struct gd_call *call)
 {
     struct gd_value *out_grad[GD_CALL_OUTPUTS_MAX] = {NULL}, *in_grad[GD_CALL_INPUTS_MAX] = {NULL};
@@ -138,6 +153,9 @@ static bool walk_call(struct walk *walk, const struct gd_call *call)
     if (!enter_stretch(walk, call->index))
         return false;
     const struct gd_call *made = walk->again[call->index] != NULL ? walk->again[call->index] : call;
+    for (int j = 0; j < call->in_count; j++)
+        if (call->in[j] != NULL && walk->wanted[call->in[j]->index])
+            begin_part(walk, call->in[j]);
     int first_new_call = gd_graph_call_count(graph);
     if (!call->op->gradient(graph, made, out_grad, in_grad)) {
         gd_graph_fail(graph, "op '%s' has no gradient for these inputs", call->op->name);

@@ -228,12 +228,12 @@ struct gd_value *gd_graph_call(struct gd_graph *graph, const struct gd_op *op, s
             gd_graph_fail(graph, "op '%s' refuses its inputs", op->name);
         return NULL;
     }
-    for (int k = 0; k < op->out_count; k++) {
+    for (int k = 0; k < call->out_count; k++) {
         if (!shape_allowed(call->out[k]))
             return gd_graph_fail(graph, "op '%s': the shape of output %d is out of range", op->name, k);
         call->out[k]->needs_gradient &= call->out[k]->dtype == GD_F32 || call->out[k]->dtype == GD_BF16;
     }
-    for (int k = 0; k < op->out_count; k++)
+    for (int k = 0; k < call->out_count; k++)
         append_value(graph, call->out[k]);
     append_call(graph, call);
     return call->out[0];

@@ -19,7 +19,8 @@
 #include "engine/tensor/weight.h"
 
 #define GD_CALL_INPUTS_MAX 10
-#define GD_CALL_OUTPUTS_MAX 4
+#define GD_CALL_OUTPUTS_MAX 8
+#define GD_PARTS_MAX 8           /* of a value that is split */
 
 enum gd_value_kind {
     GD_VALUE_INPUT,    /* bound before each run: ids, positions, labels, handles */

@@ -65,7 +65,7 @@ typedef void (*gd_reference_fn)(const struct gd_op_case *op_case, double *const 
 struct gd_op {
     const char *name;
     int in_min, in_max, out_count;
-    /* Sets dtype, rank and shape of call->out[*]; false after gd_graph_fail. */
+    /* Sets dtype, rank and shape of call->out[*], and lowers call->out_count where it varies; false after gd_graph_fail. */
     bool (*shape)(struct gd_graph *graph, struct gd_call *call);
     size_t (*scratch_bytes)(const struct gd_call *call);        /* NULL: none */
     enum gd_weight_use (*weight_use)(const struct gd_call *call, int input); /* NULL: GD_WEIGHT_VECTOR */
@@ -79,6 +79,8 @@ struct gd_op {
     /* Optional input that the kernel adds to out[0] on the way (same shape and dtype): sums of gradients ride on the
      * products that make them. 0: none. */
     int addend;
+    bool views;   /* its outputs are rows of in[0], in order, and lie where that lies; the kernel does nothing */
+    bool joins;   /* out[0] is the inputs side by side; the kernel leaves alone what lies where it belongs */
     gd_reference_fn reference;
     const struct gd_op_case *cases;
     int case_count;

@@ -14,6 +14,10 @@
 
 struct slot {           /* what the plan knows of one value */
     int block;          /* of the arena; -1: lives outside */
+    size_t offset;      /* in the block; of a part, in what it is a part of */
+    int next;           /* another value that lies in the block, or has; -1: none */
+    int last_direct;    /* the last step that reads it, not counting its parts; -1: none */
+    int last_use;       /* counting them */
     bool is_output;
     void *bound;
 };
@@ -33,6 +37,7 @@ struct gd_plan {
     int step_count;
     struct gd_block *blocks;        /* of the arena, offsets filled by gd_layout_blocks */
     int block_count;
+    int *first_in_block;            /* values that lie in it, newest first */
     size_t arena_bytes, weight_bytes;
     char *arena;
     bool dry, layout_is_old, args_are_old;
@@ -81,55 +86,157 @@ static bool list_steps(struct gd_plan *plan, struct gd_value *const *outputs, in
 static int new_block(struct gd_plan *plan, size_t size_bytes, int first_step, int last_step)
 {
     plan->blocks[plan->block_count] = (struct gd_block){.size_bytes = size_bytes, .first = first_step, .last = last_step};
+    plan->first_in_block[plan->block_count] = -1;
     return plan->block_count++;
 }
 
+/* What a value is a part of, or NULL. */
+static const struct gd_value *whole_of(const struct gd_value *value)
+{
+    return value->producer != NULL && value->producer->op->views ? value->producer->in[0] : NULL;
+}
+
+/* Where a value lies in its block. */
+static size_t place(const struct gd_plan *plan, const struct gd_value *value)
+{
+    size_t at = 0;
+    for (; value != NULL; value = whole_of(value))
+        at += plan->slots[value->index].offset;
+    return at;
+}
+
+/* Whether somebody reads, in this step or later, what lies at [begin, end) of a block, other than through these values. */
+static bool read_by_others(const struct gd_plan *plan, int block, size_t begin, size_t end, int step_index,
+                           struct gd_value *const *allowed, int allowed_count)
+{
+    for (int i = plan->first_in_block[block]; i >= 0; i = plan->slots[i].next) {
+        const struct gd_value *value = gd_graph_value_at(plan->graph, i);
+        size_t at = place(plan, value);
+        bool own = false;
+        for (int k = 0; k < allowed_count; k++)
+            own |= allowed[k] == value;
+        if (!own && plan->slots[i].last_direct >= step_index && at < end && begin < at + gd_value_bytes(value))
+            return true;
+    }
+    return false;
+}
+
+/* Whether a step may write where this input of it lies. */
+static bool may_overwrite(const struct gd_plan *plan, const struct gd_value *value, int step_index)
+{
+    const struct slot *slot = &plan->slots[value->index];
+    return value->kind == GD_VALUE_COMPUTED && !slot->is_output && slot->block >= 0 && slot->last_direct == step_index;
+}
+
 /* The input whose memory out[0] may take over: it dies at this step and is read through this input only. */
-static const struct gd_value *inplace_source(const struct gd_plan *plan, const struct step *step, int step_index,
-                                             const int *last_use)
+static const struct gd_value *inplace_source(const struct gd_plan *plan, const struct step *step, int step_index)
 {
     const struct gd_call *call = step->call;
     int input = call->op->inplace;
     if (input < 0 || input >= call->in_count || call->in[input] == NULL)
         return NULL;
-    const struct gd_value *value = call->in[input];
-    if (value->kind != GD_VALUE_COMPUTED || plan->slots[value->index].is_output || last_use[value->index] != step_index)
+    struct gd_value *value = call->in[input];
+    if (!may_overwrite(plan, value, step_index))
         return NULL;
     if (value->dtype != call->out[0]->dtype || gd_value_elements(value) != gd_value_elements(call->out[0]))
         return NULL;
     for (int j = 0; j < call->in_count; j++)
         if (j != input && call->in[j] == value)
             return NULL;
+    size_t at = place(plan, value);
+    if (read_by_others(plan, plan->slots[value->index].block, at, at + gd_value_bytes(value), step_index, &value, 1))
+        return NULL;
     return value;
+}
+
+/* The first of the parts that are joined here, where they lie side by side already and nobody else reads them any more. */
+static const struct gd_value *joined_source(const struct gd_plan *plan, const struct step *step, int step_index)
+{
+    const struct gd_call *call = step->call;
+    if (!call->op->joins || call->in[0] == NULL)
+        return NULL;
+    int block = plan->slots[call->in[0]->index].block;
+    size_t begin = place(plan, call->in[0]), end = begin;
+    for (int k = 0; k < call->in_count; k++) {
+        const struct gd_value *part = call->in[k];
+        if (part == NULL || !may_overwrite(plan, part, step_index) || plan->slots[part->index].block != block ||
+            place(plan, part) != end)
+            return NULL;
+        end += gd_value_bytes(part);
+    }
+    return read_by_others(plan, block, begin, end, step_index, call->in, call->in_count) ? NULL : call->in[0];
+}
+
+static void find_last_uses(struct gd_plan *plan)
+{
+    for (int i = 0; i < plan->value_count; i++) {
+        struct slot *slot = &plan->slots[i];
+        slot->last_direct = slot->last_use = slot->is_output ? plan->step_count : -1;
+    }
+    for (int s = 0; s < plan->step_count; s++)
+        for (int j = 0; j < plan->steps[s].call->in_count; j++) {
+            const struct gd_value *value = plan->steps[s].call->in[j];
+            if (value != NULL && plan->slots[value->index].last_direct < s)
+                plan->slots[value->index].last_direct = s;
+        }
+    for (int i = plan->value_count - 1; i >= 0; i--) { /* parts come after what they are parts of */
+        struct slot *slot = &plan->slots[i];
+        const struct gd_value *whole = whole_of(gd_graph_value_at(plan->graph, i));
+        slot->last_use = slot->last_use > slot->last_direct ? slot->last_use : slot->last_direct;
+        if (whole != NULL && plan->slots[whole->index].last_use < slot->last_use)
+            plan->slots[whole->index].last_use = slot->last_use;
+    }
+}
+
+static void put_in_block(struct gd_plan *plan, const struct gd_value *value, int block, size_t offset)
+{
+    struct slot *slot = &plan->slots[value->index];
+    slot->block = block;
+    slot->offset = offset;
+    if (block < 0)
+        return;
+    slot->next = plan->first_in_block[block];
+    plan->first_in_block[block] = value->index;
+}
+
+static void assign_step(struct gd_plan *plan, int s)
+{
+    struct step *step = &plan->steps[s];
+    const struct gd_call *call = step->call;
+    const struct gd_value *source = inplace_source(plan, step, s);
+    size_t part_offset = 0;
+    if (source == NULL)
+        source = joined_source(plan, step, s);
+    for (int k = 0; k < call->out_count; k++) {
+        const struct gd_value *value = call->out[k];
+        struct slot *slot = &plan->slots[value->index];
+        int last = slot->last_use > s ? slot->last_use : s;
+        if (call->op->views) {
+            put_in_block(plan, value, plan->slots[call->in[0]->index].block, part_offset);
+            part_offset += gd_value_bytes(value);
+        } else if (k == 0 && source != NULL && !slot->is_output) {
+            int block = plan->slots[source->index].block;
+            put_in_block(plan, value, block, place(plan, source));
+            if (plan->blocks[block].last < last)
+                plan->blocks[block].last = last;
+        } else {
+            int block = new_block(plan, gd_value_bytes(value), s, last);
+            put_in_block(plan, value, block, 0);
+        }
+    }
+    size_t scratch_bytes = call->op->scratch_bytes ? call->op->scratch_bytes(call) : 0;
+    if (scratch_bytes > 0)
+        step->scratch_block = new_block(plan, scratch_bytes, s, s);
 }
 
 static void assign_blocks(struct gd_plan *plan)
 {
-    int *last_use = gd_alloc_array((size_t)plan->value_count + 1, sizeof(int));
+    size_t most = (size_t)plan->step_count * (GD_CALL_OUTPUTS_MAX + 1) + 1;
+    plan->blocks = gd_alloc_array(most, sizeof(struct gd_block));
+    plan->first_in_block = gd_alloc_array(most, sizeof(int));
+    find_last_uses(plan);
     for (int s = 0; s < plan->step_count; s++)
-        for (int j = 0; j < plan->steps[s].call->in_count; j++)
-            if (plan->steps[s].call->in[j] != NULL)
-                last_use[plan->steps[s].call->in[j]->index] = s;
-    plan->blocks = gd_alloc_array((size_t)plan->step_count * (GD_CALL_OUTPUTS_MAX + 1) + 1, sizeof(struct gd_block));
-    for (int s = 0; s < plan->step_count; s++) {
-        struct step *step = &plan->steps[s];
-        const struct gd_value *source = inplace_source(plan, step, s, last_use);
-        for (int k = 0; k < step->call->out_count; k++) {
-            const struct gd_value *value = step->call->out[k];
-            struct slot *slot = &plan->slots[value->index];
-            int last = slot->is_output ? plan->step_count : last_use[value->index] > s ? last_use[value->index] : s;
-            if (k == 0 && source != NULL && !slot->is_output) {
-                slot->block = plan->slots[source->index].block;
-                plan->blocks[slot->block].last = last;
-            } else {
-                slot->block = new_block(plan, gd_value_bytes(value), s, last);
-            }
-        }
-        size_t scratch_bytes = step->call->op->scratch_bytes ? step->call->op->scratch_bytes(step->call) : 0;
-        if (scratch_bytes > 0)
-            step->scratch_block = new_block(plan, scratch_bytes, s, s);
-    }
-    gd_free(last_use);
+        assign_step(plan, s);
     plan->layout_is_old = true;
 }
 
@@ -184,7 +291,7 @@ bool gd_plan_create(struct gd_plan **out, struct gd_graph *graph, struct gd_valu
     plan->value_count = gd_graph_value_count(graph);
     plan->slots = gd_alloc_array((size_t)plan->value_count + 1, sizeof(struct slot));
     for (int i = 0; i < plan->value_count; i++)
-        plan->slots[i].block = -1;
+        plan->slots[i] = (struct slot){.block = -1, .next = -1};
     bool ok = check_outputs(plan, outputs, output_count, err) && list_steps(plan, outputs, output_count, err);
     if (ok) {
         assign_blocks(plan);
@@ -205,6 +312,7 @@ void gd_plan_destroy(struct gd_plan *plan)
     if (plan == NULL)
         return;
     gd_free(plan->blocks);
+    gd_free(plan->first_in_block);
     gd_free(plan->steps);
     gd_free(plan->slots);
     gd_free(plan);
@@ -248,7 +356,7 @@ void gd_plan_bind(struct gd_plan *plan, struct gd_value *value, void *data)
 {
     assert(value->index < plan->value_count);
     struct slot *slot = &plan->slots[value->index];
-    assert(value->kind == GD_VALUE_INPUT || value->kind == GD_VALUE_PARAM || slot->is_output);
+    assert(value->kind == GD_VALUE_INPUT || value->kind == GD_VALUE_PARAM || (slot->is_output && whole_of(value) == NULL));
     if (slot->bound == data)
         return;
     plan->layout_is_old |= slot->is_output && slot->bound == NULL;
@@ -262,7 +370,12 @@ void *gd_plan_data(const struct gd_plan *plan, const struct gd_value *value)
     const struct slot *slot = &plan->slots[value->index];
     if (slot->bound != NULL)
         return slot->bound;
-    return slot->block >= 0 && plan->arena != NULL ? plan->arena + plan->blocks[slot->block].offset : NULL;
+    const struct gd_value *whole = whole_of(value);
+    if (whole != NULL) {
+        char *data = gd_plan_data(plan, whole);
+        return data != NULL ? data + slot->offset : NULL;
+    }
+    return slot->block >= 0 && plan->arena != NULL ? plan->arena + plan->blocks[slot->block].offset + slot->offset : NULL;
 }
 
 /* ---- running ---- */

@@ -76,6 +76,64 @@ static void a_chain_works_in_place_in_one_block(void **state)
     assert_float_equal(sums[1], 30.0 * (1 + 17 + 33 + 49), 1e-3);
 }
 
+static void parts_work_in_place_where_they_lie(void **state)
+{
+    struct fixture *f = *state;
+    const int64_t rows[] = {1, 3};
+    struct gd_value *y = gd_scale(f->g, f->x, 2.0), *parts = gd_split(f->g, y, rows, 2);
+    struct gd_value *scaled[] = {gd_scale(f->g, parts, 3.0), gd_scale(f->g, gd_value_output(parts, 1), 5.0)};
+    struct gd_value *z = gd_sum_rows(f->g, gd_join(f->g, scaled, rows, 2));
+    create_plan(f, &z, 1);
+    assert_int_equal(gd_plan_arena_bytes(f->plan), BYTES + COLUMNS * sizeof(float));
+    run_plan(f);
+    const float *sums = gd_plan_data(f->plan, z);
+    assert_float_equal(sums[1], 6.0 * 1 + 10.0 * (17 + 33 + 49), 1e-3);
+}
+
+static void a_part_is_not_overwritten_while_the_whole_is_read_later(void **state)
+{
+    struct fixture *f = *state;
+    const int64_t rows[] = {1, 3};
+    struct gd_value *y = gd_scale(f->g, f->x, 2.0), *parts = gd_split(f->g, y, rows, 2);
+    struct gd_value *scaled[] = {gd_scale(f->g, parts, 3.0), gd_scale(f->g, gd_value_output(parts, 1), 5.0)};
+    struct gd_value *z = gd_sum_rows(f->g, gd_add(f->g, gd_join(f->g, scaled, rows, 2), y));
+    create_plan(f, &z, 1);
+    run_plan(f);
+    const float *sums = gd_plan_data(f->plan, z);
+    assert_float_equal(sums[1], 8.0 * 1 + 12.0 * (17 + 33 + 49), 1e-3);
+}
+
+static void products_of_parts_add_to_the_gradient_of_the_whole(void **state)
+{
+    struct fixture *f = *state;
+    const int64_t rows[] = {1, 3}, square[] = {COLUMNS, COLUMNS};
+    gd_graph_want(f->x);
+    struct gd_value *w[2], *v, *out[2], *y = gd_scale(f->g, f->x, 1.0), *grad = NULL;
+    float identity[2][COLUMNS * COLUMNS] = {{0}};
+    for (int k = 0; k < 2; k++)
+        w[k] = gd_graph_param(f->g, "w", 2, square);
+    struct gd_value *parts = gd_split(f->g, y, rows, 2);
+    for (int k = 0; k < 2; k++)
+        out[k] = gd_matmul(f->g, gd_value_output(parts, k), false, w[k], true, k + 1.0, NULL, GD_F32);
+    v = gd_join(f->g, out, rows, 2);
+    struct gd_value *loss = gd_dot(f->g, gd_add(f->g, v, gd_scale(f->g, y, 10.0)), gd_detach(f->g, f->x));
+    assert_true(gd_graph_gradient(f->g, loss, &f->x, 1, &grad, &f->err));
+    int adds = 0;
+    for (int i = 0; i < gd_graph_call_count(f->g); i++)
+        adds += strcmp(gd_graph_call_at(f->g, i)->op->name, "add") == 0;
+    assert_int_equal(adds, 1); /* the forward pass's own */
+    create_plan(f, &grad, 1);
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < COLUMNS; i++)
+            identity[k][i * COLUMNS + i] = 1;
+        gd_plan_bind(f->plan, w[k], identity[k]);
+    }
+    run_plan(f);
+    const float *d = gd_plan_data(f->plan, grad);
+    assert_float_equal(d[3], 11.0 * 3, 1e-3);
+    assert_float_equal(d[2 * COLUMNS + 3], 12.0 * (2 * COLUMNS + 3), 1e-3);
+}
+
 static void a_value_that_is_read_later_is_not_overwritten(void **state)
 {
     struct fixture *f = *state;
@@ -274,6 +332,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_chain_works_in_place_in_one_block, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_value_that_is_read_later_is_not_overwritten, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(parts_work_in_place_where_they_lie, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_part_is_not_overwritten_while_the_whole_is_read_later, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(products_of_parts_add_to_the_gradient_of_the_whole, set_up, tear_down),
         cmocka_unit_test_setup_teardown(outputs_keep_their_memory_until_the_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(bound_outputs_are_written_directly_and_need_no_arena, set_up, tear_down),
         cmocka_unit_test_setup_teardown(calls_that_nobody_needs_are_not_run, set_up, tear_down),
