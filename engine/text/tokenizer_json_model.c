@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 bool gd_model_kind_of(const cJSON *model, enum gd_model_kind *out, struct gd_error *err)
@@ -23,6 +24,30 @@ bool gd_model_kind_of(const cJSON *model, enum gd_model_kind *out, struct gd_err
                          "the tokenizer model \"%.60s\" is not supported, only BPE, Unigram, WordPiece and WordLevel are", type);
 }
 
+/* A number as the reference reads it: digits / 10^places, rounded twice, so up to one unit off in the last place; and sums of
+ * scores decide between ways that are as good. Both sides write the shortest digits that give a double, so they can be found
+ * again. */
+static double read_score(double value)
+{
+    char text[32];
+    int precision = 14;
+    do
+        (void)snprintf(text, sizeof(text), "%.*e", precision, fabs(value));
+    while (++precision < 17 && strtod(text, NULL) != fabs(value));
+    char *exponent = strchr(text, 'e');
+    int power = atoi(exponent + 1);
+    uint64_t digits = (uint64_t)(text[0] - '0');
+    for (char *end = exponent; end > text + 2 && end[-1] == '0';)
+        *--end = '\0';
+    for (const char *at = text + 2; *at >= '0' && *at <= '9'; at++, power--)
+        digits = digits * 10 + (uint64_t)(*at - '0');
+    double read = (double)digits;
+    if (power < -300 || power > 300)
+        return value;
+    read = power < 0 ? read / pow(10, -power) : read * pow(10, power);
+    return value < 0 ? -read : read;
+}
+
 /* [["piece", score], ...]; the id of a piece is its place. */
 static bool read_pieces(struct gd_tokenizer *tokenizer, const cJSON *vocab, struct gd_error *err)
 {
@@ -37,7 +62,7 @@ static bool read_pieces(struct gd_tokenizer *tokenizer, const cJSON *vocab, stru
             gd_error_context(err, "%s", path);
             return false;
         }
-        gd_unigram_add(&tokenizer->unigram, score->valuedouble);
+        gd_unigram_add(&tokenizer->unigram, read_score(score->valuedouble));
     }
     if (id == 0)
         return gd_fail_param(err, GD_BAD_MODEL, "model.vocab", "model.vocab is empty");

@@ -179,6 +179,22 @@ static void rare_components_do_as_the_reference(void **state)
     check_parts("rare");
 }
 
+static void sums_of_scores_are_those_of_the_reference(void **state)
+{
+    cJSON *root = open_fixture("ties.json");
+    int count = 0;
+    for (const cJSON *item = gd_json_find(root, "variants")->child; item != NULL; item = item->next) {
+        const char *text = gd_json_find(item, "json")->valuestring;
+        struct gd_tokenizer *tokenizer = NULL;
+        struct gd_error err = {0};
+        assert_true(gd_tokenizer_from_json(&tokenizer, text, strlen(text), NULL, 0, &err));
+        count += check_cases(tokenizer, gd_json_find(item, "cases"), text);
+        gd_tokenizer_destroy(tokenizer);
+    }
+    assert_int_equal(count, 30);
+    cJSON_Delete(root);
+}
+
 /* Characters that begin before byte `at`, or that end at or before it. */
 static int characters(const char *text, int32_t at, bool begun)
 {
@@ -258,6 +274,7 @@ int main(void)
         cmocka_unit_test(roberta_gives_the_ids_of_the_reference),
         cmocka_unit_test(whole_words_do_as_the_reference),
         cmocka_unit_test(rare_components_do_as_the_reference),
+        cmocka_unit_test(sums_of_scores_are_those_of_the_reference),
         cmocka_unit_test(tokens_lie_where_the_reference_has_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
