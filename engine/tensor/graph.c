@@ -23,6 +23,8 @@ struct gd_graph {
     int *marks;               /* calls made before each */
     int mark_count, mark_capacity;
     bool recompute;
+    struct gd_group **groups;
+    int group_count;
 };
 
 bool gd_graph_create(struct gd_graph **out, enum gd_dtype act, struct gd_error *err)
@@ -44,6 +46,7 @@ void gd_graph_destroy(struct gd_graph *graph)
     gd_free(graph->values);
     gd_free(graph->calls);
     gd_free(graph->marks);
+    gd_free(graph->groups);
     gd_free(graph);
 }
 
@@ -196,6 +199,41 @@ static bool inputs_present(struct gd_graph *graph, const struct gd_op *op, struc
     return true;
 }
 
+const struct gd_group *gd_graph_group(struct gd_graph *graph, struct gd_value *offsets, struct gd_value *order, int index, int slots)
+{
+    for (int i = graph->group_count - 1; i >= 0; i--)
+        if (graph->groups[i]->offsets == offsets && graph->groups[i]->index == index)
+            return graph->groups[i];
+    struct gd_group *group = gd_arena_alloc(&graph->arena, sizeof(*group));
+    *group = (struct gd_group){.offsets = offsets, .order = order, .index = index, .slots = slots};
+    if ((graph->group_count & (graph->group_count + 1)) == 0) /* doubles at 0, 1, 3, 7, ... */
+        graph->groups = gd_realloc_array(graph->groups, (size_t)graph->group_count * 2 + 2, sizeof(*graph->groups));
+    graph->groups[graph->group_count++] = group;
+    return group;
+}
+
+/* Rows of two groups have nothing to do with each other. */
+static bool pass_group(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *first = NULL;
+    for (int i = 0; i < call->in_count; i++) {
+        const struct gd_value *value = call->in[i];
+        if (value == NULL || value->group == NULL)
+            continue;
+        if (call->op->groups == GD_GROUPS_REFUSED)
+            return gd_graph_fail(graph, "op '%s' does not work on the rows of one expert (%s)", call->op->name, value->name) != NULL;
+        if (first != NULL && first->group != value->group)
+            return gd_graph_fail(graph, "op '%s': %s and %s have rows of two experts", call->op->name, first->name, value->name) != NULL;
+        first = first != NULL ? first : value;
+    }
+    for (int k = 0; first != NULL && call->op->groups == GD_GROUPS_KEPT && k < call->out_count; k++) {
+        if (call->out[k]->shape[0] != first->shape[0])
+            return gd_graph_fail(graph, "op '%s': output %d has not the rows of %s", call->op->name, k, first->name) != NULL;
+        call->out[k]->group = first->group;
+    }
+    return true;
+}
+
 struct gd_value *gd_graph_call(struct gd_graph *graph, const struct gd_op *op, struct gd_value *const *in, int in_count,
                                const struct gd_op_params *params)
 {
@@ -228,6 +266,8 @@ struct gd_value *gd_graph_call(struct gd_graph *graph, const struct gd_op *op, s
             gd_graph_fail(graph, "op '%s' refuses its inputs", op->name);
         return NULL;
     }
+    if (!pass_group(graph, call))
+        return NULL;
     for (int k = 0; k < call->out_count; k++) {
         if (!shape_allowed(call->out[k]))
             return gd_graph_fail(graph, "op '%s': the shape of output %d is out of range", op->name, k);

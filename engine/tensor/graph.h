@@ -33,6 +33,14 @@ struct gd_op;
 struct gd_call;
 struct gd_graph;
 
+/* Rows of one expert: how many there are is known only when the graph runs (gd_expert_dispatch in ops.h). */
+struct gd_group {
+    struct gd_value *offsets;   /* i32 [groups + 1]: where each group begins among the rows of all */
+    struct gd_value *order;     /* i32 [rows of all groups]: row * slots + slot that each came from, or -1: from none */
+    int index;                  /* which group */
+    int slots;
+};
+
 struct gd_value {
     int index;                  /* dense, in order of creation */
     enum gd_value_kind kind;
@@ -43,6 +51,7 @@ struct gd_value {
     struct gd_weight *weight;   /* GD_VALUE_WEIGHT only */
     struct gd_call *producer;   /* GD_VALUE_COMPUTED only */
     bool needs_gradient;        /* PARAMs, and whatever depends on one */
+    const struct gd_group *group; /* it has this group's rows, and shape[0] is the most there may be; NULL: as shape says */
 };
 
 /* What an op needs besides its inputs; each op documents its own use of the slots (ops.h). */
@@ -71,6 +80,9 @@ struct gd_value *gd_graph_input(struct gd_graph *graph, const char *name, enum g
 struct gd_value *gd_graph_handle(struct gd_graph *graph, const char *name); /* dtype HANDLE: a struct pointer */
 struct gd_value *gd_graph_weight(struct gd_graph *graph, struct gd_weight *weight); /* one value per weight */
 struct gd_value *gd_graph_param(struct gd_graph *graph, const char *name, int rank, const int64_t *shape);
+
+/* For ops: one object for each group of `offsets`. */
+const struct gd_group *gd_graph_group(struct gd_graph *graph, struct gd_value *offsets, struct gd_value *order, int index, int slots);
 
 /* For ops: appends a call after op->shape accepted it; returns out[0]. */
 struct gd_value *gd_graph_call(struct gd_graph *graph, const struct gd_op *op, struct gd_value *const *in, int in_count,

@@ -25,6 +25,13 @@ struct gd_kernel_args {
     const struct gd_op_params *params;
     void *scratch;                                   /* op->scratch_bytes(call), 64-byte aligned */
 };
+/* What an op makes of values that have a group's rows (graph.h). */
+enum gd_group_rule {
+    GD_GROUPS_REFUSED,
+    GD_GROUPS_KEPT,      /* it works row by row: its outputs have the same rows; it is not called where there are none */
+    GD_GROUPS_OWN,       /* its shape() says which outputs have rows of a group */
+};
+
 typedef bool (*gd_kernel_fn)(const struct gd_kernel_args *args, struct gd_error *err);
 
 enum gd_case_fill {
@@ -81,6 +88,7 @@ struct gd_op {
     int addend;
     bool views;   /* its outputs are rows of in[0], in order, and lie where that lies; the kernel does nothing */
     bool joins;   /* out[0] is the inputs side by side; the kernel leaves alone what lies where it belongs */
+    enum gd_group_rule groups;
     gd_reference_fn reference;
     const struct gd_op_case *cases;
     int case_count;

@@ -138,6 +138,21 @@ struct gd_value *gd_route(struct gd_graph *g, struct gd_value *z, struct gd_valu
  * part. join: the way back; an absent part (NULL) is zeros. */
 struct gd_value *gd_split(struct gd_graph *g, struct gd_value *x, const int64_t *rows, int count);
 struct gd_value *gd_join(struct gd_graph *g, struct gd_value *const *parts, const int64_t *rows, int count);
+/* Mixture of experts. Logits act [T, E] -> output 0: weights of the `chosen` largest, f32 [T, chosen], which sum to 1; 1: the
+ * choice, i32 [T, chosen]; 2: all probabilities, f32 [T, E]. Equal logits: the lower expert first. */
+struct gd_value *gd_expert_route(struct gd_graph *g, struct gd_value *logits, int chosen);
+/* Which rows go to which expert (ops/experts.h): offsets i32 [E + 1]; output 1: order. used: cu_seqlens or the cache's handle;
+ * rows behind the last segment go nowhere. */
+struct gd_value *gd_expert_dispatch(struct gd_graph *g, struct gd_value *choice, struct gd_value *used, int experts);
+/* The rows of x: act [T, d] that go to an expert, a group (graph.h); weights: f32 [T, slots] of them, or NULL. */
+struct gd_value *gd_expert_rows(struct gd_graph *g, struct gd_value *x, struct gd_value *offsets, int expert, int slots,
+                                struct gd_value *weights);
+/* c + the rows x of an expert, times their weights (or NULL: 1), where they came from: act [rows, d]. c: the same, or NULL. */
+struct gd_value *gd_expert_sum(struct gd_graph *g, struct gd_value *x, struct gd_value *weights, struct gd_value *c, int64_t rows);
+/* Rows of each expert, and sums of its probabilities: f32 [2, E]. Layers' loads are added up. */
+struct gd_value *gd_expert_load(struct gd_graph *g, struct gd_value *probabilities, struct gd_value *choice, struct gd_value *used);
+/* The load-balancing loss, f32 [1]. */
+struct gd_value *gd_expert_balance(struct gd_graph *g, struct gd_value *load, int chosen);
 
 /* Rows x[index[i]]; index: i32 [n]; a negative index gives a zero row. -> [n, d] */
 struct gd_value *gd_gather_rows(struct gd_graph *g, struct gd_value *x, struct gd_value *index);

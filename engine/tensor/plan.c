@@ -6,6 +6,7 @@
 #include "engine/tensor/graph_internal.h"
 #include "engine/tensor/layout.h"
 #include "engine/tensor/op.h"
+#include "engine/tensor/slabs.h"
 #include <assert.h>
 #include <inttypes.h>
 #include <math.h>
@@ -26,6 +27,7 @@ struct step {
     const struct gd_call *call;
     gd_kernel_fn kernel;
     int scratch_block;  /* -1: none */
+    bool grouped;       /* some of its values have a group's rows */
     struct gd_kernel_args args;
 };
 
@@ -38,6 +40,7 @@ struct gd_plan {
     struct gd_block *blocks;        /* of the arena, offsets filled by gd_layout_blocks */
     int block_count;
     int *first_in_block;            /* values that lie in it, newest first */
+    struct gd_slabs *slabs;         /* while blocks are assigned */
     size_t arena_bytes, weight_bytes;
     char *arena;
     bool dry, layout_is_old, args_are_old;
@@ -112,7 +115,7 @@ static bool read_by_others(const struct gd_plan *plan, int block, size_t begin, 
     for (int i = plan->first_in_block[block]; i >= 0; i = plan->slots[i].next) {
         const struct gd_value *value = gd_graph_value_at(plan->graph, i);
         size_t at = place(plan, value);
-        bool own = false;
+        bool own = value->group != allowed[0]->group; /* the rows of another expert lie elsewhere */
         for (int k = 0; k < allowed_count; k++)
             own |= allowed[k] == value;
         if (!own && plan->slots[i].last_direct >= step_index && at < end && begin < at + gd_value_bytes(value))
@@ -128,6 +131,14 @@ static bool may_overwrite(const struct gd_plan *plan, const struct gd_value *val
     return value->kind == GD_VALUE_COMPUTED && !slot->is_output && slot->block >= 0 && slot->last_direct == step_index;
 }
 
+static int slab_block(struct gd_plan *plan, const struct gd_value *value, int output, int step)
+{
+    int *block = gd_slabs_find(plan->slabs, value, output);
+    if (*block < 0)
+        *block = new_block(plan, gd_slab_bytes(value), step, step);
+    return *block;
+}
+
 /* The input whose memory out[0] may take over: it dies at this step and is read through this input only. */
 static const struct gd_value *inplace_source(const struct gd_plan *plan, const struct step *step, int step_index)
 {
@@ -138,7 +149,8 @@ static const struct gd_value *inplace_source(const struct gd_plan *plan, const s
     struct gd_value *value = call->in[input];
     if (!may_overwrite(plan, value, step_index))
         return NULL;
-    if (value->dtype != call->out[0]->dtype || gd_value_elements(value) != gd_value_elements(call->out[0]))
+    if (value->dtype != call->out[0]->dtype || gd_value_elements(value) != gd_value_elements(call->out[0]) ||
+        value->group != call->out[0]->group)
         return NULL;
     for (int j = 0; j < call->in_count; j++)
         if (j != input && call->in[j] == value)
@@ -167,18 +179,30 @@ static const struct gd_value *joined_source(const struct gd_plan *plan, const st
     return read_by_others(plan, block, begin, end, step_index, call->in, call->in_count) ? NULL : call->in[0];
 }
 
+static void use_value(struct gd_plan *plan, const struct gd_value *value, int step)
+{
+    if (plan->slots[value->index].last_direct < step)
+        plan->slots[value->index].last_direct = step;
+}
+
 static void find_last_uses(struct gd_plan *plan)
 {
     for (int i = 0; i < plan->value_count; i++) {
         struct slot *slot = &plan->slots[i];
         slot->last_direct = slot->last_use = slot->is_output ? plan->step_count : -1;
     }
-    for (int s = 0; s < plan->step_count; s++)
-        for (int j = 0; j < plan->steps[s].call->in_count; j++) {
-            const struct gd_value *value = plan->steps[s].call->in[j];
-            if (value != NULL && plan->slots[value->index].last_direct < s)
-                plan->slots[value->index].last_direct = s;
-        }
+    for (int s = 0; s < plan->step_count; s++) {
+        const struct gd_call *call = plan->steps[s].call;
+        for (int j = 0; j < call->in_count; j++)
+            if (call->in[j] != NULL)
+                use_value(plan, call->in[j], s);
+        for (int j = 0; j < call->in_count; j++) /* where a group's rows are is read by all that have them */
+            if (call->in[j] != NULL && call->in[j]->group != NULL)
+                use_value(plan, call->in[j]->group->offsets, s);
+        for (int k = 0; k < call->out_count; k++)
+            if (call->out[k]->group != NULL)
+                use_value(plan, call->out[k]->group->offsets, s);
+    }
     for (int i = plan->value_count - 1; i >= 0; i--) { /* parts come after what they are parts of */
         struct slot *slot = &plan->slots[i];
         const struct gd_value *whole = whole_of(gd_graph_value_at(plan->graph, i));
@@ -220,8 +244,10 @@ static void assign_step(struct gd_plan *plan, int s)
             if (plan->blocks[block].last < last)
                 plan->blocks[block].last = last;
         } else {
-            int block = new_block(plan, gd_value_bytes(value), s, last);
+            int block = value->group != NULL ? slab_block(plan, value, k, s) : new_block(plan, gd_value_bytes(value), s, last);
             put_in_block(plan, value, block, 0);
+            if (plan->blocks[block].last < last)
+                plan->blocks[block].last = last;
         }
     }
     size_t scratch_bytes = call->op->scratch_bytes ? call->op->scratch_bytes(call) : 0;
@@ -234,9 +260,11 @@ static void assign_blocks(struct gd_plan *plan)
     size_t most = (size_t)plan->step_count * (GD_CALL_OUTPUTS_MAX + 1) + 1;
     plan->blocks = gd_alloc_array(most, sizeof(struct gd_block));
     plan->first_in_block = gd_alloc_array(most, sizeof(int));
+    plan->slabs = gd_slabs_create(plan->value_count);
     find_last_uses(plan);
     for (int s = 0; s < plan->step_count; s++)
         assign_step(plan, s);
+    gd_slabs_destroy(plan->slabs);
     plan->layout_is_old = true;
 }
 
@@ -276,6 +304,8 @@ static bool check_outputs(struct gd_plan *plan, struct gd_value *const *outputs,
         if (outputs[i] == NULL || outputs[i]->kind != GD_VALUE_COMPUTED)
             return gd_fail(err, GD_INVALID, "plan: output %d is %s: only computed values can be outputs", i,
                            outputs[i] ? outputs[i]->name : "absent");
+        if (outputs[i]->group != NULL)
+            return gd_fail(err, GD_INVALID, "plan: output %s has the rows of one expert", outputs[i]->name);
         plan->slots[outputs[i]->index].is_output = true;
     }
     return true;
@@ -399,15 +429,46 @@ static bool fill_args(struct gd_plan *plan, struct gd_error *err)
                 continue;
             step->args.in[j] = view(plan, call->in[j]);
             step->args.weight[j] = call->in[j]->weight;
+            step->grouped |= call->in[j]->group != NULL;
             if (step->args.in[j].data == NULL && call->in[j]->weight == NULL && plan->slots[call->in[j]->index].block < 0)
                 return gd_fail(err, GD_INTERNAL, "plan: '%s' is not bound", call->in[j]->name);
         }
-        for (int k = 0; k < call->out_count; k++)
+        for (int k = 0; k < call->out_count; k++) {
             step->args.out[k] = view(plan, call->out[k]);
+            step->grouped |= call->out[k]->group != NULL;
+        }
         step->args.params = &call->params;
         step->args.scratch = step->scratch_block >= 0 ? plan->arena + plan->blocks[step->scratch_block].offset : NULL;
     }
     plan->args_are_old = false;
+    return true;
+}
+
+/* The rows of a value's group, as they are now. */
+static bool narrow(const struct gd_plan *plan, const struct gd_value *value, struct gd_tensor *tensor, struct gd_error *err)
+{
+    if (value == NULL || value->group == NULL)
+        return true;
+    const int32_t *offsets = gd_plan_data(plan, value->group->offsets);
+    int64_t begin = offsets[value->group->index], end = offsets[value->group->index + 1], all = value->group->order->shape[0];
+    if (begin < 0 || end < begin || end > all || end - begin > value->shape[0])
+        return gd_fail(err, GD_INTERNAL, "plan: '%s' has rows %" PRId64 " to %" PRId64 " of %" PRId64, value->name, begin, end, all);
+    tensor->shape[0] = end - begin;
+    tensor->data = (char *)gd_plan_data(plan, value) + (size_t)begin * gd_slab_row_bytes(value);
+    return true;
+}
+
+/* *idle: it works row by row, and there are none. */
+static bool narrow_step(struct gd_plan *plan, struct step *step, bool *idle, struct gd_error *err)
+{
+    const struct gd_call *call = step->call;
+    for (int j = 0; j < call->in_count; j++)
+        if (!narrow(plan, call->in[j], &step->args.in[j], err))
+            return false;
+    for (int k = 0; k < call->out_count; k++)
+        if (!narrow(plan, call->out[k], &step->args.out[k], err))
+            return false;
+    *idle = call->op->groups == GD_GROUPS_KEPT && step->args.out[0].shape[0] == 0;
     return true;
 }
 
@@ -474,7 +535,10 @@ bool gd_plan_run(struct gd_plan *plan, const struct gd_run_options *options, str
     for (int s = 0; ok && s < plan->step_count; s++) {
         struct step *step = &plan->steps[s];
         double start = seconds ? gd_time_monotonic() : 0.0;
-        ok = step->kernel(&step->args, err);
+        bool idle = false;
+        ok = !step->grouped || narrow_step(plan, step, &idle, err);
+        if (ok && !idle)
+            ok = step->kernel(&step->args, err);
         if (seconds)
             seconds[s] = gd_time_monotonic() - start;
         if (!ok)

@@ -64,6 +64,7 @@ const struct gd_op gd_op_activation_grad = {
     .shape = gd_shape_binary,
     .run_cpu = run_cpu,
     .inplace = 0,
+    .groups = GD_GROUPS_KEPT,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

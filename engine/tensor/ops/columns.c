@@ -61,6 +61,7 @@ const struct gd_op gd_op_columns = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = -1,
+    .groups = GD_GROUPS_KEPT,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

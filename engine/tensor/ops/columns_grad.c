@@ -57,6 +57,7 @@ const struct gd_op gd_op_columns_grad = {
     .shape = shape,
     .run_cpu = run_cpu,
     .inplace = -1,
+    .groups = GD_GROUPS_KEPT,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

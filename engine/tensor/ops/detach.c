@@ -32,6 +32,7 @@ const struct gd_op gd_op_detach = {
     .shape = shape,
     .run_cpu = run_cpu,
     .inplace = 0,
+    .groups = GD_GROUPS_KEPT,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

@@ -44,7 +44,7 @@ static inline bool gd_shape_binary(struct gd_graph *graph, struct gd_call *call)
     const struct gd_value *a = call->in[0], *b = call->in[1];
     if (!gd_shape_unary(graph, call))
         return false;
-    if (b->kind == GD_VALUE_WEIGHT || a->dtype != b->dtype || !gd_value_same_shape(a, b))
+    if (b->kind == GD_VALUE_WEIGHT || a->dtype != b->dtype || a->group != b->group || !gd_value_same_shape(a, b))
         return gd_graph_fail(graph, "%s: '%s' (%s) and '%s' (%s) differ in shape or dtype", call->op->name, a->name,
                              gd_dtype_name(a->dtype), b->name, gd_dtype_name(b->dtype)) != NULL;
     return true;

@@ -28,7 +28,7 @@ static inline bool gd_frozen_product_shape(struct gd_graph *graph, struct gd_cal
     out->rank = 2;
     out->shape[0] = x->shape[0];
     out->shape[1] = w->shape[back ? 1 : 0];
-    if (c != NULL && (c->kind == GD_VALUE_WEIGHT || c->dtype != out->dtype || !gd_value_same_shape(c, out)))
+    if (c != NULL && (c->kind == GD_VALUE_WEIGHT || c->dtype != out->dtype || c->group != x->group || !gd_value_same_shape(c, out)))
         return gd_graph_fail(graph, "%s: addend '%s' differs from the result in shape or dtype", op, c->name) != NULL;
     return true;
 }

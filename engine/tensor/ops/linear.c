@@ -60,6 +60,7 @@ const struct gd_op gd_op_linear = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = 2,
+    .groups = GD_GROUPS_KEPT,
     .addend = 2,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),

@@ -33,7 +33,11 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     out->rank = 2;
     out->shape[0] = n.m;
     out->shape[1] = n.n;
-    if (c != NULL && !gd_value_same_shape(c, out))
+    if (a->group != NULL && !call->params.i[0])
+        out->group = a->group;
+    if (b->group != NULL && (a->group == NULL || !call->params.i[0] || call->params.i[1]))
+        return gd_graph_fail(graph, "matmul: the rows of '%s' are those of one expert, and not summed over", b->name) != NULL;
+    if (c != NULL && (!gd_value_same_shape(c, out) || c->group != out->group))
         return gd_graph_fail(graph, "matmul: addend '%s' is not [%lld, %lld]", c->name, (long long)n.m, (long long)n.n) != NULL;
     return true;
 }
@@ -179,6 +183,7 @@ const struct gd_op gd_op_matmul = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = 2,
+    .groups = GD_GROUPS_OWN,
     .addend = 2,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),

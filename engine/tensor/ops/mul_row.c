@@ -75,6 +75,7 @@ const struct gd_op gd_op_mul_row = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = 0,
+    .groups = GD_GROUPS_KEPT,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

@@ -84,6 +84,7 @@ const struct gd_op gd_op_outer_middle = {
     .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu,
     .inplace = -1,
+    .groups = GD_GROUPS_OWN,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

@@ -78,6 +78,7 @@ const struct gd_op gd_op_sparse_grad = {
     .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu,
     .inplace = -1,
+    .groups = GD_GROUPS_OWN,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

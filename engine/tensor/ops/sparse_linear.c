@@ -116,6 +116,7 @@ const struct gd_op gd_op_sparse_linear = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = ADDEND,
+    .groups = GD_GROUPS_KEPT,
     .addend = ADDEND,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),

@@ -92,6 +92,7 @@ const struct gd_op gd_op_sum_rows = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = -1,
+    .groups = GD_GROUPS_OWN,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

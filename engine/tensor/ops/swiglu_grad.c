@@ -77,6 +77,7 @@ const struct gd_op gd_op_swiglu_grad = {
     .shape = shape,
     .run_cpu = run_cpu,
     .inplace = 0,
+    .groups = GD_GROUPS_KEPT,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

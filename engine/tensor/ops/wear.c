@@ -6,8 +6,7 @@
 #include "engine/tensor/ops/activation_math.h"
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/lanes.h"
-#include "engine/tensor/wear.h"
-#include <inttypes.h>
+#include "engine/tensor/ops/wear_groups.h"
 
 #define RANK_MAX GD_WEAR_RANK_MAX
 #define COLUMN_STEP 16 /* output columns that are expanded together */
@@ -41,7 +40,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-/* Scratch: x A^T of all rows, then for each thread a row of x as f32 and the transposed columns of a block of B. */
+/* Scratch: where grafts begin, x A^T of all rows, then for each thread a row of x as f32 and the transposed columns of a block of B. */
 static size_t thread_floats(int64_t in)
 {
     return (size_t)gd_round_up(in, 16) + RANK_MAX * COLUMN_STEP;
@@ -50,11 +49,12 @@ static size_t thread_floats(int64_t in)
 static size_t scratch_bytes(const struct gd_call *call)
 {
     return ((size_t)call->in[1]->shape[0] * RANK_MAX + (size_t)omp_get_max_threads() * thread_floats(call->in[1]->shape[1])) *
-           sizeof(float);
+           sizeof(float) + gd_wear_groups_bytes(call);
 }
 
 struct job {
     const struct gd_wear *wear;
+    const int32_t *row_begin;
     const struct gd_wear_kernels *isa;
     int site;
     int64_t in, out;
@@ -78,7 +78,7 @@ static void shrink_rows(const struct job *job, int64_t begin, int64_t end, float
 {
     int group = 0;
     for (int64_t t = begin; t < end; t++) {
-        while (job->wear->row_begin[group + 1] <= t)
+        while (job->row_begin[group + 1] <= t)
             group++;
         const struct gd_wear_part *part = find_part(job, group);
         if (part == NULL || part->rank == 0)
@@ -155,7 +155,7 @@ static void run_all(const struct job *job, int64_t rows, int64_t work)
 #pragma omp barrier
         for (int group = 0; group < job->wear->group_count; group++) {
             const struct gd_wear_part *part = find_part(job, group);
-            int32_t begin = job->wear->row_begin[group], end = job->wear->row_begin[group + 1];
+            int32_t begin = job->row_begin[group], end = job->row_begin[group + 1];
             if (part == NULL || end == begin)
                 continue;
             char *y = (char *)job->y + (size_t)(begin * job->out) * (job->bf16 ? 2 : 4);
@@ -178,7 +178,7 @@ static bool check_wear(const struct job *job, int64_t rows, int64_t *work, struc
     const struct gd_wear *wear = job->wear;
     *work = 0;
     for (int group = 0; group < wear->group_count; group++) {
-        int32_t begin = wear->row_begin[group], end = wear->row_begin[group + 1];
+        int32_t begin = job->row_begin[group], end = job->row_begin[group + 1];
         if (begin < 0 || end < begin || end > rows || (group == 0 && begin != 0))
             return gd_fail(err, GD_INTERNAL, "wear: group %d has rows %d to %d of %" PRId64, group, begin, end, rows);
         const struct gd_wear_part *part = find_part(job, group);
@@ -197,9 +197,13 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     struct job job = {
         .wear = args->in[2].data, .site = (int)args->params->i[0],
         .in = args->in[1].shape[1], .out = args->in[0].shape[1], .bf16 = args->in[0].dtype == GD_BF16,
-        .x = args->in[1].data, .y = args->out[0].data, .s = args->scratch,
-        .threads = (float *)args->scratch + rows * RANK_MAX,
+        .x = args->in[1].data, .y = args->out[0].data,
     };
+    if (!gd_wear_groups(args, 3, job.wear, args->scratch, &job.row_begin, err))
+        return false;
+    size_t begins = job.row_begin != job.wear->row_begin ? ((size_t)job.wear->group_count + 1 + 15) / 16 * 16 : 0;
+    job.s = (float *)args->scratch + begins;
+    job.threads = job.s + rows * RANK_MAX;
     int lanes = gd_lanes();
     job.isa = lanes == 16 ? &gd_wear_kernels_16 : lanes == 8 ? &gd_wear_kernels_8 : &gd_wear_kernels_4;
     if (!check_wear(&job, rows, &work, err))
@@ -207,21 +211,21 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     if (job.y != args->in[0].data)
         memcpy(job.y, args->in[0].data, gd_dtype_bytes(args->in[0].dtype, rows * job.out));
     if (work > 0)
-        run_all(&job, job.wear->row_begin[job.wear->group_count], work);
+        run_all(&job, job.row_begin[job.wear->group_count], work);
     return true;
 }
 
 const struct gd_op gd_op_wear = {
     .name = "wear",
-    .in_min = 3, .in_max = 3, .out_count = 1,
+    .in_min = 3, .in_max = 5, .out_count = 1,
     .shape = shape,
     .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu,
     .inplace = 0,
+    .groups = GD_GROUPS_KEPT,
 };
 
 struct gd_value *gd_wear(struct gd_graph *g, struct gd_value *y, struct gd_value *x, struct gd_value *wear, int site)
 {
-    struct gd_op_params params = {.i = {site}};
-    return gd_graph_call(g, &gd_op_wear, (struct gd_value *[]){y, x, wear}, 3, &params);
+    return gd_wear_call(g, &gd_op_wear, (struct gd_value *[]){y, x, wear}, 3, site);
 }

@@ -3,8 +3,7 @@
  * test is in tests/unit/infer.
  */
 #include "engine/tensor/ops/elementwise.h"
-#include "engine/tensor/wear.h"
-#include <inttypes.h>
+#include "engine/tensor/ops/wear_groups.h"
 
 static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
@@ -34,10 +33,10 @@ GD_KERNEL static void rows_bf16(uint16_t *x, const float *scale, int64_t width, 
     body(x, scale, true, width, begin, end);
 }
 
-/* Scratch: a row of x as f32 for each thread, before and after. */
+/* Scratch: where grafts begin; a row of x as f32 for each thread, before and after. */
 static size_t scratch_bytes(const struct gd_call *call)
 {
-    return 2 * (size_t)omp_get_max_threads() * (size_t)call->in[0]->shape[1] * sizeof(float);
+    return 2 * (size_t)omp_get_max_threads() * (size_t)call->in[0]->shape[1] * sizeof(float) + gd_wear_groups_bytes(call);
 }
 
 GD_KERNEL static void rotate_row(float *restrict to, const float *restrict from, const float *restrict squares, int64_t width,
@@ -74,11 +73,15 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     const struct gd_wear *wear = args->in[1].data;
     int64_t rows = args->in[0].shape[0], width = args->in[0].shape[1];
     bool bf16 = args->in[0].dtype == GD_BF16;
+    const int32_t *row_begin;
+    if (!gd_wear_groups(args, 2, wear, args->scratch, &row_begin, err))
+        return false;
+    float *scratch = (float *)args->scratch + (row_begin != wear->row_begin ? ((size_t)wear->group_count + 1 + 15) / 16 * 16 : 0);
     if (args->out[0].data != args->in[0].data)
         memcpy(args->out[0].data, args->in[0].data, gd_dtype_bytes(args->in[0].dtype, rows * width));
     for (int group = 0; group < wear->group_count; group++) {
         const struct gd_wear_part *sites = wear->sites[group];
-        int32_t begin = wear->row_begin[group], end = wear->row_begin[group + 1];
+        int32_t begin = row_begin[group], end = row_begin[group + 1];
         if (begin < 0 || end < begin || end > rows)
             return gd_fail(err, GD_INTERNAL, "wear_input: group %d has rows %d to %d of %" PRId64, group, begin, end, rows);
         const struct gd_wear_part *part = sites != NULL ? &sites[args->params->i[0]] : NULL;
@@ -91,22 +94,22 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
             continue;
         if (part->rotate_block < 1 || width % part->rotate_block != 0)
             return gd_fail(err, GD_INTERNAL, "wear_input: blocks of %d in rows of %" PRId64, part->rotate_block, width);
-        rotate_rows(&args->out[0], part, args->scratch, begin, end);
+        rotate_rows(&args->out[0], part, scratch, begin, end);
     }
     return true;
 }
 
 const struct gd_op gd_op_wear_input = {
     .name = "wear_input",
-    .in_min = 2, .in_max = 2, .out_count = 1,
+    .in_min = 2, .in_max = 4, .out_count = 1,
     .shape = shape,
     .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu,
     .inplace = 0,
+    .groups = GD_GROUPS_KEPT,
 };
 
 struct gd_value *gd_wear_input(struct gd_graph *g, struct gd_value *x, struct gd_value *wear, int site)
 {
-    struct gd_op_params params = {.i = {site}};
-    return gd_graph_call(g, &gd_op_wear_input, (struct gd_value *[]){x, wear}, 2, &params);
+    return gd_wear_call(g, &gd_op_wear_input, (struct gd_value *[]){x, wear}, 2, site);
 }

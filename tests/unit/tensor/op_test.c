@@ -23,7 +23,7 @@
 #define STEP 1e-4           /* of the central differences of the double reference: error about 1e-8 */
 
 /* Ops that read a handle have tests of their own. */
-static const char *const elsewhere[] = {"attention_cached", "segment_loss", "wear", "wear_input", "wear_rows"};
+static const char *const elsewhere[] = {"attention_cached", "expert_dot", "expert_rows", "expert_sum", "segment_loss", "wear", "wear_input", "wear_rows"};
 
 struct check {
     const struct gd_op *op;
