@@ -20,7 +20,7 @@
 
 #define GD_CALL_INPUTS_MAX 10
 #define GD_CALL_OUTPUTS_MAX 8
-#define GD_PARTS_MAX 8           /* of a value that is split */
+#define GD_SPLIT_MAX 8           /* of a value that is split */
 
 enum gd_value_kind {
     GD_VALUE_INPUT,    /* bound before each run: ids, positions, labels, handles */

@@ -133,7 +133,7 @@ struct gd_value *gd_mix_linear(struct gd_graph *g, struct gd_value *x, struct gd
 struct gd_value *gd_route(struct gd_graph *g, struct gd_value *z, struct gd_value *key, struct gd_value *owner, int splits,
                           int skills, int site);
 
-/* Parts of x by rows, at most GD_PARTS_MAX, as outputs 0, 1, ... that lie in x's own memory; rows add up to x's. The
+/* Parts of x by rows, at most GD_SPLIT_MAX, as outputs 0, 1, ... that lie in x's own memory; rows add up to x's. The
  * gradient of a part goes on from what x has so far: products that add to it give the bits that they give where there is one
  * part. join: the way back; an absent part (NULL) is zeros. */
 struct gd_value *gd_split(struct gd_graph *g, struct gd_value *x, const int64_t *rows, int count);

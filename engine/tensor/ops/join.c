@@ -34,7 +34,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     const struct gd_tensor *out = &args->out[0];
     int64_t width = gd_tensor_count(out) / out->shape[0];
     char *to = out->data;
-    for (int k = 0; k < GD_PARTS_MAX && args->params->i[k] > 0; k++) {
+    for (int k = 0; k < GD_SPLIT_MAX && args->params->i[k] > 0; k++) {
         size_t bytes = gd_dtype_bytes(out->dtype, args->params->i[k] * width);
         if (args->in[k].rank == 0)
             memset(to, 0, bytes);
@@ -76,7 +76,7 @@ static const struct gd_op_case cases[] = {
 
 const struct gd_op gd_op_join = {
     .name = "join",
-    .in_min = 0, .in_max = GD_PARTS_MAX, .out_count = 1,
+    .in_min = 0, .in_max = GD_SPLIT_MAX, .out_count = 1,
     .shape = shape,
     .run_cpu = run_cpu,
     .gradient = gradient,
@@ -104,7 +104,7 @@ struct gd_value *gd_join(struct gd_graph *g, struct gd_value *const *parts, cons
     struct gd_value *whole = whole_of(parts, rows, count);
     if (whole != NULL)
         return whole;
-    for (int k = 0; k < count && k < GD_PARTS_MAX; k++)
+    for (int k = 0; k < count && k < GD_SPLIT_MAX; k++)
         params.i[k] = rows[k];
     return gd_graph_call(g, &gd_op_join, parts, count, &params);
 }

@@ -12,7 +12,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     int count = 0;
     if (x->kind == GD_VALUE_WEIGHT || (!gd_is_float(x) && x->dtype != GD_I32))
         return gd_graph_fail(graph, "split: '%s' is a weight or has no rows of numbers", x->name) != NULL;
-    for (; count < GD_PARTS_MAX && call->params.i[count] > 0; count++) {
+    for (; count < GD_SPLIT_MAX && call->params.i[count] > 0; count++) {
         struct gd_value *part = call->out[count];
         gd_shape_like(part, x, x->dtype);
         part->shape[0] = call->params.i[count];
@@ -40,7 +40,7 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
 {
     int64_t width = op_case->in[0].shape[1], at = 0;
-    for (int k = 0; k < GD_PARTS_MAX && op_case->params.i[k] > 0; k++)
+    for (int k = 0; k < GD_SPLIT_MAX && op_case->params.i[k] > 0; k++)
         for (int64_t i = 0; i < op_case->params.i[k] * width; i++)
             out[k][i] = in[0][at++];
 }
@@ -56,7 +56,7 @@ static const struct gd_op_case cases[] = {
 
 const struct gd_op gd_op_split = {
     .name = "split",
-    .in_min = 1, .in_max = 1, .out_count = GD_PARTS_MAX,
+    .in_min = 1, .in_max = 1, .out_count = GD_SPLIT_MAX,
     .shape = shape,
     .run_cpu = run_cpu,
     .gradient = gradient,
@@ -69,7 +69,7 @@ const struct gd_op gd_op_split = {
 struct gd_value *gd_split(struct gd_graph *g, struct gd_value *x, const int64_t *rows, int count)
 {
     struct gd_op_params params = {0};
-    for (int k = 0; k < count && k < GD_PARTS_MAX; k++)
+    for (int k = 0; k < count && k < GD_SPLIT_MAX; k++)
         params.i[k] = rows[k];
     return gd_graph_call(g, &gd_op_split, &x, 1, &params);
 }
