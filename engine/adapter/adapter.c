@@ -39,37 +39,57 @@ static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_co
     copy_names(&to->tasks, &from->tasks);
 }
 
+/* The sites of a kind, in the order of slots; their count. */
+static int sites_at(const struct gd_model *model, int kind, const struct gd_site **sites)
+{
+    switch (kind) {
+    case 0:
+        return gd_model_linear_sites(model, sites);
+    case 1:
+        return gd_model_norm_sites(model, sites);
+    case 2:
+        return gd_model_block_sites(model, sites);
+    case 3:
+        *sites = gd_model_embed_site(model);
+        return 1;
+    default:
+        return gd_model_table_sites(model, sites);
+    }
+}
+#define SLOT_KINDS 5
+
+static int slots_before(const struct gd_model *model, int kind)
+{
+    const struct gd_site *sites;
+    int slots = 0;
+    for (int k = 0; k < kind; k++)
+        slots += sites_at(model, k, &sites);
+    return slots;
+}
+
 int gd_slot_count(const struct gd_model *model)
 {
-    const struct gd_site *linear, *norm, *block;
-    return gd_model_linear_sites(model, &linear) + gd_model_norm_sites(model, &norm) + gd_model_block_sites(model, &block) +
-           1;
+    return slots_before(model, SLOT_KINDS);
 }
 
 int gd_slot_of(const struct gd_model *model, const struct gd_site *site)
 {
-    const struct gd_site *linear, *norm;
-    int slot = site->index;
-    if (site->kind == GD_SITE_EMBED)
-        return gd_slot_count(model) - 1;
-    if (site->kind != GD_SITE_LINEAR)
-        slot += gd_model_linear_sites(model, &linear);
-    if (site->kind == GD_SITE_BLOCK)
-        slot += gd_model_norm_sites(model, &norm);
-    return slot;
+    static const int kinds[] = {[GD_SITE_LINEAR] = 0, [GD_SITE_NORM] = 1, [GD_SITE_BLOCK] = 2, [GD_SITE_EMBED] = 3, [GD_SITE_TABLE] = 4};
+    return slots_before(model, kinds[site->kind]) + site->index;
 }
 
 const struct gd_site *gd_slot_site(const struct gd_model *model, int slot)
 {
-    const struct gd_site *linear, *norm, *block;
-    int linear_count = gd_model_linear_sites(model, &linear), norm_count = gd_model_norm_sites(model, &norm);
-    gd_model_block_sites(model, &block);
-    if (slot == gd_slot_count(model) - 1)
-        return gd_model_embed_site(model);
-    if (slot < linear_count)
-        return &linear[slot];
-    slot -= linear_count;
-    return slot < norm_count ? &norm[slot] : &block[slot - norm_count];
+    const struct gd_site *sites = NULL;
+    int kind = 0;
+    for (int count; slot >= (count = sites_at(model, kind, &sites)); kind++)
+        slot -= count;
+    return &sites[slot];
+}
+
+int gd_slot_of_head(const struct gd_model *model)
+{
+    return gd_slot_count(model) - 1;
 }
 
 const struct gd_adapter_method *gd_adapter_find(const char *name)
@@ -241,6 +261,14 @@ static struct gd_value *training_block(void *context, struct gd_graph *g, const 
     return graft->method->block(training, g, site, input, output, training->params + first);
 }
 
+static struct gd_value *training_table(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *w)
+{
+    struct gd_graft_training *training = context;
+    const struct gd_graft *graft = training->graft;
+    int first = graft->site_param[gd_slot_of(graft->model, site)];
+    return first < 0 ? w : graft->method->table(training, g, site, w, training->params + first);
+}
+
 static struct gd_value *training_embed(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows)
 {
     struct gd_graft_training *training = context;
@@ -274,6 +302,7 @@ void gd_graft_training_sites(struct gd_graft_training *training, struct gd_graph
     training->sites.linear = training_linear;
     training->sites.norm = training_norm;
     training->sites.block = training_block;
+    training->sites.table = training_table;
     training->sites.embed = graft->method->embed != NULL ? training_embed : NULL;
     training->sites.kv = graft->method->kv != NULL ? training_kv : NULL;
 }

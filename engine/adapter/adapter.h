@@ -159,10 +159,12 @@ struct gd_graft {
 };
 
 /* The sites that grafts touch have one number, the slot: linear sites first (slot = index), then norms, then blocks, then
- * the embedded tokens. */
+ * the embedded tokens, then the matrices of embedding and head. */
 int gd_slot_count(const struct gd_model *model);
 int gd_slot_of(const struct gd_model *model, const struct gd_site *site);
 const struct gd_site *gd_slot_site(const struct gd_model *model, int slot);
+/* Of the matrix of the vocabulary product. */
+int gd_slot_of_head(const struct gd_model *model);
 
 /* Floats of the flat block. */
 static inline int64_t gd_graft_floats(const struct gd_graft *graft)
@@ -208,6 +210,9 @@ struct gd_adapter_method {
     struct gd_value *(*norm)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                              struct gd_value *x, struct gd_value *w, struct gd_value *bias, double eps,
                              struct gd_value *const *params);
+    /* The matrix [V, width] to use at the embedding or the head. */
+    struct gd_value *(*table)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                              struct gd_value *w, struct gd_value *const *params);
     struct gd_value *(*block)(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                               struct gd_value *input, struct gd_value *output, struct gd_value *const *params);
     /* A term of its own in the training loss, f32 [1]; params: the whole graft's. NULL, as a hook or a

@@ -28,7 +28,7 @@ bool gd_graft_mergeable(const struct gd_graft *graft, struct gd_error *err)
                              graft->virtual_rows.count);
     for (int slot = 0; slot < slots; slot++) {
         const struct gd_site *site = gd_slot_site(graft->model, slot);
-        if (graft->site_param[slot] >= 0 && site->kind != GD_SITE_LINEAR && site->kind != GD_SITE_NORM)
+        if (graft->site_param[slot] >= 0 && site->kind != GD_SITE_LINEAR && site->kind != GD_SITE_NORM && site->kind != GD_SITE_TABLE)
             return gd_fail_param(err, GD_UNSUPPORTED, "--format", "%s: what a %s adapter does there is not a change of a weight "
                                  "or a bias, so that it cannot be merged; serve it as an adapter", site->name, graft->method->name);
     }

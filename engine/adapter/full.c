@@ -1,6 +1,6 @@
 /*
  * full.c - full fine-tuning of chosen layers: weights of linear modules, their biases where the base has them, and norms are
- * trained from the base's values on. The embedding and the head stay as they are. The numbers are those of the chosen tensors.
+ * trained from the base's values on, the embedding and the head too if they are asked for. The numbers are those of the chosen tensors.
  */
 #include "engine/adapter/picks.h"
 
@@ -11,6 +11,8 @@ static const struct gd_adapter_option options[] = {
      .help = "Norms to train: names, dotted suffixes, or \"all-norms\"; an empty list: none."},
     {.name = "train_biases", .type = GD_OPTION_BOOL, .use = GD_OPTION_TRAINS, .fallback = 1,
      .help = "Train the biases that the base has at the chosen linear modules."},
+    {.name = "train_embeddings", .type = GD_OPTION_BOOL, .use = GD_OPTION_TRAINS,
+     .help = "Train the embedding and the head too (one matrix where the base ties them)."},
     {.name = "first_layer", .type = GD_OPTION_INT, .use = GD_OPTION_TRAINS, .max = GD_LAYERS_MAX - 1,
      .help = "First layer that is trained."},
     {.name = "last_layer", .type = GD_OPTION_INT, .use = GD_OPTION_TRAINS, .min = -1, .max = GD_LAYERS_MAX - 1, .fallback = -1,
@@ -47,9 +49,12 @@ static bool choose(struct gd_graft *graft, const struct gd_graft_source *source,
         !gd_picks_choose(graft, GD_SITE_NORM, "target_norms", true, false, first, last, err))
         return false;
     drop_absent_biases(graft);
+    if (gd_adapter_value(config, "train_embeddings") != 0)
+        gd_picks_choose_tables(graft);
     if (gd_picks_numbers(graft) == 0)
         return gd_fail_param(err, GD_INVALID, "adapter.target_modules",
-                             "target_modules and target_norms choose nothing in layers %d to %d: name a module or a norm there",
+                             "target_modules and target_norms choose nothing in layers %d to %d: name a module or a norm there, or set "
+                             "train_embeddings",
                              first, last);
     return true;
 }
@@ -71,5 +76,6 @@ const struct gd_adapter_method gd_adapter_full = {
     .init = gd_picks_init,
     .linear = gd_picks_linear,
     .norm = gd_picks_norm,
+    .table = gd_picks_table,
     .wear = gd_picks_wear,
 };

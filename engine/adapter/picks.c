@@ -44,7 +44,7 @@ int64_t gd_picked_rows(const struct gd_site *site, enum gd_picked_part part)
 
 int64_t gd_picked_columns(const struct gd_site *site, enum gd_picked_part part)
 {
-    return site->kind == GD_SITE_LINEAR && part == GD_PICKED_WEIGHT ? site->in : 1;
+    return (site->kind == GD_SITE_LINEAR || site->kind == GD_SITE_TABLE) && part == GD_PICKED_WEIGHT ? site->in : 1;
 }
 
 /* ---- choosing ---- */
@@ -65,6 +65,13 @@ bool gd_picks_choose(struct gd_graft *graft, enum gd_site_kind kind, const char 
             graft->picks->tensor[slot][GD_PICKED_BIAS].pick = GD_PICK_WHOLE;
     }
     return ok;
+}
+
+void gd_picks_choose_tables(struct gd_graft *graft)
+{
+    for (int slot = 0; slot < graft->picks->slots; slot++)
+        if (gd_slot_site(graft->model, slot)->kind == GD_SITE_TABLE)
+            graft->picks->tensor[slot][GD_PICKED_WEIGHT].pick = GD_PICK_WHOLE;
 }
 
 int64_t gd_picks_count(const struct gd_graft *graft, enum gd_pick pick)
@@ -254,6 +261,12 @@ struct gd_value *gd_picks_norm(struct gd_graft_training *training, struct gd_gra
     if (weight->pick == GD_PICK_ENTRIES) /* a norm is linear in its weight */
         y = gd_add(g, y, gd_site_norm_base(g, site, x, spread(training, g, mine[0], weight, site->out), NULL, eps));
     return added->pick == GD_PICK_ENTRIES ? gd_add_row(g, y, spread(training, g, params[0], added, site->out)) : y;
+}
+
+struct gd_value *gd_picks_table(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                                struct gd_value *w, struct gd_value *const *params)
+{
+    return params[0];
 }
 
 /* ---- in serving ---- */

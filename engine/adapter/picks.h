@@ -57,6 +57,8 @@ int64_t gd_picked_columns(const struct gd_site *site, enum gd_picked_part part);
  * matches nothing. A norm after the layers counts with the last one. */
 GD_MUST_CHECK bool gd_picks_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, bool weights,
                                    bool biases, int first_layer, int last_layer, struct gd_error *err);
+/* Picks WHOLE: the embedding and the head. */
+void gd_picks_choose_tables(struct gd_graft *graft);
 int64_t gd_picks_count(const struct gd_graft *graft, enum gd_pick pick); /* tensors picked so */
 int64_t gd_picks_numbers(const struct gd_graft *graft);                  /* trained numbers that these picks make */
 
@@ -72,6 +74,8 @@ struct gd_value *gd_picks_linear(struct gd_graft_training *training, struct gd_g
 struct gd_value *gd_picks_norm(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, double eps,
                                struct gd_value *const *params);
+struct gd_value *gd_picks_table(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
+                                struct gd_value *w, struct gd_value *const *params);
 void gd_picks_wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,
                    struct gd_wear_part *part);
 

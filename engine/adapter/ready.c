@@ -18,8 +18,13 @@ void gd_graft_make_wear(struct gd_graft *graft)
             continue;
         graft->method->wear(graft, gd_slot_site(graft->model, i), &graft->params[first], &graft->wear[i]);
         const struct gd_wear_part *part = &graft->wear[i];
+        const struct gd_site *site = gd_slot_site(graft->model, i);
+        if (site->kind == GD_SITE_TABLE && site->index == 0) { /* the embedded tokens wear it row by row */
+            graft->wear[gd_slot_of(graft->model, gd_model_embed_site(graft->model))].table = part->delta;
+            graft->depth = GD_WEAR_ROWS;
+        }
         enum gd_wear_depth depth = part->rows != NULL                                    ? GD_WEAR_ROWS
-                                   : gd_slot_site(graft->model, i)->kind == GD_SITE_BLOCK ? GD_WEAR_BLOCKS
+                                   : site->kind == GD_SITE_BLOCK ? GD_WEAR_BLOCKS
                                    : part->norm != NULL || part->norm_bias != NULL       ? GD_WEAR_NORMS
                                    : part->in_scale != NULL || part->in_rotate != NULL   ? GD_WEAR_INPUTS
                                                                                          : GD_WEAR_OUTPUTS;

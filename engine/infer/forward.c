@@ -1,6 +1,7 @@
 #include "engine/infer/forward.h"
 #include "engine/adapter/adapter.h"
 #include "engine/base/alloc.h"
+#include "engine/tensor/gemm.h"
 #include "engine/tensor/plan.h"
 #include <assert.h>
 
@@ -142,6 +143,43 @@ bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth dep
     return true;
 }
 
+/* The group that row `row` of the last run belongs to; -1: none. */
+static int group_of(const struct gd_wear *wear, int32_t row)
+{
+    for (int g = 0; g < wear->group_count; g++)
+        if (row >= wear->row_begin[g] && row < wear->row_begin[g + 1])
+            return g;
+    return -1;
+}
+
+/* logits [begin, end) += what their graft adds to the head. */
+static bool wear_head(struct gd_forward *forward, const float *delta, int begin, int end, struct gd_error *err)
+{
+    int64_t width = forward->model->config.width, vocab = forward->model->config.vocab;
+    struct gd_gemm gemm = {.m = end - begin, .n = vocab, .k = width, .transpose_b = true, .in = GD_F32, .out = GD_F32,
+                           .accumulate = true, .alpha = 1.0f};
+    float *h = gd_alloc_array((size_t)((end - begin) * width), sizeof(float));
+    gd_convert_to_f32(h, forward->chosen + (size_t)begin * gd_dtype_bytes(forward->act, width), forward->act, (end - begin) * width);
+    bool ok = gd_gemm_run(&gemm, h, delta, forward->logits + begin * vocab, err);
+    gd_free(h);
+    return ok;
+}
+
+/* For runs of rows of one graft. */
+static bool wear_heads(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err)
+{
+    int slot = gd_slot_of_head(forward->model), end;
+    for (int begin = 0; begin < count; begin = end) {
+        int group = group_of(&forward->wear, rows[begin]);
+        for (end = begin + 1; end < count && group_of(&forward->wear, rows[end]) == group;)
+            end++;
+        const struct gd_wear_part *sites = group >= 0 ? forward->wear.sites[group] : NULL;
+        if (sites != NULL && sites[slot].delta != NULL && !wear_head(forward, sites[slot].delta, begin, end, err))
+            return false;
+    }
+    return true;
+}
+
 bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err)
 {
     assert(count >= 1);
@@ -152,5 +190,6 @@ bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int coun
         memcpy(forward->chosen + (size_t)i * row_bytes, forward->hidden + (size_t)rows[i] * row_bytes, row_bytes);
     memset(forward->chosen + (size_t)count * row_bytes, 0, (size_t)(padded - count) * row_bytes);
     return gd_weight_multiply(forward->model->head, false, forward->chosen, forward->act, forward->logits, GD_F32, padded,
-                              false, err);
+                              false, err) &&
+           wear_heads(forward, rows, count, err);
 }

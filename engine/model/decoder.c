@@ -130,7 +130,7 @@ struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model
 {
     struct builder b = {graph, model, model->files, inputs, sites != NULL ? *sites : (struct gd_sites){0}};
     assert((inputs->cache != NULL) + (inputs->cu_seqlens != NULL) <= 1);
-    struct gd_value *x = gd_embed(graph, gd_graph_weight(graph, model->embed), inputs->ids);
+    struct gd_value *x = gd_embed(graph, gd_model_embedding(graph, model, sites), inputs->ids);
     if (b.sites.embed != NULL)
         x = b.sites.embed(b.sites.context, graph, &b.files->embed_site, x);
     for (int layer = 0; layer < model->config.layers; layer++) {

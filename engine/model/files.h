@@ -41,6 +41,7 @@ struct gd_files {
     struct gd_site *kv_sites;         /* layers */
     struct gd_site *block_sites;      /* layers * 2: attention, MLP */
     struct gd_site embed_site, hidden_site;
+    struct gd_site table_sites[2];    /* embedding, head */
 };
 
 /* The weights of a Hugging Face folder: model.safetensors, or the shards of model.safetensors.index.json. */
@@ -60,6 +61,9 @@ int32_t *gd_rope_rows(int heads, int head_dim);
 void gd_model_make_sites(struct gd_model *model);
 /* config, tensor table and samples of the tensors' bytes as one SHA-256 (digest.c). */
 void gd_model_make_digest(struct gd_model *model);
+
+/* The matrix of the embedding as a value, or what the sites (NULL: none) put in its place. */
+struct gd_value *gd_model_embedding(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites);
 
 /* The two formats (load_hf.c, load_gguf.c): config, files, weights, tokenizer, template source. */
 GD_MUST_CHECK bool gd_model_load_folder(struct gd_model *model, struct gd_error *err);

@@ -1,5 +1,6 @@
-/* graph.c - what the graphs of all bodies share: inputs, head. */
+/* graph.c - what the graphs of all bodies share: inputs, tables. */
 #include "engine/model/family.h"
+#include "engine/model/files.h"
 
 void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
                             int tokens, int segments, bool cached)
@@ -21,7 +22,20 @@ struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *
     return model->config.family->body->hidden(graph, model, inputs, sites);
 }
 
-struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model)
+static struct gd_value *table(struct gd_graph *graph, const struct gd_site *site, const struct gd_sites *sites)
 {
-    return gd_graph_weight(graph, model->head);
+    struct gd_value *w = gd_graph_weight(graph, site->weight);
+    return sites != NULL && sites->table != NULL ? sites->table(sites->context, graph, site, w) : w;
+}
+
+struct gd_value *gd_model_embedding(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
+{
+    return table(graph, &gd_model_files(model)->table_sites[0], sites);
+}
+
+struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
+{
+    const struct gd_site *tables;
+    int count = gd_model_table_sites(model, &tables);
+    return table(graph, &tables[count - 1], sites);
 }

@@ -110,8 +110,8 @@ void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *gra
 /* The body: ids to the last hidden state after the final norm, act [T, d]. `sites` may be NULL (bare base). */
 struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,
                                  const struct gd_model_inputs *inputs, const struct gd_sites *sites);
-/* The weight of the vocabulary product as a graph value. */
-struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model);
+/* The matrix of the vocabulary product, [V, d]: the weight, or what the sites (NULL: none) put in its place. */
+struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites);
 
 /* {"architecture", "parameters", "dtypes", "tensors":[...], "tokenizer", "template", ...} for inspect. */
 cJSON *gd_model_describe(const struct gd_model *model, bool with_tensors);

@@ -39,6 +39,12 @@ const struct gd_site *gd_model_embed_site(const struct gd_model *model)
     return &gd_model_files(model)->embed_site;
 }
 
+int gd_model_table_sites(const struct gd_model *model, const struct gd_site **sites)
+{
+    *sites = gd_model_files(model)->table_sites;
+    return model->head != NULL && model->head != model->embed ? 2 : 1;
+}
+
 static const char *layer_name(const struct gd_model *model, int layer, const char *part)
 {
     return gd_arena_format(&gd_model_files(model)->arena, "%s.%d.%s", model->config.family->names->layers, layer, part);
@@ -110,5 +116,10 @@ void gd_model_make_sites(struct gd_model *model)
                                                .gguf = names->outer[GD_OUTER_NORM].gguf, .in = width, .out = width,
                                                .weight = model->final_norm};
     files->embed_site = (struct gd_site){.kind = GD_SITE_EMBED, .layer = -1, .name = names->outer[GD_OUTER_EMBED].hf};
+    struct gd_weight *const tables[] = {model->embed, model->head};
+    const char *const table_names[] = {names->outer[GD_OUTER_EMBED].hf, names->outer[GD_OUTER_HEAD].hf};
+    for (int i = 0; i < 2; i++)
+        files->table_sites[i] = (struct gd_site){.kind = GD_SITE_TABLE, .layer = -1, .index = i, .name = table_names[i], .in = width,
+                                                 .out = model->config.vocab, .weight = tables[i]};
     files->hidden_site = (struct gd_site){.kind = GD_SITE_HIDDEN, .layer = -1, .name = names->base};
 }

@@ -17,7 +17,7 @@
 #include "engine/tensor/activation.h"
 #include "engine/tensor/graph.h"
 
-/* table: weight [V, d]; ids: i32 [T], -1: a row of zeros -> act [T, d]. Not differentiable in a frozen table. */
+/* table: weight [V, d]; ids: i32 [T], -1: a row of zeros -> act [T, d]. A trained table, f32, may stand for the weight. */
 struct gd_value *gd_embed(struct gd_graph *g, struct gd_value *table, struct gd_value *ids);
 
 /* x: act [T, in]; w: weight or param [out, in] -> act [T, out]. */
@@ -168,20 +168,20 @@ struct gd_value *gd_scatter(struct gd_graph *g, struct gd_value *values, struct 
 struct gd_value *gd_pick(struct gd_graph *g, struct gd_value *x, struct gd_value *places);
 
 /* The head and the loss over labelled rows only, in chunks; the [T, V] logits never exist.
- * h: act [T, d]; w: weight [V, d]; labels: i32 [T] (already shifted: labels[t] is the token to predict from row t;
+ * h: act [T, d]; w: weight, or f32 where the head is trained, [V, d]; labels: i32 [T] (already shifted: labels[t] is the token to predict from row t;
  * -100 = none); weights: f32 [T]. logit_scale multiplies, softcap 0 = none.
  * Output 0: sum_t weights[t] * -log p(labels[t]), f32 [1]. Output 1: log p per row f32 [T] (0 where none).
  * Output 2: argmax id per row i32 [T] (-1 where none). Output 3: d loss / d h for a loss gradient of 1, act [T, d]
- * (made in the forward pass when h needs a gradient, else shape [0]). The head itself is frozen. */
+ * (made in the forward pass when h needs a gradient, else shape [0]). Output 4: the same for a trained w, f32 [V, d]. */
 struct gd_value *gd_cross_entropy(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
                                   struct gd_value *weights, double logit_scale, double softcap);
 
 /* log p(labels[t]) of each row, for losses whose weights are known only afterwards; inputs as above.
- * Output 0: f32 [T] (0 where no label), differentiable in h by making the logits again. Output 1: argmax, i32 [T]. Output 2:
+ * Output 0: f32 [T] (0 where no label), differentiable in h and a trained w by making the logits again. Output 1: argmax, i32 [T]. Output 2:
  * log sum_v p(v)^2, f32 [T]. */
 struct gd_value *gd_token_logprob(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
                                   double logit_scale, double softcap);
-/* dlogprob: f32 [T] -> dh: act [T, d]: the backward of token_logprob. */
+/* dlogprob: f32 [T] -> dh: act [T, d], and as output 1 dw: f32 [V, d] for a trained w: the backward of token_logprob. */
 struct gd_value *gd_token_logprob_grad(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
                                        struct gd_value *dlogprob, double logit_scale, double softcap);
 

@@ -72,14 +72,15 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
     if (!bare(passes, pass))
         gd_graft_training_segments(&pass->graft, g, pass->inputs.cu_seqlens);
-    struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, bare(passes, pass) ? &none : &pass->graft.sites);
+    const struct gd_sites *sites = bare(passes, pass) ? &none : &pass->graft.sites;
+    struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, sites);
     if (pass->kind == PROBE) {
-        pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model), inputs->labels, 1.0, 0.0);
+        pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model, sites), inputs->labels, 1.0, 0.0);
         return;
     }
     if (passes->graft->config.score)
         inputs->score = pass->graft.params[passes->graft->param_count - 1];
-    passes->objective->build(g, hidden, gd_model_head(g, passes->model), inputs, &pass->outputs);
+    passes->objective->build(g, hidden, gd_model_head(g, passes->model, sites), inputs, &pass->outputs);
     pass->loss = pass->outputs.loss;
     if (pass->kind == TRAINING && passes->graft->method->penalty != NULL) {
         struct gd_value *penalty = passes->graft->method->penalty(&pass->graft, g, pass->graft.params);

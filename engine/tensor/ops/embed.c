@@ -1,5 +1,5 @@
-/* y[t] = table[ids[t]], read row by row from the table's source, whatever its format; zeros where ids[t] is -1. The table is
- * frozen. */
+/* y[t] = table[ids[t]], read row by row from the table's source, whatever its format; zeros where ids[t] is -1. A trained
+ * table goes through gather_rows. */
 #include "engine/tensor/device.h"
 #include "engine/tensor/ops/elementwise.h"
 #include <inttypes.h>
@@ -92,5 +92,9 @@ const struct gd_op gd_op_embed = {
 
 struct gd_value *gd_embed(struct gd_graph *g, struct gd_value *table, struct gd_value *ids)
 {
+    if (table != NULL && table->kind != GD_VALUE_WEIGHT) {
+        struct gd_value *rows = gd_gather_rows(g, table, ids);
+        return gd_graph_act(g) == GD_F32 ? rows : gd_cast(g, rows, gd_graph_act(g));
+    }
     return gd_graph_call(g, &gd_op_embed, (struct gd_value *[]){table, ids}, 2, NULL);
 }

@@ -1,4 +1,5 @@
 #include "engine/tensor/ops/head_rows.h"
+#include "engine/tensor/gemm.h"
 #include <inttypes.h>
 
 /* Logits of a chunk stay below this, within [CHUNK_MIN, CHUNK_MAX] rows. */
@@ -8,15 +9,16 @@
 #define ROW_STEP 32 /* rows of a product are rounded up to it: few distinct shapes for the library */
 #define BLOCK 256   /* logits summed in f32 before they go into a double */
 
-/* Scratch in order: labelled rows, h of a chunk, its gradient, logits, and in bf16 the gradient of the logits. */
+/* Scratch in order: labelled rows, h of a chunk, its gradient, logits, in bf16 the gradient of the logits, and in bf16 a trained
+ * head as bf16. */
 struct layout {
     int64_t chunk;
-    size_t h, dh, logits, dlogits, total;
+    size_t h, dh, logits, dlogits, table, total;
 };
 
-static struct layout scratch_layout(int64_t rows, int64_t width, int64_t vocab, bool bf16, bool wants_gradient)
+static struct layout scratch_layout(int64_t rows, int64_t width, int64_t vocab, bool bf16, bool trained, bool dh, bool dtable)
 {
-    size_t item = bf16 ? 2 : 4, narrow = bf16 && wants_gradient ? 2 : 0;
+    size_t item = bf16 ? 2 : 4, narrow = bf16 && (dh || dtable) ? 2 : 0;
     int64_t chunk = CHUNK_BYTES / (vocab * (int64_t)(4 + narrow)) / ROW_STEP * ROW_STEP;
     chunk = chunk < CHUNK_MIN ? CHUNK_MIN : chunk > CHUNK_MAX ? CHUNK_MAX : chunk;
     int64_t all = (rows + ROW_STEP - 1) / ROW_STEP * ROW_STEP;
@@ -24,15 +26,25 @@ static struct layout scratch_layout(int64_t rows, int64_t width, int64_t vocab, 
     size_t n = (size_t)at.chunk, chunk_bytes = (n * (size_t)width * item + 63) / 64 * 64;
     at.h = ((size_t)rows * sizeof(int32_t) + 63) / 64 * 64;
     at.dh = at.h + chunk_bytes;
-    at.logits = at.dh + (wants_gradient ? chunk_bytes : 0);
+    at.logits = at.dh + (dh ? chunk_bytes : 0);
     at.dlogits = at.logits + n * (size_t)vocab * 4;
-    at.total = at.dlogits + n * (size_t)vocab * narrow;
+    at.table = (at.dlogits + n * (size_t)vocab * narrow + 63) / 64 * 64;
+    at.total = at.table + (trained && bf16 ? (size_t)vocab * (size_t)width * 2 : 0);
     return at;
 }
 
-size_t gd_head_rows_scratch(const struct gd_value *h, const struct gd_value *head, bool wants_gradient)
+size_t gd_head_rows_scratch(const struct gd_value *h, const struct gd_value *head, bool dh, bool dtable)
 {
-    return scratch_layout(h->shape[0], h->shape[1], head->shape[0], h->dtype == GD_BF16, wants_gradient).total;
+    return scratch_layout(h->shape[0], h->shape[1], head->shape[0], h->dtype == GD_BF16, head->kind != GD_VALUE_WEIGHT, dh, dtable)
+        .total;
+}
+
+void gd_head_rows_take(struct gd_head_rows *rows, const struct gd_kernel_args *args)
+{
+    rows->h = &args->in[0];
+    rows->head = args->weight[1];
+    rows->table = rows->head == NULL ? args->in[1].data : NULL;
+    rows->vocab = args->in[1].shape[0];
 }
 
 /* The largest of z[0..n), the lower index where equal. */
@@ -126,7 +138,19 @@ struct job {
     int64_t count, width, vocab; /* count: rows of h */
     bool bf16, wants_gradient;
     int32_t *labelled;           /* rows with a label, rising */
+    const void *table;           /* a trained head in the dtype of h */
 };
+
+/* c = a op(head), the head [V, d] transposed or not; frozen ones are laid out for it. */
+static bool multiply_head(const struct job *job, bool back, const void *a, void *c, enum gd_dtype out, int64_t n, struct gd_error *err)
+{
+    enum gd_dtype dtype = job->bf16 ? GD_BF16 : GD_F32;
+    if (job->table == NULL)
+        return gd_weight_multiply(job->rows->head, back, a, dtype, c, out, n, false, err);
+    struct gd_gemm gemm = {.m = n, .n = back ? job->width : job->vocab, .k = back ? job->vocab : job->width, .transpose_b = !back,
+                           .in = dtype, .out = out, .alpha = 1.0f};
+    return gd_gemm_run(&gemm, a, job->table, c, err);
+}
 
 /* Labelled rows [begin, begin + n): products, log-probabilities, gradients. */
 static bool run_chunk(const struct job *job, int64_t begin, int64_t n, struct gd_error *err)
@@ -143,7 +167,7 @@ static bool run_chunk(const struct job *job, int64_t begin, int64_t n, struct gd
     for (int64_t i = 0; i < n; i++)
         memcpy(h + (size_t)i * row_bytes, (const char *)rows->h->data + (size_t)labelled[i] * row_bytes, row_bytes);
     memset(h + (size_t)n * row_bytes, 0, (size_t)(padded - n) * row_bytes);
-    if (!gd_weight_multiply(rows->head, false, h, dtype, logits, GD_F32, padded, false, err))
+    if (!multiply_head(job, false, h, logits, GD_F32, padded, err))
         return false;
     GD_PARALLEL(n * job->vocab)
     {
@@ -167,7 +191,15 @@ static bool run_chunk(const struct job *job, int64_t begin, int64_t n, struct gd
     const void *dlogits = narrow != NULL ? (const void *)narrow : (const void *)logits;
     if (narrow != NULL) /* the padding rows: what an earlier run left there may be no number */
         memset(narrow + n * job->vocab, 0, (size_t)((padded - n) * job->vocab) * sizeof(*narrow));
-    if (!gd_weight_multiply(rows->head_back, true, dlogits, dtype, dh, dtype, padded, false, err))
+    else
+        memset(logits + n * job->vocab, 0, (size_t)((padded - n) * job->vocab) * sizeof(*logits));
+    struct gd_gemm outer = {.m = job->vocab, .n = job->width, .k = padded, .transpose_a = true, .in = dtype, .out = GD_F32,
+                            .accumulate = begin > 0, .alpha = 1.0f};
+    if (rows->dtable != NULL && !gd_gemm_run(&outer, dlogits, h, rows->dtable, err))
+        return false;
+    if (rows->dh == NULL)
+        return true;
+    if (!multiply_head(job, true, dlogits, dh, dtype, padded, err))
         return false;
     for (int64_t i = 0; i < n; i++)
         memcpy((char *)rows->dh + (size_t)labelled[i] * row_bytes, dh + (size_t)i * row_bytes, row_bytes);
@@ -193,7 +225,7 @@ static bool list_labelled(const struct job *job, int64_t *count, struct gd_error
         else if (label != -100)
             return gd_fail(err, GD_INTERNAL, "%s: label %d of row %" PRId64 " is not in the vocabulary of %" PRId64, rows->name,
                            label, t, job->vocab);
-        else if (job->wants_gradient)
+        else if (rows->dh != NULL)
             memset((char *)rows->dh + (size_t)t * row_bytes, 0, row_bytes);
     }
     return true;
@@ -202,12 +234,23 @@ static bool list_labelled(const struct job *job, int64_t *count, struct gd_error
 bool gd_head_rows_run(const struct gd_head_rows *rows, struct gd_error *err)
 {
     struct job job = {.rows = rows, .count = rows->h->shape[0], .width = rows->h->shape[1],
-                      .vocab = gd_weight_dim(rows->head, 0), .bf16 = rows->h->dtype == GD_BF16,
-                      .wants_gradient = rows->head_back != NULL, .labelled = rows->scratch};
-    job.at = scratch_layout(job.count, job.width, job.vocab, job.bf16, job.wants_gradient);
+                      .vocab = rows->vocab, .bf16 = rows->h->dtype == GD_BF16,
+                      .wants_gradient = rows->dh != NULL || rows->dtable != NULL, .labelled = rows->scratch, .table = rows->table};
+    job.at = scratch_layout(job.count, job.width, job.vocab, job.bf16, rows->table != NULL, rows->dh != NULL, rows->dtable != NULL);
     int64_t count = 0;
     if (!list_labelled(&job, &count, err))
         return false;
+    if (rows->dtable != NULL && count == 0)
+        memset(rows->dtable, 0, (size_t)(job.vocab * job.width) * sizeof(float));
+    if (rows->table != NULL && job.bf16) {
+        uint16_t *table = (void *)((char *)rows->scratch + job.at.table);
+        job.table = table;
+        GD_PARALLEL(job.vocab * job.width)
+        {
+            struct gd_range r = gd_thread_range(job.vocab * job.width, 32);
+            gd_row_from_f32(table + r.begin, GD_BF16, rows->table + r.begin, r.end - r.begin);
+        }
+    }
     int64_t chunks = count > 0 ? (count + job.at.chunk - 1) / job.at.chunk : 0, done = 0;
     for (int64_t c = 0; c < chunks; c++) { /* equal chunks, so that the last is no small rest */
         int64_t n = (count - done + chunks - c - 1) / (chunks - c);
@@ -221,12 +264,24 @@ bool gd_head_rows_run(const struct gd_head_rows *rows, struct gd_error *err)
 bool gd_head_rows_shape(struct gd_graph *graph, struct gd_call *call)
 {
     const struct gd_value *h = call->in[0], *w = call->in[1], *labels = call->in[2];
-    if (!gd_is_float(h) || h->rank != 2 || w->kind != GD_VALUE_WEIGHT || w->rank != 2 || w->shape[1] != h->shape[1])
-        return gd_graph_fail(graph, "%s: '%s' must be [T, d] and '%s' a weight [V, d]", call->op->name, h->name, w->name) != NULL;
+    if (!gd_is_float(h) || h->rank != 2 || (w->kind != GD_VALUE_WEIGHT && w->dtype != GD_F32) || w->rank != 2 ||
+        w->shape[1] != h->shape[1])
+        return gd_graph_fail(graph, "%s: '%s' must be [T, d] and '%s' a weight or f32 [V, d]", call->op->name, h->name, w->name) != NULL;
     if (labels->dtype != GD_I32 || labels->rank != 1 || labels->shape[0] != h->shape[0])
         return gd_graph_fail(graph, "%s: labels '%s' (i32) need one entry for each row of '%s'", call->op->name, labels->name,
                              h->name) != NULL;
     if (!(call->params.f[1] >= 0))
         return gd_graph_fail(graph, "%s: softcap %g is negative", call->op->name, call->params.f[1]) != NULL;
     return true;
+}
+
+void gd_head_rows_shape_gradient(struct gd_value *out, const struct gd_value *of)
+{
+    if (of->needs_gradient) {
+        gd_shape_like(out, of, of->dtype);
+        return;
+    }
+    out->dtype = GD_F32;
+    out->rank = 1;
+    out->shape[0] = 0;
 }

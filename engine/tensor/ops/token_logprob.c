@@ -21,14 +21,15 @@ static enum gd_weight_use weight_use(const struct gd_call *call, int input)
 
 static size_t scratch_bytes(const struct gd_call *call)
 {
-    return gd_head_rows_scratch(call->in[0], call->in[1], false);
+    return gd_head_rows_scratch(call->in[0], call->in[1], false, false);
 }
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    struct gd_head_rows rows = {.name = "token_logprob", .h = &args->in[0], .head = args->weight[1], .labels = args->in[2].data,
+    struct gd_head_rows rows = {.name = "token_logprob", .labels = args->in[2].data,
                                 .logit_scale = (float)args->params->f[0], .softcap = (float)args->params->f[1],
                                 .log_p = args->out[0].data, .argmax = args->out[1].data, .collision = args->out[2].data, .scratch = args->scratch};
+    gd_head_rows_take(&rows, args);
     return gd_head_rows_run(&rows, err);
 }
 
@@ -37,9 +38,12 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
 {
     if (out_grad[2] != NULL)
         return gd_graph_fail(graph, "token_logprob: only its log p is differentiable") != NULL;
+    struct gd_value *dh = gd_token_logprob_grad(graph, call->in[0], call->in[1], call->in[2], out_grad[0], call->params.f[0],
+                                                call->params.f[1]);
     if (call->in[0]->needs_gradient)
-        in_grad[0] = gd_token_logprob_grad(graph, call->in[0], call->in[1], call->in[2], out_grad[0], call->params.f[0],
-                                           call->params.f[1]);
+        in_grad[0] = dh;
+    if (call->in[1]->needs_gradient)
+        in_grad[1] = gd_value_output(dh, 1);
     return true;
 }
 
@@ -79,8 +83,16 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             {.dtype = GD_F32, .rank = 2, .shape = {v, d}, .as_weight = true}, \
             {.dtype = GD_I32, .rank = 1, .shape = {t}, .fill = fill_kind, .fill_limit = v}}, \
      .params = {.f = {scale, cap}}, .tolerance = 2e-5, .tolerance_bf16 = 3e-2}
+#define TRAINED(text, t, d, v, fill_kind, scale, cap) \
+    {.name = text, .in_count = 3, \
+     .in = {{.dtype = GD_F32, .rank = 2, .shape = {t, d}, .gradient = true}, \
+            {.dtype = GD_F32, .rank = 2, .shape = {v, d}, .fill = GD_FILL_POSITIVE, .gradient = true}, \
+            {.dtype = GD_I32, .rank = 1, .shape = {t}, .fill = fill_kind, .fill_limit = v}}, \
+     .params = {.f = {scale, cap}}, .tolerance = 2e-5, .tolerance_bf16 = 3e-2}
 static const struct gd_op_case cases[] = {
     CASE("one row, two words", 1, 3, 2, GD_FILL_IDS, 1.0, 0.0),
+    TRAINED("a trained head", 7, 5, 17, GD_FILL_LABELS, 0.5, 0.0),
+    TRAINED("a trained head, capped logits, several chunks", 70, 6, 1501, GD_FILL_IDS, 0.5, 2.0),
     CASE("odd sizes, some rows without label", 11, 7, 37, GD_FILL_LABELS, 1.0, 0.0),
     CASE("capped logits", 6, 8, 23, GD_FILL_IDS, 0.5, 2.0),
     CASE("large vocabulary, several chunks", 270, 8, 1501, GD_FILL_IDS, 0.5, 0.0),

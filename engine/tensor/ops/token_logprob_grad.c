@@ -1,6 +1,7 @@
 /*
  * The backward pass of token_logprob: with g[t] = d loss / d log p[t],
- *     dh[t] = g[t] W^T (onehot(labels[t]) - softmax(z[t])).
+ *     dh[t] = g[t] W^T (onehot(labels[t]) - softmax(z[t])),  dW = sum_t g[t] (onehot(labels[t]) - softmax(z[t])) h[t]^T,
+ * the second (output 1) for a trained head.
  * The logits of a chunk of rows are made once more. f[0] logit_scale, f[1] softcap.
  */
 #include "engine/tensor/ops/head_rows.h"
@@ -13,8 +14,11 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     if (g->dtype != GD_F32 || g->rank != 1 || g->shape[0] != h->shape[0])
         return gd_graph_fail(graph, "token_logprob_grad: '%s' (f32) needs one entry for each row of '%s'", g->name, h->name) != NULL;
     gd_shape_like(call->out[0], h, h->dtype);
-    call->in[4] = call->in[1]; /* the head is read backwards too: a second use, a second layout */
-    call->in_count = 5;
+    gd_head_rows_shape_gradient(call->out[1], call->in[1]);
+    if (call->in[1]->kind == GD_VALUE_WEIGHT) {
+        call->in[4] = call->in[1]; /* the head is read backwards too: a second use, a second layout */
+        call->in_count = 5;
+    }
     return true;
 }
 
@@ -25,15 +29,16 @@ static enum gd_weight_use weight_use(const struct gd_call *call, int input)
 
 static size_t scratch_bytes(const struct gd_call *call)
 {
-    return gd_head_rows_scratch(call->in[0], call->in[1], true);
+    return gd_head_rows_scratch(call->in[0], call->in[1], true, call->in[1]->needs_gradient);
 }
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    struct gd_head_rows rows = {.name = "token_logprob_grad", .h = &args->in[0], .head = args->weight[1],
-                                .head_back = args->weight[4], .labels = args->in[2].data, .weights = args->in[3].data, .sign = -1,
+    struct gd_head_rows rows = {.name = "token_logprob_grad", .labels = args->in[2].data, .weights = args->in[3].data, .sign = -1,
                                 .logit_scale = (float)args->params->f[0], .softcap = (float)args->params->f[1],
                                 .dh = args->out[0].data, .scratch = args->scratch};
+    gd_head_rows_take(&rows, args);
+    rows.dtable = gd_tensor_count(&args->out[1]) > 0 ? args->out[1].data : NULL;
     return gd_head_rows_run(&rows, err);
 }
 
@@ -77,7 +82,7 @@ static const struct gd_op_case cases[] = {
 
 const struct gd_op gd_op_token_logprob_grad = {
     .name = "token_logprob_grad",
-    .in_min = 4, .in_max = 4, .out_count = 1,
+    .in_min = 4, .in_max = 4, .out_count = 2,
     .shape = shape,
     .scratch_bytes = scratch_bytes,
     .weight_use = weight_use,

@@ -1,6 +1,5 @@
 /*
- * Serving: x + rows[index of the token] for each row, as the graft that it wears says at i[0], the site (wear.h); rows
- * without an index, and those of other grafts, pass. Its test is in tests/unit/infer.
+ * Serving: x + table[token] + rows[index of the token] for each row, as the graft that it wears says at i[0], the site (wear.h). Its test is in tests/unit/infer.
  */
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/wear.h"
@@ -17,17 +16,25 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-/* Rows [begin, end) of the batch. */
-static void change(const struct gd_tensor *x, const struct gd_wear_part *part, const int32_t *index, int64_t begin, int64_t end)
+/* Row t of x += row. */
+static void add(const struct gd_tensor *x, int64_t t, const float *row)
 {
     int64_t width = x->shape[1];
     bool bf16 = x->dtype == GD_BF16;
+    for (int64_t j = 0; j < width; j++)
+        gd_store(x->data, bf16, t * width + j, gd_load(x->data, bf16, t * width + j) + row[j]);
+}
+
+/* Rows [begin, end) of the batch. */
+static void change(const struct gd_tensor *x, const struct gd_wear_part *part, const struct gd_wear *wear, int64_t begin, int64_t end)
+{
+    int64_t width = x->shape[1];
     for (int64_t t = begin; t < end; t++) {
-        if (index[t] < 0 || index[t] >= part->row_count)
-            continue;
-        const float *row = part->rows + index[t] * width;
-        for (int64_t j = 0; j < width; j++)
-            gd_store(x->data, bf16, t * width + j, gd_load(x->data, bf16, t * width + j) + row[j]);
+        if (part->table != NULL)
+            add(x, t, part->table + wear->ids[t] * width);
+        int32_t index = part->rows != NULL ? wear->row_index[t] : -1;
+        if (index >= 0 && index < part->row_count)
+            add(x, t, part->rows + index * width);
     }
 }
 
@@ -43,8 +50,8 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
         int32_t begin = wear->row_begin[group], end = wear->row_begin[group + 1];
         if (begin < 0 || end < begin || end > rows)
             return gd_fail(err, GD_INTERNAL, "wear_rows: group %d has rows %d to %d of %" PRId64, group, begin, end, rows);
-        if (sites != NULL && sites[args->params->i[0]].rows != NULL)
-            change(x, &sites[args->params->i[0]], wear->row_index, begin, end);
+        if (sites != NULL)
+            change(x, &sites[args->params->i[0]], wear, begin, end);
     }
     return true;
 }

@@ -61,7 +61,7 @@ static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int co
     gd_model_inputs_create(&inputs, g, model, rows, 1, false);
     gd_graft_training_sites(&sites, g, graft, false);
     gd_graft_training_segments(&sites, g, inputs.cu_seqlens);
-    struct gd_value *logits = gd_linear(g, gd_model_hidden(g, model, &inputs, &sites.sites), gd_model_head(g, model));
+    struct gd_value *logits = gd_linear(g, gd_model_hidden(g, model, &inputs, &sites.sites), gd_model_head(g, model, &sites.sites));
     must(gd_graph_ok(g, &err), &err);
     must(gd_plan_create(&plan, g, &logits, 1, false, &err), &err);
     int32_t positions[256], all_ids[256], index[GD_ROW_INDICES][256], bounds[2] = {0, rows};

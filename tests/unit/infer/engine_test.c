@@ -189,7 +189,7 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
     struct gd_value *label_value = gd_graph_input(graph, "labels", GD_I32, 1, (int64_t[]){count});
     struct gd_value *weight_value = gd_graph_input(graph, "weights", GD_F32, 1, (int64_t[]){count});
     struct gd_value *hidden = gd_model_hidden(graph, model, &inputs, graft != NULL ? &training.sites : NULL);
-    struct gd_value *loss = gd_cross_entropy(graph, hidden, gd_model_head(graph, model), label_value, weight_value, 1, 0);
+    struct gd_value *loss = gd_cross_entropy(graph, hidden, gd_model_head(graph, model, graft != NULL ? &training.sites : NULL), label_value, weight_value, 1, 0);
     struct gd_value *outputs[] = {gd_value_output(loss, 1), gd_value_output(loss, 2)};
     if (!gd_graph_ok(graph, &err) || !gd_plan_create(&plan, graph, outputs, 2, false, &err))
         fail_msg("%s", err.message);

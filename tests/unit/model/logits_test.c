@@ -283,7 +283,7 @@ static float *forward_cached(const struct gd_model *model, struct gd_kv_batch *c
     assert_true(gd_graph_create(&graph, GD_F32, &err));
     gd_model_inputs_create(&inputs, graph, model, count, 1, true);
     struct gd_value *hidden = gd_model_hidden(graph, model, &inputs, NULL);
-    struct gd_value *output = gd_linear(graph, hidden, gd_model_head(graph, model));
+    struct gd_value *output = gd_linear(graph, hidden, gd_model_head(graph, model, NULL));
     struct gd_value *values[] = {inputs.ids, inputs.positions, inputs.inv_freq, inputs.cache};
     void *data[] = {(void *)ids, positions, model->config.inv_freq, cache};
     run_graph(graph, output, logits, values, data, GD_COUNT(values));

@@ -76,7 +76,7 @@ static double run(const struct gd_graft *graft, struct batch batch, bool trainin
     gd_model_inputs_create(&inputs, g, model, TOKENS, SEGMENTS, false);
     gd_graft_training_sites(&sites, g, graft, training);
     gd_graft_training_segments(&sites, g, inputs.cu_seqlens);
-    struct gd_value *hidden = gd_model_hidden(g, model, &inputs, &sites.sites), *head = gd_model_head(g, model);
+    struct gd_value *hidden = gd_model_hidden(g, model, &inputs, &sites.sites), *head = gd_model_head(g, model, &sites.sites);
     struct gd_value *label = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){TOKENS});
     struct gd_value *weight = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){TOKENS});
     struct gd_value *loss = gd_cross_entropy(g, hidden, head, label, weight, 1.0, 0.0);
