@@ -82,7 +82,8 @@ bool gd_picks_read(struct gd_graft *graft, const struct gd_safetensors *file, st
 {
     for (int slot = 0; slot < graft->picks->slots; slot++) {
         const struct gd_site *site = gd_slot_site(graft->model, slot);
-        if ((site->kind == GD_SITE_NORM && graft->method->norm == NULL) || (site->kind == GD_SITE_TABLE && graft->method->table == NULL))
+        if (site->weight == NULL || (site->kind == GD_SITE_NORM && graft->method->norm == NULL) ||
+            (site->kind == GD_SITE_TABLE && graft->method->table == NULL))
             continue; /* such a tensor is left over */
         for (int part = 0; part < GD_PICKED_PARTS; part++)
             if ((part == GD_PICKED_WEIGHT || site->kind == GD_SITE_LINEAR || site->bias != NULL) &&

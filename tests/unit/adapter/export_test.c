@@ -129,6 +129,16 @@ static void a_merged_folder_has_the_grafts_logits(void **state)
         assert_true(merge(graft, GD_DTYPE_COUNT, name) < 1e-5);
         gd_graft_destroy(graft);
     }
+    static const char *const bases[] = {"tiny-llama", "tiny-mistral", "tiny-llama-f16.gguf"}; /* tied, untied, tied */
+    for (size_t i = 0; i < GD_COUNT(bases); i++) {
+        struct gd_model *whole = open_base(bases[i]);
+        struct gd_graft *graft = random_graft(whole, "{\"type\": \"full\", \"train_embeddings\": true}");
+        char name[64];
+        snprintf(name, sizeof(name), "whole-%s", bases[i]);
+        assert_true(merge(graft, GD_F32, name) < 1e-5);
+        gd_graft_destroy(graft);
+        gd_model_destroy(whole);
+    }
     struct gd_graft *graft = load(base, "peft-lora");
     assert_true(merge(graft, GD_BF16, "folder-bf16") < 3e-2);
     assert_true(merge(graft, GD_F16, "folder-f16") < 3e-3);

@@ -635,14 +635,12 @@ static void outputs_that_are_given_are_the_only_ones(void **state)
     gd_model_destroy(model);
 }
 
-/* A graft somewhere around its start, as it is served. */
-static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const char *options, float distance)
+/* A graft somewhere around its start, into a folder. */
+static void save_graft(struct gd_model *model, uint64_t seed, const char *options, float distance, const char *folder)
 {
-    struct gd_graft *trained = NULL, *served = NULL;
+    struct gd_graft *trained = NULL;
     struct gd_adapter_config config = {0};
     struct gd_error err = {0};
-    char folder[] = "/tmp/graftd-test-XXXXXX";
-    assert_non_null(mkdtemp(folder));
     cJSON *json = cJSON_Parse(options);
     if (!gd_adapter_config_parse(&config, json, &err) || !gd_graft_create(&trained, model, &config, &err))
         fail_msg("%s", err.message);
@@ -654,14 +652,25 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
     }
     if (trained->method->after_step != NULL)
         trained->method->after_step(trained, block);
-    if (!gd_graft_save(trained, block, folder, NULL, &err) || !gd_graft_load(&served, model, folder, &err) ||
-        !gd_graft_make_prefix(served, &err))
+    if (!gd_graft_save(trained, block, folder, NULL, &err))
         fail_msg("%s", err.message);
-    assert_true(gd_remove_tree(folder, &err));
     cJSON_Delete(json);
     gd_adapter_config_release(&config);
     gd_graft_destroy(trained);
     gd_free(block);
+}
+
+/* The same as it is served. */
+static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const char *options, float distance)
+{
+    struct gd_graft *served = NULL;
+    struct gd_error err = {0};
+    char folder[] = "/tmp/graftd-test-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    save_graft(model, seed, options, distance, folder);
+    if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_make_prefix(served, &err))
+        fail_msg("%s", err.message);
+    assert_true(gd_remove_tree(folder, &err));
     return served;
 }
 
@@ -817,6 +826,39 @@ static void virtual_rows_lead_and_are_shared(void **state)
 }
 
 /* Rows of trained tensors beside rows of the base: each has the logits of the model that was trained. */
+/* A graft of the embedding and the head, tied and not, beside the bare base; both in one batch. */
+static void trained_tables_are_served_as_they_were_trained(void **state)
+{
+    static const char *const bases[] = {"tiny-llama", "tiny-mistral"};
+    for (size_t i = 0; i < GD_COUNT(bases); i++) {
+        struct gd_model *model = open_model(bases[i]);
+        struct gd_graft *served = NULL, *plain = NULL;
+        char folder[] = "/tmp/graftd-test-XXXXXX";
+        struct gd_error err = {0};
+        assert_non_null(mkdtemp(folder));
+        save_graft(model, 4, "{\"type\": \"full\", \"train_embeddings\": true, \"target_modules\": [\"v_proj\"]}", 0.1f, folder);
+        if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_read(&plain, model, folder, &err))
+            fail_msg("%s", err.message);
+        assert_int_equal(served->depth, GD_WEAR_ROWS);
+        struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+        int32_t prompt[30];
+        make_prompt(prompt, 30, 37, model->config.vocab);
+        struct heard *heard[3];
+        for (int h = 0; h < 3; h++)
+            heard[h] = submit(infer, h == 1 ? NULL : served, prompt, 30 - h, &greedy);
+        run_all(infer);
+        for (int h = 0; h < 3; h++) {
+            check_recomputed(model, h == 1 ? NULL : plain, prompt, 30 - h, heard[h], true);
+            heard_destroy(heard[h]);
+        }
+        gd_infer_destroy(infer);
+        gd_graft_destroy(served);
+        gd_graft_destroy(plain);
+        gd_model_destroy(model);
+        assert_true(gd_remove_tree(folder, &err));
+    }
+}
+
 static void trained_tensors_are_served_as_they_were_trained(void **state)
 {
     static const struct {
@@ -960,6 +1002,7 @@ int main(void)
         cmocka_unit_test(outputs_that_are_given_are_the_only_ones),
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
         cmocka_unit_test(virtual_rows_lead_and_are_shared),
+        cmocka_unit_test(trained_tables_are_served_as_they_were_trained),
         cmocka_unit_test(trained_tensors_are_served_as_they_were_trained),
         cmocka_unit_test(an_answer_in_the_next_prompt_is_computed_anew),
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
