@@ -11,6 +11,8 @@
 bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache_bytes, struct gd_error *err)
 {
     assert(*out == NULL);
+    if (!gd_model_generates(model, err))
+        return false;
     struct gd_infer *infer = gd_alloc(sizeof(*infer));
     enum gd_dtype act = gd_device()->compute;
     struct gd_kv_shape shape = {act, model->config.layers, model->config.kv_heads, model->config.head_dim};

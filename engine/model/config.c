@@ -53,7 +53,12 @@ bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope
 void gd_model_config_release(struct gd_model_config *config)
 {
     gd_free(config->inv_freq);
+    for (int i = 0; config->labels != NULL && i < config->label_count; i++)
+        gd_free(config->labels[i]);
+    gd_free(config->labels);
     config->inv_freq = NULL;
+    config->labels = NULL;
+    config->label_count = 0;
 }
 
 bool gd_model_config_add_eos(struct gd_model_config *config, int64_t id, const char *field, struct gd_error *err)

@@ -21,15 +21,8 @@ const struct gd_size_fields gd_size_fields_llama = {
     .norm_eps = "rms_norm_eps",
 };
 
-static bool read_class(const struct gd_config_reader *r)
+static bool refuse_quantised(const struct gd_config_reader *r)
 {
-    const cJSON *classes = NULL;
-    if (!gd_json_get_array(r->json, PATH, "architectures", false, &classes, r->err))
-        return false;
-    for (const cJSON *each = classes != NULL ? classes->child : NULL; each != NULL; each = each->next)
-        if (!cJSON_IsString(each) || strcmp(each->valuestring, r->family->class_name) != 0)
-            return gd_config_refuse(r, "architectures", cJSON_IsString(each) ? each->valuestring : "(not a string)",
-                                    r->family->class_name);
     if (gd_json_find(r->json, "quantization_config") != NULL && !gd_config_is_null(r->json, "quantization_config"))
         return gd_fail_param(r->err, GD_UNSUPPORTED, PATH ".quantization_config",
                              PATH ".quantization_config: quantised safetensors are not supported; use the original "
@@ -68,7 +61,7 @@ static bool read_sizes(const struct gd_config_reader *r)
            gd_config_read_int(r, fields->vocab, GD_TOKENIZER_VOCAB_MAX, &config->vocab) &&
            gd_config_read_int(r, fields->context, GD_CONTEXT_MAX, &config->context) &&
            (fields->norm_eps == NULL || gd_config_read_number(r, fields->norm_eps, 1e-12, 1, &config->norm_eps)) &&
-           gd_config_read_bool(r, "tie_word_embeddings", &config->tied) && read_heads(r);
+           (config->classifies || gd_config_read_bool(r, "tie_word_embeddings", &config->tied)) && read_heads(r);
 }
 
 /* An id or a list of ids; absent and null leave things as they are. */
@@ -120,7 +113,7 @@ static bool read_all(struct gd_model_config *config, const cJSON *json, const cJ
         !gd_family_find(&r.family, model_type, err))
         return false;
     gd_model_config_begin(config, r.family);
-    return read_class(&r) && read_sizes(&r) && (r.family->read_hf == NULL || r.family->read_hf(&r)) &&
+    return gd_config_read_class(&r) && refuse_quantised(&r) && read_sizes(&r) && (r.family->read_hf == NULL || r.family->read_hf(&r)) &&
            gd_config_read_rope(&r, &scaling) && read_ids(&r, generation) &&
            gd_model_config_finish(config, &scaling, &names, err);
 }

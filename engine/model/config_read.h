@@ -40,6 +40,15 @@ void gd_config_slide_from(struct gd_model_config *config, int first);
 /* use_sliding_window, max_window_layers, sliding_window, layer_types (families/qwen2.c). */
 GD_MUST_CHECK bool gd_qwen_read_window(const struct gd_config_reader *r);
 
+/* BERT's fields (families/bert.c), and those that differ in RoBERTa (families/roberta.c). */
+extern const struct gd_size_fields gd_size_fields_bert;
+extern const struct gd_names gd_names_roberta;
+GD_MUST_CHECK bool gd_bert_read(const struct gd_config_reader *r);
+GD_MUST_CHECK bool gd_roberta_read(const struct gd_config_reader *r);
+
+/* architectures: config->head and the flags that go with it; of a classifier id2label, num_labels, problem_type (config_labels.c). */
+GD_MUST_CHECK bool gd_config_read_class(const struct gd_config_reader *r);
+
 /* Of GGUF files: fails on a window, since no key says which layers slide. */
 GD_MUST_CHECK bool gd_gguf_refuse_window(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err);
 

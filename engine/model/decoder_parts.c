@@ -29,8 +29,12 @@ static const struct gd_part norms[GD_NORM_COUNT] = {
 static const struct gd_part outer[GD_OUTER_COUNT] = {
     [GD_OUTER_EMBED] = {GD_EXTENT_VOCAB, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(embed)},
     [GD_OUTER_NORM] = {GD_EXTENT_WIDTH, GD_EXTENT_NONE, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(final_norm)},
+    [GD_OUTER_LABELS] = {GD_EXTENT_LABELS, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(label_head), GD_PART_IF(classifies)},
     [GD_OUTER_HEAD] = {GD_EXTENT_VOCAB, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(head), GD_PART_UNLESS(tied)},
 };
+
+static const struct gd_class classes[] = {
+    {"ForCausalLM", GD_HEAD_VOCABULARY}, {"ForSequenceClassification", GD_HEAD_LABELS}, {NULL, GD_HEAD_NONE}};
 
 const struct gd_body gd_body_decoder = {
     .linears = linears,
@@ -38,5 +42,6 @@ const struct gd_body gd_body_decoder = {
     .linear_count = GD_LINEAR_COUNT,
     .norm_count = GD_NORM_COUNT,
     .outer = outer,
+    .classes = classes,
     .hidden = gd_decoder_hidden,
 };

@@ -55,6 +55,10 @@ static cJSON *describe_config(const struct gd_model_config *c)
     cJSON_AddItemToObject(object, "mlp_bias", cJSON_CreateBool(c->mlp_bias));
     cJSON_AddItemToObject(object, "qk_norm", cJSON_CreateBool(c->qk_norm));
     cJSON_AddItemToObject(object, "tied_embeddings", cJSON_CreateBool(c->tied));
+    if (c->label_count > 0) {
+        cJSON_AddItemToObject(object, "labels", cJSON_CreateStringArray((const char *const *)(uintptr_t)c->labels, c->label_count));
+        cJSON_AddItemToObject(object, "multi_label", cJSON_CreateBool(c->multi_label));
+    }
     return object;
 }
 

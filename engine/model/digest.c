@@ -26,6 +26,10 @@ static void add_config(struct gd_buf *text, const struct gd_model_config *c)
     for (int j = 0; j < c->rotary_dim / 2; j++)
         gd_buf_printf(text, " %.9g", (double)c->inv_freq[j]);
     gd_buf_append_char(text, '\n');
+    if (c->positions > 0 || c->types > 0)
+        gd_buf_printf(text, "positions %d from %d types %d\n", c->positions, c->first_position, c->types);
+    for (int i = 0; i < c->label_count; i++)
+        gd_buf_printf(text, "label %s%s\n", c->labels[i], c->multi_label ? " or not" : "");
 }
 
 static void add_sample(struct gd_buf *text, const unsigned char *bytes, size_t length)

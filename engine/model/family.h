@@ -40,7 +40,7 @@ extern const struct gd_size_fields gd_size_fields_llama;
 
 struct gd_family {
     const char *model_type;   /* config.json */
-    const char *class_name;   /* config.json: architectures */
+    const char *class_name;   /* config.json: architectures; those of the same stem with the body's other suffixes are read too */
     const char *gguf;         /* general.architecture (the first family with a name reads its files); NULL: not read from GGUF */
     bool gguf_permuted;       /* its q and k rows are stored for interleaved rope */
     bool bias_options;        /* attention_bias and mlp_bias are options; GGUF files have the tensors or not */
@@ -48,6 +48,7 @@ struct gd_family {
     const struct gd_body *body;
     const struct gd_names *names;
     const struct gd_size_fields *fields;
+    const char *const *ignored; /* tensors that some of its files carry and that hold nothing of the model, NULL at the end; or NULL */
     /* sizes, flags, norm_eps, rope_theta, ids (-1: none). kv_heads 0: as many as heads; head_dim 0: width / heads. */
     struct gd_model_config defaults;
     /* What config.json says beyond sizes, rope and ids (config_read.h); NULL: nothing. */

@@ -46,6 +46,25 @@ static struct tensor_name tensor_name(const struct filler *f, int layer, const s
     return name;
 }
 
+/* The same without the name of the base before it: a body alone has none. */
+static struct gd_file_tensor *find_based(const struct filler *f, const char *name)
+{
+    size_t base = f->names->base != NULL ? strlen(f->names->base) : 0;
+    struct gd_file_tensor *entry = find(f->files, name);
+    if (entry == NULL && !f->gguf && base > 0 && strncmp(name, f->names->base, base) == 0 && name[base] == '.')
+        entry = find(f->files, name + base + 1);
+    return entry;
+}
+
+/* A LayerNorm's vectors are called gamma and beta in old files. */
+static struct gd_file_tensor *find_part(const struct filler *f, int layer, const struct gd_name *module, const char *kind, bool vector)
+{
+    struct gd_file_tensor *entry = find_based(f, tensor_name(f, layer, module, kind, f->gguf).text);
+    if (entry == NULL && vector && !f->gguf && f->model->config.layer_norm)
+        entry = find_based(f, tensor_name(f, layer, module, strcmp(kind, "weight") == 0 ? "gamma" : "beta", false).text);
+    return entry;
+}
+
 static bool check_tensor(const struct filler *f, const struct gd_file_tensor *entry, int rank, const int64_t *shape)
 {
     const struct gd_tensor *tensor = &entry->tensor;
@@ -95,7 +114,7 @@ static bool fill_one(const struct filler *f, struct gd_weight **out, int layer, 
 {
     struct gd_model *model = f->model;
     struct tensor_name name = tensor_name(f, layer, module, kind, false), in_file = tensor_name(f, layer, module, kind, f->gguf);
-    struct gd_file_tensor *entry = find(f->files, in_file.text);
+    struct gd_file_tensor *entry = find_part(f, layer, module, kind, rank == 1);
     if (entry == NULL)
         return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing", in_file.text);
     if (!check_tensor(f, entry, rank, shape))
@@ -122,7 +141,7 @@ static bool fill_part(const struct filler *f, int layer, const struct gd_part *p
     const int32_t *rows = part->rows == GD_ROWS_QUERY ? f->files->query_rows
                           : part->rows == GD_ROWS_KEY ? f->files->key_rows
                                                       : NULL;
-    return fill_one(f, gd_part_weight(owner, part), layer, name, "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, rows) &&
+    return fill_one(f, gd_part_weight(owner, part), layer, name, part->tensor != NULL ? part->tensor : "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, rows) &&
            (!gd_part_has_bias(config, part) || fill_one(f, gd_part_bias(owner, part), layer, name, "bias", 1, shape, rows));
 }
 
@@ -132,6 +151,8 @@ static bool fill_outer(const struct filler *f)
     struct tensor_name head = tensor_name(f, -1, &f->names->outer[GD_OUTER_HEAD], "weight", f->gguf);
     const struct gd_part *parts = model->config.family->body->outer;
     for (int i = 0; i < GD_OUTER_COUNT; i++) {
+        if (parts[i].optional && find_part(f, -1, &f->names->outer[i], "weight", false) != NULL)
+            *(bool *)((char *)&model->config + parts[i].has) = true;
         if (!gd_part_present(&model->config, &parts[i]))
             continue;
         if (i == GD_OUTER_HEAD && !f->gguf && find(f->files, head.text) == NULL)
@@ -167,6 +188,11 @@ static bool ignored(const struct filler *f, const char *name)
     if (f->gguf)
         return strcmp(name, "rope_freqs.weight") == 0; /* used: it is in the config */
     struct tensor_name head = tensor_name(f, -1, &f->names->outer[GD_OUTER_HEAD], "weight", false);
+    for (const char *const *each = f->model->config.family->ignored; each != NULL && *each != NULL; each++) {
+        struct gd_file_tensor *entry = find_based(f, *each);
+        if (entry != NULL && strcmp(entry->name, name) == 0)
+            return true;
+    }
     return (f->model->config.tied && strcmp(name, head.text) == 0) ||
            (length >= tail && strcmp(name + length - tail, suffix) == 0);
 }

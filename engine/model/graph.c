@@ -10,10 +10,17 @@ void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *gra
         .positions = gd_graph_input(graph, "positions", GD_I32, 1, (int64_t[]){tokens}),
         .inv_freq = gd_graph_input(graph, "inv_freq", GD_F32, 1, (int64_t[]){model->config.rotary_dim / 2}),
     };
+    if (model->config.types > 0)
+        inputs->types = gd_graph_input(graph, "types", GD_I32, 1, (int64_t[]){tokens});
     if (cached)
         inputs->cache = gd_graph_handle(graph, "cache");
     else
         inputs->cu_seqlens = gd_graph_input(graph, "cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
+}
+
+bool gd_model_is_encoder(const struct gd_model *model)
+{
+    return model->config.family->body->encoder;
 }
 
 struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,

@@ -50,6 +50,17 @@ bool gd_model_open(struct gd_model **out, const char *id, const char *path, stru
     return true;
 }
 
+bool gd_model_generates(const struct gd_model *model, struct gd_error *err)
+{
+    if (gd_model_is_encoder(model))
+        return gd_fail_param(err, GD_UNSUPPORTED, "model", "'%s' is an encoder (%s): it embeds and classifies texts and predicts no next "
+                             "token; ask /v1/embeddings or /v1/classifications, and train it with method type 'classification'", model->id,
+                             model->config.architecture);
+    return !model->config.classifies ||
+           gd_fail_param(err, GD_UNSUPPORTED, "model", "'%s' is a classifier of %d labels: it predicts no next token; ask "
+                         "/v1/classifications, and train it with method type 'classification'", model->id, model->config.label_count);
+}
+
 const char *const gd_quantization_names[GD_QUANTIZATION_COUNT] = {"none", "file", "nf4"};
 
 bool gd_model_quantise(struct gd_model *model, enum gd_quantization quantization, int *plain, struct gd_error *err)

@@ -20,6 +20,11 @@
 #define GD_LAYERS_MAX 512
 #define GD_EOS_MAX 8
 
+#define GD_LABELS_MAX 4096
+
+/* What a model's class says is on top of its body. */
+enum gd_head_kind { GD_HEAD_VOCABULARY, GD_HEAD_NONE, GD_HEAD_MASKED, GD_HEAD_LABELS };
+
 struct gd_family;
 struct gd_model_config {
     const struct gd_family *family;
@@ -37,6 +42,17 @@ struct gd_model_config {
     bool qk_norm;               /* each head of q and k is normalised before rope */
     int sliding_window;         /* 0 = none */
     bool slides[GD_LAYERS_MAX]; /* layers that see no further than the window */
+    bool layer_norm;            /* norms have means and biases (LayerNorm); else RMSNorm */
+    int positions;              /* rows of a learned position table; 0: none */
+    int first_position;         /* the row of position 0 */
+    int types;                  /* token types; 0: none */
+    enum gd_head_kind head;
+    bool classifies, masks;     /* head is LABELS, MASKED */
+    bool pools;                 /* an encoder has a pooler: a dense layer on its first token */
+    bool label_pools;           /* its classifier has one of its own instead (RoBERTa) */
+    char **labels;              /* names of what a classifier tells apart; owned by the model */
+    int label_count;
+    bool multi_label;           /* a text may have any number of them */
     int32_t bos_id;             /* -1 = none */
     int32_t eos_ids[GD_EOS_MAX];
     int eos_count;
@@ -52,7 +68,8 @@ enum gd_quantization {
 extern const char *const gd_quantization_names[GD_QUANTIZATION_COUNT]; /* "none", "file", "nf4" */
 
 struct gd_model_layer {
-    struct gd_weight *input_norm, *post_norm;
+    struct gd_weight *input_norm, *post_norm, *output_norm;
+    struct gd_weight *input_norm_bias, *post_norm_bias, *output_norm_bias;
     struct gd_weight *q_norm, *k_norm; /* [head_dim]; or NULL */
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
     struct gd_weight *qkv, *gate_up;   /* instead of q, k, v and gate, up; or NULL */
@@ -65,6 +82,11 @@ struct gd_model {
     enum gd_quantization quantization;
     struct gd_model_config config;
     struct gd_weight *embed, *final_norm, *head; /* head == embed when tied */
+    struct gd_weight *final_norm_bias;    /* final_norm: after a decoder's layers, after an encoder's embeddings */
+    struct gd_weight *positions, *types;  /* learned tables; or NULL */
+    struct gd_weight *pool, *pool_bias;   /* encoder.h; or NULL */
+    struct gd_weight *label_head, *label_bias; /* [labels, width], [labels]; or NULL */
+    struct gd_weight *mask_dense, *mask_dense_bias, *mask_norm, *mask_norm_bias, *mask_bias; /* of a masked LM; or NULL */
     struct gd_model_layer *layer;         /* [config.layers] */
     struct gd_weight **weights;           /* all of them, for inspect and merge */
     int weight_count;
@@ -99,6 +121,7 @@ void gd_model_list_release(struct gd_model_entry *entries, int count);
 /* The symbolic inputs of a packed batch. */
 struct gd_model_inputs {
     struct gd_value *ids, *positions;     /* i32 [T] */
+    struct gd_value *types;               /* i32 [T]: token types; NULL where the model has none */
     struct gd_value *inv_freq;            /* f32 [rotary_dim/2]; bind model->config.inv_freq */
     struct gd_value *cu_seqlens;          /* i32 [S+1]: training and scoring; NULL when cache is set */
     struct gd_value *prefix;              /* i32 [2S]: rows that each segment continues (gd_attention), or NULL; the caller adds it */
@@ -106,6 +129,11 @@ struct gd_model_inputs {
 };
 void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
                             int tokens, int segments, bool cached);
+
+/* Whether rows see the later rows of their segment: it embeds and classifies, and generates nothing. */
+bool gd_model_is_encoder(const struct gd_model *model);
+/* Fails with param "model" for an encoder and for a classifier: they have no next token. */
+GD_MUST_CHECK bool gd_model_generates(const struct gd_model *model, struct gd_error *err);
 
 /* The body: ids to the last hidden state after the final norm, act [T, d]. `sites` may be NULL (bare base). */
 struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,

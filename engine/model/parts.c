@@ -20,6 +20,12 @@ int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent)
         return 2 * config->ffn_width;
     case GD_EXTENT_VOCAB:
         return config->vocab;
+    case GD_EXTENT_POSITIONS:
+        return config->positions;
+    case GD_EXTENT_TYPES:
+        return config->types;
+    case GD_EXTENT_LABELS:
+        return config->label_count;
     case GD_EXTENT_NONE:
         break;
     }

@@ -14,7 +14,7 @@
 #include "engine/model/model.h"
 
 enum gd_extent { GD_EXTENT_NONE, GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV, GD_EXTENT_HEAD, GD_EXTENT_QKV,
-                 GD_EXTENT_FFN_TWICE, GD_EXTENT_VOCAB };
+                 GD_EXTENT_FFN_TWICE, GD_EXTENT_VOCAB, GD_EXTENT_POSITIONS, GD_EXTENT_TYPES, GD_EXTENT_LABELS };
 enum gd_row_kind { GD_ROWS_PLAIN, GD_ROWS_QUERY, GD_ROWS_KEY }; /* QUERY, KEY: permuted in some GGUF files */
 
 struct gd_part {
@@ -23,9 +23,12 @@ struct gd_part {
     size_t weight, bias;     /* offsets into struct gd_model_layer, of outer parts into struct gd_model */
     size_t has_bias;         /* offset of the flag in struct gd_model_config; 0: never */
     size_t has, lacks;       /* the same of the part itself and of what takes its place; 0: always, never */
+    bool optional;           /* the flag at `has` is set where the files have the part */
+    const char *tensor;      /* what its weight is called; NULL: "weight" */
 };
 
 #define GD_OUTER_WEIGHT(field) .weight = offsetof(struct gd_model, field)
+#define GD_OUTER_BIAS(field, flag) .bias = offsetof(struct gd_model, field), .has_bias = offsetof(struct gd_model_config, flag)
 #define GD_PART_WEIGHT(field) .weight = offsetof(struct gd_model_layer, field)
 #define GD_PART_BIAS(field, flag)                                                                                      \
     .bias = offsetof(struct gd_model_layer, field), .has_bias = offsetof(struct gd_model_config, flag)
@@ -35,13 +38,22 @@ struct gd_part {
 #define GD_PARTS_MAX 16 /* of one kind */
 
 /* The parts outside layers, of all bodies. */
-enum { GD_OUTER_EMBED, GD_OUTER_NORM, GD_OUTER_HEAD, GD_OUTER_COUNT };
+enum { GD_OUTER_EMBED, GD_OUTER_POSITIONS, GD_OUTER_TYPES, GD_OUTER_NORM, GD_OUTER_HEAD, GD_OUTER_POOL, GD_OUTER_LABEL_POOL,
+       GD_OUTER_LABELS, GD_OUTER_MASK_DENSE, GD_OUTER_MASK_NORM, GD_OUTER_MASK_BIAS, GD_OUTER_COUNT };
+
+/* How the names of a family's classes end, and what is on top of the body then. */
+struct gd_class {
+    const char *suffix;      /* "ForCausalLM" */
+    enum gd_head_kind head;
+};
 
 /* How layers of parts become a graph. */
 struct gd_body {
     const struct gd_part *linears, *norms; /* of a layer, in graph order */
     int linear_count, norm_count;
     const struct gd_part *outer;           /* [GD_OUTER_COUNT]; out NONE: it has no such part */
+    const struct gd_class *classes;        /* suffix NULL at the end */
+    bool encoder;                          /* gd_model_is_encoder */
     /* ids to the last hidden state: gd_model_hidden. */
     struct gd_value *(*hidden)(struct gd_graph *graph, const struct gd_model *model, const struct gd_model_inputs *inputs,
                                const struct gd_sites *sites);

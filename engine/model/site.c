@@ -69,6 +69,7 @@ static struct gd_site part_site(const struct gd_model *model, enum gd_site_kind 
         .weight = *gd_part_weight(weights, part),
         .bias = gd_part_has_bias(config, part) ? *gd_part_bias(weights, part) : NULL,
         .part = part,
+        .centred = kind == GD_SITE_NORM && config->layer_norm,
     };
 }
 
@@ -114,7 +115,8 @@ void gd_model_make_sites(struct gd_model *model)
         make_layer(model, files, layer);
     files->norm_sites[last] = (struct gd_site){.kind = GD_SITE_NORM, .layer = -1, .index = last, .name = names->outer[GD_OUTER_NORM].hf,
                                                .gguf = names->outer[GD_OUTER_NORM].gguf, .in = width, .out = width,
-                                               .weight = model->final_norm};
+                                               .weight = model->final_norm, .bias = model->final_norm_bias,
+                                               .centred = model->config.layer_norm};
     files->embed_site = (struct gd_site){.kind = GD_SITE_EMBED, .layer = -1, .name = names->outer[GD_OUTER_EMBED].hf};
     struct gd_weight *const tables[] = {model->embed, model->head};
     const char *const table_names[] = {names->outer[GD_OUTER_EMBED].hf, names->outer[GD_OUTER_HEAD].hf};

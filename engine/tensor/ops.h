@@ -154,6 +154,9 @@ struct gd_value *gd_expert_load(struct gd_graph *g, struct gd_value *probabiliti
 /* The load-balancing loss, f32 [1]. */
 struct gd_value *gd_expert_balance(struct gd_graph *g, struct gd_value *load, int chosen);
 
+/* x + by: i32 [n]. */
+struct gd_value *gd_shift(struct gd_graph *g, struct gd_value *x, int by);
+
 /* Rows x[index[i]]; index: i32 [n]; a negative index gives a zero row. -> [n, d] */
 struct gd_value *gd_gather_rows(struct gd_graph *g, struct gd_value *x, struct gd_value *index);
 

@@ -319,7 +319,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     struct gd_job_spec *spec = trainer->spec;
     if (spec->seed < 0)
         spec->seed = 0;
-    if (!gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
+    if (!gd_model_generates(trainer->model, err) || !gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);

@@ -8,6 +8,7 @@ const struct gd_names gd_names_llama = {
         [GD_OUTER_EMBED] = {"model.embed_tokens", "token_embd"},
         [GD_OUTER_NORM] = {"model.norm", "output_norm"},
         [GD_OUTER_HEAD] = {"lm_head", "output"},
+        [GD_OUTER_LABELS] = {"score", NULL},
     },
     .attention = "self_attn",
     .mlp = "mlp",

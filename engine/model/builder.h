@@ -1,0 +1,82 @@
+/*
+ * builder.h - what the graphs of all bodies are laid out with: a part of a layer, through its site.
+ *
+ * Why      A body is its formula; how a part meets who tunes or serves it is the same everywhere.
+ * Memory   The graph owns what is built; the builder borrows.
+ * Threads  The graph's.
+ * Errors   Through the graph.
+ * Limits   none
+ * Life     inside gd_model_hidden
+ */
+#ifndef GD_MODEL_BUILDER_H
+#define GD_MODEL_BUILDER_H
+
+#include "engine/model/family.h"
+#include "engine/model/files.h"
+#include "engine/tensor/ops.h"
+
+struct gd_builder {
+    struct gd_graph *graph;
+    const struct gd_model *model;
+    const struct gd_files *files;
+    const struct gd_model_inputs *inputs;
+    struct gd_sites sites;
+};
+
+/* Of rows of x, or of as many heads as fit in a row. */
+static inline struct gd_value *gd_build_norm(const struct gd_builder *b, const struct gd_site *site, struct gd_value *x)
+{
+    struct gd_value *w = gd_graph_weight(b->graph, site->weight);
+    struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
+    if (b->sites.norm != NULL)
+        return b->sites.norm(b->sites.context, b->graph, site, x, w, added, b->model->config.norm_eps);
+    return gd_site_norm_base(b->graph, site, x, w, added, b->model->config.norm_eps);
+}
+
+/* part: of the body's norms. */
+static inline struct gd_value *gd_build_layer_norm(const struct gd_builder *b, int layer, int part, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    return gd_build_norm(b, &b->files->norm_sites[layer * gd_norms_of_layer(config) + gd_norms_before(config, part)], x);
+}
+
+/* The one norm outside the layers. */
+static inline struct gd_value *gd_build_outer_norm(const struct gd_builder *b, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    return gd_build_norm(b, &b->files->norm_sites[config->layers * gd_norms_of_layer(config)], x);
+}
+
+/* part: of the body's linear modules. */
+static inline struct gd_value *gd_build_linear(const struct gd_builder *b, int layer, int part, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    const struct gd_site *site = &b->files->linear_sites[layer * gd_linears_of_layer(config) + gd_linears_before(config, part)];
+    struct gd_value *w = gd_graph_weight(b->graph, site->weight);
+    struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
+    if (b->sites.linear != NULL)
+        return b->sites.linear(b->sites.context, b->graph, site, x, w, added);
+    return gd_site_linear_base(b->graph, x, w, added);
+}
+
+/* which: 0 attention, 1 feed-forward. input: what entered it; output: what it made. */
+static inline struct gd_value *gd_build_block(const struct gd_builder *b, int layer, int which, struct gd_value *input,
+                                              struct gd_value *output)
+{
+    if (b->sites.block == NULL)
+        return output;
+    return b->sites.block(b->sites.context, b->graph, &b->files->block_sites[2 * layer + which], input, output);
+}
+
+/* The embedded tokens, as far as a tuning method sees them. */
+static inline struct gd_value *gd_build_embedded(const struct gd_builder *b, struct gd_value *x)
+{
+    return b->sites.embed != NULL ? b->sites.embed(b->sites.context, b->graph, &b->files->embed_site, x) : x;
+}
+
+static inline struct gd_value *gd_build_hidden(const struct gd_builder *b, struct gd_value *h)
+{
+    return b->sites.hidden != NULL ? b->sites.hidden(b->sites.context, b->graph, &b->files->hidden_site, h) : h;
+}
+
+#endif
