@@ -193,6 +193,8 @@ struct gd_adapter_method {
     const char *anchor;          /* end of the name of the tensor that every touched module has one of; ends, separated by commas; NULL: it touches none */
     const char *peft_fields;     /* JSON: further members of adapter_config.json, as constant as the method */
     const char *const *refused;  /* NULL at the end: members that would change the mathematics if they were set */
+    bool shares_pass;            /* its grafts touch linear sites alone, change a row by nothing but that row and their own parameters, and
+                                  * take the base's product from gd_graft_base: jobs may train side by side (group.h) */
     bool by_task;                /* rows of its training data name tasks (gd_graft_training_segments, gd_graft_wear_task) */
     /* What adapter_config.json holds beside options and refused members, once the options are read: NULL: nothing. */
     bool (*check_file)(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err);
@@ -281,6 +283,7 @@ struct gd_graft_training {
         struct gd_value *value;
     } *views;
     int view_count;
+    struct gd_value *base_x, *base_y; /* in a group: y is the base's product of x, made for all members at once */
     struct gd_value *made;       /* what a method makes once for all sites of a graph */
     struct gd_value *index[GD_ROW_INDICES]; /* i32 [T] inputs, NULL where the graph needs none */
     struct gd_graft_list {       /* I32 lists that the graft owns */

@@ -104,6 +104,12 @@ struct gd_graft_param *gd_graft_add_named(struct gd_graft *graft, const char *na
     return param;
 }
 
+struct gd_value *gd_graft_base(const struct gd_graft_training *training, struct gd_graph *g, struct gd_value *x, struct gd_value *w,
+                               struct gd_value *bias)
+{
+    return x != NULL && x == training->base_x ? training->base_y : gd_site_linear_base(g, x, w, bias);
+}
+
 struct gd_value *gd_graft_view(struct gd_graft_training *training, struct gd_graph *g, const struct gd_graft_param *param,
                                int64_t rows)
 {

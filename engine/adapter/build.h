@@ -43,6 +43,10 @@ void gd_fill_text(const struct gd_model *model, float *out, int count, const cha
 
 void gd_graft_drop_prefix(struct gd_graft *graft);
 
+/* What the base makes of the rows x at a linear site (gd_site_linear_base), or has made of them already. */
+struct gd_value *gd_graft_base(const struct gd_graft_training *training, struct gd_graph *g, struct gd_value *x, struct gd_value *w,
+                               struct gd_value *bias);
+
 /* x W^T (+ b), all f32, and W [out, in], b [out] (or -1) as PyTorch's Linear starts them: U(-1/sqrt(in), 1/sqrt(in)). */
 struct gd_value *gd_graft_layer(struct gd_graph *g, struct gd_value *x, struct gd_value *weight, struct gd_value *bias);
 void gd_fill_layer(const struct gd_graft *graft, float *block, int weight, int bias, uint64_t seed);

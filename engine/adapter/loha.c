@@ -52,7 +52,7 @@ static void init(const struct gd_graft *graft, float *block, uint64_t seed)
 static struct gd_value *linear(struct gd_graft_training *training, struct gd_graph *g, const struct gd_site *site,
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params)
 {
-    struct gd_value *y = gd_site_linear_base(g, x, w, bias);
+    struct gd_value *y = gd_graft_base(training, g, x, w, bias);
     return gd_add(g, y, gd_hadamard_linear(g, x, params[0], params[1], params[2], params[3], training->graft->scale));
 }
 
@@ -121,6 +121,7 @@ const struct gd_adapter_method gd_adapter_loha = {
     .help = "Adds the product by element of two products of thin matrices to linear modules.",
     .options = options,
     .option_count = GD_COUNT(options),
+    .shares_pass = true,
     .anchor = "hada_w1_a",
     .peft_fields = "{\"rank_dropout\": 0.0, \"module_dropout\": 0.0, \"use_effective_conv2d\": false, \"init_weights\": true, "
                    "\"modules_to_save\": null, \"layers_to_transform\": null, \"layers_pattern\": null, \"rank_pattern\": {}, "

@@ -106,7 +106,7 @@ static struct gd_value *linear(struct gd_graft_training *training, struct gd_gra
                                struct gd_value *x, struct gd_value *w, struct gd_value *bias, struct gd_value *const *params)
 {
     struct factors f = factors_of(training->graft, site);
-    struct gd_value *factor[2], *y = gd_site_linear_base(g, x, w, bias);
+    struct gd_value *factor[2], *y = gd_graft_base(training, g, x, w, bias);
     enum gd_dtype act = gd_graph_act(g);
     for (int i = 0; i < 2; i++) {
         struct gd_value *const *own = params + f.at[i];
@@ -205,6 +205,7 @@ const struct gd_adapter_method gd_adapter_lokr = {
     .help = "Adds a Kronecker product of two small matrices to linear modules.",
     .options = options,
     .option_count = GD_COUNT(options),
+    .shares_pass = true,
     .anchor = "lokr_w1,lokr_w1_a",
     .peft_fields = "{\"rank_dropout\": 0.0, \"module_dropout\": 0.0, \"rank_dropout_scale\": false, \"use_effective_conv2d\": false, "
                    "\"init_weights\": true, \"modules_to_save\": null, \"layers_to_transform\": null, \"layers_pattern\": null, "

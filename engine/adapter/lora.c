@@ -136,7 +136,7 @@ static struct gd_value *linear(struct gd_graft_training *training, struct gd_gra
         return gd_lora_dora_linear(training, g, site, x, w, bias, params);
     if (gd_lora_is_kasa(&training->graft->config))
         return gd_lora_kasa_linear(training, g, site, x, w, bias, params);
-    struct gd_value *y = gd_site_linear_base(g, x, w, bias);
+    struct gd_value *y = gd_graft_base(training, g, x, w, bias);
     if (gd_adapter_value(&training->graft->config, "init_lora_weights") == GD_LORA_PISSA)
         y = gd_lora_pissa_base(training, g, site, x, y);
     if (training->dropout_key != NULL)
@@ -192,6 +192,7 @@ const struct gd_adapter_method gd_adapter_lora = {
     .help = "Adds a product of two thin matrices to linear modules.",
     .options = options,
     .option_count = GD_COUNT(options),
+    .shares_pass = true,
     .anchor = "lora_A.weight",
     .peft_fields = "{\"bias\": \"none\", \"fan_in_fan_out\": false, "
                    "\"modules_to_save\": null, \"layers_to_transform\": null, \"layers_pattern\": null, "

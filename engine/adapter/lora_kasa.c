@@ -73,7 +73,7 @@ struct gd_value *gd_lora_kasa_linear(struct gd_graft_training *training, struct 
 {
     const struct gd_graft_param *dropped = dropped_of(training->graft, site);
     enum gd_dtype act = gd_graph_act(g);
-    struct gd_value *y = gd_site_linear_base(g, x, w, bias);
+    struct gd_value *y = gd_graft_base(training, g, x, w, bias);
     struct gd_value *u = gd_matmul(g, x, false, gd_graft_view(training, g, &dropped[0], dropped[0].shape[0]), true, 1.0, NULL, act);
     y = gd_matmul(g, u, false, gd_graft_view(training, g, &dropped[1], site->out), true, -1.0, y, act);
     if (training->dropout_key != NULL)

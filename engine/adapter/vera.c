@@ -65,7 +65,7 @@ static struct gd_value *linear(struct gd_graft_training *training, struct gd_gra
 {
     const struct gd_graft_param *shared = &training->graft->params[training->graft->param_count];
     enum gd_dtype act = gd_graph_act(g);
-    struct gd_value *y = gd_site_linear_base(g, x, w, bias);
+    struct gd_value *y = gd_graft_base(training, g, x, w, bias);
     if (training->dropout_key != NULL)
         x = gd_dropout(g, x, training->dropout_key, training->graft->dropout, site->index);
     struct gd_value *u = gd_matmul(g, x, false, gd_graft_view(training, g, &shared[0], site->in), false, 1.0, NULL, act);
@@ -103,6 +103,7 @@ const struct gd_adapter_method gd_adapter_vera = {
     .help = "Adds a product of two shared random matrices, of which each module learns two scaling vectors.",
     .options = options,
     .option_count = GD_COUNT(options),
+    .shares_pass = true,
     .anchor = "vera_lambda_b",
     .peft_fields = "{\"projection_prng_key\": 0, \"save_projection\": true, \"fan_in_fan_out\": false, \"bias\": \"none\", "
                    "\"init_weights\": true, \"modules_to_save\": null, \"layers_to_transform\": null, \"layers_pattern\": null}",

@@ -38,6 +38,7 @@ struct gd_objective {
     const char *paper;
     bool scores;               /* the tokens' log p are scores: the last one is its answer's */
     bool pairs;                /* a row is two segments: the chosen answer, then the rejected one */
+    bool by_token;             /* the loss is a sum over labelled tokens of weight times -logprob: jobs may share it */
     void (*build)(struct gd_graph *g, struct gd_value *hidden, struct gd_value *head,
                   const struct gd_objective_inputs *inputs, struct gd_objective_outputs *outputs);
 };

@@ -13,5 +13,6 @@ static void build(struct gd_graph *g, struct gd_value *hidden, struct gd_value *
 const struct gd_objective gd_objective_supervised = {
     .name = "supervised",
     .paper = "maximum likelihood over the assistant's tokens",
+    .by_token = true,
     .build = build,
 };

@@ -179,6 +179,9 @@ struct gd_value *gd_pick(struct gd_graph *g, struct gd_value *x, struct gd_value
 struct gd_value *gd_cross_entropy(struct gd_graph *g, struct gd_value *h, struct gd_value *w, struct gd_value *labels,
                                   struct gd_value *weights, double logit_scale, double softcap);
 
+/* Output 0 of the rows that are given, from their labels, weights and output 1. */
+float gd_cross_entropy_loss(const int32_t *labels, const float *weights, const float *log_p, int64_t rows);
+
 /* log p(labels[t]) of each row, for losses whose weights are known only afterwards; inputs as above.
  * Output 0: f32 [T] (0 where no label), differentiable in h and a trained w by making the logits again. Output 1: argmax, i32 [T]. Output 2:
  * log sum_v p(v)^2, f32 [T]. */

@@ -108,12 +108,13 @@ static bool run_evals(struct gd_trainer *trainer, const char *folder, struct gd_
     return true;
 }
 
-static bool after_step(struct gd_trainer *trainer, const struct gd_step_result *result, double started, struct gd_error *err)
+static bool after_step(struct gd_trainer *trainer, struct gd_error *err)
 {
+    const struct gd_step_result *result = &trainer->run.result;
     int64_t step = trainer->state.step;
     const struct gd_job_spec *spec = trainer->spec;
     bool last = step == trainer->total_steps;
-    double seconds = gd_time_monotonic() - started;
+    double seconds = gd_time_monotonic() - trainer->run.started;
     struct gd_metric metrics[METRICS_MAX];
     int count = add_row_metrics(metrics, TRAIN, spec, result);
     if (result->penalised)
@@ -144,7 +145,7 @@ static bool after_step(struct gd_trainer *trainer, const struct gd_step_result *
     return ok;
 }
 
-bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err)
+void gd_trainer_begin(struct gd_trainer *trainer)
 {
     gd_trainer_report_quantisation(trainer);
     if (trainer->resumed_from > 0)
@@ -152,23 +153,58 @@ bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err)
     if (trainer->observer.started != NULL)
         trainer->observer.started(trainer->observer.context, trainer->total_steps, trainer->train->row_count,
                                   trainer->train->token_count, trainer->spec);
+}
+
+static bool finish(struct gd_trainer *trainer, struct gd_error *err)
+{
     const struct gd_best *best = &trainer->state.best;
-    const struct gd_evaluation *evaluation = &trainer->spec->evaluation;
-    while (trainer->state.step < trainer->total_steps && !gd_best_stops(best, evaluation)) {
-        if (!poll_observer(trainer))
-            return gd_fail(err, GD_CANCELLED, "cancelled at step %lld", (long long)trainer->state.step);
-        if (trainer->command == GD_TRAIN_PAUSE)
-            return (trainer->state.step == 0 || gd_trainer_write_checkpoint(trainer, err)) &&
-                   gd_fail(err, GD_CANCELLED, "paused at step %lld", (long long)trainer->state.step);
-        double started = gd_time_monotonic();
-        struct gd_step_result result;
-        if (!gd_trainer_run_step(trainer, trainer->state.step + 1, &result, err) || !after_step(trainer, &result, started, err))
-            return false;
-    }
     if (trainer->state.step < trainer->total_steps)
         gd_trainer_say(trainer, "info",
                        "Stopped at step %lld of %lld: %s was %g at step %lld, and %d evaluations since were no better",
-                       (long long)trainer->state.step, (long long)trainer->total_steps, evaluation->metric_for_best_model, best->value,
-                       (long long)best->step, best->since);
+                       (long long)trainer->state.step, (long long)trainer->total_steps,
+                       trainer->spec->evaluation.metric_for_best_model, best->value, (long long)best->step, best->since);
     return gd_trainer_write_result(trainer, err);
+}
+
+static bool between_steps(struct gd_trainer *trainer, struct gd_error *err)
+{
+    if (!poll_observer(trainer))
+        return gd_fail(err, GD_CANCELLED, "cancelled at step %lld", (long long)trainer->state.step);
+    if (trainer->command == GD_TRAIN_PAUSE)
+        return (trainer->state.step == 0 || gd_trainer_write_checkpoint(trainer, err)) &&
+               gd_fail(err, GD_CANCELLED, "paused at step %lld", (long long)trainer->state.step);
+    return gd_trainer_open_step(trainer, err);
+}
+
+bool gd_trainer_advance(struct gd_trainer *trainer, bool *over, struct gd_error *err)
+{
+    *over = false;
+    for (;;) {
+        if (trainer->run.open && trainer->run.micro < trainer->run.micro_count) {
+            if (!poll_observer(trainer))
+                return gd_fail(err, GD_CANCELLED, "cancelled at step %lld", (long long)trainer->state.step);
+            gd_trainer_fill(trainer);
+            return true;
+        }
+        if (trainer->run.open && (!gd_trainer_close_step(trainer, err) || !after_step(trainer, err)))
+            return false;
+        *over = trainer->state.step >= trainer->total_steps || gd_best_stops(&trainer->state.best, &trainer->spec->evaluation);
+        if (*over)
+            return finish(trainer, err);
+        if (!between_steps(trainer, err))
+            return false;
+    }
+}
+
+bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err)
+{
+    bool over = false;
+    gd_trainer_begin(trainer);
+    while (gd_trainer_advance(trainer, &over, err)) {
+        if (over)
+            return true;
+        if (!gd_trainer_run_pass(trainer, err))
+            return false;
+    }
+    return false;
 }

@@ -66,6 +66,12 @@ struct gd_trainer;
 GD_MUST_CHECK bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
                                      const struct gd_trainer_options *options,
                                      const struct gd_train_observer *observer, struct gd_error *err);
+/* The same in pieces, for whoever runs several (group.h): begin tells the observer; advance brings the job to its next
+ * micro-batch, which waits for its pass, or to its end (*over). False: it failed or was stopped. run_pass: the waiting
+ * micro-batch's pass, alone. */
+void gd_trainer_begin(struct gd_trainer *trainer);
+GD_MUST_CHECK bool gd_trainer_advance(struct gd_trainer *trainer, bool *over, struct gd_error *err);
+GD_MUST_CHECK bool gd_trainer_run_pass(struct gd_trainer *trainer, struct gd_error *err);
 /* To the end, or until the evaluation stops getting better: the final adapter (the last step's, or the best one's) stands in
  * folder/adapter (PEFT format, committed). */
 GD_MUST_CHECK bool gd_trainer_run(struct gd_trainer *trainer, struct gd_error *err);

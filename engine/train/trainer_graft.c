@@ -21,10 +21,9 @@ static bool sense(void *context, const struct gd_graft *probe, int batches, int 
     if (ok)
         gd_graft_init(probe, trainer->state.block, 0);
     for (int64_t step = 1; ok && step <= batches && step <= trainer->steps_per_epoch; step++) {
-        struct gd_step_result result;
         int row_count;
         const int64_t *rows = gd_trainer_step_rows(trainer, step, &row_count);
-        ok = gd_trainer_run_rows(trainer, step, rows, row_count, &result, err);
+        ok = gd_trainer_run_rows(trainer, step, rows, row_count, err);
         if (ok)
             gd_vector_add_squares(squares, gd_leaves_sum(&trainer->leaves), probe->parameter_count);
     }

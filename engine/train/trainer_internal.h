@@ -18,6 +18,28 @@
 #include "engine/train/start.h"
 #include "engine/train/trainer.h"
 
+/* Of an optimiser step, or of the validation file. */
+struct gd_step_result {
+    double loss, penalty, grad_norm, learning_rate;
+    bool penalised;
+    double kl, shift;           /* of losses that need them */
+    int64_t labelled, correct, tokens;
+    struct gd_preference_sums pairs;
+};
+
+/* An optimiser step on its way: some of its micro-batches have had their pass. */
+struct gd_step_run {
+    bool open;
+    int64_t step;
+    const int64_t *rows;
+    int row_count, micro_count;
+    int micro, leaf, part;       /* the micro-batch at hand, its leaf, and its place in that */
+    double total_weight;         /* what the loss is divided by */
+    double started;
+    int32_t key[4];              /* of the micro-batch's random numbers */
+    struct gd_step_result result;
+};
+
 struct gd_trainer {
     const struct gd_model *model;
     struct gd_job_spec *spec;
@@ -47,15 +69,7 @@ struct gd_trainer {
     int64_t *order;
     int64_t *packed_rows;            /* the step's rows, by leaf */
     int *micro_begin, *leaf_of;
-};
-
-/* Of an optimiser step, or of the validation file. */
-struct gd_step_result {
-    double loss, penalty, grad_norm, learning_rate;
-    bool penalised;
-    double kl, shift;           /* of losses that need them */
-    int64_t labelled, correct, tokens;
-    struct gd_preference_sums pairs;
+    struct gd_step_run run;
 };
 
 /* ---- the observer (trainer.c) ---- */
@@ -76,6 +90,9 @@ void gd_trainer_fingerprint(const struct gd_dataset *data, char out[33]);
 GD_MUST_CHECK bool gd_trainer_make_data(struct gd_trainer *trainer, struct gd_error *err);
 GD_MUST_CHECK bool gd_trainer_make_steps(struct gd_trainer *trainer, int batch_size, struct gd_error *err);
 void gd_trainer_release_steps(struct gd_trainer *trainer);
+/* Parameters, moments, gradients; the base's weights as they are prepared. */
+size_t gd_trainer_held_bytes(const struct gd_trainer *trainer);
+size_t gd_trainer_weight_bytes(const struct gd_trainer *trainer);
 void gd_trainer_report_quantisation(struct gd_trainer *trainer);
 
 /* ---- the graft (trainer_graft.c) ---- */
@@ -83,9 +100,14 @@ GD_MUST_CHECK bool gd_trainer_make_graft(struct gd_trainer *trainer, const char 
 
 /* ---- steps (trainer_step.c) ---- */
 const int64_t *gd_trainer_step_rows(struct gd_trainer *trainer, int64_t step, int *count);
-GD_MUST_CHECK bool gd_trainer_run_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count, struct gd_step_result *result,
+GD_MUST_CHECK bool gd_trainer_run_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count,
                                        struct gd_error *err);
-GD_MUST_CHECK bool gd_trainer_run_step(struct gd_trainer *trainer, int64_t step, struct gd_step_result *result, struct gd_error *err);
+/* The next step: packed, at its first micro-batch; then for each micro-batch fill (trainer->batch, run.key), a pass of whoever
+ * makes it, take (what the pass says, and trainer->grad); then close: clipping and the optimiser. */
+GD_MUST_CHECK bool gd_trainer_open_step(struct gd_trainer *trainer, struct gd_error *err);
+void gd_trainer_fill(struct gd_trainer *trainer);
+GD_MUST_CHECK bool gd_trainer_take(struct gd_trainer *trainer, const struct gd_pass_result *pass, struct gd_error *err);
+GD_MUST_CHECK bool gd_trainer_close_step(struct gd_trainer *trainer, struct gd_error *err);
 GD_MUST_CHECK bool gd_trainer_evaluate(struct gd_trainer *trainer, struct gd_step_result *result, struct gd_error *err);
 
 /* ---- what is left behind (trainer_result.c) ---- */

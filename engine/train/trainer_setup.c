@@ -11,7 +11,7 @@
 #include <assert.h>
 #include <string.h>
 
-static size_t prepared_weights(const struct gd_trainer *trainer)
+size_t gd_trainer_weight_bytes(const struct gd_trainer *trainer)
 {
     size_t bytes = 0;
     for (int i = 0; i < trainer->model->weight_count; i++)
@@ -19,7 +19,7 @@ static size_t prepared_weights(const struct gd_trainer *trainer)
     return bytes;
 }
 
-static size_t block_bytes(const struct gd_trainer *trainer)
+size_t gd_trainer_held_bytes(const struct gd_trainer *trainer)
 {
     return 6 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
 }
@@ -29,8 +29,8 @@ static size_t block_bytes(const struct gd_trainer *trainer)
 static bool check_memory(const struct gd_trainer *trainer, struct gd_error *err)
 {
     const double gib = 1073741824.0;
-    size_t floats = block_bytes(trainer);
-    size_t need = floats + trainer->activation_bytes + prepared_weights(trainer), limit = gd_memory_bytes();
+    size_t floats = gd_trainer_held_bytes(trainer);
+    size_t need = floats + trainer->activation_bytes + gd_trainer_weight_bytes(trainer), limit = gd_memory_bytes();
     if (need <= limit)
         return true;
     return gd_fail_param(err, GD_NO_MEMORY, "adapter",
@@ -39,7 +39,7 @@ static bool check_memory(const struct gd_trainer *trainer, struct gd_error *err)
                          "method with fewer parameters, or lower tokens_per_batch or gradient_leaves",
                          (double)need / gib, (double)limit / gib, (double)floats / gib,
                          (long long)trainer->graft->parameter_count, (double)trainer->activation_bytes / gib,
-                         (double)prepared_weights(trainer) / gib);
+                         (double)gd_trainer_weight_bytes(trainer) / gib);
 }
 
 static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
@@ -113,7 +113,7 @@ static bool choose_checkpointing(struct gd_trainer *trainer, int tokens, struct 
     size_t with = 0, without = 0, weights = 0, limit = gd_memory_bytes();
     if (!gd_passes_estimate(&trainer->passes, tokens, true, &without, &weights, err))
         return false;
-    size_t rest = block_bytes(trainer) + prepared_weights(trainer) + weights;
+    size_t rest = gd_trainer_held_bytes(trainer) + gd_trainer_weight_bytes(trainer) + weights;
     if (rest + without > limit) {
         trainer->passes.recompute = true;
         if (!gd_passes_estimate(&trainer->passes, tokens, true, &with, &weights, err))
@@ -380,7 +380,7 @@ int64_t gd_trainer_resumed_from(const struct gd_trainer *trainer)
 
 cJSON *gd_trainer_memory(const struct gd_trainer *trainer)
 {
-    size_t weights = prepared_weights(trainer);
+    size_t weights = gd_trainer_weight_bytes(trainer);
     size_t leaves = gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
     const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
     size_t data = 0;

@@ -1,6 +1,7 @@
 /* trainer_step.c - one optimiser step, and the validation file: rows packed into leaves, gradients, clipping, AdamW. */
 #include "engine/train/trainer_internal.h"
 
+#include "engine/base/fsio.h"
 #include "engine/tensor/device.h"
 #include "engine/train/optimizer.h"
 
@@ -97,76 +98,126 @@ static bool survey_step(struct gd_trainer *trainer, const int64_t *rows, int cou
     return survey(trainer, true, trainer->train, rows, count, before, &counts, err);
 }
 
-static bool run_micro_batches(struct gd_trainer *trainer, int64_t step, int row_count, int micro_count, double total_weight,
-                              struct gd_step_result *result, struct gd_error *err)
+/* The micro-batch at hand belongs to the leaf at hand; leaves without one are empty. */
+static void find_leaf(struct gd_trainer *trainer)
 {
-    struct gd_run_options options = {.between = gd_trainer_between_ops, .context = trainer};
-    int micro = 0;
-    gd_leaves_begin_step(&trainer->leaves);
-    for (int leaf = 0; leaf < trainer->spec->leaf_count; leaf++) {
-        gd_leaves_begin(&trainer->leaves);
-        for (int part = 0; micro < micro_count && trainer->leaf_of[micro] == leaf; micro++, part++) {
-            int begin = trainer->micro_begin[micro];
-            int end = micro + 1 < micro_count ? trainer->micro_begin[micro + 1] : row_count;
-            const int64_t *rows = trainer->packed_rows + begin;
-            int tokens = 0, space = 0;
-            for (int i = begin; i < end; i++) {
-                tokens += trainer->train->rows[trainer->packed_rows[i]].length;
-                space += gd_dataset_row_space(trainer->train, trainer->packed_rows[i]);
-            }
-            gd_batch_fill(&trainer->batch, trainer->train, rows, end - begin, gd_token_bucket(space));
-            int32_t key[4] = {(int32_t)(uint32_t)trainer->spec->seed, (int32_t)(uint32_t)((uint64_t)trainer->spec->seed >> 32),
-                              (int32_t)step, leaf << 12 | part};
-            struct gd_pass_result pass;
-            if (!gd_passes_run(&trainer->passes, true, &trainer->batch, 1.0 / total_weight, key, &options, &pass, err))
-                return false;
-            if (!isfinite(pass.loss + pass.penalty))
-                return fail_not_finite(trainer, "the loss", step, rows, end - begin, err);
-            if (!gd_vector_all_finite(trainer->grad, trainer->graft->parameter_count))
-                return fail_not_finite(trainer, "the gradient", step, rows, end - begin, err);
-            gd_leaves_add(&trainer->leaves, trainer->grad);
-            result->loss += pass.loss;
-            result->penalty += pass.penalty;
-            result->penalised |= pass.penalised;
-            result->labelled += pass.labelled;
-            result->correct += pass.correct;
-            result->tokens += tokens;
-            add_pairs(&result->pairs, &pass.pairs);
-        }
+    struct gd_step_run *run = &trainer->run;
+    while (run->leaf < trainer->spec->leaf_count &&
+           (run->micro == run->micro_count || trainer->leaf_of[run->micro] != run->leaf)) {
         gd_leaves_end(&trainer->leaves);
+        run->part = 0;
+        if (++run->leaf < trainer->spec->leaf_count)
+            gd_leaves_begin(&trainer->leaves);
     }
-    assert(micro == micro_count);
+}
+
+static bool open_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count, struct gd_error *err)
+{
+    const struct gd_job_spec *spec = trainer->spec;
+    struct gd_step_run *run = &trainer->run;
+    *run = (struct gd_step_run){.step = step, .rows = rows, .row_count = row_count, .started = gd_time_monotonic()};
+    for (int i = 0; i < row_count; i++)
+        run->total_weight += row_weight(trainer->train, rows[i]);
+    run->micro_count = gd_step_pack(trainer->train, rows, row_count, spec->leaf_count, spec->tokens_per_batch,
+                                    trainer->packed_rows, trainer->micro_begin, trainer->leaf_of);
+    if (!survey_step(trainer, rows, row_count, err))
+        return false;
+    gd_leaves_begin_step(&trainer->leaves);
+    gd_leaves_begin(&trainer->leaves);
+    find_leaf(trainer);
+    run->open = true;
     return true;
 }
 
-/* The gradient of the rows' mean loss, left as the leaves' sum. */
-bool gd_trainer_run_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count, struct gd_step_result *result,
-                         struct gd_error *err)
+bool gd_trainer_open_step(struct gd_trainer *trainer, struct gd_error *err)
 {
-    const struct gd_job_spec *spec = trainer->spec;
-    double total_weight = 0;
-    memset(result, 0, sizeof(*result));
-    for (int i = 0; i < row_count; i++)
-        total_weight += row_weight(trainer->train, rows[i]);
-    int micro_count = gd_step_pack(trainer->train, rows, row_count, spec->leaf_count, spec->tokens_per_batch,
-                                   trainer->packed_rows, trainer->micro_begin, trainer->leaf_of);
-    return survey_step(trainer, rows, row_count, err) &&
-           run_micro_batches(trainer, step, row_count, micro_count, total_weight, result, err);
+    int row_count;
+    const int64_t *rows = gd_trainer_step_rows(trainer, trainer->state.step + 1, &row_count);
+    return open_rows(trainer, trainer->state.step + 1, rows, row_count, err);
 }
 
-bool gd_trainer_run_step(struct gd_trainer *trainer, int64_t step, struct gd_step_result *result, struct gd_error *err)
+static const int64_t *micro_rows(const struct gd_trainer *trainer, int *count)
+{
+    const struct gd_step_run *run = &trainer->run;
+    int begin = trainer->micro_begin[run->micro];
+    *count = (run->micro + 1 < run->micro_count ? trainer->micro_begin[run->micro + 1] : run->row_count) - begin;
+    return trainer->packed_rows + begin;
+}
+
+void gd_trainer_fill(struct gd_trainer *trainer)
+{
+    struct gd_step_run *run = &trainer->run;
+    int count, space = 0;
+    const int64_t *rows = micro_rows(trainer, &count);
+    for (int i = 0; i < count; i++)
+        space += gd_dataset_row_space(trainer->train, rows[i]);
+    gd_batch_fill(&trainer->batch, trainer->train, rows, count, gd_token_bucket(space));
+    uint64_t seed = (uint64_t)trainer->spec->seed;
+    run->key[0] = (int32_t)(uint32_t)seed;
+    run->key[1] = (int32_t)(uint32_t)(seed >> 32);
+    run->key[2] = (int32_t)run->step;
+    run->key[3] = run->leaf << 12 | run->part;
+}
+
+bool gd_trainer_take(struct gd_trainer *trainer, const struct gd_pass_result *pass, struct gd_error *err)
+{
+    struct gd_step_run *run = &trainer->run;
+    struct gd_step_result *result = &run->result;
+    int count;
+    const int64_t *rows = micro_rows(trainer, &count);
+    if (!isfinite(pass->loss + pass->penalty))
+        return fail_not_finite(trainer, "the loss", run->step, rows, count, err);
+    if (!gd_vector_all_finite(trainer->grad, trainer->graft->parameter_count))
+        return fail_not_finite(trainer, "the gradient", run->step, rows, count, err);
+    gd_leaves_add(&trainer->leaves, trainer->grad);
+    result->loss += pass->loss;
+    result->penalty += pass->penalty;
+    result->penalised |= pass->penalised;
+    result->labelled += pass->labelled;
+    result->correct += pass->correct;
+    for (int i = 0; i < count; i++)
+        result->tokens += trainer->train->rows[rows[i]].length;
+    add_pairs(&result->pairs, &pass->pairs);
+    run->micro++;
+    run->part++;
+    find_leaf(trainer);
+    return true;
+}
+
+/* The micro-batch at hand, alone. */
+bool gd_trainer_run_pass(struct gd_trainer *trainer, struct gd_error *err)
+{
+    struct gd_run_options options = {.between = gd_trainer_between_ops, .context = trainer};
+    struct gd_pass_result pass;
+    return gd_passes_run(&trainer->passes, true, &trainer->batch, 1.0 / trainer->run.total_weight, trainer->run.key, &options, &pass,
+                         err) &&
+           gd_trainer_take(trainer, &pass, err);
+}
+
+/* The gradient of the rows' mean loss, left as the leaves' sum. */
+bool gd_trainer_run_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count, struct gd_error *err)
+{
+    bool ok = open_rows(trainer, step, rows, row_count, err);
+    while (ok && trainer->run.micro < trainer->run.micro_count) {
+        gd_trainer_fill(trainer);
+        ok = gd_trainer_run_pass(trainer, err);
+    }
+    trainer->run.open = false;
+    return ok;
+}
+
+bool gd_trainer_close_step(struct gd_trainer *trainer, struct gd_error *err)
 {
     const struct gd_job_spec *spec = trainer->spec;
-    int row_count;
-    const int64_t *rows = gd_trainer_step_rows(trainer, step, &row_count);
-    if (!gd_trainer_run_rows(trainer, step, rows, row_count, result, err))
-        return false;
-
+    struct gd_step_run *run = &trainer->run;
+    struct gd_step_result *result = &run->result;
+    assert(run->open && run->micro == run->micro_count && run->leaf == spec->leaf_count);
+    run->open = false;
     float *grad = gd_leaves_sum(&trainer->leaves);
-    int64_t count = trainer->graft->parameter_count;
+    int64_t count = trainer->graft->parameter_count, step = run->step;
     result->grad_norm = sqrt(gd_vector_sum_squares(grad, count));
     if (!isfinite(result->grad_norm))
-        return fail_not_finite(trainer, "the gradient norm", step, rows, row_count, err);
+        return fail_not_finite(trainer, "the gradient norm", step, run->rows, run->row_count, err);
     double clip = 1.0;
     if (spec->max_grad_norm > 0 && result->grad_norm > spec->max_grad_norm)
         clip = spec->max_grad_norm / (result->grad_norm + 1e-6);

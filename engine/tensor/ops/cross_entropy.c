@@ -38,6 +38,15 @@ static size_t scratch_bytes(const struct gd_call *call)
     return gd_head_rows_scratch(call->in[0], call->in[1], call->in[0]->needs_gradient, call->in[1]->needs_gradient);
 }
 
+float gd_cross_entropy_loss(const int32_t *labels, const float *weights, const float *log_p, int64_t rows)
+{
+    double loss = 0;
+    for (int64_t t = 0; t < rows; t++)
+        if (labels[t] >= 0)
+            loss -= (double)weights[t] * (double)log_p[t];
+    return (float)loss;
+}
+
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
     const int32_t *labels = args->in[2].data;
@@ -50,11 +59,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     rows.dtable = gd_tensor_count(&args->out[4]) > 0 ? args->out[4].data : NULL;
     if (!gd_head_rows_run(&rows, err))
         return false;
-    double loss = 0;
-    for (int64_t t = 0; t < args->in[0].shape[0]; t++)
-        if (labels[t] >= 0)
-            loss -= (double)weights[t] * (double)log_p[t];
-    *(float *)args->out[0].data = (float)loss;
+    *(float *)args->out[0].data = gd_cross_entropy_loss(labels, weights, log_p, args->in[0].shape[0]);
     return true;
 }
 

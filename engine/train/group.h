@@ -1,0 +1,52 @@
+/*
+ * group.h - jobs on one base that train side by side, their micro-batches in one pass.
+ *
+ * Why      Small batches leave the machine waiting for the base's weights; several jobs' rows fill it.
+ * Memory   Owns what the common passes need; borrows the trainers.
+ * Threads  engine thread
+ * Errors   A job's own (its rows, its files, a stop) end that job alone. Where a pass cannot be made together (memory), its
+ *          jobs have theirs one after the other.
+ * Limits   GD_SPLIT_MAX jobs; GD_GROUP_TOKENS rows in a pass of several
+ * Life     init -> add ... turn ... (jobs come and go between turns) -> release.
+ *
+ * A pass takes the micro-batch that each job is at. All else is the job's own and happens when the job comes to it: packing,
+ * the step's divisor, gradient accumulation, clipping, optimiser, schedule, random numbers, evaluation, checkpoints, events.
+ * So jobs differ in batch size, length, rank and steps, and each ends with the bits that it has when it trains alone.
+ */
+#ifndef GD_TRAIN_GROUP_H
+#define GD_TRAIN_GROUP_H
+
+#include "engine/train/group_pass.h"
+#include "engine/train/trainer.h"
+
+/* Above so many rows a pass keeps the machine busy by itself. */
+#define GD_GROUP_TOKENS 2048
+
+struct gd_group_observer {
+    void *context;
+    /* Between ops of a common pass: may serve requests, and asks the jobs' observers nothing; false: no job needs the pass any
+     * more. NULL: always on. */
+    bool (*between)(void *context);
+    /* A job has left: done, or err. Its trainer is the caller's again. */
+    void (*left)(void *context, struct gd_trainer *trainer, bool ok, const struct gd_error *err);
+};
+
+struct gd_group {
+    struct gd_trainer *trainer[GD_SPLIT_MAX];
+    int count;
+    struct gd_group_passes passes;
+    struct gd_group_observer observer;
+    int64_t passes_made, jobs_passed; /* common passes so far, and jobs in them */
+};
+
+void gd_group_init(struct gd_group *group, const struct gd_group_observer *observer);
+/* Whether a created trainer may train beside others at all; beside these: that, room for one more, the same base and dtype, and
+ * memory for the parameters, moments and gradients of all. */
+bool gd_trainer_shares(const struct gd_trainer *trainer);
+bool gd_group_takes(const struct gd_group *group, const struct gd_trainer *trainer);
+void gd_group_add(struct gd_group *group, struct gd_trainer *trainer);
+/* Every job's next micro-batch has its pass, or the job leaves. */
+void gd_group_turn(struct gd_group *group);
+void gd_group_release(struct gd_group *group);
+
+#endif
