@@ -93,7 +93,7 @@ static struct gd_value *build_loss(struct gd_group_pass *pass)
     inputs->cu_seqlens = pass->inputs.cu_seqlens;
     gd_graft_group_sites(&pass->grafts, g, grafts, pass->rows, pass->count);
     struct gd_value *hidden = gd_model_hidden(g, first->model, &pass->inputs, &pass->grafts.sites);
-    first->objective->build(g, hidden, gd_model_head(g, first->model), inputs, &pass->outputs);
+    first->objective->build(g, hidden, gd_model_head(g, first->model, &pass->grafts.sites), inputs, &pass->outputs);
     struct gd_value *loss = pass->outputs.loss;
     for (int k = 0; k < pass->count; k++) {
         struct gd_graft_training *training = &pass->grafts.member[k];

@@ -66,7 +66,7 @@ struct gd_trainer;
 GD_MUST_CHECK bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, struct gd_job_spec *spec,
                                      const struct gd_trainer_options *options,
                                      const struct gd_train_observer *observer, struct gd_error *err);
-/* The same in pieces, for whoever runs several (group.h): begin tells the observer; advance brings the job to its next
+/* The same in pieces, for whoever runs several (job_group.h): begin tells the observer; advance brings the job to its next
  * micro-batch, which waits for its pass, or to its end (*over). False: it failed or was stopped. run_pass: the waiting
  * micro-batch's pass, alone. */
 void gd_trainer_begin(struct gd_trainer *trainer);

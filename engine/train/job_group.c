@@ -1,4 +1,4 @@
-#include "engine/train/group.h"
+#include "engine/train/job_group.h"
 
 #include "engine/base/alloc.h"
 #include "engine/base/log.h"
@@ -9,13 +9,13 @@
 #include <inttypes.h>
 #include <string.h>
 
-void gd_group_init(struct gd_group *group, const struct gd_group_observer *observer)
+void gd_job_group_init(struct gd_job_group *group, const struct gd_job_group_observer *observer)
 {
-    *group = (struct gd_group){.observer = *observer};
+    *group = (struct gd_job_group){.observer = *observer};
     gd_group_passes_init(&group->passes);
 }
 
-void gd_group_release(struct gd_group *group)
+void gd_job_group_release(struct gd_job_group *group)
 {
     gd_group_passes_release(&group->passes);
     memset(group, 0, sizeof(*group));
@@ -27,7 +27,7 @@ bool gd_trainer_shares(const struct gd_trainer *trainer)
 }
 
 /* What the jobs hold beside activations. */
-static size_t held_bytes(const struct gd_group *group)
+static size_t held_bytes(const struct gd_job_group *group)
 {
     size_t bytes = 0;
     for (int k = 0; k < group->count; k++)
@@ -35,7 +35,7 @@ static size_t held_bytes(const struct gd_group *group)
     return bytes;
 }
 
-bool gd_group_takes(const struct gd_group *group, const struct gd_trainer *trainer)
+bool gd_job_group_takes(const struct gd_job_group *group, const struct gd_trainer *trainer)
 {
     if (group->count == GD_SPLIT_MAX || !gd_trainer_shares(trainer))
         return false;
@@ -49,14 +49,14 @@ bool gd_group_takes(const struct gd_group *group, const struct gd_trainer *train
     return held_bytes(group) + gd_trainer_held_bytes(trainer) + activations + gd_trainer_weight_bytes(trainer) <= gd_memory_bytes();
 }
 
-void gd_group_add(struct gd_group *group, struct gd_trainer *trainer)
+void gd_job_group_add(struct gd_job_group *group, struct gd_trainer *trainer)
 {
-    assert(gd_group_takes(group, trainer));
+    assert(gd_job_group_takes(group, trainer));
     group->trainer[group->count++] = trainer;
     gd_trainer_begin(trainer);
 }
 
-static void leave(struct gd_group *group, int at, bool ok, const struct gd_error *err)
+static void leave(struct gd_job_group *group, int at, bool ok, const struct gd_error *err)
 {
     struct gd_trainer *trainer = group->trainer[at];
     gd_group_passes_forget(&group->passes, &trainer->passes);
@@ -65,7 +65,7 @@ static void leave(struct gd_group *group, int at, bool ok, const struct gd_error
 }
 
 /* Jobs that are over, stopped or broken leave; the others wait for a pass. */
-static void advance_all(struct gd_group *group)
+static void advance_all(struct gd_job_group *group)
 {
     for (int k = 0; k < group->count;) {
         struct gd_error err = {0};
@@ -77,7 +77,7 @@ static void advance_all(struct gd_group *group)
     }
 }
 
-static void fail_part(struct gd_group *group, const struct gd_trainer *trainer, const struct gd_error *err)
+static void fail_part(struct gd_job_group *group, const struct gd_trainer *trainer, const struct gd_error *err)
 {
     for (int k = 0; k < group->count; k++)
         if (group->trainer[k] == trainer) {
@@ -86,7 +86,7 @@ static void fail_part(struct gd_group *group, const struct gd_trainer *trainer, 
         }
 }
 
-static void run_alone(struct gd_group *group, struct gd_trainer *trainer)
+static void run_alone(struct gd_job_group *group, struct gd_trainer *trainer)
 {
     struct gd_error err = {0};
     if (!gd_trainer_run_pass(trainer, &err))
@@ -94,14 +94,14 @@ static void run_alone(struct gd_group *group, struct gd_trainer *trainer)
 }
 
 /* What is left for activations, beside the jobs and their base. */
-static size_t arena_limit(const struct gd_group *group)
+static size_t arena_limit(const struct gd_job_group *group)
 {
     size_t limit = gd_memory_bytes(), held = held_bytes(group) + gd_trainer_weight_bytes(group->trainer[0]);
     return limit > held ? limit - held : 0;
 }
 
 /* False: it could not be made together. */
-static bool run_together(struct gd_group *group, struct gd_trainer *const *trainers, int count)
+static bool run_together(struct gd_job_group *group, struct gd_trainer *const *trainers, int count)
 {
     struct gd_group_part parts[GD_SPLIT_MAX];
     struct gd_run_options options = {.between = group->observer.between, .context = group->observer.context};
@@ -124,7 +124,7 @@ static bool run_together(struct gd_group *group, struct gd_trainer *const *train
     return true;
 }
 
-void gd_group_turn(struct gd_group *group)
+void gd_job_group_turn(struct gd_job_group *group)
 {
     struct gd_trainer *waiting[GD_SPLIT_MAX];
     advance_all(group);
