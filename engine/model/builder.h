@@ -37,21 +37,21 @@ static inline struct gd_value *gd_build_norm(const struct gd_builder *b, const s
 static inline struct gd_value *gd_build_layer_norm(const struct gd_builder *b, int layer, int part, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    return gd_build_norm(b, &b->files->norm_sites[layer * gd_norms_of_layer(config) + gd_norms_before(config, part)], x);
+    return gd_build_norm(b, &b->files->norm_sites[gd_norm_index(config, layer, part)], x);
 }
 
-/* The one norm outside the layers. */
+/* The norm outside the layers: a decoder's last. */
 static inline struct gd_value *gd_build_outer_norm(const struct gd_builder *b, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    return gd_build_norm(b, &b->files->norm_sites[config->layers * gd_norms_of_layer(config)], x);
+    return gd_build_norm(b, &b->files->norm_sites[gd_norm_index(config, config->layers, 0)], x);
 }
 
 /* part: of the body's linear modules. */
 static inline struct gd_value *gd_build_linear(const struct gd_builder *b, int layer, int part, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    const struct gd_site *site = &b->files->linear_sites[layer * gd_linears_of_layer(config) + gd_linears_before(config, part)];
+    const struct gd_site *site = &b->files->linear_sites[gd_linear_index(config, layer, part)];
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
     struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
     if (b->sites.linear != NULL)

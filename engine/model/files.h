@@ -37,7 +37,7 @@ struct gd_files {
     uint64_t size_bytes;              /* of all files */
     int32_t *query_rows, *key_rows;   /* permutations, NULL where rows are plain */
     struct gd_site *linear_sites;     /* the linear modules of each layer */
-    struct gd_site *norm_sites;       /* the norms of each layer, then the last */
+    struct gd_site *norm_sites;       /* the norms of each layer, then the last, then an encoder's last */
     struct gd_site *kv_sites;         /* layers */
     struct gd_site *block_sites;      /* layers * 2: attention, MLP */
     struct gd_site embed_site, hidden_site;

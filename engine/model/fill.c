@@ -41,8 +41,11 @@ static struct tensor_name tensor_name(const struct filler *f, int layer, const s
     const char *stem = gguf ? module->gguf : module->hf;
     if (layer < 0)
         snprintf(name.text, sizeof name.text, "%s.%s", stem, kind);
-    else
-        snprintf(name.text, sizeof name.text, "%s.%d.%s.%s", gguf ? "blk" : f->names->layers, layer, stem, kind);
+    else {
+        int number;
+        const char *stack = gd_layer_stack(&f->model->config, layer, &number);
+        snprintf(name.text, sizeof name.text, "%s.%d.%s.%s", gguf ? "blk" : stack, number, stem, kind);
+    }
     return name;
 }
 
@@ -155,6 +158,10 @@ static bool fill_outer(const struct filler *f)
             *(bool *)((char *)&model->config + parts[i].has) = true;
         if (!gd_part_present(&model->config, &parts[i]))
             continue;
+        if (i == GD_OUTER_HEAD && model->config.head_optional && find(f->files, head.text) == NULL) {
+            model->config.tied = true;
+            continue;
+        }
         if (i == GD_OUTER_HEAD && !f->gguf && find(f->files, head.text) == NULL)
             return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing, and config.json says tie_word_embeddings false", head.text);
         if (!fill_part(f, -1, &parts[i], &f->names->outer[i]))
@@ -171,10 +178,10 @@ static bool fill_layers(const struct filler *f)
     const struct gd_body *body = config->family->body;
     for (int layer = 0; layer < config->layers; layer++) {
         for (int i = 0; i < body->norm_count; i++)
-            if (gd_part_present(config, &body->norms[i]) && !fill_part(f, layer, &body->norms[i], &f->names->norms[i]))
+            if (gd_part_in_layer(config, &body->norms[i], layer) && !fill_part(f, layer, &body->norms[i], &f->names->norms[i]))
                 return false;
         for (int i = 0; i < body->linear_count; i++)
-            if (gd_part_present(config, &body->linears[i]) && !fill_part(f, layer, &body->linears[i], &f->names->linears[i]))
+            if (gd_part_in_layer(config, &body->linears[i], layer) && !fill_part(f, layer, &body->linears[i], &f->names->linears[i]))
                 return false;
     }
     return true;
@@ -187,6 +194,9 @@ static bool ignored(const struct filler *f, const char *name)
     size_t length = strlen(name), tail = sizeof suffix - 1;
     if (f->gguf)
         return strcmp(name, "rope_freqs.weight") == 0; /* used: it is in the config */
+    for (const char *const *each = f->names->ignored; each != NULL && *each != NULL; each++)
+        if (strcmp(name, *each) == 0)
+            return true;
     struct tensor_name head = tensor_name(f, -1, &f->names->outer[GD_OUTER_HEAD], "weight", false);
     for (const char *const *each = f->model->config.family->ignored; each != NULL && *each != NULL; each++) {
         struct gd_file_tensor *entry = find_based(f, *each);

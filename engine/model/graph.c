@@ -14,8 +14,17 @@ void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *gra
         inputs->types = gd_graph_input(graph, "types", GD_I32, 1, (int64_t[]){tokens});
     if (cached)
         inputs->cache = gd_graph_handle(graph, "cache");
-    else
-        inputs->cu_seqlens = gd_graph_input(graph, "cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
+    if (cached && gd_model_encodes(model))
+        inputs->cross = gd_graph_handle(graph, "cross");
+    if (cached)
+        return;
+    inputs->cu_seqlens = gd_graph_input(graph, "cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
+}
+
+void gd_model_inputs_encoder(struct gd_model_inputs *inputs, struct gd_graph *graph, int tokens, int segments)
+{
+    inputs->encoder_ids = gd_graph_input(graph, "encoder_ids", GD_I32, 1, (int64_t[]){tokens});
+    inputs->encoder_cu_seqlens = gd_graph_input(graph, "encoder_cu_seqlens", GD_I32, 1, (int64_t[]){(int64_t)segments + 1});
 }
 
 bool gd_model_is_encoder(const struct gd_model *model)

@@ -53,6 +53,12 @@ struct gd_model_config {
     char **labels;              /* names of what a classifier tells apart; owned by the model */
     int label_count;
     bool multi_label;           /* a text may have any number of them */
+    int encoder_layers;         /* the first of the layers, which are those of an encoder; the others look at its rows. 0: no encoder */
+    bool gated;                 /* with an encoder: the feed-forward part is f(gate x) * (up x), else f(up x) */
+    bool scaled_output;         /* with an encoder: hidden states are multiplied by 1/sqrt(width) before the head */
+    bool head_optional;         /* the head is the embedding where the files have none */
+    int bias_buckets, bias_distance; /* of the position bias (gd_attention_options); 0: none */
+    int32_t decoder_start_id;   /* with an encoder: what the decoder's rows begin with */
     int32_t bos_id;             /* -1 = none */
     int32_t eos_ids[GD_EOS_MAX];
     int eos_count;
@@ -72,6 +78,7 @@ struct gd_model_layer {
     struct gd_weight *input_norm_bias, *post_norm_bias, *output_norm_bias;
     struct gd_weight *q_norm, *k_norm; /* [head_dim]; or NULL */
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
+    struct gd_weight *cross_norm, *cross_q, *cross_k, *cross_v, *cross_o; /* of a decoder beside an encoder; or NULL */
     struct gd_weight *qkv, *gate_up;   /* instead of q, k, v and gate, up; or NULL */
     struct gd_weight *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias; /* or NULL */
 };
@@ -87,6 +94,7 @@ struct gd_model {
     struct gd_weight *pool, *pool_bias;   /* encoder.h; or NULL */
     struct gd_weight *label_head, *label_bias; /* [labels, width], [labels]; or NULL */
     struct gd_weight *mask_dense, *mask_dense_bias, *mask_norm, *mask_norm_bias, *mask_bias; /* of a masked LM; or NULL */
+    struct gd_weight *encoder_norm, *encoder_bias, *decoder_bias; /* of models with an encoder; biases: [buckets, heads] */
     struct gd_model_layer *layer;         /* [config.layers] */
     struct gd_weight **weights;           /* all of them, for inspect and merge */
     int weight_count;
@@ -126,9 +134,15 @@ struct gd_model_inputs {
     struct gd_value *cu_seqlens;          /* i32 [S+1]: training and scoring; NULL when cache is set */
     struct gd_value *prefix;              /* i32 [2S]: rows that each segment continues (gd_attention), or NULL; the caller adds it */
     struct gd_value *cache;               /* handle of gd_kv_batch: inference; NULL when cu_seqlens is set */
+    /* Of a model with an encoder: */
+    struct gd_value *encoder_ids;         /* i32 [Te]; segment s of ids looks at segment s of these. NULL when cache is set */
+    struct gd_value *encoder_cu_seqlens;  /* i32 [S+1] */
+    struct gd_value *cross;               /* handle of gd_kv_batch: what the encoder left (gd_model_encode); with cache */
 };
 void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
                             int tokens, int segments, bool cached);
+/* The rows of the encoder: encoder_ids, encoder_cu_seqlens. Models with an encoder need them, but not with a cache. */
+void gd_model_inputs_encoder(struct gd_model_inputs *inputs, struct gd_graph *graph, int tokens, int segments);
 
 /* Whether rows see the later rows of their segment: it embeds and classifies, and generates nothing. */
 bool gd_model_is_encoder(const struct gd_model *model);
@@ -138,6 +152,19 @@ GD_MUST_CHECK bool gd_model_generates(const struct gd_model *model, struct gd_er
 /* The body: ids to the last hidden state after the final norm, act [T, d]. `sites` may be NULL (bare base). */
 struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *model,
                                  const struct gd_model_inputs *inputs, const struct gd_sites *sites);
+/* Of a model with an encoder: its rows alone, after its last norm, act [Te, d]; and into kv[2 * layers of the decoder], unless
+ * NULL, the keys and values that each layer of the decoder sees of them. */
+struct gd_value *gd_model_encode(struct gd_graph *graph, const struct gd_model *model, const struct gd_model_inputs *inputs,
+                                 const struct gd_sites *sites, struct gd_value **kv);
+static inline bool gd_model_encodes(const struct gd_model *model)
+{
+    return model->config.encoder_layers > 0;
+}
+/* Layers whose rows see their past: those of a cache. */
+static inline int gd_model_decoder_layers(const struct gd_model *model)
+{
+    return model->config.layers - model->config.encoder_layers;
+}
 /* The matrix of the vocabulary product, [V, d]: the weight, or what the sites (NULL: none) put in its place. */
 struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites);
 

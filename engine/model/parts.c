@@ -26,6 +26,10 @@ int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent)
         return config->types;
     case GD_EXTENT_LABELS:
         return config->label_count;
+    case GD_EXTENT_HEADS:
+        return config->heads;
+    case GD_EXTENT_BUCKETS:
+        return config->bias_buckets;
     case GD_EXTENT_NONE:
         break;
     }
@@ -40,6 +44,50 @@ static bool flag_at(const struct gd_model_config *config, size_t offset)
 bool gd_part_present(const struct gd_model_config *config, const struct gd_part *part)
 {
     return part->out != GD_EXTENT_NONE && (part->has == 0 || flag_at(config, part->has)) && (part->lacks == 0 || !flag_at(config, part->lacks));
+}
+
+bool gd_part_in_layer(const struct gd_model_config *config, const struct gd_part *part, int layer)
+{
+    return gd_part_present(config, part) &&
+           (part->stack == GD_STACK_ANY || (part->stack == GD_STACK_ENCODER) == (layer < config->encoder_layers));
+}
+
+static int in_layer(const struct gd_model_config *config, const struct gd_part *parts, int end, int layer)
+{
+    int count = 0;
+    for (int i = 0; i < end; i++)
+        count += gd_part_in_layer(config, &parts[i], layer);
+    return count;
+}
+
+/* All layers of a stack have as many. */
+static int index_of(const struct gd_model_config *config, const struct gd_part *parts, int part_count, int layer, int part)
+{
+    int encoders = layer < config->encoder_layers ? layer : config->encoder_layers, index = in_layer(config, parts, part, layer);
+    if (encoders > 0)
+        index += encoders * in_layer(config, parts, part_count, 0);
+    if (layer > encoders)
+        index += (layer - encoders) * in_layer(config, parts, part_count, config->encoder_layers);
+    return index;
+}
+
+int gd_linear_index(const struct gd_model_config *config, int layer, int linear)
+{
+    const struct gd_body *body = config->family->body;
+    return index_of(config, body->linears, body->linear_count, layer, linear);
+}
+
+int gd_norm_index(const struct gd_model_config *config, int layer, int norm)
+{
+    const struct gd_body *body = config->family->body;
+    return index_of(config, body->norms, body->norm_count, layer, norm);
+}
+
+const char *gd_layer_stack(const struct gd_model_config *config, int layer, int *number)
+{
+    bool second = config->encoder_layers > 0 && layer >= config->encoder_layers;
+    *number = second ? layer - config->encoder_layers : layer;
+    return second ? config->family->names->decoder_layers : config->family->names->layers;
 }
 
 static int present_before(const struct gd_model_config *config, const struct gd_part *parts, int end)

@@ -14,7 +14,9 @@
 #include "engine/model/model.h"
 
 enum gd_extent { GD_EXTENT_NONE, GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV, GD_EXTENT_HEAD, GD_EXTENT_QKV,
-                 GD_EXTENT_FFN_TWICE, GD_EXTENT_VOCAB, GD_EXTENT_POSITIONS, GD_EXTENT_TYPES, GD_EXTENT_LABELS };
+                 GD_EXTENT_FFN_TWICE, GD_EXTENT_VOCAB, GD_EXTENT_POSITIONS, GD_EXTENT_TYPES, GD_EXTENT_LABELS,
+                 GD_EXTENT_HEADS, GD_EXTENT_BUCKETS };
+enum gd_stack { GD_STACK_ANY, GD_STACK_ENCODER, GD_STACK_DECODER }; /* whose layers have a part */
 enum gd_row_kind { GD_ROWS_PLAIN, GD_ROWS_QUERY, GD_ROWS_KEY }; /* QUERY, KEY: permuted in some GGUF files */
 
 struct gd_part {
@@ -25,6 +27,7 @@ struct gd_part {
     size_t has, lacks;       /* the same of the part itself and of what takes its place; 0: always, never */
     bool optional;           /* the flag at `has` is set where the files have the part */
     const char *tensor;      /* what its weight is called; NULL: "weight" */
+    enum gd_stack stack;
 };
 
 #define GD_OUTER_WEIGHT(field) .weight = offsetof(struct gd_model, field)
@@ -39,7 +42,8 @@ struct gd_part {
 
 /* The parts outside layers, of all bodies. */
 enum { GD_OUTER_EMBED, GD_OUTER_POSITIONS, GD_OUTER_TYPES, GD_OUTER_NORM, GD_OUTER_HEAD, GD_OUTER_POOL, GD_OUTER_LABEL_POOL,
-       GD_OUTER_LABELS, GD_OUTER_MASK_DENSE, GD_OUTER_MASK_NORM, GD_OUTER_MASK_BIAS, GD_OUTER_COUNT };
+       GD_OUTER_LABELS, GD_OUTER_MASK_DENSE, GD_OUTER_MASK_NORM, GD_OUTER_MASK_BIAS, GD_OUTER_ENCODER_NORM, GD_OUTER_ENCODER_BIAS,
+       GD_OUTER_DECODER_BIAS, GD_OUTER_COUNT };
 
 /* How the names of a family's classes end, and what is on top of the body then. */
 struct gd_class {
@@ -67,6 +71,15 @@ extern const struct gd_body gd_body_decoder;
 struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
                                    const struct gd_model_inputs *inputs, const struct gd_sites *sites);
 
+/* The parts of gd_body_encoder_decoder, in graph order. */
+enum { GD_T5_Q, GD_T5_K, GD_T5_V, GD_T5_O, GD_T5_CROSS_Q, GD_T5_CROSS_K, GD_T5_CROSS_V, GD_T5_CROSS_O, GD_T5_ENCODER_GATE,
+       GD_T5_ENCODER_UP, GD_T5_ENCODER_PLAIN, GD_T5_ENCODER_DOWN, GD_T5_DECODER_GATE, GD_T5_DECODER_UP, GD_T5_DECODER_PLAIN,
+       GD_T5_DECODER_DOWN, GD_T5_LINEAR_COUNT };
+enum { GD_T5_NORM_INPUT, GD_T5_NORM_CROSS, GD_T5_NORM_ENCODER_POST, GD_T5_NORM_DECODER_POST, GD_T5_NORM_COUNT };
+extern const struct gd_body gd_body_encoder_decoder;
+struct gd_value *gd_encoder_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
+                                           const struct gd_model_inputs *inputs, const struct gd_sites *sites);
+
 /* What a module is called: without ".weight" and ".bias". */
 struct gd_name {
     const char *hf;          /* "self_attn.q_proj" */
@@ -76,7 +89,9 @@ struct gd_names {
     const char *base;        /* the model without its head: "model" */
     const char *layers;      /* "model.layers": layer i is LAYERS.i ("blk.i" in GGUF), and its parts are below it */
     struct gd_name outer[GD_OUTER_COUNT];
+    const char *const *ignored;          /* tensors of Hugging Face files that hold nothing of the model, NULL at the end; or NULL */
     const char *attention, *mlp;         /* a layer's blocks */
+    const char *decoder_layers, *decoder_mlp; /* the same of the decoder's layers beside an encoder; else NULL */
     struct gd_name linears[GD_PARTS_MAX], norms[GD_PARTS_MAX]; /* in the order of the body's parts */
 };
 extern const struct gd_names gd_names_llama;
@@ -84,6 +99,13 @@ extern const struct gd_names gd_names_llama;
 int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent);
 /* Does the model have it? */
 bool gd_part_present(const struct gd_model_config *config, const struct gd_part *part);
+/* Does that layer? */
+bool gd_part_in_layer(const struct gd_model_config *config, const struct gd_part *part, int layer);
+/* Number of a linear module, and of a norm, among those of all layers; layer config->layers, part 0: how many there are. */
+int gd_linear_index(const struct gd_model_config *config, int layer, int linear);
+int gd_norm_index(const struct gd_model_config *config, int layer, int norm);
+/* What the layer's stack is called, and its number there. */
+const char *gd_layer_stack(const struct gd_model_config *config, int layer, int *number);
 /* How many linear modules a layer has before `linear`, and how many in all. */
 int gd_linears_before(const struct gd_model_config *config, int linear);
 int gd_linears_of_layer(const struct gd_model_config *config);

@@ -19,13 +19,13 @@ struct gd_value *gd_site_norm_base(struct gd_graph *g, const struct gd_site *sit
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->linear_sites;
-    return model->config.layers * gd_linears_of_layer(&model->config);
+    return gd_linear_index(&model->config, model->config.layers, 0);
 }
 
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->norm_sites;
-    return model->config.layers * gd_norms_of_layer(&model->config) + 1;
+    return gd_norm_index(&model->config, model->config.layers, 0) + 1 + gd_model_encodes(model);
 }
 
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites)
@@ -47,7 +47,9 @@ int gd_model_table_sites(const struct gd_model *model, const struct gd_site **si
 
 static const char *layer_name(const struct gd_model *model, int layer, const char *part)
 {
-    return gd_arena_format(&gd_model_files(model)->arena, "%s.%d.%s", model->config.family->names->layers, layer, part);
+    int number;
+    const char *stack = gd_layer_stack(&model->config, layer, &number);
+    return gd_arena_format(&gd_model_files(model)->arena, "%s.%d.%s", stack, number, part);
 }
 
 /* A part of a layer with a weight. */
@@ -84,31 +86,32 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
     const struct gd_model_config *config = &model->config;
     const struct gd_body *body = config->family->body;
     const struct gd_names *names = config->family->names;
-    int index = layer * gd_linears_of_layer(config);
+    int index = gd_linear_index(config, layer, 0);
     for (int i = 0; i < body->linear_count; i++)
-        if (gd_part_present(config, &body->linears[i])) {
+        if (gd_part_in_layer(config, &body->linears[i], layer)) {
             files->linear_sites[index] = part_site(model, GD_SITE_LINEAR, layer, index, &body->linears[i], &names->linears[i]);
             index++;
         }
-    index = layer * gd_norms_of_layer(config);
+    index = gd_norm_index(config, layer, 0);
     for (int i = 0; i < body->norm_count; i++)
-        if (gd_part_present(config, &body->norms[i])) {
+        if (gd_part_in_layer(config, &body->norms[i], layer)) {
             files->norm_sites[index] = part_site(model, GD_SITE_NORM, layer, index, &body->norms[i], &names->norms[i]);
             index++;
         }
     files->kv_sites[layer] = block_site(model, GD_SITE_KV, layer, layer, names->attention);
     files->block_sites[2 * layer] = block_site(model, GD_SITE_BLOCK, layer, 2 * layer, names->attention);
-    files->block_sites[2 * layer + 1] = block_site(model, GD_SITE_BLOCK, layer, 2 * layer + 1, names->mlp);
+    files->block_sites[2 * layer + 1] = block_site(model, GD_SITE_BLOCK, layer, 2 * layer + 1,
+                                                 config->encoder_layers > 0 && layer >= config->encoder_layers ? names->decoder_mlp : names->mlp);
 }
 
 void gd_model_make_sites(struct gd_model *model)
 {
     struct gd_files *files = model->files;
     const struct gd_names *names = model->config.family->names;
-    int last = model->config.layers * gd_norms_of_layer(&model->config), width = model->config.width;
+    int last = gd_norm_index(&model->config, model->config.layers, 0), width = model->config.width;
     size_t layers = (size_t)model->config.layers, each = sizeof(struct gd_site);
-    files->linear_sites = gd_arena_alloc_array(&files->arena, layers * (size_t)gd_linears_of_layer(&model->config), each);
-    files->norm_sites = gd_arena_alloc_array(&files->arena, (size_t)last + 1, each);
+    files->linear_sites = gd_arena_alloc_array(&files->arena, (size_t)gd_linear_index(&model->config, model->config.layers, 0), each);
+    files->norm_sites = gd_arena_alloc_array(&files->arena, (size_t)last + 2, each);
     files->kv_sites = gd_arena_alloc_array(&files->arena, layers, each);
     files->block_sites = gd_arena_alloc_array(&files->arena, layers * 2, each);
     for (int layer = 0; layer < model->config.layers; layer++)
@@ -117,6 +120,10 @@ void gd_model_make_sites(struct gd_model *model)
                                                .gguf = names->outer[GD_OUTER_NORM].gguf, .in = width, .out = width,
                                                .weight = model->final_norm, .bias = model->final_norm_bias,
                                                .centred = model->config.layer_norm};
+    if (gd_model_encodes(model))
+        files->norm_sites[last + 1] = (struct gd_site){.kind = GD_SITE_NORM, .layer = -1, .index = last + 1,
+                                                       .name = names->outer[GD_OUTER_ENCODER_NORM].hf, .in = width, .out = width,
+                                                       .weight = model->encoder_norm};
     files->embed_site = (struct gd_site){.kind = GD_SITE_EMBED, .layer = -1, .name = names->outer[GD_OUTER_EMBED].hf};
     struct gd_weight *const tables[] = {model->embed, model->head};
     const char *const table_names[] = {names->outer[GD_OUTER_EMBED].hf, names->outer[GD_OUTER_HEAD].hf};
