@@ -89,7 +89,9 @@ const struct gd_site *gd_slot_site(const struct gd_model *model, int slot)
 
 int gd_slot_of_head(const struct gd_model *model)
 {
-    return gd_slot_count(model) - 1;
+    const struct gd_site *tables;
+    int count = gd_model_table_sites(model, &tables);
+    return gd_slot_count(model) - (model->config.tied ? count : 1);
 }
 
 const struct gd_adapter_method *gd_adapter_find(const char *name)
@@ -350,7 +352,7 @@ static struct gd_value *serving_norm(void *context, struct gd_graph *g, const st
     struct gd_graft_serving *serving = context;
     int slot = gd_slot_of(serving->model, site);
     return site->centred ? gd_layer_norm_worn(g, x, w, bias, eps, serving->wear, slot)
-                         : gd_rms_norm_worn(g, x, w, eps, serving->wear, slot);
+                         : gd_rms_norm_worn(g, x, w, eps, site->offset, serving->wear, slot);
 }
 
 static struct gd_value *serving_block(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *input,

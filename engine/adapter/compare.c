@@ -46,7 +46,7 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
     struct gd_plan *plan = NULL;
     const struct gd_wear_part *sites[] = {worn->graft != NULL ? worn->graft->wear : NULL};
     int32_t rows[] = {0, batch->count};
-    struct gd_wear wear = {.group_count = 1, .row_begin = rows, .sites = sites, .ids = batch->ids};
+    struct gd_wear wear = {.group_count = 1, .row_begin = rows, .sites = sites, .ids = batch->ids, .positions = batch->positions};
     gd_model_inputs_create(&inputs, g, worn->model, batch->count, (int)GD_COUNT(texts), false);
     if (worn->graft != NULL)
         gd_graft_serving_sites(&serving, g, worn->model, worn->graft->depth);
@@ -54,6 +54,7 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
     struct gd_value *out = gd_linear(g, hidden, gd_model_head(g, worn->model, NULL));
     if (worn->graft != NULL)
         out = gd_wear(g, out, hidden, serving.wear, gd_slot_of_head(worn->model));
+    out = gd_model_cap(g, worn->model, out);
     if (!gd_graph_ok(g, err) || !gd_plan_create(&plan, g, &out, 1, false, err))
         return false;
     void *arena = NULL;

@@ -258,8 +258,10 @@ struct gd_value *gd_picks_norm(struct gd_graft_training *training, struct gd_gra
     params += weight->pick != GD_PICK_NONE;
     struct gd_value *y = gd_site_norm_base(g, site, x, weight->pick == GD_PICK_WHOLE ? mine[0] : w,
                                            added->pick == GD_PICK_WHOLE ? params[0] : bias, eps);
+    struct gd_site without_offset = *site;
+    without_offset.offset = 0;
     if (weight->pick == GD_PICK_ENTRIES) /* a norm is linear in its weight */
-        y = gd_add(g, y, gd_site_norm_base(g, site, x, spread(training, g, mine[0], weight, site->out), NULL, eps));
+        y = gd_add(g, y, gd_site_norm_base(g, &without_offset, x, spread(training, g, mine[0], weight, site->out), NULL, eps));
     return added->pick == GD_PICK_ENTRIES ? gd_add_row(g, y, spread(training, g, params[0], added, site->out)) : y;
 }
 

@@ -75,7 +75,7 @@ void gd_fill_vocabulary(const struct gd_model *model, float *out, int count, uin
     for (int i = 0; i < count; i++) {
         struct gd_philox word = gd_philox4(seed, key, (uint64_t)i);
         double place = gd_uniform_from_bits64(word.v[0], word.v[1]);
-        gd_weight_row_f32(model->embed, (int64_t)(place * model->config.vocab), out + (int64_t)i * model->config.width);
+        gd_model_embedding_row(model, (int64_t)(place * model->config.vocab), out + (int64_t)i * model->config.width);
     }
 }
 
@@ -86,7 +86,7 @@ void gd_fill_text(const struct gd_model *model, float *out, int count, const cha
     bool encoded = encode(model, text, &tokens, &none); /* as it was when the graft was made */
     assert(encoded && tokens.count > 0);
     for (int i = 0; encoded && i < count; i++)
-        gd_weight_row_f32(model->embed, tokens.ids[i % tokens.count], out + (int64_t)i * model->config.width);
+        gd_model_embedding_row(model, tokens.ids[i % tokens.count], out + (int64_t)i * model->config.width);
     gd_tokens_release(&tokens);
 }
 

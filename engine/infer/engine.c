@@ -27,7 +27,7 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
         .dtype = act, .layer_count = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim,
         .pages = gd_kv_cache_pages(infer->cache), .cu_seqlens = infer->cu_seqlens, .past = infer->past,
     };
-    infer->forward->wear = (struct gd_wear){.row_begin = infer->group_begin, .sites = infer->group_sites, .row_index = infer->row_index, .ids = infer->forward->ids};
+    infer->forward->wear = (struct gd_wear){.row_begin = infer->group_begin, .sites = infer->group_sites, .row_index = infer->row_index, .ids = infer->forward->ids, .positions = infer->forward->positions};
     infer->sampler_count = omp_get_max_threads();
     infer->samplers = gd_alloc_array((size_t)infer->sampler_count, sizeof(*infer->samplers));
     for (int i = 0; i < infer->sampler_count; i++)

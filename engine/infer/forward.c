@@ -4,6 +4,7 @@
 #include "engine/tensor/gemm.h"
 #include "engine/tensor/plan.h"
 #include <assert.h>
+#include <math.h>
 
 /* Powers of two, with steps between them where a row costs most of what it would alone. */
 static const int buckets[GD_FORWARD_BUCKETS] = {1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, GD_FORWARD_ROWS};
@@ -180,6 +181,15 @@ static bool wear_heads(struct gd_forward *forward, const int32_t *rows, int coun
     return true;
 }
 
+/* c tanh(z / c), where the model caps its logits. */
+static void cap_logits(struct gd_forward *forward, int count)
+{
+    float cap = (float)forward->model->config.logit_softcap;
+    int64_t numbers = (int64_t)count * forward->model->config.vocab;
+    for (int64_t i = 0; cap > 0 && i < numbers; i++)
+        forward->logits[i] = cap * tanhf(forward->logits[i] / cap);
+}
+
 bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err)
 {
     assert(count >= 1);
@@ -189,7 +199,9 @@ bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int coun
     for (int i = 0; i < count; i++)
         memcpy(forward->chosen + (size_t)i * row_bytes, forward->hidden + (size_t)rows[i] * row_bytes, row_bytes);
     memset(forward->chosen + (size_t)count * row_bytes, 0, (size_t)(padded - count) * row_bytes);
-    return gd_weight_multiply(forward->model->head, false, forward->chosen, forward->act, forward->logits, GD_F32, padded,
-                              false, err) &&
-           wear_heads(forward, rows, count, err);
+    if (!gd_weight_multiply(forward->model->head, false, forward->chosen, forward->act, forward->logits, GD_F32, padded, false, err) ||
+        !wear_heads(forward, rows, count, err))
+        return false;
+    cap_logits(forward, count);
+    return true;
 }

@@ -24,7 +24,37 @@ static bool check_heads(const struct gd_model_config *config, const struct gd_mo
     return true;
 }
 
-bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope_scaling *scaling,
+int gd_model_frequencies(const struct gd_model_config *config)
+{
+    return config->learned_positions ? 1 : config->rope_tables * (config->rotary_dim / 2);
+}
+
+static bool make_frequencies(struct gd_model_config *config, const struct gd_rope_scaling *ropes,
+                             const struct gd_model_config_names *names, struct gd_error *err)
+{
+    config->rope_tables = config->local_rope || config->long_from > 0 ? 2 : 1;
+    config->rotary_dim = config->learned_positions ? 0 : config->rotary_dim == 0 ? config->head_dim : config->rotary_dim;
+    int count = gd_model_frequencies(config), half = config->rotary_dim / 2;
+    config->inv_freq = gd_alloc_array((size_t)count, sizeof config->inv_freq[0]);
+    config->attention_factor = config->local_attention_factor = 1;
+    if (config->learned_positions)
+        return true;
+    double factors[2] = {1, 1}, thetas[2] = {config->rope_theta, config->local_rope ? config->local_rope_theta : config->rope_theta};
+    for (int i = 0; i < config->rope_tables; i++)
+        factors[i] = gd_rope_frequencies(config->inv_freq + i * half, config->rotary_dim, thetas[i], &ropes[i]);
+    config->attention_factor = factors[0];
+    config->local_attention_factor = factors[1];
+    bool ok = isfinite(factors[0]) && factors[0] > 0 && isfinite(factors[1]) && factors[1] > 0;
+    for (int j = 0; j < count; j++)
+        ok = ok && isfinite(config->inv_freq[j]) && config->inv_freq[j] >= 0;
+    if (!ok)
+        return gd_fail_param(err, GD_BAD_MODEL, names->theta,
+                             "%s %g and its scaling give rotation frequencies that are no numbers", names->theta,
+                             config->rope_theta);
+    return true;
+}
+
+bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope_scaling *ropes,
                             const struct gd_model_config_names *names, struct gd_error *err)
 {
     if (!check_heads(config, names, err))
@@ -36,18 +66,12 @@ bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope
         config->sliding_window = 0;
         memset(config->slides, 0, sizeof config->slides);
     }
-    if (config->rotary_dim == 0)
-        config->rotary_dim = config->head_dim;
-    config->inv_freq = gd_alloc_array((size_t)config->rotary_dim / 2, sizeof config->inv_freq[0]);
-    config->attention_factor = gd_rope_frequencies(config->inv_freq, config->rotary_dim, config->rope_theta, scaling);
-    bool ok = isfinite(config->attention_factor) && config->attention_factor > 0;
-    for (int j = 0; j < config->rotary_dim / 2; j++)
-        ok = ok && isfinite(config->inv_freq[j]) && config->inv_freq[j] >= 0;
-    if (!ok)
-        return gd_fail_param(err, GD_BAD_MODEL, names->theta,
-                             "%s %g and its scaling give rotation frequencies that are no numbers", names->theta,
-                             config->rope_theta);
-    return true;
+    if (config->attention_scale == 0)
+        config->attention_scale = 1 / sqrt(config->head_dim);
+    config->embed_scale = 1;
+    if (config->learned_positions)
+        config->positions = config->context + config->first_position;
+    return make_frequencies(config, ropes, names, err);
 }
 
 void gd_model_config_release(struct gd_model_config *config)

@@ -37,8 +37,8 @@ void gd_model_config_begin(struct gd_model_config *config, const struct gd_famil
 struct gd_model_config_names {
     const char *heads, *kv_heads, *head_dim, *theta;
 };
-/* Relations between heads and between windows; then inv_freq and attention_factor from theta and `scaling`. */
-GD_MUST_CHECK bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope_scaling *scaling,
+/* Relations between heads and between windows; then inv_freq and the factors of the tables from the thetas and ropes[table]. */
+GD_MUST_CHECK bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope_scaling *ropes,
                                     const struct gd_model_config_names *names, struct gd_error *err);
 /* Adds an end-of-sequence id unless it is there. */
 GD_MUST_CHECK bool gd_model_config_add_eos(struct gd_model_config *config, int64_t id, const char *field,

@@ -35,8 +35,6 @@ static bool check_plain(const struct gd_gguf *file, const char *architecture, st
         double neutral;
     } plain[] = {
         {"expert_count", 0},
-        {"attn_logit_softcapping", 0},
-        {"final_logit_softcapping", 0},
         {"attention.max_alibi_bias", 0},
         {"attention.clamp_kqv", 0},
         {"logit_scale", 1},
@@ -185,6 +183,12 @@ static bool read_divisors(struct gd_rope_scaling *scaling, const struct gd_model
     return true;
 }
 
+static bool read_caps(struct gd_model_config *config, const struct gd_gguf *file, const char *a, struct gd_error *err)
+{
+    return gd_gguf_get_number(file, make_key(a, "attn_logit_softcapping").text, false, 0, 1e6, &config->score_softcap, err) &&
+           gd_gguf_get_number(file, make_key(a, "final_logit_softcapping").text, false, 0, 1e6, &config->logit_softcap, err);
+}
+
 static bool read_rope(struct gd_model_config *config, struct gd_rope_scaling *scaling, struct gd_gguf *file,
                       const char *a, struct gd_error *err)
 {
@@ -192,7 +196,6 @@ static bool read_rope(struct gd_model_config *config, struct gd_rope_scaling *sc
     struct key kind_key = make_key(a, "rope.scaling.type");
     *scaling = gd_rope_scaling_default();
     scaling->original_context = config->context;
-    config->rope_theta = 10000;
     if (!gd_gguf_get_number(file, make_key(a, "rope.freq_base").text, false, 2, 1e15, &config->rope_theta, err) ||
         !gd_gguf_get_string(file, kind_key.text, false, &kind, err) ||
         !gd_gguf_get_number(file, make_key(a, "rope.scale_linear").text, false, 1, 1e6, &scaling->factor, err) ||
@@ -233,7 +236,7 @@ static bool read_all(struct gd_model_config *config, struct gd_gguf *file, struc
 {
     const char *architecture = NULL, *type = "model";
     const struct gd_family *family = NULL;
-    struct gd_rope_scaling scaling;
+    struct gd_rope_scaling ropes[2] = {gd_rope_scaling_default(), gd_rope_scaling_default()};
     if (!gd_gguf_get_string(file, "general.type", false, &type, err))
         return false;
     if (strcmp(type, "model") != 0)
@@ -249,12 +252,12 @@ static bool read_all(struct gd_model_config *config, struct gd_gguf *file, struc
     gd_model_config_begin(config, family);
     config->eos_count = 0;
     config->head_dim = 0;
-    if (!check_plain(file, a, err) || !read_sizes(config, file, a, err) || !read_window(config, file, err) ||
-        !read_rope(config, &scaling, file, a, err) || !read_ids(config, file, err) ||
+    if (!check_plain(file, a, err) || !read_sizes(config, file, a, err) || !read_window(config, file, err) || !read_caps(config, file, a, err) ||
+        !read_rope(config, &ropes[0], file, a, err) || !read_ids(config, file, err) ||
         (family->read_gguf != NULL && !family->read_gguf(config, file, err)))
         return false;
     read_flags(config, file);
-    return gd_model_config_finish(config, &scaling, &names, err);
+    return gd_model_config_finish(config, ropes, &names, err);
 }
 
 bool gd_model_config_from_gguf(struct gd_model_config *config, struct gd_gguf *file, struct gd_error *err)

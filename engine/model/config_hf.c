@@ -19,6 +19,8 @@ const struct gd_size_fields gd_size_fields_llama = {
     .vocab = "vocab_size",
     .context = "max_position_embeddings",
     .norm_eps = "rms_norm_eps",
+    .theta = "rope_theta",
+    .partial_rotary = "partial_rotary_factor",
 };
 
 static bool refuse_quantised(const struct gd_config_reader *r)
@@ -105,7 +107,7 @@ static bool read_all(struct gd_model_config *config, const cJSON *json, const cJ
                                                        PATH ".head_dim", PATH ".rope_theta"};
     const char *model_type = NULL;
     struct gd_config_reader r = {config, NULL, json, err};
-    struct gd_rope_scaling scaling;
+    struct gd_config_ropes ropes = {0};
     if (!cJSON_IsObject(json) || (generation != NULL && !cJSON_IsObject(generation)))
         return gd_fail(err, GD_BAD_MODEL, "%s is not a JSON object",
                        cJSON_IsObject(json) ? "generation_config.json" : PATH);
@@ -114,8 +116,8 @@ static bool read_all(struct gd_model_config *config, const cJSON *json, const cJ
         return false;
     gd_model_config_begin(config, r.family);
     return gd_config_read_class(&r) && refuse_quantised(&r) && read_sizes(&r) && (r.family->read_hf == NULL || r.family->read_hf(&r)) &&
-           gd_config_read_rope(&r, &scaling) && read_ids(&r, generation) &&
-           gd_model_config_finish(config, &scaling, &names, err);
+           gd_config_read_rope(&r, &ropes) && read_ids(&r, generation) &&
+           gd_model_config_finish(config, ropes.table, &names, err);
 }
 
 bool gd_model_config_from_json(struct gd_model_config *config, const cJSON *json, const cJSON *generation,

@@ -27,7 +27,7 @@ bool gd_config_read_bool(const struct gd_config_reader *r, const char *key, bool
 
 bool gd_config_read_number(const struct gd_config_reader *r, const char *key, double min, double max, double *out)
 {
-    return gd_json_get_number(r->json, PATH, key, false, min, max, out, r->err);
+    return key == NULL || gd_json_get_number(r->json, PATH, key, false, min, max, out, r->err);
 }
 
 bool gd_config_refuse(const struct gd_config_reader *r, const char *key, const char *value, const char *supported)

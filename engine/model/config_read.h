@@ -49,10 +49,19 @@ GD_MUST_CHECK bool gd_roberta_read(const struct gd_config_reader *r);
 /* architectures: config->head and the flags that go with it; of a classifier id2label, num_labels, problem_type (config_labels.c). */
 GD_MUST_CHECK bool gd_config_read_class(const struct gd_config_reader *r);
 
+/* What the Gemmas share (families/gemma2.c): every `pattern`-th layer sees everything, the others slide. */
+extern const struct gd_names gd_names_gemma;
+GD_MUST_CHECK bool gd_gemma_read(const struct gd_config_reader *r, int pattern);
+void gd_gemma_read_gguf(struct gd_model_config *config, int pattern, int layers_of_largest);
+
 /* Of GGUF files: fails on a window, since no key says which layers slide. */
 GD_MUST_CHECK bool gd_gguf_refuse_window(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err);
 
 /* rope_theta, rope_scaling, rope_parameters, partial_rotary_factor (config_rope.c). */
-GD_MUST_CHECK bool gd_config_read_rope(const struct gd_config_reader *r, struct gd_rope_scaling *scaling);
+struct gd_config_ropes {
+    struct gd_rope_scaling table[2];
+    float divisors[2][GD_HEAD_DIM_MAX / 2]; /* longrope's factors, which the scalings point at */
+};
+GD_MUST_CHECK bool gd_config_read_rope(const struct gd_config_reader *r, struct gd_config_ropes *ropes);
 
 #endif

@@ -1,4 +1,7 @@
-/* config_rope.c - rotary position embedding in config.json: one table of angles and its scaling. */
+/*
+ * config_rope.c - rotary position embedding in config.json: theta, scaling and how much of a head is rotated; for all layers,
+ * or (Gemma 3) for those that see everything and for those that slide.
+ */
 #include "engine/model/config_read.h"
 #include "engine/model/text.h"
 
@@ -10,7 +13,8 @@ struct rope_name {
 };
 static const struct rope_name rope_names[] = {
     {"default", GD_ROPE_DEFAULT}, {"linear", GD_ROPE_LINEAR}, {"dynamic", GD_ROPE_DYNAMIC},
-    {"llama3", GD_ROPE_LLAMA3},   {"yarn", GD_ROPE_YARN},
+    {"llama3", GD_ROPE_LLAMA3},   {"yarn", GD_ROPE_YARN},     {"longrope", GD_ROPE_LONG},
+    {"su", GD_ROPE_LONG},
 };
 
 static bool read_scaling_kind(struct gd_rope_scaling *scaling, const cJSON *json, const char *path,
@@ -26,7 +30,7 @@ static bool read_scaling_kind(struct gd_rope_scaling *scaling, const cJSON *json
             return true;
         }
     return gd_fail_param(err, GD_UNSUPPORTED, path,
-                         "%s.rope_type \"%s\" is not supported; supported are default, linear, dynamic, llama3, yarn",
+                         "%s.rope_type \"%s\" is not supported; supported are default, linear, dynamic, llama3, yarn, longrope",
                          path, gd_show_text(kind).text);
 }
 
@@ -55,30 +59,71 @@ static bool read_llama3(struct gd_rope_scaling *scaling, const cJSON *json, cons
     return true;
 }
 
-static bool read_scaling(struct gd_rope_scaling *scaling, const struct gd_model_config *config, const cJSON *top,
-                         const cJSON *json, const char *path, struct gd_error *err)
+/* One factor for each frequency. */
+static bool read_factors(float *factors, const struct gd_model_config *config, const cJSON *json, const char *path, const char *key,
+                         struct gd_error *err)
 {
+    const cJSON *list = NULL;
+    int count = 0, half = config->rotary_dim / 2;
+    if (!gd_json_get_array(json, path, key, true, &list, err))
+        return false;
+    for (const cJSON *each = list->child; each != NULL; each = each->next, count++) {
+        if (!cJSON_IsNumber(each) || !(each->valuedouble >= 1e-3 && each->valuedouble <= 1e6))
+            return gd_fail_param(err, GD_BAD_MODEL, path, "%s.%s[%d] is no number from 0.001 to 1000000", path, key, count);
+        if (count < half)
+            factors[count] = (float)each->valuedouble;
+    }
+    return count == half || gd_fail_param(err, GD_BAD_MODEL, path, "%s.%s has %d numbers; %d, half of the rotated dimensions, are wanted",
+                                          path, key, count, half);
+}
+
+/* Sequences of more than the original context go by a table of their own. */
+static bool read_long(const struct gd_config_reader *r, struct gd_config_ropes *ropes, const cJSON *json, const char *path)
+{
+    struct gd_rope_scaling *first = &ropes->table[0];
+    struct gd_model_config *config = r->config;
+    first->factor = config->context / first->original_context; /* what an absent factor means */
+    if (config->local_rope)
+        return gd_fail_param(r->err, GD_UNSUPPORTED, path, "%s.rope_type longrope is not supported where layers that slide have a rope of "
+                             "their own", path);
+    if (!gd_json_get_number(json, path, "factor", false, 1e-3, 1e6, &first->factor, r->err) ||
+        !gd_json_get_number(json, path, "attention_factor", false, 1e-3, 1e3, &first->attention_factor, r->err) ||
+        !read_factors(ropes->divisors[0], config, json, path, "short_factor", r->err) ||
+        !read_factors(ropes->divisors[1], config, json, path, "long_factor", r->err))
+        return false;
+    ropes->table[1] = *first;
+    for (int i = 0; i < 2; i++)
+        ropes->table[i].divisors = ropes->divisors[i];
+    return config->context <= first->original_context ||
+           gd_fail_param(r->err, GD_UNSUPPORTED, path, "%s.rope_type longrope is supported up to original_max_position_embeddings %g; "
+                         "max_position_embeddings is %d", path, first->original_context, config->context);
+}
+
+static bool read_scaling(const struct gd_config_reader *r, struct gd_config_ropes *ropes, int table, const cJSON *json, const char *path)
+{
+    struct gd_rope_scaling *scaling = &ropes->table[table];
     for (const cJSON *each = json->child; each != NULL; each = each->next)
         if (cJSON_IsObject(each))
-            return gd_fail_param(err, GD_UNSUPPORTED, path, "%s.%s: rope parameters by kind of layer are not supported",
-                                 path, gd_show_text(each->string).text);
-    scaling->original_context = config->context;
-    if (!read_scaling_kind(scaling, json, path, err) ||
+            return gd_fail_param(r->err, GD_UNSUPPORTED, path, "%s.%s: rope parameters by kind of layer are not supported for %s",
+                                 path, gd_show_text(each->string).text, r->family->model_type);
+    scaling->original_context = r->config->context;
+    if (!read_scaling_kind(scaling, json, path, r->err) ||
         !gd_json_get_number(json, path, "original_max_position_embeddings", false, 1, GD_CONTEXT_MAX,
-                            &scaling->original_context, err) ||
-        !gd_json_get_number(top, PATH, "original_max_position_embeddings", false, 1, GD_CONTEXT_MAX,
-                            &scaling->original_context, err))
+                            &scaling->original_context, r->err) ||
+        !gd_config_read_number(r, "original_max_position_embeddings", 1, GD_CONTEXT_MAX, &scaling->original_context))
         return false;
     switch (scaling->kind) {
     case GD_ROPE_DEFAULT:
         return true;
     case GD_ROPE_LINEAR:
     case GD_ROPE_DYNAMIC:
-        return gd_json_get_number(json, path, "factor", true, 1, 1e6, &scaling->factor, err);
+        return gd_json_get_number(json, path, "factor", true, 1, 1e6, &scaling->factor, r->err);
     case GD_ROPE_LLAMA3:
-        return read_llama3(scaling, json, path, err);
+        return read_llama3(scaling, json, path, r->err);
     case GD_ROPE_YARN:
-        return read_yarn(scaling, json, path, config->context, err);
+        return read_yarn(scaling, json, path, r->config->context, r->err);
+    case GD_ROPE_LONG:
+        return read_long(r, ropes, json, path);
     }
     return false;
 }
@@ -87,42 +132,55 @@ static bool read_scaling(struct gd_rope_scaling *scaling, const struct gd_model_
 static bool read_rotary(const struct gd_config_reader *r, const cJSON *object, const char *path)
 {
     struct gd_model_config *config = r->config;
-    struct gd_error *err = r->err;
-    double partial = 1;
-    if (!gd_config_read_number(r, "partial_rotary_factor", 0, 1, &partial) ||
-        (object != NULL && !gd_json_get_number(object, path, "partial_rotary_factor", false, 0, 1, &partial, err)))
+    double partial = r->family->partial_rotary > 0 ? r->family->partial_rotary : 1;
+    if (!gd_config_read_number(r, r->family->fields->partial_rotary, 0, 1, &partial) ||
+        (object != NULL && !gd_json_get_number(object, path, "partial_rotary_factor", false, 0, 1, &partial, r->err)))
         return false;
-    if (partial != 1 && !r->family->partial_rotary)
-        return gd_fail_param(err, GD_UNSUPPORTED, PATH ".partial_rotary_factor",
+    if (partial != 1 && r->family->partial_rotary == 0)
+        return gd_fail_param(r->err, GD_UNSUPPORTED, PATH ".partial_rotary_factor",
                              PATH ".partial_rotary_factor %g is not supported for %s; 1 is", partial,
                              r->family->model_type);
     config->rotary_dim = (int)(config->head_dim * partial);
     if (partial != 1 && (config->rotary_dim < 2 || config->rotary_dim % 2 != 0))
-        return gd_fail_param(err, GD_BAD_MODEL, PATH ".partial_rotary_factor",
+        return gd_fail_param(r->err, GD_BAD_MODEL, PATH ".partial_rotary_factor",
                              PATH ".partial_rotary_factor %g rotates %d of a head's %d dimensions; an even number of them is "
                                   "wanted", partial, config->rotary_dim, config->head_dim);
     return true;
 }
 
-/* Old files: rope_theta and rope_scaling; newer ones: rope_parameters with both. */
-bool gd_config_read_rope(const struct gd_config_reader *r, struct gd_rope_scaling *scaling)
+static bool read_table(const struct gd_config_reader *r, struct gd_config_ropes *ropes, int table, const cJSON *object, const char *path)
 {
-    const cJSON *object = NULL, *parameters = NULL;
+    double *theta = table == 0 ? &r->config->rope_theta : &r->config->local_rope_theta;
+    return object == NULL || (read_scaling(r, ropes, table, object, path) &&
+                              gd_json_get_number(object, path, "rope_theta", false, 2, 1e15, theta, r->err));
+}
+
+/* Old files: rope_theta and rope_scaling; newer ones: rope_parameters with both, or with both for each kind of layer. */
+bool gd_config_read_rope(const struct gd_config_reader *r, struct gd_config_ropes *ropes)
+{
+    const cJSON *object = NULL, *parameters = NULL, *global = NULL, *local = NULL;
     const char *path = PATH ".rope_scaling";
     struct gd_model_config *config = r->config;
-    *scaling = gd_rope_scaling_default();
-    if (!gd_config_read_number(r, "rope_theta", 2, 1e15, &config->rope_theta) ||
+    ropes->table[0] = ropes->table[1] = gd_rope_scaling_default();
+    if (config->learned_positions)
+        return true;
+    if (!gd_config_read_number(r, r->family->fields->theta, 2, 1e15, &config->rope_theta) ||
         !gd_json_get_object(r->json, PATH, "rope_scaling", false, &object, r->err) ||
         !gd_json_get_object(r->json, PATH, "rope_parameters", false, &parameters, r->err))
         return false;
+    if (config->local_rope && parameters != NULL) {
+        if (!gd_json_get_object(parameters, PATH ".rope_parameters", "full_attention", false, &global, r->err) ||
+            !gd_json_get_object(parameters, PATH ".rope_parameters", "sliding_attention", false, &local, r->err))
+            return false;
+        if ((global != NULL || local != NULL) && (!read_rotary(r, NULL, path) ||
+                                                  !read_table(r, ropes, 0, global, PATH ".rope_parameters.full_attention") ||
+                                                  !read_table(r, ropes, 1, local, PATH ".rope_parameters.sliding_attention")))
+            return false;
+        parameters = global != NULL || local != NULL ? NULL : parameters;
+    }
     if (object == NULL || object->child == NULL) {
         object = parameters;
         path = PATH ".rope_parameters";
     }
-    if (!read_rotary(r, object, path))
-        return false;
-    if (object == NULL)
-        return true;
-    return read_scaling(scaling, config, r->json, object, path, r->err) &&
-           gd_json_get_number(object, path, "rope_theta", false, 2, 1e15, &config->rope_theta, r->err);
+    return read_rotary(r, object, path) && read_table(r, ropes, 0, object, path);
 }

@@ -1,16 +1,21 @@
 /*
  * decoder.c - the graph of a decoder: Llama (Touvron et al. 2023) and its relatives by flags, through the sites.
  *
- *   u = x + Wo attention(rope(Wq n1), rope(Wk n1), Wv n1)   n1 = RMSNorm(x)
- *   y = u + Wdown(silu(Wgate n2) * (Wup n2))                n2 = RMSNorm(u)
+ *   u = x + Wo attention(rope(Wq n1), rope(Wk n1), Wv n1)   n1 = norm(x)
+ *   y = u + Wdown(f(Wgate n2) * (Wup n2))                   n2 = norm(u)
  *
- * With qk_norm each head of q and k goes through an RMSNorm of its own before rope (Qwen3). Query head i attends to key/value head floor(i / (h/g)); scores are scaled by 1/sqrt(dh).
+ * Query head i attends to key/value head floor(i / (h/g)). By flags of the config
+ *   qk_norm            each head of q and k goes through an RMSNorm of its own before rope (Qwen 3, Gemma 3)
+ *   output_norms       y1 = x + norm(attention(..)), y = y1 + norm(mlp(..)) (Gemma 2)
+ *   parallel_residual  y = x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX)
+ *   norm_after         u = norm(x + attention(x)), y = norm'(u + mlp(u)) (OPT-350m)
+ *   not gated          Wdown f(Wup n2) (GPT-2, GPT-NeoX, OPT)
+ *   learned_positions  a row of a table is added to each embedding, in place of rope (GPT-2, OPT)
  */
 #include "engine/model/files.h"
 #include "engine/model/parts.h"
 #include "engine/tensor/ops.h"
 #include <assert.h>
-#include <math.h>
 
 struct builder {
     struct gd_graph *graph;
@@ -56,23 +61,42 @@ static struct gd_value *block(const struct builder *b, const struct gd_site *sit
     return b->sites.block(b->sites.context, b->graph, site, input, output);
 }
 
-static struct gd_value *rope(const struct builder *b, struct gd_value *x)
+/* Layers that slide may have frequencies of their own. */
+static struct gd_value *rope(const struct builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    return gd_rope(b->graph, x, b->inputs->positions, b->inputs->inv_freq, config->head_dim, config->attention_factor,
-                   1);
+    bool local = config->local_rope && config->slides[layer];
+    struct gd_rope_options options = {
+        .head_dim = config->head_dim, .rotary_dim = config->rotary_dim, .table = local,
+        .attention_factor = local ? config->local_attention_factor : config->attention_factor,
+    };
+    return config->learned_positions ? x : gd_rope(b->graph, x, b->inputs->positions, b->inputs->inv_freq, &options, 1);
+}
+
+/* q, k and v of the rows of one product. */
+static void part_qkv(const struct builder *b, struct gd_value *qkv, struct gd_value **q, struct gd_value **k, struct gd_value **v)
+{
+    const struct gd_model_config *config = &b->model->config;
+    int64_t query = gd_extent_size(config, GD_EXTENT_QUERY), key = gd_extent_size(config, GD_EXTENT_KV);
+    struct gd_value **parts[] = {q, k, v};
+    if (config->qkv_by_head && qkv != NULL) { /* as many keys as queries: rows of a head's q, k and v */
+        int64_t rows = qkv->shape[0], dim = config->head_dim;
+        struct gd_value *heads = gd_reshape(b->graph, qkv, rows * config->heads, 3 * dim);
+        for (int i = 0; i < 3; i++)
+            *parts[i] = gd_reshape(b->graph, gd_columns(b->graph, heads, i * dim, dim), rows, query);
+        return;
+    }
+    *q = gd_columns(b->graph, qkv, 0, query);
+    *k = gd_columns(b->graph, qkv, query, key);
+    *v = gd_columns(b->graph, qkv, query + key, key);
 }
 
 static struct gd_value *attention(const struct builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
-    struct gd_value *q, *k, *v;
-    if (config->fused) {
-        struct gd_value *qkv = linear(b, layer, GD_LINEAR_QKV, x);
-        int query = gd_extent_size(config, GD_EXTENT_QUERY), key = gd_extent_size(config, GD_EXTENT_KV);
-        q = gd_columns(b->graph, qkv, 0, query);
-        k = gd_columns(b->graph, qkv, query, key);
-        v = gd_columns(b->graph, qkv, query + key, key);
+    struct gd_value *q = NULL, *k = NULL, *v = NULL;
+    if (config->fused_qkv) {
+        part_qkv(b, linear(b, layer, GD_LINEAR_QKV, x), &q, &k, &v);
     } else {
         q = linear(b, layer, GD_LINEAR_Q, x);
         k = linear(b, layer, GD_LINEAR_K, x);
@@ -82,13 +106,13 @@ static struct gd_value *attention(const struct builder *b, int layer, struct gd_
         q = layer_norm(b, layer, GD_NORM_Q, q);
         k = layer_norm(b, layer, GD_NORM_K, k);
     }
-    q = rope(b, q);
-    k = rope(b, k);
+    q = rope(b, layer, q);
+    k = rope(b, layer, k);
     if (b->sites.kv != NULL)
         b->sites.kv(b->sites.context, b->graph, &b->files->kv_sites[layer], &k, &v);
     struct gd_attention_options options = {
-        .heads = config->heads, .kv_heads = config->kv_heads, .head_dim = config->head_dim, .scale = 1 / sqrt(config->head_dim),
-        .window = config->slides[layer] ? config->sliding_window : 0,
+        .heads = config->heads, .kv_heads = config->kv_heads, .head_dim = config->head_dim, .scale = config->attention_scale,
+        .softcap = config->score_softcap, .window = config->slides[layer] ? config->sliding_window : 0,
     };
     struct gd_value *y;
     if (b->inputs->cache != NULL)
@@ -102,43 +126,70 @@ static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value 
 {
     const struct gd_model_config *config = &b->model->config;
     struct gd_value *gate, *up;
-    if (config->fused) {
+    if (config->fused_mlp) {
         struct gd_value *both = linear(b, layer, GD_LINEAR_GATE_UP, x);
         gate = gd_columns(b->graph, both, 0, config->ffn_width);
         up = gd_columns(b->graph, both, config->ffn_width, config->ffn_width);
     } else {
-        gate = linear(b, layer, GD_LINEAR_GATE, x);
+        gate = config->gated ? linear(b, layer, GD_LINEAR_GATE, x) : NULL;
         up = linear(b, layer, GD_LINEAR_UP, x);
     }
-    struct gd_value *inner = config->activation == GD_ACTIVATION_SILU
+    struct gd_value *inner = !config->gated ? gd_activation(b->graph, up, config->activation)
+                             : config->activation == GD_ACTIVATION_SILU
                                  ? gd_swiglu(b->graph, gate, up)
                                  : gd_mul(b->graph, gd_activation(b->graph, gate, config->activation), up);
     return linear(b, layer, GD_LINEAR_DOWN, inner);
 }
 
+/* What a block adds to the residual stream; its site sees what the block made, before that is normalised. */
+static struct gd_value *added(const struct builder *b, int layer, int index, struct gd_value *input)
+{
+    const struct gd_site *site = &b->files->block_sites[2 * layer + index];
+    struct gd_value *y = block(b, site, input, index == 0 ? attention(b, layer, input) : mlp(b, layer, input));
+    if (b->model->config.output_norms)
+        y = layer_norm(b, layer, index == 0 ? GD_NORM_ATTENTION_OUT : GD_NORM_MLP_OUT, y);
+    return y;
+}
+
 static struct gd_value *decoder_layer(const struct builder *b, int layer, struct gd_value *x)
 {
-    const struct gd_site *blocks = &b->files->block_sites[2 * layer];
-    struct gd_value *n1 = layer_norm(b, layer, GD_NORM_INPUT, x);
-    struct gd_value *u = gd_add(b->graph, x, block(b, &blocks[0], n1, attention(b, layer, n1)));
-    struct gd_value *n2 = layer_norm(b, layer, GD_NORM_POST, u);
-    return gd_add(b->graph, u, block(b, &blocks[1], n2, mlp(b, layer, n2)));
+    const struct gd_model_config *config = &b->model->config;
+    if (config->norm_after) {
+        x = layer_norm(b, layer, GD_NORM_INPUT, gd_add(b->graph, x, added(b, layer, 0, x)));
+        return layer_norm(b, layer, GD_NORM_POST, gd_add(b->graph, x, added(b, layer, 1, x)));
+    }
+    struct gd_value *u = gd_add(b->graph, x, added(b, layer, 0, layer_norm(b, layer, GD_NORM_INPUT, x)));
+    struct gd_value *n2 = layer_norm(b, layer, GD_NORM_POST, config->parallel_residual ? x : u);
+    return gd_add(b->graph, u, added(b, layer, 1, n2));
+}
+
+static struct gd_value *embed(const struct builder *b)
+{
+    const struct gd_model_config *config = &b->model->config;
+    struct gd_value *x = gd_embed(b->graph, gd_model_embedding(b->graph, b->model, &b->sites), b->inputs->ids);
+    if (config->embed_scale != 1)
+        x = gd_scale(b->graph, x, config->embed_scale);
+    if (b->sites.embed != NULL)
+        x = b->sites.embed(b->sites.context, b->graph, &b->files->embed_site, x);
+    if (!config->learned_positions)
+        return x;
+    struct gd_value *table = gd_model_positions(b->graph, b->model, &b->sites);
+    return gd_add(b->graph, x, gd_embed_from(b->graph, table, b->inputs->positions, config->first_position));
 }
 
 struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
                                    const struct gd_model_inputs *inputs, const struct gd_sites *sites)
 {
     struct builder b = {graph, model, model->files, inputs, sites != NULL ? *sites : (struct gd_sites){0}};
+    const struct gd_model_config *config = &model->config;
     assert((inputs->cache != NULL) + (inputs->cu_seqlens != NULL) <= 1);
-    struct gd_value *x = gd_embed(graph, gd_model_embedding(graph, model, sites), inputs->ids);
-    if (b.sites.embed != NULL)
-        x = b.sites.embed(b.sites.context, graph, &b.files->embed_site, x);
-    for (int layer = 0; layer < model->config.layers; layer++) {
+    struct gd_value *x = embed(&b);
+    for (int layer = 0; layer < config->layers; layer++) {
         gd_graph_mark(graph);
         x = decoder_layer(&b, layer, x);
     }
     gd_graph_mark(graph);
-    struct gd_value *h = norm(&b, &b.files->norm_sites[model->config.layers * gd_norms_of_layer(&model->config)], x);
+    struct gd_value *h = config->norm_after ? x : norm(&b, &b.files->norm_sites[config->layers * gd_norms_of_layer(config)], x);
     if (b.sites.hidden != NULL)
         h = b.sites.hidden(b.sites.context, graph, &b.files->hidden_site, h);
     return h;

@@ -43,7 +43,7 @@ static cJSON *describe_config(const struct gd_model_config *c)
     add_number(object, "context", c->context);
     add_number(object, "norm_eps", c->norm_eps);
     add_number(object, "rope_theta", c->rope_theta);
-    add_number(object, "rope_slowest", (double)c->inv_freq[c->rotary_dim / 2 - 1]);
+    add_number(object, "rope_slowest", c->rotary_dim > 0 ? (double)c->inv_freq[c->rotary_dim / 2 - 1] : 0);
     add_number(object, "attention_factor", c->attention_factor);
     add_number(object, "sliding_window", c->sliding_window);
     int sliding = 0;

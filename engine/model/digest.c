@@ -10,6 +10,7 @@
 #include "engine/model/files.h"
 #include "engine/model/text.h"
 #include <inttypes.h>
+#include <math.h>
 
 #define SAMPLE_BYTES (64u << 10)
 
@@ -22,8 +23,13 @@ static void add_config(struct gd_buf *text, const struct gd_model_config *c)
     for (int layer = 0; layer < c->layers && c->sliding_window > 0; layer++)
         gd_buf_append_char(text, c->slides[layer] ? 's' : 'f');
     gd_buf_append_char(text, '\n');
+    if (c->score_softcap != 0 || c->logit_softcap != 0 || c->embed_scale != 1 || c->activation != GD_ACTIVATION_SILU)
+        gd_buf_printf(text, "caps %.17g %.17g embed %.17g activation %d\n", c->score_softcap, c->logit_softcap, c->embed_scale,
+                      (int)c->activation);
+    if (c->parallel_residual || c->norm_after || c->attention_scale != 1 / sqrt(c->head_dim))
+        gd_buf_printf(text, "parallel %d after %d scale %.17g\n", c->parallel_residual, c->norm_after, c->attention_scale);
     gd_buf_printf(text, "biases %d %d %d tied %d inv_freq", c->qkv_bias, c->o_bias, c->mlp_bias, c->tied);
-    for (int j = 0; j < c->rotary_dim / 2; j++)
+    for (int j = 0; j < gd_model_frequencies(c); j++)
         gd_buf_printf(text, " %.9g", (double)c->inv_freq[j]);
     gd_buf_append_char(text, '\n');
     if (c->positions > 0 || c->types > 0)

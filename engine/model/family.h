@@ -35,6 +35,7 @@ struct gd_config_reader {
 /* What the fields of config.json are called. NULL: the family has no such field. */
 struct gd_size_fields {
     const char *width, *layers, *heads, *kv_heads, *head_dim, *ffn_width, *vocab, *context, *norm_eps;
+    const char *theta, *partial_rotary; /* where rope_parameters do not say it */
 };
 extern const struct gd_size_fields gd_size_fields_llama;
 
@@ -44,7 +45,7 @@ struct gd_family {
     const char *gguf;         /* general.architecture (the first family with a name reads its files); NULL: not read from GGUF */
     bool gguf_permuted;       /* its q and k rows are stored for interleaved rope */
     bool bias_options;        /* attention_bias and mlp_bias are options; GGUF files have the tensors or not */
-    bool partial_rotary;      /* partial_rotary_factor is an option */
+    double partial_rotary;    /* default of partial_rotary_factor; 0: no such option */
     const struct gd_body *body;
     const struct gd_names *names;
     const struct gd_size_fields *fields;

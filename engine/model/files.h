@@ -24,6 +24,8 @@ struct gd_file_tensor {
     const char *dtype_name;
     struct gd_tensor tensor; /* rank -1: a dtype that is not computed with */
     struct gd_weight *weight; /* made from it; NULL: ignored (and, until the account is closed, not used yet) */
+    bool transposed;         /* the weight is [out, in], the file has [in, out] */
+    float added;             /* what the file's numbers are above the weight's (GGUF's Gemma norms) */
     const int32_t *rows;     /* row i of the weight is row rows[i] of the file; NULL: in order */
 };
 
@@ -41,7 +43,8 @@ struct gd_files {
     struct gd_site *kv_sites;         /* layers */
     struct gd_site *block_sites;      /* layers * 2: attention, MLP */
     struct gd_site embed_site, hidden_site;
-    struct gd_site table_sites[2];    /* embedding, head */
+    struct gd_site table_sites[3];    /* those that the model has of embedding, positions, head */
+    int table_count;
 };
 
 /* The weights of a Hugging Face folder: model.safetensors, or the shards of model.safetensors.index.json. */

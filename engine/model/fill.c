@@ -7,6 +7,7 @@
 #include "engine/model/files.h"
 #include "engine/model/text.h"
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -65,6 +66,8 @@ static struct gd_file_tensor *find_part(const struct filler *f, int layer, const
     struct gd_file_tensor *entry = find_based(f, tensor_name(f, layer, module, kind, f->gguf).text);
     if (entry == NULL && vector && !f->gguf && f->model->config.layer_norm)
         entry = find_based(f, tensor_name(f, layer, module, strcmp(kind, "weight") == 0 ? "gamma" : "beta", false).text);
+    if (entry == NULL && module->also != NULL && !f->gguf)
+        entry = find_based(f, tensor_name(f, layer, &(struct gd_name){.hf = module->also}, kind, false).text);
     return entry;
 }
 
@@ -111,41 +114,68 @@ static void permute_vector(const struct filler *f, struct gd_tensor *tensor, con
     tensor->data = copy;
 }
 
+/* [in, out] as [out, in]. */
+static void transpose(const struct filler *f, struct gd_tensor *tensor)
+{
+    int64_t in = tensor->shape[0], out = tensor->shape[1];
+    size_t unit = gd_dtype_bytes(tensor->dtype, 1);
+    char *copy = gd_arena_alloc_array(&f->files->arena, (size_t)in * (size_t)out, unit);
+    for (int64_t i = 0; i < in; i++)
+        for (int64_t o = 0; o < out; o++)
+            memcpy(copy + (size_t)(o * in + i) * unit, (const char *)tensor->data + (size_t)(i * out + o) * unit, unit);
+    *tensor = (struct gd_tensor){.dtype = tensor->dtype, .rank = 2, .shape = {out, in}, .data = copy};
+}
+
+/* How a tensor lies in the files. */
+struct order {
+    const int32_t *rows;
+    bool transposed;
+    float added;
+};
+
 /* Finds the tensor, checks it, and makes the weight, which goes by the Hugging Face name. */
 static bool fill_one(const struct filler *f, struct gd_weight **out, int layer, const struct gd_name *module, const char *kind,
-                     int rank, const int64_t *shape, const int32_t *rows)
+                     int rank, const int64_t *shape, struct order order)
 {
     struct gd_model *model = f->model;
     struct tensor_name name = tensor_name(f, layer, module, kind, false), in_file = tensor_name(f, layer, module, kind, f->gguf);
     struct gd_file_tensor *entry = find_part(f, layer, module, kind, rank == 1);
+    const int64_t in_order[2] = {shape[order.transposed], shape[!order.transposed]};
     if (entry == NULL)
         return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing", in_file.text);
-    if (!check_tensor(f, entry, rank, shape))
+    if (!check_tensor(f, entry, rank, rank == 2 ? in_order : shape))
         return false;
     struct gd_tensor tensor = entry->tensor;
     align(f, &tensor);
-    if (rank == 1 && rows != NULL)
-        permute_vector(f, &tensor, rows);
+    if (order.transposed)
+        transpose(f, &tensor);
+    if (rank == 1 && order.rows != NULL)
+        permute_vector(f, &tensor, order.rows);
     *out = NULL;
-    if (!gd_weight_create(out, name.text, &tensor, rank == 2 ? rows : NULL, 0, f->err))
+    if (!gd_weight_create(out, name.text, &tensor, rank == 2 ? order.rows : NULL, -order.added, f->err))
         return false;
     entry->weight = *out;
-    entry->rows = rows;
+    entry->rows = order.rows;
+    entry->transposed = order.transposed;
+    entry->added = order.added;
     model->weights[model->weight_count++] = *out;
     model->parameter_count += gd_tensor_count(&tensor);
     return true;
 }
 
-static bool fill_part(const struct filler *f, int layer, const struct gd_part *part, const struct gd_name *name)
+static bool fill_part(const struct filler *f, int layer, const struct gd_part *part, const struct gd_name *name, enum gd_site_kind kind)
 {
     const struct gd_model_config *config = &f->model->config;
     void *owner = layer < 0 ? (void *)f->model : &f->model->layer[layer];
     int64_t shape[2] = {gd_extent_size(config, part->out), gd_extent_size(config, part->in)};
-    const int32_t *rows = part->rows == GD_ROWS_QUERY ? f->files->query_rows
-                          : part->rows == GD_ROWS_KEY ? f->files->key_rows
-                                                      : NULL;
-    return fill_one(f, gd_part_weight(owner, part), layer, name, part->tensor != NULL ? part->tensor : "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, rows) &&
-           (!gd_part_has_bias(config, part) || fill_one(f, gd_part_bias(owner, part), layer, name, "bias", 1, shape, rows));
+    struct order plain = {.rows = part->rows == GD_ROWS_QUERY ? f->files->query_rows
+                                  : part->rows == GD_ROWS_KEY ? f->files->key_rows
+                                                              : NULL};
+    struct order order = plain;
+    order.transposed = kind == GD_SITE_LINEAR && !f->gguf && config->transposed;
+    order.added = kind == GD_SITE_NORM && f->gguf ? (float)config->norm_offset : 0; /* GGUF holds the sum */
+    return fill_one(f, gd_part_weight(owner, part), layer, name, part->tensor != NULL ? part->tensor : "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, order) &&
+           (!gd_part_has_bias(config, part) || fill_one(f, gd_part_bias(owner, part), layer, name, "bias", 1, shape, plain));
 }
 
 static bool fill_outer(const struct filler *f)
@@ -162,13 +192,17 @@ static bool fill_outer(const struct filler *f)
             model->config.tied = true;
             continue;
         }
-        if (i == GD_OUTER_HEAD && !f->gguf && find(f->files, head.text) == NULL)
+        if (i == GD_OUTER_HEAD && !f->gguf && find_part(f, -1, &f->names->outer[i], "weight", false) == NULL)
             return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing, and config.json says tie_word_embeddings false", head.text);
-        if (!fill_part(f, -1, &parts[i], &f->names->outer[i]))
+        if (!fill_part(f, -1, &parts[i], &f->names->outer[i], i == GD_OUTER_NORM ? GD_SITE_NORM : GD_SITE_EMBED))
             return false;
     }
     if (model->config.tied)
         model->head = model->embed;
+    if (model->config.scaled_embed) {
+        float scale = sqrtf((float)model->config.width);
+        model->config.embed_scale = (double)(gd_weight_source(model->embed)->dtype == GD_BF16 ? gd_bf16_to_f32(gd_f32_to_bf16(scale)) : scale);
+    }
     return true;
 }
 
@@ -178,10 +212,10 @@ static bool fill_layers(const struct filler *f)
     const struct gd_body *body = config->family->body;
     for (int layer = 0; layer < config->layers; layer++) {
         for (int i = 0; i < body->norm_count; i++)
-            if (gd_part_in_layer(config, &body->norms[i], layer) && !fill_part(f, layer, &body->norms[i], &f->names->norms[i]))
+            if (gd_part_in_layer(config, &body->norms[i], layer) && !fill_part(f, layer, &body->norms[i], &f->names->norms[i], GD_SITE_NORM))
                 return false;
         for (int i = 0; i < body->linear_count; i++)
-            if (gd_part_in_layer(config, &body->linears[i], layer) && !fill_part(f, layer, &body->linears[i], &f->names->linears[i]))
+            if (gd_part_in_layer(config, &body->linears[i], layer) && !fill_part(f, layer, &body->linears[i], &f->names->linears[i], GD_SITE_LINEAR))
                 return false;
     }
     return true;
@@ -190,8 +224,9 @@ static bool fill_layers(const struct filler *f)
 /* Tensors that files carry and that hold nothing of the model. */
 static bool ignored(const struct filler *f, const char *name)
 {
-    static const char suffix[] = "rotary_emb.inv_freq";
-    size_t length = strlen(name), tail = sizeof suffix - 1;
+    static const char *const suffixes[] = {".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
+                                           ".attention.masked_bias"}; /* tables of angles, masks */
+    size_t length = strlen(name);
     if (f->gguf)
         return strcmp(name, "rope_freqs.weight") == 0; /* used: it is in the config */
     for (const char *const *each = f->names->ignored; each != NULL && *each != NULL; each++)
@@ -203,8 +238,10 @@ static bool ignored(const struct filler *f, const char *name)
         if (entry != NULL && strcmp(entry->name, name) == 0)
             return true;
     }
-    return (f->model->config.tied && strcmp(name, head.text) == 0) ||
-           (length >= tail && strcmp(name + length - tail, suffix) == 0);
+    bool known = f->model->config.tied && strcmp(name, head.text) == 0;
+    for (size_t i = 0; i < GD_COUNT(suffixes); i++)
+        known = known || (length > strlen(suffixes[i]) && strcmp(name + length - strlen(suffixes[i]), suffixes[i]) == 0);
+    return known;
 }
 
 static bool check_all_used(const struct filler *f)

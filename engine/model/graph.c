@@ -1,6 +1,7 @@
 /* graph.c - what the graphs of all bodies share: inputs, tables. */
 #include "engine/model/family.h"
 #include "engine/model/files.h"
+#include "engine/tensor/ops.h"
 
 void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *graph, const struct gd_model *model,
                             int tokens, int segments, bool cached)
@@ -8,7 +9,7 @@ void gd_model_inputs_create(struct gd_model_inputs *inputs, struct gd_graph *gra
     *inputs = (struct gd_model_inputs){
         .ids = gd_graph_input(graph, "ids", GD_I32, 1, (int64_t[]){tokens}),
         .positions = gd_graph_input(graph, "positions", GD_I32, 1, (int64_t[]){tokens}),
-        .inv_freq = gd_graph_input(graph, "inv_freq", GD_F32, 1, (int64_t[]){model->config.rotary_dim / 2}),
+        .inv_freq = gd_graph_input(graph, "inv_freq", GD_F32, 1, (int64_t[]){gd_model_frequencies(&model->config)}),
     };
     if (model->config.types > 0)
         inputs->types = gd_graph_input(graph, "types", GD_I32, 1, (int64_t[]){tokens});
@@ -51,7 +52,24 @@ struct gd_value *gd_model_embedding(struct gd_graph *graph, const struct gd_mode
 
 struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
 {
-    const struct gd_site *tables;
-    int count = gd_model_table_sites(model, &tables);
-    return table(graph, &tables[count - 1], sites);
+    const struct gd_files *files = gd_model_files(model);
+    return table(graph, &files->table_sites[model->config.tied ? 0 : files->table_count - 1], sites);
+}
+
+struct gd_value *gd_model_positions(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
+{
+    return table(graph, &gd_model_files(model)->table_sites[1], sites);
+}
+
+struct gd_value *gd_model_cap(struct gd_graph *graph, const struct gd_model *model, struct gd_value *logits)
+{
+    double cap = model->config.logit_softcap;
+    return cap == 0 ? logits : gd_scale(graph, gd_activation(graph, gd_scale(graph, logits, 1 / cap), GD_ACTIVATION_TANH), cap);
+}
+
+void gd_model_embedding_row(const struct gd_model *model, int64_t id, float *out)
+{
+    gd_weight_row_f32(model->embed, id, out);
+    for (int i = 0; i < model->config.width; i++)
+        out[i] *= (float)model->config.embed_scale;
 }

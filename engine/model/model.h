@@ -35,9 +35,26 @@ struct gd_model_config {
     double norm_eps, rope_theta;
     int rotary_dim;             /* rotated dimensions of a head */
     double attention_factor;    /* multiplies cos and sin (1 unless scaling defines it) */
-    float *inv_freq;            /* [rotary_dim/2], scaling applied; owned by the model */
+    float *inv_freq;            /* [rope_tables * rotary_dim/2], scaling applied; owned by the model */
+    int rope_tables;            /* 1; 2: the second is for layers that slide (local_rope) or long sequences (long_from) */
+    bool local_rope;
+    double local_rope_theta, local_attention_factor;
+    int long_from;              /* sequences longer than this go by the second table; 0: none does */
+    bool learned_positions;     /* of a decoder: a table of positions is added to the embeddings, and nothing is rotated */
     bool qkv_bias, o_bias, mlp_bias, tied;
-    bool fused;                 /* q, k, v are the rows of one matrix, and gate and up those of another (Phi-3) */
+    bool fused_qkv;             /* q, k, v are the rows of one matrix */
+    bool qkv_by_head;           /* head by head: q, k, v of the first, then of the second (GPT-NeoX) */
+    bool gated;                 /* the feed-forward part multiplies f(gate x) and up x; else it is f(up x) */
+    bool fused_mlp;             /* gate and up are the rows of one matrix */
+    bool transposed;            /* linear weights are [in, out] in Hugging Face files (GPT-2) */
+    double norm_offset;         /* is added to a norm's weight: 1 where files hold its distance from 1 (Gemma) */
+    bool output_norms;          /* what attention and feed-forward part make is normalised too (Gemma 2) */
+    bool norm_after;            /* norms stand after the sums, not before the blocks, and none is last (OPT-350m) */
+    bool parallel_residual;     /* attention and feed-forward part read the same rows (GPT-NeoX) */
+    bool scaled_embed;          /* embeddings are multiplied by sqrt(width), rounded to the table's dtype (Gemma) */
+    double embed_scale;         /* that number, or 1 */
+    double attention_scale;     /* of the scores; 0 in a family's defaults: 1 / sqrt(head_dim) */
+    double score_softcap, logit_softcap; /* 0: none; c: c tanh(x / c) of the scores and of the logits */
     enum gd_activation activation; /* of the feed-forward part */
     bool qk_norm;               /* each head of q and k is normalised before rope */
     int sliding_window;         /* 0 = none */
@@ -54,7 +71,6 @@ struct gd_model_config {
     int label_count;
     bool multi_label;           /* a text may have any number of them */
     int encoder_layers;         /* the first of the layers, which are those of an encoder; the others look at its rows. 0: no encoder */
-    bool gated;                 /* with an encoder: the feed-forward part is f(gate x) * (up x), else f(up x) */
     bool scaled_output;         /* with an encoder: hidden states are multiplied by 1/sqrt(width) before the head */
     bool head_optional;         /* the head is the embedding where the files have none */
     int bias_buckets, bias_distance; /* of the position bias (gd_attention_options); 0: none */
@@ -63,6 +79,9 @@ struct gd_model_config {
     int32_t eos_ids[GD_EOS_MAX];
     int eos_count;
 };
+
+/* Numbers in config->inv_freq; 1, which nothing reads, where nothing is rotated. */
+int gd_model_frequencies(const struct gd_model_config *config);
 
 /* How the linear modules' weights are kept in memory. The head, the embedding and vectors are kept as ever. */
 enum gd_quantization {
@@ -74,13 +93,13 @@ enum gd_quantization {
 extern const char *const gd_quantization_names[GD_QUANTIZATION_COUNT]; /* "none", "file", "nf4" */
 
 struct gd_model_layer {
-    struct gd_weight *input_norm, *post_norm, *output_norm;
+    struct gd_weight *input_norm, *post_norm, *output_norm, *attention_out_norm, *mlp_out_norm;
     struct gd_weight *input_norm_bias, *post_norm_bias, *output_norm_bias;
     struct gd_weight *q_norm, *k_norm; /* [head_dim]; or NULL */
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
     struct gd_weight *cross_norm, *cross_q, *cross_k, *cross_v, *cross_o; /* of a decoder beside an encoder; or NULL */
     struct gd_weight *qkv, *gate_up;   /* instead of q, k, v and gate, up; or NULL */
-    struct gd_weight *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias; /* or NULL */
+    struct gd_weight *qkv_bias, *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias; /* or NULL */
 };
 
 struct gd_model {
@@ -130,7 +149,7 @@ void gd_model_list_release(struct gd_model_entry *entries, int count);
 struct gd_model_inputs {
     struct gd_value *ids, *positions;     /* i32 [T] */
     struct gd_value *types;               /* i32 [T]: token types; NULL where the model has none */
-    struct gd_value *inv_freq;            /* f32 [rotary_dim/2]; bind model->config.inv_freq */
+    struct gd_value *inv_freq;            /* f32 [gd_model_frequencies]; bind model->config.inv_freq */
     struct gd_value *cu_seqlens;          /* i32 [S+1]: training and scoring; NULL when cache is set */
     struct gd_value *prefix;              /* i32 [2S]: rows that each segment continues (gd_attention), or NULL; the caller adds it */
     struct gd_value *cache;               /* handle of gd_kv_batch: inference; NULL when cu_seqlens is set */
@@ -165,8 +184,14 @@ static inline int gd_model_decoder_layers(const struct gd_model *model)
 {
     return model->config.layers - model->config.encoder_layers;
 }
+/* The matrix of learned positions, of models that have it, in the same way. */
+struct gd_value *gd_model_positions(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites);
 /* The matrix of the vocabulary product, [V, d]: the weight, or what the sites (NULL: none) put in its place. */
 struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites);
+/* c tanh(z / c) of the logits [T, V], where the model caps them. */
+struct gd_value *gd_model_cap(struct gd_graph *graph, const struct gd_model *model, struct gd_value *logits);
+/* What the layers get for a token: row `id` of the table, scaled. out: [width] */
+void gd_model_embedding_row(const struct gd_model *model, int64_t id, float *out);
 
 /* {"architecture", "parameters", "dtypes", "tensors":[...], "tokenizer", "template", ...} for inspect. */
 cJSON *gd_model_describe(const struct gd_model *model, bool with_tensors);

@@ -66,7 +66,7 @@ struct gd_body {
 /* The parts of gd_body_decoder, in graph order. */
 enum { GD_LINEAR_QKV, GD_LINEAR_Q, GD_LINEAR_K, GD_LINEAR_V, GD_LINEAR_O, GD_LINEAR_GATE_UP, GD_LINEAR_GATE, GD_LINEAR_UP,
        GD_LINEAR_DOWN, GD_LINEAR_COUNT };
-enum { GD_NORM_INPUT, GD_NORM_Q, GD_NORM_K, GD_NORM_POST, GD_NORM_COUNT };
+enum { GD_NORM_INPUT, GD_NORM_Q, GD_NORM_K, GD_NORM_ATTENTION_OUT, GD_NORM_POST, GD_NORM_MLP_OUT, GD_NORM_COUNT };
 extern const struct gd_body gd_body_decoder;
 struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
                                    const struct gd_model_inputs *inputs, const struct gd_sites *sites);
@@ -84,6 +84,7 @@ struct gd_value *gd_encoder_decoder_hidden(struct gd_graph *graph, const struct 
 struct gd_name {
     const char *hf;          /* "self_attn.q_proj" */
     const char *gguf;        /* "attn_q" */
+    const char *also;        /* what some Hugging Face files call it; or NULL */
 };
 struct gd_names {
     const char *base;        /* the model without its head: "model" */

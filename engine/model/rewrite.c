@@ -141,7 +141,13 @@ static bool provide(void *context, int index, const void **bytes, struct gd_erro
         values = r->ordered;
         for (int64_t i = 0; i < rows; i++)
             memcpy(values + order[i] * width, r->values + i * width, (size_t)width * sizeof(float));
+    } else if (piece->source != NULL && piece->source->transposed) { /* rows and width are the file's: the weight is [width, rows] */
+        values = r->ordered;
+        for (int64_t i = 0; i < count; i++)
+            values[i] = r->values[i % width * rows + i / width];
     }
+    for (int64_t i = 0; piece->source != NULL && piece->source->added != 0 && i < count; i++)
+        values[i] += piece->source->added;
     gd_convert_from_f32(r->bytes, tensor->dtype, values, count);
     *bytes = r->bytes;
     return true;

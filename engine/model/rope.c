@@ -6,6 +6,8 @@
  * llama3   by wavelength w = 2 pi / inv: kept below original/high, divided above original/low, blended between
  * yarn     inv/factor * ramp + inv * (1 - ramp), ramp over dimensions by rotations within the original context
  *          (Peng et al. 2023); cos and sin times 0.1 ln(factor) + 1
+ * longrope inv / factor_j, with one list of factors up to the original context and another beyond (Ding et al. 2024);
+ *          cos and sin times sqrt(1 + ln(factor) / ln(original context))
  */
 #include "engine/model/rope.h"
 #include <math.h>
@@ -65,10 +67,12 @@ static double yarn_attention(double factor, double mscale)
 
 static double attention_factor(const struct gd_rope_scaling *s)
 {
-    if (s->kind != GD_ROPE_YARN)
+    if (s->kind != GD_ROPE_YARN && s->kind != GD_ROPE_LONG)
         return 1;
     if (s->attention_factor >= 0)
         return s->attention_factor;
+    if (s->kind == GD_ROPE_LONG)
+        return s->factor <= 1 ? 1 : sqrt(1 + log(s->factor) / log(s->original_context));
     if (s->mscale != 0 && s->mscale_all_dim != 0)
         return yarn_attention(s->factor, s->mscale) / yarn_attention(s->factor, s->mscale_all_dim);
     return yarn_attention(s->factor, 1);

@@ -13,18 +13,18 @@
 
 #include <stdbool.h>
 
-enum gd_rope_kind { GD_ROPE_DEFAULT, GD_ROPE_LINEAR, GD_ROPE_DYNAMIC, GD_ROPE_LLAMA3, GD_ROPE_YARN };
+enum gd_rope_kind { GD_ROPE_DEFAULT, GD_ROPE_LINEAR, GD_ROPE_DYNAMIC, GD_ROPE_LLAMA3, GD_ROPE_YARN, GD_ROPE_LONG };
 
 struct gd_rope_scaling {
     enum gd_rope_kind kind;
     double factor;                /* >= 1 */
-    double original_context;      /* llama3, yarn */
+    double original_context;      /* llama3, yarn, longrope */
     double low_freq_factor, high_freq_factor;  /* llama3 */
     double beta_fast, beta_slow;  /* yarn */
-    double attention_factor;      /* yarn; < 0: from factor, mscale and mscale_all_dim */
+    double attention_factor;      /* yarn, longrope; < 0: from factor (and mscale, mscale_all_dim) */
     double mscale, mscale_all_dim;/* yarn; 0: absent */
     bool truncate;                /* yarn: bounds of the ramp are whole dimensions */
-    const float *divisors;        /* GGUF: inv_freq_j / divisors[j]; or NULL */
+    const float *divisors;        /* GGUF, longrope: inv_freq_j / divisors[j]; or NULL */
 };
 
 /* What a missing field means. */

@@ -13,7 +13,7 @@ struct gd_value *gd_site_linear_base(struct gd_graph *g, struct gd_value *x, str
 struct gd_value *gd_site_norm_base(struct gd_graph *g, const struct gd_site *site, struct gd_value *x, struct gd_value *w,
                                    struct gd_value *bias, double eps)
 {
-    return site->centred ? gd_layer_norm(g, x, w, bias, eps) : gd_rms_norm(g, x, w, eps);
+    return site->centred ? gd_layer_norm(g, x, w, bias, eps) : gd_rms_norm(g, x, w, eps, site->offset);
 }
 
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites)
@@ -25,7 +25,7 @@ int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **s
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->norm_sites;
-    return gd_norm_index(&model->config, model->config.layers, 0) + 1 + gd_model_encodes(model);
+    return gd_norm_index(&model->config, model->config.layers, 0) + (model->final_norm != NULL) + gd_model_encodes(model);
 }
 
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites)
@@ -42,7 +42,7 @@ const struct gd_site *gd_model_embed_site(const struct gd_model *model)
 int gd_model_table_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->table_sites;
-    return model->head != NULL && model->head != model->embed ? 2 : 1;
+    return gd_model_files(model)->table_count;
 }
 
 static const char *layer_name(const struct gd_model *model, int layer, const char *part)
@@ -72,6 +72,7 @@ static struct gd_site part_site(const struct gd_model *model, enum gd_site_kind 
         .bias = gd_part_has_bias(config, part) ? *gd_part_bias(weights, part) : NULL,
         .part = part,
         .centred = kind == GD_SITE_NORM && config->layer_norm,
+        .offset = kind == GD_SITE_NORM ? config->norm_offset : 0,
     };
 }
 
@@ -116,19 +117,23 @@ void gd_model_make_sites(struct gd_model *model)
     files->block_sites = gd_arena_alloc_array(&files->arena, layers * 2, each);
     for (int layer = 0; layer < model->config.layers; layer++)
         make_layer(model, files, layer);
-    files->norm_sites[last] = (struct gd_site){.kind = GD_SITE_NORM, .layer = -1, .index = last, .name = names->outer[GD_OUTER_NORM].hf,
+    if (model->final_norm != NULL)
+        files->norm_sites[last] = (struct gd_site){.kind = GD_SITE_NORM, .layer = -1, .index = last, .name = names->outer[GD_OUTER_NORM].hf,
                                                .gguf = names->outer[GD_OUTER_NORM].gguf, .in = width, .out = width,
                                                .weight = model->final_norm, .bias = model->final_norm_bias,
-                                               .centred = model->config.layer_norm};
+                                               .centred = model->config.layer_norm, .offset = model->config.norm_offset};
     if (gd_model_encodes(model))
         files->norm_sites[last + 1] = (struct gd_site){.kind = GD_SITE_NORM, .layer = -1, .index = last + 1,
                                                        .name = names->outer[GD_OUTER_ENCODER_NORM].hf, .in = width, .out = width,
                                                        .weight = model->encoder_norm};
     files->embed_site = (struct gd_site){.kind = GD_SITE_EMBED, .layer = -1, .name = names->outer[GD_OUTER_EMBED].hf};
-    struct gd_weight *const tables[] = {model->embed, model->head};
-    const char *const table_names[] = {names->outer[GD_OUTER_EMBED].hf, names->outer[GD_OUTER_HEAD].hf};
-    for (int i = 0; i < 2; i++)
-        files->table_sites[i] = (struct gd_site){.kind = GD_SITE_TABLE, .layer = -1, .index = i, .name = table_names[i], .in = width,
-                                                 .out = model->config.vocab, .weight = tables[i]};
+    struct gd_weight *const tables[] = {model->embed, model->config.learned_positions ? model->positions : NULL, model->head != model->embed ? model->head : NULL};
+    static const int outer[] = {GD_OUTER_EMBED, GD_OUTER_POSITIONS, GD_OUTER_HEAD};
+    for (int i = 0; i < 3; i++)
+        if (tables[i] != NULL) {
+            int index = files->table_count++;
+            files->table_sites[index] = (struct gd_site){.kind = GD_SITE_TABLE, .layer = -1, .index = index, .name = names->outer[outer[i]].hf,
+                                                         .in = width, .out = (int)gd_weight_dim(tables[i], 0), .weight = tables[i]};
+        }
     files->hidden_site = (struct gd_site){.kind = GD_SITE_HIDDEN, .layer = -1, .name = names->base};
 }

@@ -20,7 +20,7 @@ enum gd_site_kind {
     GD_SITE_BLOCK,      /* attention or MLP output, before it is added to the residual stream */
     GD_SITE_NORM,       /* a norm's weight, and its bias */
     GD_SITE_HIDDEN,     /* the last hidden state before the head */
-    GD_SITE_TABLE,      /* the matrix of the embedding or of the head, both of them where they are tied */
+    GD_SITE_TABLE,      /* the matrix of the embedding or of the head, both of them where they are tied; of learned positions */
 };
 
 struct gd_part;
@@ -30,11 +30,12 @@ struct gd_site {
     int index;                  /* dense number of the site in the model: gd_model_linear_sites order for LINEAR */
     const char *name;           /* Hugging Face module path: "model.layers.3.self_attn.q_proj" */
     const char *gguf;           /* the same in GGUF: "blk.3.attn_q"; LINEAR, NORM; NULL: its files do not have it */
-    int in, out;                /* LINEAR: features; TABLE: width, vocabulary; NORM, BLOCK: its width, twice; of heads: a head's */
+    int in, out;                /* LINEAR: features; TABLE: width, rows; NORM, BLOCK: its width, twice; of heads: a head's */
     struct gd_weight *weight;   /* LINEAR, NORM, TABLE; else NULL */
     struct gd_weight *bias;     /* LINEAR, NORM; or NULL */
     const struct gd_part *part; /* LINEAR, NORM in a layer: its row of the body's parts (parts.h); else NULL */
     bool centred;               /* NORM: a LayerNorm, else an RMSNorm, which has no bias */
+    double offset;              /* NORM: is added to the weight (1 + w: Gemma) */
 };
 
 /* A NULL member leaves its sites alone. Each gets what the bare model would have computed from, and returns what is
@@ -78,7 +79,7 @@ int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sit
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites);
 /* The embedded tokens. */
 const struct gd_site *gd_model_embed_site(const struct gd_model *model);
-/* The matrix of the embedding, then that of the head unless they are tied. */
+/* The matrix of the embedding, that of learned positions where the model has them, that of the head unless it is tied. */
 int gd_model_table_sites(const struct gd_model *model, const struct gd_site **sites);
 
 #endif

@@ -19,6 +19,7 @@
 /* What the batch carries, as graph inputs. */
 struct gd_objective_inputs {
     struct gd_value *labels;   /* i32 [T]: the token to predict from each row, -100 = none */
+    double softcap;            /* of the logits; 0: none */
     struct gd_value *weights;  /* f32 [T]: weight of each label; without pairs already divided by the step's divisor */
     struct gd_value *cu_seqlens;   /* i32 [S+1]: segments */
     struct gd_value *prefix;       /* i32 [2S]: rows that each segment continues and has in common with others; NULL without pairs */

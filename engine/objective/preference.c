@@ -8,7 +8,7 @@
 static void build(struct gd_graph *g, struct gd_value *hidden, struct gd_value *head,
                   const struct gd_objective_inputs *inputs, struct gd_objective_outputs *outputs)
 {
-    outputs->logprob = gd_token_logprob(g, hidden, head, inputs->labels, 1.0, 0.0);
+    outputs->logprob = gd_token_logprob(g, hidden, head, inputs->labels, 1.0, inputs->softcap);
     outputs->argmax = gd_value_output(outputs->logprob, 1);
     outputs->segments = gd_segment_sum(g, outputs->logprob, inputs->weights, inputs->cu_seqlens, inputs->prefix);
     outputs->loss = gd_segment_loss(g, outputs->logprob, gd_value_output(outputs->logprob, 2), inputs->segment_loss);

@@ -5,7 +5,7 @@
 static void build(struct gd_graph *g, struct gd_value *hidden, struct gd_value *head,
                   const struct gd_objective_inputs *inputs, struct gd_objective_outputs *outputs)
 {
-    outputs->loss = gd_cross_entropy(g, hidden, head, inputs->labels, inputs->weights, 1.0, 0.0);
+    outputs->loss = gd_cross_entropy(g, hidden, head, inputs->labels, inputs->weights, 1.0, inputs->softcap);
     outputs->logprob = gd_value_output(outputs->loss, 1);
     outputs->argmax = gd_value_output(outputs->loss, 2);
 }

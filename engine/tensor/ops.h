@@ -19,6 +19,8 @@
 
 /* table: weight [V, d]; ids: i32 [T], -1: a row of zeros -> act [T, d]. A trained table, f32, may stand for the weight. */
 struct gd_value *gd_embed(struct gd_graph *g, struct gd_value *table, struct gd_value *ids);
+/* The same with rows ids + offset: tables of positions. */
+struct gd_value *gd_embed_from(struct gd_graph *g, struct gd_value *table, struct gd_value *ids, int offset);
 
 /* x: act [T, in]; w: weight or param [out, in] -> act [T, out]. */
 struct gd_value *gd_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *w);
@@ -71,11 +73,11 @@ struct gd_value *gd_block_outer(struct gd_graph *g, struct gd_value *a, struct g
 struct gd_value *gd_row_norm_ratio(struct gd_graph *g, struct gd_value *w, struct gd_value *b, struct gd_value *a, double scale,
                                    struct gd_value *m);
 
-/* x: act [T, n], w: weight/param [n] -> x / sqrt(mean(x^2) + eps) * w, statistics in f32 (Zhang & Sennrich 2019).
+/* x: act [T, n], w: weight/param [n] -> x / sqrt(mean(x^2) + eps) * (w + offset), statistics in f32 (Zhang & Sennrich 2019).
  * w may be [n/h]: each of the h parts of a row is then normalised on its own. Output 1: 1/rms, f32 [T h]. */
-struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps);
+struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps, double offset);
 /* Serving: the same with the weight of each row's graft at `site` where it has one (wear.h); wear: handle. */
-struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps,
+struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps, double offset,
                                   struct gd_value *wear, int site);
 
 /* (x - mean(x)) / sqrt(var(x) + eps) * w + b, statistics in f32 (Ba et al. 2016). x: act [T, n]; w, b: weight/param [n]; b may be
@@ -85,10 +87,16 @@ struct gd_value *gd_layer_norm(struct gd_graph *g, struct gd_value *x, struct gd
 struct gd_value *gd_layer_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *b, double eps,
                                     struct gd_value *wear, int site);
 
-/* Half-split rotation (Su et al. 2021) of x: act [T, heads*dh] by positions i32 [T] and inv_freq f32 [r/2]
- * (r <= dh rotated dimensions, the rest passes). sign -1 rotates back (the gradient). */
+struct gd_rope_options {
+    int head_dim, rotary_dim; /* rotary_dim <= head_dim dimensions are rotated, the rest passes */
+    int table;                /* rows go by this table of inv_freq, those at positions with GD_POSITION_LONG by the next */
+    double attention_factor;  /* multiplies what is rotated */
+};
+#define GD_POSITION_LONG (1 << 30)
+/* Half-split rotation (Su et al. 2021) of x: act [T, heads*dh] by positions i32 [T] and inv_freq f32 [tables * rotary_dim/2].
+ * sign -1 rotates back (the gradient). */
 struct gd_value *gd_rope(struct gd_graph *g, struct gd_value *x, struct gd_value *positions, struct gd_value *inv_freq,
-                         int head_dim, double attention_factor, int sign);
+                         const struct gd_rope_options *options, int sign);
 
 struct gd_attention_options {
     int heads, kv_heads, head_dim;

@@ -20,7 +20,8 @@
  *
  * with f the activation, which is "linear" in parts that can be merged.
  *
- * At the embedded tokens, y = x + rows[index of the token in its sequence], if there is such a row, + table[the token].
+ * At the embedded tokens, y = x + rows[index of the token in its sequence], if there is such a row, + table_scale table[the token] +
+ * positions[the token's position + position_offset].
  */
 #ifndef GD_TENSOR_WEAR_H
 #define GD_TENSOR_WEAR_H
@@ -56,6 +57,9 @@ struct gd_wear_part {            /* one graft at one site */
     const float *rows;           /* [row_count, width] */
     int row_count;
     const float *table;          /* [vocabulary, width] */
+    float table_scale;
+    const float *positions;      /* [positions, width] */
+    int position_offset;
 };
 
 /* How much of a graph the wearing of a batch needs; each includes those before it. */
@@ -74,7 +78,7 @@ struct gd_wear {
     const int32_t *row_begin;                /* [group_count + 1] */
     const struct gd_wear_part *const *sites; /* sites[group][site]; sites[group] NULL: base rows */
     const int32_t *row_index;                /* of each row: the token's index in its sequence, or -1 where no part may change it */
-    const int32_t *ids;                      /* of each row: its token */
+    const int32_t *ids, *positions;          /* of each row: its token, and where that stands */
 };
 
 #endif

@@ -64,6 +64,7 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     inputs->labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
     inputs->weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
     inputs->cu_seqlens = pass->inputs.cu_seqlens;
+    inputs->softcap = passes->model->config.logit_softcap;
     if (passes->objective->pairs) {
         inputs->segment_loss = gd_graph_handle(g, "segment_loss");
         inputs->prefix = pass->inputs.prefix = gd_graph_input(g, "prefix", GD_I32, 1, (int64_t[]){2 * GD_BATCH_SEGMENTS_MAX});
@@ -75,7 +76,7 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     const struct gd_sites *sites = bare(passes, pass) ? &none : &pass->graft.sites;
     struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, sites);
     if (pass->kind == PROBE) {
-        pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model, sites), inputs->labels, 1.0, 0.0);
+        pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model, sites), inputs->labels, 1.0, inputs->softcap);
         return;
     }
     if (passes->graft->config.score)

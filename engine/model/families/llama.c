@@ -60,6 +60,7 @@ const struct gd_family gd_family_llama = {
         .context = 2048,
         .norm_eps = 1e-6,
         .rope_theta = 10000,
+        .gated = true,
         .activation = GD_ACTIVATION_SILU,
         .bos_id = 1,
         .eos_ids = {2},

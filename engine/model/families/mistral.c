@@ -27,6 +27,7 @@ const struct gd_family gd_family_mistral = {
         .norm_eps = 1e-6,
         .rope_theta = 10000,
         .sliding_window = 4096,
+        .gated = true,
         .activation = GD_ACTIVATION_SILU,
         .bos_id = 1,
         .eos_ids = {2},

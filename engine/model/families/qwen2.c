@@ -45,6 +45,7 @@ const struct gd_family gd_family_qwen2 = {
         .rope_theta = 10000,
         .sliding_window = 4096,
         .qkv_bias = true,
+        .gated = true,
         .activation = GD_ACTIVATION_SILU,
         .bos_id = -1,
     },

@@ -29,6 +29,7 @@ const struct gd_family gd_family_qwen3 = {
         .rope_theta = 10000,
         .sliding_window = 4096,
         .qk_norm = true,
+        .gated = true,
         .activation = GD_ACTIVATION_SILU,
         .bos_id = -1,
     },

@@ -1,5 +1,5 @@
-/* y[t] = table[ids[t]], read row by row from the table's source, whatever its format; zeros where ids[t] is -1. A trained
- * table goes through gather_rows. */
+/* y[t] = table[ids[t] + i[0]], read row by row from the table's source, whatever its format; zeros where ids[t] is -1. A
+ * trained table goes through gather_rows. */
 #include "engine/tensor/device.h"
 #include "engine/tensor/ops/elementwise.h"
 #include <inttypes.h>
@@ -33,6 +33,7 @@ static size_t scratch_bytes(const struct gd_call *call)
 static void copy_rows(const struct gd_kernel_args *args, float *row, int64_t begin, int64_t end)
 {
     const int32_t *ids = args->in[1].data;
+    int64_t offset = args->params->i[0];
     const struct gd_tensor *y = &args->out[0];
     int64_t width = y->shape[1];
     for (int64_t t = begin; t < end; t++) {
@@ -40,7 +41,7 @@ static void copy_rows(const struct gd_kernel_args *args, float *row, int64_t beg
         if (ids[t] < 0)
             memset(out, 0, (size_t)width * sizeof(float));
         else
-            gd_weight_row_f32(args->weight[0], ids[t], out);
+            gd_weight_row_f32(args->weight[0], ids[t] + offset, out);
         if (y->dtype != GD_F32)
             gd_row_from_f32(gd_at(y, t * width), y->dtype, out, width);
     }
@@ -48,7 +49,7 @@ static void copy_rows(const struct gd_kernel_args *args, float *row, int64_t beg
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1], count = gd_weight_dim(args->weight[0], 0);
+    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1], count = gd_weight_dim(args->weight[0], 0) - args->params->i[0];
     const int32_t *ids = args->in[1].data;
     for (int64_t t = 0; t < rows; t++)
         if (ids[t] < -1 || ids[t] >= count)
@@ -67,7 +68,7 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
     int64_t rows = op_case->in[1].shape[0], width = op_case->in[0].shape[1];
     for (int64_t t = 0; t < rows; t++)
         for (int64_t j = 0; j < width; j++)
-            out[0][t * width + j] = in[1][t] < 0 ? 0 : in[0][(int64_t)in[1][t] * width + j];
+            out[0][t * width + j] = in[1][t] < 0 ? 0 : in[0][((int64_t)in[1][t] + op_case->params.i[0]) * width + j];
 }
 
 #define TABLE(v, d) {.dtype = GD_F32, .rank = 2, .shape = {v, d}, .as_weight = true}
@@ -75,6 +76,7 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
 static const struct gd_op_case cases[] = {
     {.name = "one row", .in_count = 2, .in = {TABLE(1, 1), IDS(1, 1)}, .tolerance = 1e-7, .tolerance_bf16 = 1e-7},
     {.name = "odd sizes", .in_count = 2, .in = {TABLE(11, 37), IDS(5, 11)}, .tolerance = 1e-7, .tolerance_bf16 = 1e-7},
+    {.name = "rows from 2 on", .in_count = 2, .in = {TABLE(13, 8), IDS(7, 11)}, .params = {.i = {2}}, .tolerance = 1e-7, .tolerance_bf16 = 1e-7},
     {.name = "large enough for threads", .in_count = 2, .in = {TABLE(101, 259), IDS(131, 101)}, .tolerance = 1e-7, .tolerance_bf16 = 1e-7},
 };
 
@@ -97,4 +99,14 @@ struct gd_value *gd_embed(struct gd_graph *g, struct gd_value *table, struct gd_
         return gd_graph_act(g) == GD_F32 ? rows : gd_cast(g, rows, gd_graph_act(g));
     }
     return gd_graph_call(g, &gd_op_embed, (struct gd_value *[]){table, ids}, 2, NULL);
+}
+
+struct gd_value *gd_embed_from(struct gd_graph *g, struct gd_value *table, struct gd_value *ids, int offset)
+{
+    if (table != NULL && table->kind != GD_VALUE_WEIGHT) {
+        int64_t width = table->shape[1], rows = table->shape[0] - offset;
+        struct gd_value *flat = gd_reshape(g, table, 1, table->shape[0] * width);
+        return gd_embed(g, gd_reshape(g, gd_columns(g, flat, offset * width, rows * width), rows, width), ids);
+    }
+    return gd_graph_call(g, &gd_op_embed, (struct gd_value *[]){table, ids}, 2, &(struct gd_op_params){.i = {offset}});
 }

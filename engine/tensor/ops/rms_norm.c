@@ -1,4 +1,4 @@
-/* y = x / rms(x) * w, rms = sqrt(mean(x^2) + eps), row by row (Zhang & Sennrich 2019), or head by head
+/* y = x / rms(x) * (w + f[1]), rms = sqrt(mean(x^2) + eps), row by row (Zhang & Sennrich 2019), or head by head
  * where w is shorter than a row: a row is then as many vectors of its length. Output 1: 1 / rms. f[0]: eps.
  * Serving: with the handle of a gd_wear as third input, rows of a graft with a norm at i[0], the site, take its weight. */
 #include "engine/tensor/ops/elementwise.h"
@@ -20,7 +20,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-GD_INLINE void body(void *y, float *inverse_rms, const void *x, const float *w, float eps, bool bf16, int64_t width,
+GD_INLINE void body(void *y, float *inverse_rms, const void *x, const float *w, float eps, float offset, bool bf16, int64_t width,
                     int64_t begin, int64_t end)
 {
     for (int64_t t = begin; t < end; t++) {
@@ -34,31 +34,31 @@ GD_INLINE void body(void *y, float *inverse_rms, const void *x, const float *w, 
         inverse_rms[t] = inverse;
 #pragma omp simd
         for (int64_t j = 0; j < width; j++)
-            gd_store(y, bf16, t * width + j, gd_load(x, bf16, t * width + j) * inverse * w[j]);
+            gd_store(y, bf16, t * width + j, gd_load(x, bf16, t * width + j) * inverse * (w[j] + offset));
     }
 }
 
-GD_KERNEL static void rows_f32(float *y, float *inverse_rms, const float *x, const float *w, float eps, int64_t width,
+GD_KERNEL static void rows_f32(float *y, float *inverse_rms, const float *x, const float *w, float eps, float offset, int64_t width,
                                int64_t begin, int64_t end)
 {
-    body(y, inverse_rms, x, w, eps, false, width, begin, end);
+    body(y, inverse_rms, x, w, eps, offset, false, width, begin, end);
 }
 
-GD_KERNEL static void rows_bf16(uint16_t *y, float *inverse_rms, const uint16_t *x, const float *w, float eps,
+GD_KERNEL static void rows_bf16(uint16_t *y, float *inverse_rms, const uint16_t *x, const float *w, float eps, float offset,
                                 int64_t width, int64_t begin, int64_t end)
 {
-    body(y, inverse_rms, x, w, eps, true, width, begin, end);
+    body(y, inverse_rms, x, w, eps, offset, true, width, begin, end);
 }
 
 /* Vectors [begin, end). */
 static void run_rows(const struct gd_kernel_args *args, const float *w, int64_t begin, int64_t end)
 {
     int64_t width = args->in[1].shape[0];
-    float eps = (float)args->params->f[0];
+    float eps = (float)args->params->f[0], offset = (float)args->params->f[1];
     if (args->out[0].dtype == GD_BF16)
-        rows_bf16(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, begin, end);
+        rows_bf16(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, offset, width, begin, end);
     else
-        rows_f32(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, width, begin, end);
+        rows_f32(args->out[0].data, args->out[1].data, args->in[0].data, w, eps, offset, width, begin, end);
 }
 
 /* Vectors [begin, end), each with the weight of its row's graft. */
@@ -104,7 +104,7 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
     if (out_grad[1] != NULL)
         return gd_graph_fail(graph, "rms_norm: its 1/rms is not differentiable") != NULL;
     bool wants_w = call->in[1]->needs_gradient;
-    struct gd_op_params params = {.i = {wants_w}};
+    struct gd_op_params params = {.i = {wants_w}, .f = {call->params.f[1]}};
     struct gd_value *in[] = {call->in[0], call->in[1], call->out[1], out_grad[0]};
     struct gd_value *dx = gd_graph_call(graph, &gd_op_rms_norm_grad, in, GD_COUNT(in), &params);
     in_grad[0] = call->in[0]->needs_gradient ? dx : NULL;
@@ -121,7 +121,7 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
             sum += in[0][t * width + j] * in[0][t * width + j];
         out[1][t] = 1 / sqrt(sum / (double)width + op_case->params.f[0]);
         for (int64_t j = 0; j < width; j++)
-            out[0][t * width + j] = in[0][t * width + j] * out[1][t] * in[1][j];
+            out[0][t * width + j] = in[0][t * width + j] * out[1][t] * (in[1][j] + op_case->params.f[1]);
     }
 }
 
@@ -133,6 +133,7 @@ static const struct gd_op_case cases[] = {
     {.name = "one element", .in_count = 2, .in = {ROWS(1, 1), FROZEN(1)}, .params = {.f = {0.5}}, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     {.name = "odd sizes, frozen", .in_count = 2, .in = {ROWS(5, 37), FROZEN(37)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     {.name = "odd sizes, trained", .in_count = 2, .in = {ROWS(19, 37), TRAINED(37)}, EPS, .tolerance = 1e-5},
+    {.name = "around 1, trained", .in_count = 2, .in = {ROWS(9, 20), TRAINED(20)}, .params = {.f = {1e-5, 1}}, .tolerance = 1e-5},
     {.name = "heads, frozen", .in_count = 2, .in = {ROWS(5, 33), FROZEN(11)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     {.name = "heads, trained", .in_count = 2, .in = {ROWS(19, 64), TRAINED(16)}, EPS, .tolerance = 1e-5},
     {.name = "large enough for threads", .in_count = 2, .in = {ROWS(67, 576), FROZEN(576)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
@@ -149,15 +150,15 @@ const struct gd_op gd_op_rms_norm = {
     .cases = cases, .case_count = GD_COUNT(cases),
 };
 
-struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps)
+struct gd_value *gd_rms_norm(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps, double offset)
 {
-    struct gd_op_params params = {.f = {eps}};
+    struct gd_op_params params = {.f = {eps, offset}};
     return gd_graph_call(g, &gd_op_rms_norm, (struct gd_value *[]){x, w}, 2, &params);
 }
 
-struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps,
+struct gd_value *gd_rms_norm_worn(struct gd_graph *g, struct gd_value *x, struct gd_value *w, double eps, double offset,
                                   struct gd_value *wear, int site)
 {
-    struct gd_op_params params = {.i = {site}, .f = {eps}};
+    struct gd_op_params params = {.i = {site}, .f = {eps, offset}};
     return gd_graph_call(g, &gd_op_rms_norm, (struct gd_value *[]){x, w, wear}, 3, &params);
 }

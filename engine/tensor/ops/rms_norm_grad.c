@@ -1,6 +1,6 @@
 /*
  * The backward pass of rms_norm: x, w, r = 1/rms, dy -> dx, dw (f32 [n] if i[0], else [0]).
- *     xn = x r,  dx = r (w dy - xn mean(w dy xn)),  dw[j] = sum_t dy[t][j] xn[t][j]
+ *     xn = x r,  v = w + f[0],  dx = r (v dy - xn mean(v dy xn)),  dw[j] = sum_t dy[t][j] xn[t][j]
  * Where w is shorter than a row, rows are as many vectors of its length. Threads own rows for dx and columns for dw, so the order of every sum is fixed.
  */
 #include "engine/tensor/ops/elementwise.h"
@@ -24,19 +24,19 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-GD_INLINE void rows_body(void *dx, const void *x, const float *w, const float *inverse_rms, const void *dy, bool bf16,
+GD_INLINE void rows_body(void *dx, const void *x, const float *w, const float *inverse_rms, const void *dy, float offset, bool bf16,
                          int64_t width, int64_t begin, int64_t end)
 {
     for (int64_t t = begin; t < end; t++) {
         float r = inverse_rms[t], sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t j = 0; j < width; j++)
-            sum += w[j] * gd_load(dy, bf16, t * width + j) * gd_load(x, bf16, t * width + j);
+            sum += (w[j] + offset) * gd_load(dy, bf16, t * width + j) * gd_load(x, bf16, t * width + j);
         float factor = sum * r * r * r / (float)width;
 #pragma omp simd
         for (int64_t j = 0; j < width; j++)
             gd_store(dx, bf16, t * width + j,
-                     r * w[j] * gd_load(dy, bf16, t * width + j) - factor * gd_load(x, bf16, t * width + j));
+                     r * (w[j] + offset) * gd_load(dy, bf16, t * width + j) - factor * gd_load(x, bf16, t * width + j));
     }
 }
 
@@ -60,15 +60,15 @@ GD_INLINE void columns_body(float *dw, const void *x, const float *inverse_rms, 
 }
 
 GD_KERNEL static void rows_f32(float *dx, const float *x, const float *w, const float *inverse_rms, const float *dy,
-                               int64_t width, int64_t begin, int64_t end)
+                               float offset, int64_t width, int64_t begin, int64_t end)
 {
-    rows_body(dx, x, w, inverse_rms, dy, false, width, begin, end);
+    rows_body(dx, x, w, inverse_rms, dy, offset, false, width, begin, end);
 }
 
 GD_KERNEL static void rows_bf16(uint16_t *dx, const uint16_t *x, const float *w, const float *inverse_rms,
-                                const uint16_t *dy, int64_t width, int64_t begin, int64_t end)
+                                const uint16_t *dy, float offset, int64_t width, int64_t begin, int64_t end)
 {
-    rows_body(dx, x, w, inverse_rms, dy, true, width, begin, end);
+    rows_body(dx, x, w, inverse_rms, dy, offset, true, width, begin, end);
 }
 
 GD_KERNEL static void columns_f32(float *dw, const float *x, const float *inverse_rms, const float *dy, int64_t rows,
@@ -94,10 +94,10 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     {
         struct gd_range r = gd_thread_range(rows, 1), c = gd_thread_range(wants_w ? width : 0, COLUMNS);
         if (bf16) {
-            rows_bf16(args->out[0].data, x, w, inverse_rms, dy, width, r.begin, r.end);
+            rows_bf16(args->out[0].data, x, w, inverse_rms, dy, (float)args->params->f[0], width, r.begin, r.end);
             columns_bf16(args->out[1].data, x, inverse_rms, dy, rows, width, c.begin, c.end);
         } else {
-            rows_f32(args->out[0].data, x, w, inverse_rms, dy, width, r.begin, r.end);
+            rows_f32(args->out[0].data, x, w, inverse_rms, dy, (float)args->params->f[0], width, r.begin, r.end);
             columns_f32(args->out[1].data, x, inverse_rms, dy, rows, width, c.begin, c.end);
         }
     }
@@ -114,9 +114,9 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
         const double *x = in[0] + t * width, *dy = in[3] + t * width;
         double r = in[2][t], mean = 0;
         for (int64_t j = 0; j < width; j++)
-            mean += in[1][j] * dy[j] * x[j] * r / (double)width;
+            mean += (in[1][j] + op_case->params.f[0]) * dy[j] * x[j] * r / (double)width;
         for (int64_t j = 0; j < width; j++) {
-            out[0][t * width + j] = r * (in[1][j] * dy[j] - x[j] * r * mean);
+            out[0][t * width + j] = r * ((in[1][j] + op_case->params.f[0]) * dy[j] - x[j] * r * mean);
             if (wants_w)
                 out[1][j] += dy[j] * x[j] * r;
         }
@@ -134,6 +134,8 @@ static const struct gd_op_case cases[] = {
     CASE("odd sizes", 5, 37, FROZEN(37), 0),
     CASE("odd sizes with the gradient of w", 71, 37, FROZEN(37), 1),
     {.name = "heads with the gradient of w", .in_count = 4, .in = {ROWS(9, 33), FROZEN(11), VECTOR(27), ROWS(9, 33)}, .params = {.i = {1}},
+     .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "around 1", .in_count = 4, .in = {ROWS(9, 20), FROZEN(20), VECTOR(9), ROWS(9, 20)}, .params = {.i = {1}, .f = {1}},
      .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     CASE("large enough for threads", 150, 576, FROZEN(576), 1),
 };

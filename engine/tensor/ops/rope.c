@@ -3,7 +3,8 @@
  *     y[d]       = a (x[d] cos - x[d + r/2] sin sign),  angle = position * inv_freq[d],
  *     y[d + r/2] = a (x[d + r/2] cos + x[d] sin sign),
  * and the dimensions from r on pass. The gradient is the same with the other sign.
- * i[0] head size, i[1] sign; f[0] attention factor a.
+ * inv_freq holds tables of r/2 frequencies: rows go by table i[3], those whose position has GD_POSITION_LONG by the next.
+ * i[0] head size, i[1] sign, i[2] r/2, i[3] table; f[0] attention factor a.
  */
 #include "engine/tensor/ops/elementwise.h"
 #include <inttypes.h>
@@ -12,7 +13,7 @@
 static bool shape(struct gd_graph *graph, struct gd_call *call)
 {
     const struct gd_value *x = call->in[0], *positions = call->in[1], *freq = call->in[2];
-    int64_t head_dim = call->params.i[0], sign = call->params.i[1];
+    int64_t head_dim = call->params.i[0], sign = call->params.i[1], half = call->params.i[2], table = call->params.i[3];
     if (!gd_shape_unary(graph, call))
         return false;
     if (x->rank != 2 || head_dim < 2 || x->shape[1] % head_dim != 0 || (sign != 1 && sign != -1))
@@ -21,8 +22,10 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     if (positions->dtype != GD_I32 || positions->rank != 1 || positions->shape[0] != x->shape[0])
         return gd_graph_fail(graph, "rope: '%s' does not give an i32 position for each row of '%s'", positions->name,
                              x->name) != NULL;
-    if (freq->dtype != GD_F32 || freq->rank != 1 || 2 * freq->shape[0] > head_dim || freq->shape[0] < 1)
-        return gd_graph_fail(graph, "rope: '%s' is no f32 [r/2] with r <= %" PRId64, freq->name, head_dim) != NULL;
+    if (half < 1 || 2 * half > head_dim || table < 0 || freq->dtype != GD_F32 || freq->rank != 1 || freq->shape[0] % half != 0 ||
+        freq->shape[0] / half <= table)
+        return gd_graph_fail(graph, "rope: '%s' is no f32 [n r/2] with r <= %" PRId64 " and n > %" PRId64, freq->name, head_dim,
+                             table) != NULL;
     return true;
 }
 
@@ -77,20 +80,23 @@ GD_KERNEL static void row_bf16(uint16_t *y, const uint16_t *x, const float *cosi
 
 static size_t scratch_bytes(const struct gd_call *call)
 {
-    return (size_t)omp_get_max_threads() * 2 * (size_t)call->in[2]->shape[0] * sizeof(float);
+    return (size_t)omp_get_max_threads() * 2 * (size_t)call->params.i[2] * sizeof(float);
 }
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1], half = args->in[2].shape[0];
-    int64_t head_dim = args->params->i[0], heads = width / head_dim;
+    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1], half = args->params->i[2];
+    int64_t head_dim = args->params->i[0], heads = width / head_dim, table = args->params->i[3];
     const int32_t *positions = args->in[1].data;
+    const float *inv_freq = (const float *)args->in[2].data + table * half;
+    int64_t second = args->in[2].shape[0] / half > table + 1 ? half : 0;
     GD_PARALLEL(rows * width)
     {
         float *cosine = (float *)args->scratch + 2 * half * omp_get_thread_num(), *sine = cosine + half;
         struct gd_range r = gd_thread_range(rows, 1);
         for (int64_t t = r.begin; t < r.end; t++) {
-            angles(cosine, sine, args->in[2].data, half, positions[t], args->params->f[0],
+            bool is_long = (positions[t] & GD_POSITION_LONG) != 0;
+            angles(cosine, sine, inv_freq + (is_long ? second : 0), half, positions[t] & ~GD_POSITION_LONG, args->params->f[0],
                    (double)args->params->i[1]);
             if (args->out[0].dtype == GD_BF16)
                 row_bf16(args->out[0].data, args->in[0].data, cosine, sine, heads, head_dim, half, t * width);
@@ -105,18 +111,20 @@ static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct 
                      struct gd_value **in_grad)
 {
     if (call->in[0]->needs_gradient)
-        in_grad[0] = gd_rope(graph, out_grad[0], call->in[1], call->in[2], (int)call->params.i[0], call->params.f[0],
+        in_grad[0] = gd_rope(graph, out_grad[0], call->in[1], call->in[2],
+                             &(struct gd_rope_options){.head_dim = (int)call->params.i[0], .rotary_dim = 2 * (int)call->params.i[2],
+                                                       .table = (int)call->params.i[3], .attention_factor = call->params.f[0]},
                              -(int)call->params.i[1]);
     return true;
 }
 
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
 {
-    int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1], half = op_case->in[2].shape[0];
+    int64_t rows = op_case->in[0].shape[0], width = op_case->in[0].shape[1], half = op_case->params.i[2];
     int64_t head_dim = op_case->params.i[0];
     double factor = op_case->params.f[0], sign = (double)op_case->params.i[1];
     for (int64_t i = 0; i < rows * width; i++) {
-        int64_t d = i % width % head_dim, f = d < half ? d : d - half;
+        int64_t d = i % width % head_dim, f = (d < half ? d : d - half) + op_case->params.i[3] * half;
         if (d >= 2 * half) {
             out[0][i] = in[0][i];
             continue;
@@ -126,18 +134,19 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
     }
 }
 
-#define CASE(text, t, heads, dh, half, sign, factor) \
+#define CASE(text, t, heads, dh, half, sign, factor, table) \
     {.name = text, .in_count = 3, \
      .in = {{.dtype = GD_F32, .rank = 2, .shape = {t, (heads) * (dh)}, .gradient = true}, \
             {.dtype = GD_I32, .rank = 1, .shape = {t}, .fill = GD_FILL_POSITIONS}, \
-            {.dtype = GD_F32, .rank = 1, .shape = {half}, .fill = GD_FILL_FREQS}}, \
-     .params = {.i = {dh, sign}, .f = {factor}}, .tolerance = 2e-5, .tolerance_bf16 = 8e-3}
+            {.dtype = GD_F32, .rank = 1, .shape = {((table) + 1) * (half)}, .fill = GD_FILL_FREQS}}, \
+     .params = {.i = {dh, sign, half, table}, .f = {factor}}, .tolerance = 2e-5, .tolerance_bf16 = 8e-3}
 static const struct gd_op_case cases[] = {
-    CASE("one row", 1, 1, 2, 1, 1, 1.0),
-    CASE("odd sizes", 5, 3, 14, 7, 1, 1.0),
-    CASE("partial rotation, scaled", 9, 2, 20, 5, 1, 1.3),
-    CASE("rotated back", 9, 2, 16, 8, -1, 1.0),
-    CASE("large enough for threads", 130, 9, 64, 32, 1, 1.0),
+    CASE("one row", 1, 1, 2, 1, 1, 1.0, 0),
+    CASE("odd sizes", 5, 3, 14, 7, 1, 1.0, 0),
+    CASE("partial rotation, scaled", 9, 2, 20, 5, 1, 1.3, 0),
+    CASE("rotated back", 9, 2, 16, 8, -1, 1.0, 0),
+    CASE("second table", 9, 2, 12, 6, 1, 1.0, 1),
+    CASE("large enough for threads", 130, 9, 64, 32, 1, 1.0, 0),
 };
 
 const struct gd_op gd_op_rope = {
@@ -153,8 +162,9 @@ const struct gd_op gd_op_rope = {
 };
 
 struct gd_value *gd_rope(struct gd_graph *g, struct gd_value *x, struct gd_value *positions, struct gd_value *inv_freq,
-                         int head_dim, double attention_factor, int sign)
+                         const struct gd_rope_options *options, int sign)
 {
-    struct gd_op_params params = {.i = {head_dim, sign}, .f = {attention_factor}};
+    struct gd_op_params params = {.i = {options->head_dim, sign, options->rotary_dim / 2, options->table},
+                                  .f = {options->attention_factor}};
     return gd_graph_call(g, &gd_op_rope, (struct gd_value *[]){x, positions, inv_freq}, 3, &params);
 }

@@ -16,13 +16,13 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-/* Row t of x += row. */
-static void add(const struct gd_tensor *x, int64_t t, const float *row)
+/* Row t of x += scale row. */
+static void add(const struct gd_tensor *x, int64_t t, const float *row, float scale)
 {
     int64_t width = x->shape[1];
     bool bf16 = x->dtype == GD_BF16;
     for (int64_t j = 0; j < width; j++)
-        gd_store(x->data, bf16, t * width + j, gd_load(x->data, bf16, t * width + j) + row[j]);
+        gd_store(x->data, bf16, t * width + j, gd_load(x->data, bf16, t * width + j) + scale * row[j]);
 }
 
 /* Rows [begin, end) of the batch. */
@@ -31,10 +31,12 @@ static void change(const struct gd_tensor *x, const struct gd_wear_part *part, c
     int64_t width = x->shape[1];
     for (int64_t t = begin; t < end; t++) {
         if (part->table != NULL)
-            add(x, t, part->table + wear->ids[t] * width);
+            add(x, t, part->table + wear->ids[t] * width, part->table_scale);
+        if (part->positions != NULL)
+            add(x, t, part->positions + (wear->positions[t] + part->position_offset) * width, 1);
         int32_t index = part->rows != NULL ? wear->row_index[t] : -1;
         if (index >= 0 && index < part->row_count)
-            add(x, t, part->rows + index * width);
+            add(x, t, part->rows + index * width, 1);
     }
 }
 

@@ -47,7 +47,7 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"[]", GD_BAD_MODEL, "config.json is not a JSON object"},
         {"{\"model_type\":7}", GD_BAD_MODEL, "config.json.model_type"},
         {"{\"model_type\":null}", GD_BAD_MODEL, "model_type"},
-        {"{\"model_type\":\"gemma2\"}", GD_UNSUPPORTED, "\"gemma2\"|llama, mistral, phi3, qwen2, qwen3"},
+        {"{\"model_type\":\"bloom\"}", GD_UNSUPPORTED, "\"bloom\"|gemma2, gemma3_text, gpt2, gpt_neox, |qwen3"},
         {"{\"architectures\":[\"LlamaForQuestionAnswering\"]}", GD_UNSUPPORTED,
          "config.json.architectures|LlamaForQuestionAnswering|LlamaForCausalLM, LlamaForSequenceClassification"},
         {"{\"architectures\":[\"LlamaForSequenceClassification\"],\"id2label\":{\"1\":\"a\"}}", GD_BAD_MODEL, "id2label|\"1\""},
@@ -86,7 +86,7 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"rope_theta\":0}", GD_BAD_MODEL, "rope_theta"},
         {"{\"rope_theta\":\"x\"}", GD_BAD_MODEL, "rope_theta"},
         {"{\"rope_scaling\":[]}", GD_BAD_MODEL, "rope_scaling"},
-        {"{\"rope_scaling\":{\"rope_type\":\"longrope\"}}", GD_UNSUPPORTED, "rope_scaling|longrope|yarn"},
+        {"{\"rope_scaling\":{\"rope_type\":\"longrope\"}}", GD_BAD_MODEL, "rope_scaling.short_factor"},
         {"{\"rope_scaling\":{\"rope_type\":\"linear\"}}", GD_BAD_MODEL, "rope_scaling.factor"},
         {"{\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":0}}", GD_BAD_MODEL, "rope_scaling.factor"},
         {"{\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}",
@@ -104,8 +104,8 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"model_type\":\"qwen2\",\"use_sliding_window\":true,\"sliding_window\":0}", GD_BAD_MODEL, "sliding_window"},
         {"{\"model_type\":\"phi3\",\"partial_rotary_factor\":0.1}", GD_BAD_MODEL, "partial_rotary_factor 0.1 rotates 1|16"},
         {"{\"model_type\":\"phi3\",\"partial_rotary_factor\":1.5}", GD_BAD_MODEL, "partial_rotary_factor"},
-        {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1]}}", GD_UNSUPPORTED, "rope_scaling|longrope|yarn"},
-        {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"su\"}}", GD_UNSUPPORTED, "rope_scaling|\"su\"|yarn"},
+        {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1]}}", GD_BAD_MODEL, "short_factor has 1 numbers; 8|wanted"},
+        {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"mrope\"}}", GD_UNSUPPORTED, "rope_scaling|\"mrope\"|yarn, longrope"},
         {"{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}}", GD_UNSUPPORTED, "partial_rotary_factor 0.5|llama"},
         {"{\"model_type\":\"qwen3\",\"attention_bias\":true}", GD_UNSUPPORTED, "config.json.attention_bias true|qwen3"},
         {"{\"model_type\":\"qwen3\",\"attention_bias\":3}", GD_BAD_MODEL, "config.json.attention_bias"},
@@ -163,7 +163,7 @@ static void absent_fields_mean_the_default_of_the_family(void **state)
     assert_int_equal(c.head_dim, 96);
     assert_int_equal(c.rotary_dim, 72);
     assert_int_equal(c.eos_ids[0], 32000);
-    assert_true(c.fused && c.norm_eps == 1e-5);
+    assert_true(c.fused_qkv && c.fused_mlp && c.norm_eps == 1e-5);
     assert_int_equal(c.sliding_window, 0);
     gd_model_config_release(&c);
 

@@ -76,7 +76,8 @@ static inline float *forward_with(const struct gd_model *model, const struct pro
     assert_true(gd_graph_create(&graph, act, &err));
     gd_model_inputs_create(&inputs, graph, model, tokens, prompt_count, false);
     struct gd_value *hidden = gd_model_hidden(graph, model, &inputs, sites);
-    struct gd_value *output = gd_cast(graph, gd_linear(graph, hidden, gd_model_head(graph, model, sites)), GD_F32);
+    struct gd_value *logits_value = gd_linear(graph, hidden, gd_model_head(graph, model, sites));
+    struct gd_value *output = gd_cast(graph, gd_model_cap(graph, model, logits_value), GD_F32);
     struct gd_value *values[] = {inputs.ids, inputs.positions, inputs.inv_freq, inputs.cu_seqlens};
     void *data[] = {ids, positions, model->config.inv_freq, cu_seqlens};
     run_graph(graph, output, logits, values, data, GD_COUNT(values));

@@ -118,7 +118,7 @@ static void other_architectures_are_refused_by_name(void **state)
 {
     struct scratch scratch = copy_llama();
     edit(&scratch, "config.json", "\"model_type\": \"llama\"", "\"model_type\": \"bloom\"");
-    refuse("bloom", &scratch, GD_UNSUPPORTED, "\"bloom\"|llama, mistral, phi3, qwen2, qwen3");
+    refuse("bloom", &scratch, GD_UNSUPPORTED, "\"bloom\"|gemma2, |llama, mistral, |qwen3");
 }
 
 /* The tensors of tiny-llama, with one more or one as another dtype. */

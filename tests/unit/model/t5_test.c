@@ -171,7 +171,7 @@ static struct gd_value *train_linear(void *context, struct gd_graph *g, const st
 static struct gd_value *train_norm(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
                                    struct gd_value *w, struct gd_value *bias, double eps)
 {
-    return gd_rms_norm(g, x, trained(context, g, site), eps);
+    return gd_rms_norm(g, x, trained(context, g, site), eps, 0);
 }
 
 static struct gd_value *train_table(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *w)
