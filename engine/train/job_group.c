@@ -37,6 +37,8 @@ static size_t held_bytes(const struct gd_job_group *group)
 
 bool gd_job_group_takes(const struct gd_job_group *group, const struct gd_trainer *trainer)
 {
+    if (group->count == 0)
+        return true;
     if (group->count == GD_SPLIT_MAX || !gd_trainer_shares(trainer))
         return false;
     size_t activations = trainer->activation_bytes;

@@ -40,8 +40,8 @@ struct gd_job_group {
 };
 
 void gd_job_group_init(struct gd_job_group *group, const struct gd_job_group_observer *observer);
-/* Whether a created trainer may train beside others at all; beside these: that, room for one more, the same base and dtype, and
- * memory for the parameters, moments and gradients of all. */
+/* Whether a created trainer may train beside others at all; beside these (any may where there are none): that, room for one more,
+ * the same base and dtype, and memory for the parameters, moments and gradients of all. */
 bool gd_trainer_shares(const struct gd_trainer *trainer);
 bool gd_job_group_takes(const struct gd_job_group *group, const struct gd_trainer *trainer);
 void gd_job_group_add(struct gd_job_group *group, struct gd_trainer *trainer);

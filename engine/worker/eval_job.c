@@ -14,7 +14,7 @@
 #define IDLE_MS 50
 
 struct eval_job {
-    struct gd_worker *worker;
+    struct gd_worker_job *own;
     struct gd_eval_spec spec;
     struct gd_eval_source *source;
     struct gd_evaluate_model models[GD_EVAL_MODELS_MAX];
@@ -79,20 +79,20 @@ static bool read_order(struct eval_job *job, const cJSON *message, struct gd_err
 
 static void send_started(const struct eval_job *job)
 {
-    cJSON *json = gd_worker_job_frame(job->worker, "job_started");
+    cJSON *json = gd_worker_job_frame(job->own, "job_started");
     cJSON_AddNumberToObject(json, "total_steps", (double)job->source->count);
     cJSON_AddNumberToObject(json, "resumed_from", (double)job->done_count);
-    gd_channel_send(&job->worker->channel, json);
+    gd_channel_send(&job->own->worker->channel, json);
 }
 
 static void flush(struct eval_job *job)
 {
     if (job->batch == NULL)
         return;
-    cJSON *json = gd_worker_job_frame(job->worker, "job_items");
+    cJSON *json = gd_worker_job_frame(job->own, "job_items");
     cJSON_AddNumberToObject(json, "sequence", (double)++job->sent);
     cJSON_AddItemToObject(json, "items", job->batch);
-    gd_channel_send(&job->worker->channel, json);
+    gd_channel_send(&job->own->worker->channel, json);
     job->batch = NULL;
     job->batch_bytes = 0;
 }
@@ -141,22 +141,22 @@ static void on_item(void *context, const struct gd_evaluated *item)
 static enum gd_evaluate_command poll(void *context, bool idle)
 {
     struct eval_job *job = context;
-    struct gd_worker *worker = job->worker;
+    struct gd_worker *worker = job->own->worker;
     if (job->batch != NULL && gd_time_monotonic() - job->batch_since >= BATCH_SECONDS)
         flush(job);
-    bool full = job->sent - (worker->stored_step > 0 ? worker->stored_step : 0) >= UNSTORED_BATCHES_MAX;
+    bool full = job->sent - (job->own->stored_step > 0 ? job->own->stored_step : 0) >= UNSTORED_BATCHES_MAX;
     int wait_ms = idle && full && !gd_residents_busy(&worker->residents) ? IDLE_MS : 0;
     gd_worker_answer(worker, wait_ms);
     gd_worker_publish_stats(worker);
-    return worker->stop != GD_STOP_NONE ? GD_EVALUATE_STOP : full ? GD_EVALUATE_WAIT : GD_EVALUATE_GO;
+    return job->own->stop != GD_STOP_NONE ? GD_EVALUATE_STOP : full ? GD_EVALUATE_WAIT : GD_EVALUATE_GO;
 }
 
-bool gd_worker_evaluate(struct gd_worker *worker, const cJSON *message, cJSON *done, struct gd_error *err)
+bool gd_worker_evaluate(struct gd_worker_job *own, const cJSON *message, struct gd_error *err)
 {
-    struct eval_job job = {.worker = worker};
+    struct eval_job job = {.own = own};
     bool ok = read_order(&job, message, err);
     if (ok) {
-        struct gd_evaluate_options options = {.residents = &worker->residents, .models = job.models,
+        struct gd_evaluate_options options = {.residents = &own->worker->residents, .models = job.models,
                                               .model_count = job.model_count, .done = job.done};
         struct gd_evaluate_observer observer = {.context = &job, .poll = poll, .item = on_item};
         send_started(&job);

@@ -90,20 +90,23 @@ static void job_stop(struct gd_worker *worker, const cJSON *message)
     enum gd_stop stop = strcmp(how->valuestring, "cancel") == 0   ? GD_STOP_CANCEL
                         : strcmp(how->valuestring, "pause") == 0 ? GD_STOP_PAUSE
                                                                  : GD_STOP_REQUEUE;
-    if (worker->job_id != NULL && strcmp(worker->job_id, job_id->valuestring) == 0) {
-        if (stop > worker->stop)
-            worker->stop = stop;
+    struct gd_worker_job *job = gd_worker_find_job(worker, job_id->valuestring);
+    if (job != NULL) {
+        if (stop > job->stop)
+            job->stop = stop;
         return;
     }
-    const cJSON *pending = worker->pending_job ? gd_json_find(worker->pending_job, "job_id") : NULL;
-    if (cJSON_IsString(pending) && strcmp(pending->valuestring, job_id->valuestring) == 0) {
-        cJSON_Delete(worker->pending_job);
-        worker->pending_job = NULL;
+    for (int i = 0; i < cJSON_GetArraySize(worker->pending_jobs); i++) {
+        const cJSON *pending = gd_json_find(cJSON_GetArrayItem(worker->pending_jobs, i), "job_id");
+        if (!cJSON_IsString(pending) || strcmp(pending->valuestring, job_id->valuestring) != 0)
+            continue;
         cJSON *json = cJSON_CreateObject();
         cJSON_AddStringToObject(json, "type", "job_stopped");
         cJSON_AddStringToObject(json, "job_id", job_id->valuestring);
         cJSON_AddStringToObject(json, "how", how->valuestring);
         gd_channel_send(&worker->channel, json);
+        cJSON_DeleteItemFromArray(worker->pending_jobs, i);
+        return;
     }
 }
 
@@ -113,24 +116,24 @@ void gd_worker_message(struct gd_worker *worker, const cJSON *message)
     if (!cJSON_IsString(type))
         return;
     if (strcmp(type->valuestring, "job_start") == 0) {
-        cJSON_Delete(worker->pending_job);
-        worker->pending_job = cJSON_Duplicate(message, true);
+        cJSON_AddItemToArray(worker->pending_jobs, cJSON_Duplicate(message, true));
     } else if (strcmp(type->valuestring, "job_stop") == 0) {
         job_stop(worker, message);
     } else if (strcmp(type->valuestring, "job_checkpoint_stored") == 0 || strcmp(type->valuestring, "job_items_stored") == 0) {
         bool items = strcmp(type->valuestring, "job_items_stored") == 0;
         const cJSON *job_id = gd_json_find(message, "job_id"), *step = gd_json_find(message, items ? "sequence" : "step");
-        if (worker->job_id != NULL && cJSON_IsString(job_id) && strcmp(job_id->valuestring, worker->job_id) == 0 &&
-            cJSON_IsNumber(step))
-            worker->stored_step = (int64_t)step->valuedouble;
+        struct gd_worker_job *job = cJSON_IsString(job_id) ? gd_worker_find_job(worker, job_id->valuestring) : NULL;
+        if (job != NULL && cJSON_IsNumber(step))
+            job->stored_step = (int64_t)step->valuedouble;
     } else if (strcmp(type->valuestring, "release_adapter") == 0) {
         const cJSON *path = gd_json_find(message, "adapter_path");
         if (cJSON_IsString(path))
             gd_residents_forget(&worker->residents, path->valuestring);
     } else if (strcmp(type->valuestring, "shutdown") == 0) {
         worker->shutting_down = true;
-        if (worker->stop < GD_STOP_REQUEUE)
-            worker->stop = GD_STOP_REQUEUE;
+        for (int i = 0; i < worker->job_count; i++)
+            if (worker->jobs[i]->stop < GD_STOP_REQUEUE)
+                worker->jobs[i]->stop = GD_STOP_REQUEUE;
     } else {
         gd_worker_request(worker, type->valuestring, message);
     }
@@ -154,7 +157,7 @@ static void announce(struct gd_worker *worker)
 static void loop(struct gd_worker *worker)
 {
     while (!worker->shutting_down || gd_residents_busy(&worker->residents)) {
-        bool busy = gd_residents_busy(&worker->residents) || worker->pending_job != NULL;
+        bool pending = cJSON_GetArraySize(worker->pending_jobs) > 0, busy = gd_residents_busy(&worker->residents) || pending;
         cJSON *message = gd_channel_receive(&worker->channel, busy ? 0 : -1);
         atomic_fetch_add(&worker->watermark, 1);
         if (message != NULL) {
@@ -162,11 +165,8 @@ static void loop(struct gd_worker *worker)
             cJSON_Delete(message);
             continue;
         }
-        if (worker->pending_job != NULL && !worker->shutting_down) {
-            cJSON *job = worker->pending_job;
-            worker->pending_job = NULL;
-            gd_worker_run_job(worker, job);
-            cJSON_Delete(job);
+        if (pending && !worker->shutting_down) {
+            gd_worker_run_job(worker);
             continue;
         }
         gd_residents_turn(&worker->residents);
@@ -244,6 +244,8 @@ int gd_command_worker(int argc, char **argv)
     gd_channel_init(&worker.channel, options.fd);
     gd_residents_init(&worker.residents, options.cache_bytes);
     pthread_mutex_init(&worker.status_mutex, NULL);
+    worker.pending_jobs = cJSON_CreateArray();
+    worker.status_busy = "idle";
     announce(&worker);
     if (pthread_create(&worker.heartbeat, NULL, heartbeat, &worker) != 0) {
         gd_log_error("worker", "error=cannot start the heartbeat thread");
@@ -253,7 +255,7 @@ int gd_command_worker(int argc, char **argv)
     atomic_store(&worker.ended, true);
     pthread_join(worker.heartbeat, NULL);
     gd_residents_release(&worker.residents);
-    cJSON_Delete(worker.pending_job);
+    cJSON_Delete(worker.pending_jobs);
     pthread_mutex_destroy(&worker.status_mutex);
     gd_channel_release(&worker.channel);
     return 0;

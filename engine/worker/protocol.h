@@ -16,6 +16,7 @@
  *               an eval's run: {job_id, kind: "eval", data_source_config, testing_criteria, data_source, file_path|null,
  *               models[{id, base_id, base_path, adapter_path|null}], done[[first, last]..]}  (items that are stored)
  *   job_items_stored {job_id, sequence}                       (the batch is durable)
+ *               Fine-tuning jobs that can share a pass with those that run (train/job_group.h) may follow while they do.
  *   job_stop    {job_id, how: "pause"|"cancel"|"requeue"}     (pause, requeue: checkpoint first)
  *   job_checkpoint_stored {job_id, step}                      (all steps so far and this checkpoint are durable)
  *   generate    {id, model_id, model_path, adapter_path|null, task|null, kind: "chat"|"text",
@@ -46,7 +47,8 @@
  *   job_checkpoint {job_id, step, folder, metrics{}}          (folder is durable; the worker
  *                waits for job_checkpoint_stored before it completes the checkpoint)
  *   job_done    {job_id, adapter_folder, trained_tokens}
- *   job_stopped {job_id, how}                                 (after job_stop or shutdown; pause/requeue: checkpoint is there)
+ *   job_stopped {job_id, how}                                 (after job_stop or shutdown; pause/requeue: checkpoint is there;
+ *                how "no_room": it does not fit beside the jobs that run, and did nothing)
  *   job_failed  {job_id, error{code, message, param}}
  *   token       {id, token, text, piece (bytes as [ints] only when not valid UTF-8, else string), logprob|null, top[[id, piece, logprob]..], prompt: bool}
  *   generated   {id, finish: "stop"|"length"|"cancelled", tail, usage{prompt_tokens, cached_tokens, completion_tokens}}
