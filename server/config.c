@@ -7,6 +7,7 @@
 #include "engine/base/fsio.h"
 #include "engine/base/json.h"
 #include "engine/eval/sandbox.h"
+#include "engine/worker/protocol.h"
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -35,6 +36,7 @@ static const struct setting settings[] = {
     {"graders.python", TEXT, AT(python), 0, 0},
     {"graders.python_memory_bytes", BYTES, AT(python_memory_bytes), INT64_C(64) << 20, INT64_C(1) << 46},
     {"graders.python_seconds", INT, AT(python_seconds), 1, 60}, /* a worker that grades answers nobody meanwhile */
+    {"jobs.jobs_per_pass", INT, AT(jobs_per_pass), 1, GD_WORKER_JOBS_MAX},
     {"jobs.keep_checkpoints", INT, AT(keep_checkpoints), 1, 10000},
     {"server.allowed_hosts", TEXT, AT(allowed_hosts), 0, 0},
     {"server.api_key_file", TEXT, AT(api_key_file), 0, 0},
@@ -69,6 +71,7 @@ void gd_config_init(struct gd_config *config)
         .request_timeout_seconds = 30,
         .cache_bytes = default_cache_bytes(),
         .keep_checkpoints = 3,
+        .jobs_per_pass = 4,
         .python = gd_strdup(GD_SANDBOX_INTERPRETER),
         .python_seconds = GD_SANDBOX_SECONDS,
         .python_memory_bytes = GD_SANDBOX_MEMORY_BYTES,

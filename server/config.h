@@ -10,7 +10,7 @@
  *
  * File (inih): [server] data_dir, models, listen, api_key_file, cors_origins, upload_max_bytes, connection_limit,
  * request_timeout_seconds, allowed_hosts, insecure_http; [engine] device, threads, cache_bytes; [graders] python,
- * python_seconds, python_memory_bytes; [jobs] keep_checkpoints.
+ * python_seconds, python_memory_bytes; [jobs] keep_checkpoints, jobs_per_pass.
  */
 #ifndef GD_SERVER_CONFIG_H
 #define GD_SERVER_CONFIG_H
@@ -33,6 +33,7 @@ struct gd_config {
     int request_timeout_seconds;     /* 30: idle or half-open clients */
     uint64_t cache_bytes;            /* KV cache bound of a worker: an eighth of the memory */
     int keep_checkpoints;            /* 3 */
+    int jobs_per_pass;               /* 4: jobs of one base that train side by side; 1: one after the other */
     char *python;                    /* interpreter of python graders, or "off" */
     int python_seconds;              /* a grade may take */
     uint64_t python_memory_bytes;    /* of address space, a grade may take */

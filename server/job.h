@@ -19,7 +19,7 @@
 #define GD_STEPS_WAITING_MAX 100000
 #define GD_RATE_WINDOW 20            /* steps that the speed is taken over */
 #define GD_CRASH_POINTS_ALONE 3      /* a worker's end with this job alone on it */
-#define GD_CRASH_POINTS_SHARED 1     /* ... with requests in flight, too */
+#define GD_CRASH_POINTS_SHARED 1     /* ... with requests in flight or other jobs, too */
 #define GD_CRASH_POINTS_MAX 9
 
 struct gd_job;
@@ -72,6 +72,9 @@ struct gd_job {
     char missing[256];               /* the model that is */
     int64_t step_high;               /* furthest step ever reported */
     int crash_points;
+    char *pass_key;                  /* once known; NULL: it runs alone */
+    bool pass_key_known;
+    bool no_room;                    /* there was no memory for it beside others: it starts on a worker of its own */
     struct gd_step_metrics *steps;   /* reported and not yet stored */
     int step_count, step_capacity;
     bool steps_held;                 /* job_started came and is not stored yet: its cut would take the new steps along */
@@ -95,6 +98,8 @@ struct gd_job_kind_facts {
     const struct gd_turn_kind *const *turns; /* of frames that only this kind sends; NULL-terminated */
     void (*submitted)(struct gd_job_change *change);     /* adds the messages of its first turn */
     const char *(*missing_model)(struct gd_job *job);    /* a base that it needs and that is not there now, or NULL */
+    /* Jobs with the same key may run on a worker at the same time; NULL, as a hook or a result: alone. */
+    char *(*pass_key)(const struct gd_job *job);
     /* The job_start frame, after the start is stored. NULL: not now, err says why. */
     cJSON *(*start_frame)(struct gd_job *job, const struct gd_job_change *stored, struct gd_error *err);
 };
@@ -132,6 +137,7 @@ bool gd_job_reports_step(int64_t step, int64_t total_steps, bool validated);
 /* At the end of the job's turns; the caller fills it and sees to it that turns are run (inside a turn they are). */
 struct gd_turn *gd_job_push_turn(struct gd_job *job, const struct gd_turn_kind *kind, cJSON *frame_taken);
 void gd_job_leave_worker(struct gd_job *job);
+bool gd_job_may_start(const struct gd_job *job); /* its worker is there and has room */
 void gd_job_send(struct gd_job *job, cJSON *message_taken);
 bool gd_scheduler_draining(const struct gd_scheduler *scheduler);
 

@@ -1,6 +1,7 @@
 /* Fine-tuning jobs: what a worker is told, and what becomes of what it tells. */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
+#include "engine/train/spec.h"
 #include "server/files.h"
 #include "server/job.h"
 #include "server/job_attached.h"
@@ -23,6 +24,18 @@ static void submitted(struct gd_job_change *change)
 static const char *missing_model(struct gd_job *job)
 {
     return gd_models_find(job->app->models, job->record.model) == NULL ? job->record.model : NULL;
+}
+
+static char *pass_key(const struct gd_job *job)
+{
+    const char *body = job->record.body != NULL ? job->record.body : "{}";
+    struct gd_error ignored = {0};
+    struct gd_job_spec spec = {0};
+    cJSON *json = gd_json_parse(body, strlen(body), SIZE_MAX, &ignored);
+    char *key = json != NULL && gd_job_spec_parse(&spec, json, &ignored) ? gd_job_spec_pass_key(&spec) : NULL;
+    gd_job_spec_release(&spec);
+    cJSON_Delete(json);
+    return key;
 }
 
 static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored, struct gd_error *err)
@@ -184,5 +197,6 @@ const struct gd_job_kind_facts gd_job_kind_tuning = {
     .turns = turns,
     .submitted = submitted,
     .missing_model = missing_model,
+    .pass_key = pass_key,
     .start_frame = start_frame,
 };

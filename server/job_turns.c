@@ -288,8 +288,7 @@ static enum gd_turn_result prepare_resume(struct gd_job *job, struct gd_turn *tu
 static enum gd_turn_result prepare_start(struct gd_job *job, struct gd_turn *turn, struct gd_error *err)
 {
     struct gd_job_change *change = &turn->change;
-    if (job->worker < 0 || job->record.status != GD_JOB_QUEUED || gd_scheduler_draining(job->scheduler) ||
-        !gd_supervisor_worker_free(job->app->supervisor, job->worker))
+    if (job->record.status != GD_JOB_QUEUED || gd_scheduler_draining(job->scheduler) || !gd_job_may_start(job))
         return GD_TURN_NOTHING;
     change->update = true;
     gd_job_move_to(change, GD_JOB_RUNNING);
@@ -311,13 +310,14 @@ static void after_start(struct gd_job *job, struct gd_turn *turn)
         gd_job_leave_worker(job);
         return;
     }
+    job->no_room = false;
     job->rate_count = 0;
     job->live_step = job->record.step;
     job->live_total_steps = job->record.total_steps;
     job->live_trained_tokens = job->record.trained_tokens;
     struct gd_error err = {0};
     cJSON *message = gd_job_kinds[job->record.kind]->start_frame(job, &turn->change, &err);
-    if (message != NULL && job->worker >= 0 && gd_supervisor_worker_free(job->app->supervisor, job->worker)) {
+    if (message != NULL && gd_job_may_start(job)) {
         gd_job_send(job, message);
         return;
     }
@@ -384,9 +384,14 @@ static enum gd_turn_result prepare_stopped(struct gd_job *job, struct gd_turn *t
     if (!gd_job_on_worker(&job->record))
         return GD_TURN_NOTHING; /* cancelled: stored before the worker was told */
     gd_job_take_steps(job, change);
+    bool no_room = strcmp(gd_frame_text(turn->frame, "how", ""), "no_room") == 0;
     if (job->record.status == GD_JOB_PAUSING) {
         gd_job_move_to(change, GD_JOB_PAUSED);
         gd_job_change_message(change, "info", "The job is paused at step %" PRId64, change->record.step);
+    } else if (no_room) {
+        job->no_room = true;
+        gd_job_move_to(change, GD_JOB_QUEUED);
+        gd_job_change_message(change, "info", "There is no memory for the job beside those that run: it waits until they are done");
     } else {
         gd_job_move_to(change, GD_JOB_QUEUED);
         gd_job_change_message(change, "info", "The server is stopping: the job goes back to the queue at step %" PRId64,

@@ -32,7 +32,10 @@ struct gd_scheduler {
     struct gd_app *app;
     struct gd_job *buckets[BUCKETS];
     struct gd_job *first, *last;             /* oldest first */
-    struct gd_job *on_worker[WORKERS_MAX];   /* that a worker is being given or runs */
+    struct company {                         /* jobs that a worker is being given or runs */
+        struct gd_job *jobs[GD_WORKER_JOBS_MAX];
+        int count;
+    } on_worker[WORKERS_MAX];
     int64_t ended[GD_JOB_STATUS_COUNT];
     struct watch *watches;
     int telling;                             /* watches are being called: the dead stay in the list */
@@ -106,14 +109,29 @@ static void free_job(struct gd_job *job)
         gd_step_metrics_release(&job->steps[i]);
     gd_free(job->steps);
     gd_job_record_release(&job->record);
+    gd_free(job->pass_key);
     gd_free(job);
 }
 
 void gd_job_leave_worker(struct gd_job *job)
 {
-    if (job->worker >= 0 && job->scheduler->on_worker[job->worker] == job)
-        job->scheduler->on_worker[job->worker] = NULL;
+    if (job->worker < 0)
+        return;
+    struct company *company = &job->scheduler->on_worker[job->worker];
+    int kept = 0;
+    for (int i = 0; i < company->count; i++)
+        if (company->jobs[i] != job)
+            company->jobs[kept++] = company->jobs[i];
+    company->count = kept;
     job->worker = -1;
+}
+
+bool gd_job_may_start(const struct gd_job *job)
+{
+    const struct gd_supervisor *supervisor = job->app->supervisor;
+    return job->worker >= 0 && (job->scheduler->on_worker[job->worker].count > 1
+                                    ? gd_supervisor_worker_takes(supervisor, job->worker)
+                                    : gd_supervisor_worker_free(supervisor, job->worker));
 }
 
 void gd_job_send(struct gd_job *job, cJSON *message_taken)
@@ -169,6 +187,39 @@ static struct gd_job *next_job(struct gd_scheduler *scheduler)
     return best;
 }
 
+static const char *pass_key(struct gd_job *job)
+{
+    const struct gd_job_kind_facts *kind = gd_job_kinds[job->record.kind];
+    if (!job->pass_key_known && kind->pass_key != NULL)
+        job->pass_key = kind->pass_key(job);
+    job->pass_key_known = true;
+    return job->pass_key;
+}
+
+/* One that was with two workers that ended, without a step in between, goes alone: then it is known whose fault the next end is. */
+static bool may_have_company(struct gd_job *job)
+{
+    return pass_key(job) != NULL && job->crash_points <= GD_CRASH_POINTS_SHARED && !job->no_room;
+}
+
+/* Only the next one in the queue may join: nobody is passed by for ever by jobs that come later. */
+static bool may_join(const struct gd_scheduler *scheduler, const struct company *company, struct gd_job *job)
+{
+    bool may = company->count < scheduler->app->config.jobs_per_pass && may_have_company(job);
+    for (int i = 0; may && i < company->count; i++)
+        may = may_have_company(company->jobs[i]) && strcmp(pass_key(company->jobs[i]), pass_key(job)) == 0;
+    return may;
+}
+
+static void give(struct gd_scheduler *scheduler, struct gd_job *job, int worker)
+{
+    struct company *company = &scheduler->on_worker[worker];
+    job->worker = worker;
+    company->jobs[company->count++] = job;
+    gd_job_push_turn(job, &gd_turn_start, NULL);
+    run_turns(job);
+}
+
 static void dispatch(struct gd_scheduler *scheduler)
 {
     const struct gd_supervisor *supervisor = scheduler->app->supervisor;
@@ -176,15 +227,17 @@ static void dispatch(struct gd_scheduler *scheduler)
         return;
     int count = gd_supervisor_worker_count(supervisor);
     for (int i = 0; i < count && i < WORKERS_MAX; i++) {
-        if (scheduler->on_worker[i] != NULL || !gd_supervisor_worker_free(supervisor, i))
-            continue;
-        struct gd_job *job = next_job(scheduler);
-        if (job == NULL)
-            return;
-        job->worker = i;
-        scheduler->on_worker[i] = job;
-        gd_job_push_turn(job, &gd_turn_start, NULL);
-        run_turns(job);
+        struct company *company = &scheduler->on_worker[i];
+        for (;;) {
+            if (company->count == 0 ? !gd_supervisor_worker_free(supervisor, i) : !gd_supervisor_worker_takes(supervisor, i))
+                break;
+            struct gd_job *job = next_job(scheduler);
+            if (job == NULL)
+                return;
+            if (company->count > 0 && !may_join(scheduler, company, job))
+                break;
+            give(scheduler, job, i);
+        }
     }
 }
 
@@ -259,7 +312,7 @@ static void tell_when_drained(struct gd_scheduler *scheduler)
     if (!scheduler->draining || scheduler->drained == NULL || scheduler->turn_count > 0)
         return;
     for (int i = 0; i < WORKERS_MAX; i++)
-        if (scheduler->on_worker[i] != NULL)
+        if (scheduler->on_worker[i].count > 0)
             return;
     void (*drained)(void *context) = scheduler->drained;
     scheduler->drained = NULL;
@@ -563,21 +616,29 @@ void gd_scheduler_resume(struct gd_scheduler *scheduler, const char *project, co
 
 /* ---- from the supervisor ---- */
 
-static void on_flush_time(uv_timer_t *timer)
+static void flush_company(const struct company *company)
 {
-    struct gd_scheduler *scheduler = timer->data;
-    for (int i = 0; i < WORKERS_MAX; i++) {
-        struct gd_job *job = scheduler->on_worker[i];
-        if (job == NULL || !job->flush_waits || job->first != NULL)
+    struct company now = *company; /* a turn may end a job */
+    for (int i = 0; i < now.count; i++) {
+        struct gd_job *job = now.jobs[i];
+        if (!job->flush_waits || job->first != NULL)
             continue; /* with turns under way, the next one takes the steps along, or the next tick does */
         gd_job_push_turn(job, &gd_turn_flush, NULL);
         run_turns(job);
     }
+}
+
+static void on_flush_time(uv_timer_t *timer)
+{
+    struct gd_scheduler *scheduler = timer->data;
     for (int i = 0; i < WORKERS_MAX; i++)
-        if (scheduler->on_worker[i] != NULL && scheduler->on_worker[i]->flush_waits) {
-            uv_timer_start(timer, on_flush_time, GD_METRICS_FLUSH_MS, 0);
-            return;
-        }
+        flush_company(&scheduler->on_worker[i]);
+    for (int i = 0; i < WORKERS_MAX; i++)
+        for (int k = 0; k < scheduler->on_worker[i].count; k++)
+            if (scheduler->on_worker[i].jobs[k]->flush_waits) {
+                uv_timer_start(timer, on_flush_time, GD_METRICS_FLUSH_MS, 0);
+                return;
+            }
 }
 
 static void take_step(struct gd_job *job, const cJSON *frame)
@@ -616,14 +677,15 @@ void gd_scheduler_worker_ready(struct gd_scheduler *scheduler, int worker)
 
 void gd_scheduler_worker_lost(struct gd_scheduler *scheduler, int worker, const char *why)
 {
-    struct gd_job *job = worker < WORKERS_MAX ? scheduler->on_worker[worker] : NULL;
-    if (job == NULL)
-        return;
-    struct gd_turn *turn = gd_job_push_turn(job, &gd_turn_lost, NULL);
-    snprintf(turn->why, sizeof turn->why, "%s", why);
-    turn->shared_blame = gd_supervisor_in_flight(scheduler->app->supervisor, worker) > 0 ||
-                         job->record.status == GD_JOB_QUEUED; /* it had not been given the job yet */
-    run_turns(job);
+    struct company lost = worker < WORKERS_MAX ? scheduler->on_worker[worker] : (struct company){.count = 0};
+    bool shared = gd_supervisor_in_flight(scheduler->app->supervisor, worker) > 0 || lost.count > 1;
+    for (int i = 0; i < lost.count; i++) {
+        struct gd_turn *turn = gd_job_push_turn(lost.jobs[i], &gd_turn_lost, NULL);
+        snprintf(turn->why, sizeof turn->why, "%s", why);
+        turn->shared_blame = shared || lost.jobs[i]->record.status == GD_JOB_QUEUED; /* it had not been given the job yet */
+    }
+    for (int i = 0; i < lost.count; i++)
+        run_turns(lost.jobs[i]);
 }
 
 /* ---- what is shown ---- */

@@ -8,12 +8,14 @@
  * Limits   none
  * Life     gd_scheduler_start (reads active jobs; running ones go back to queued) -> calls -> destroy.
  *
- * Order: priority (higher first), then age.
+ * Order: priority (higher first), then age. Jobs that can share their passes (gd_job_spec_pass_key) run side by side, as many
+ * as jobs.jobs_per_pass says: the first of the queue joins those that run if it can. Where it cannot, nobody does, so that it
+ * is next; and it goes alone after two of its workers have ended without a step of its own in between.
  *
  * Recovery: a job that was running goes back to the queue and continues from its last checkpoint; one that was pausing is
  * paused (its last checkpoint stands, which is what was asked for). A job during which its worker ended three times without
- * a new step in between fails with code worker_crashed; an end with requests in flight counts a third, because the blame
- * may be theirs.
+ * a new step in between fails with code worker_crashed; an end with requests in flight or other jobs beside it counts a third,
+ * because the blame may be theirs.
  *
  * Metrics are stored every GD_METRICS_FLUSH_MS, and before each checkpoint and end. Each step has its point in the metrics
  * store; the event log is thinned: every step up to 100, every 10th up to 1,000, every 100th up to 10,000, and so on, and

@@ -45,7 +45,8 @@ struct worker {
     bool ending;                         /* told to go */
     uint64_t started_ms, ready_ms, heard_ms;
     cJSON *ready, *heartbeat;            /* last frames, or NULL */
-    char *job_id;                        /* given to it and not ended, or NULL */
+    char *job_ids[GD_WORKER_JOBS_MAX];   /* given to it and not ended, oldest first */
+    int job_count;
     bool trains;
     double watermark;
     uint64_t watermark_ms;               /* when it last moved */
@@ -240,16 +241,25 @@ static void on_answer(struct worker *worker, const cJSON *frame, bool last)
     on_frame(context, frame, last);
 }
 
+static void remove_job(struct worker *worker, const char *id)
+{
+    int kept = 0;
+    for (int i = 0; i < worker->job_count; i++)
+        if (strcmp(worker->job_ids[i], id) == 0)
+            gd_free(worker->job_ids[i]);
+        else
+            worker->job_ids[kept++] = worker->job_ids[i];
+    worker->job_count = kept;
+}
+
 static void on_job_frame(struct worker *worker, const char *type, const cJSON *frame)
 {
     const cJSON *job_id = gd_json_find(frame, "job_id");
     if (!cJSON_IsString(job_id))
         return;
     bool ended = strcmp(type, "job_done") == 0 || strcmp(type, "job_stopped") == 0 || strcmp(type, "job_failed") == 0;
-    if (ended && worker->job_id != NULL && strcmp(worker->job_id, job_id->valuestring) == 0) {
-        gd_free(worker->job_id);
-        worker->job_id = NULL;
-    }
+    if (ended)
+        remove_job(worker, job_id->valuestring);
     if (worker->supervisor->app->scheduler != NULL)
         gd_scheduler_worker_frame(worker->supervisor->app->scheduler, worker->index, frame);
 }
@@ -287,8 +297,8 @@ static void forget_incarnation(struct worker *worker)
     cJSON_Delete(worker->ready);
     cJSON_Delete(worker->heartbeat);
     worker->ready = worker->heartbeat = NULL;
-    gd_free(worker->job_id);
-    worker->job_id = NULL;
+    while (worker->job_count > 0)
+        gd_free(worker->job_ids[--worker->job_count]);
     worker->process = NULL;
     worker->watermark = 0;
     worker->watermark_ms = 0;
@@ -325,8 +335,8 @@ static void on_gone(void *context, const char *why)
     if (was_ready && now_ms(supervisor) - worker->ready_ms >= STOOD_MS)
         worker->failures = 0;
     if (!supervisor->stopping)
-        gd_log_error("worker", "worker=%d pid=%d gone: %s in_flight=%d job_id=%s", worker->index, pid, why,
-                     worker->in_flight, worker->job_id != NULL ? worker->job_id : "-");
+        gd_log_error("worker", "worker=%d pid=%d gone: %s in_flight=%d jobs=%d job_id=%s", worker->index, pid, why,
+                     worker->in_flight, worker->job_count, worker->job_count > 0 ? worker->job_ids[0] : "-");
     uv_timer_stop(&worker->timer);
     worker->state = WORKER_STOPPED;
     if (supervisor->app->scheduler != NULL)
@@ -635,7 +645,13 @@ int gd_supervisor_worker_count(const struct gd_supervisor *supervisor)
 bool gd_supervisor_worker_free(const struct gd_supervisor *supervisor, int index)
 {
     const struct worker *worker = &supervisor->workers[index];
-    return worker->state == WORKER_READY && !worker->ending && !supervisor->stopping && worker->job_id == NULL;
+    return gd_supervisor_worker_takes(supervisor, index) && worker->job_count == 0;
+}
+
+bool gd_supervisor_worker_takes(const struct gd_supervisor *supervisor, int index)
+{
+    const struct worker *worker = &supervisor->workers[index];
+    return worker->state == WORKER_READY && !worker->ending && !supervisor->stopping && worker->job_count < GD_WORKER_JOBS_MAX;
 }
 
 int gd_supervisor_in_flight(const struct gd_supervisor *supervisor, int index)
@@ -649,8 +665,8 @@ void gd_supervisor_send(struct gd_supervisor *supervisor, int index, cJSON *mess
     const cJSON *type = gd_json_find(message_taken, "type"), *job_id = gd_json_find(message_taken, "job_id");
     if (worker->state == WORKER_READY) {
         if (strcmp(type->valuestring, "job_start") == 0) {
-            gd_free(worker->job_id);
-            worker->job_id = gd_strdup(job_id->valuestring);
+            assert(worker->job_count < GD_WORKER_JOBS_MAX);
+            worker->job_ids[worker->job_count++] = gd_strdup(job_id->valuestring);
         }
         struct gd_buf bytes;
         gd_buf_init(&bytes, GD_FRAME_BYTES_MAX + 4u);
@@ -685,8 +701,8 @@ static cJSON *describe_worker(const struct worker *worker)
     const char *const of_heartbeat[] = {"busy", "rss_bytes", "step_watermark", "infer"};
     for (size_t i = 0; i < GD_COUNT(of_heartbeat); i++)
         copy_member(out, worker->heartbeat, of_heartbeat[i]);
-    cJSON_AddItemToObject(out, "job_id",
-                          worker->job_id != NULL ? cJSON_CreateString(worker->job_id) : cJSON_CreateNull());
+    cJSON_AddItemToObject(out, "job_id", worker->job_count > 0 ? cJSON_CreateString(worker->job_ids[0]) : cJSON_CreateNull());
+    cJSON_AddItemToObject(out, "job_ids", cJSON_CreateStringArray((const char *const *)worker->job_ids, worker->job_count));
     cJSON_AddNumberToObject(out, "restarts", worker->restarts);
     cJSON_AddNumberToObject(out, "requests", worker->in_flight);
     cJSON_AddNumberToObject(out, "heartbeat_age_ms", (double)(now_ms(worker->supervisor) - worker->heard_ms));

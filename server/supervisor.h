@@ -40,13 +40,14 @@ void gd_supervisor_cancel(struct gd_supervisor *supervisor, uint64_t id);
 /* ---- jobs ---- */
 int gd_supervisor_worker_count(const struct gd_supervisor *supervisor);
 bool gd_supervisor_worker_free(const struct gd_supervisor *supervisor, int worker);  /* ready and without a job */
+bool gd_supervisor_worker_takes(const struct gd_supervisor *supervisor, int worker); /* ready, and there is room beside its jobs */
 void gd_supervisor_send(struct gd_supervisor *supervisor, int worker, cJSON *message_taken);
 /* Requests that the worker has been given and has not answered. */
 int gd_supervisor_in_flight(const struct gd_supervisor *supervisor, int worker);
 /* Shorter silences, for tests. */
 void gd_supervisor_set_patience(struct gd_supervisor *supervisor, uint64_t heartbeat_ms, uint64_t watermark_ms);
 
-/* {"workers":[{index,pid,state,device,isa,compute,threads,job_id,rss_bytes,restarts,infer{..},heartbeat_age_ms}]} */
+/* {"workers":[{index,pid,state,device,isa,compute,threads,job_id,job_ids[],rss_bytes,restarts,infer{..},heartbeat_age_ms}]} */
 cJSON *gd_supervisor_describe(const struct gd_supervisor *supervisor);
 
 #endif

@@ -364,6 +364,12 @@ bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, int64_t tokens,
     return true;
 }
 
+char *gd_job_spec_pass_key(const struct gd_job_spec *spec)
+{
+    bool shares = strcmp(spec->method, "supervised") == 0 && spec->adapter.method->shares_pass && !spec->adapter.score;
+    return shares ? gd_format("%s %s %s", gd_quantization_names[spec->quantization], spec->precision, spec->model) : NULL;
+}
+
 cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec)
 {
     cJSON *json = cJSON_CreateObject();

@@ -71,6 +71,8 @@ GD_MUST_CHECK bool gd_job_spec_resolve(struct gd_job_spec *spec, int64_t rows, i
 /* {"n_epochs":..,"batch_size":..,"learning_rate_multiplier":..} for the job's hyperparameters (with dpo also "beta"): "auto"
  * where unresolved, and with every extension once resolved. */
 cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec);
+/* Jobs with the same key may train side by side (job_group.h); NULL: the job trains alone. Yours to free. */
+char *gd_job_spec_pass_key(const struct gd_job_spec *spec);
 /* A body that parses to the same spec (checkpoints keep it; resumed jobs read it). */
 cJSON *gd_job_spec_json(const struct gd_job_spec *spec);
 

@@ -63,6 +63,7 @@
 #include "engine/base/json.h"
 
 #define GD_PROTOCOL_VERSION 1
+#define GD_WORKER_JOBS_MAX 8 /* that a worker is given at a time */
 #define GD_FRAME_BYTES_MAX (64u << 20)
 
 struct gd_frame_reader {

@@ -14,10 +14,11 @@
 #include "engine/tensor/graph.h"
 #include "engine/train/trainer.h"
 #include "engine/worker/channel.h"
+#include "engine/worker/protocol.h"
 #include "engine/worker/resident.h"
 #include <stdatomic.h>
 
-#define GD_WORKER_JOBS_MAX GD_SPLIT_MAX
+_Static_assert(GD_WORKER_JOBS_MAX == GD_SPLIT_MAX, "a worker runs as many jobs as a pass has room for");
 
 /* Rising: a stronger one replaces a weaker one. */
 enum gd_stop { GD_STOP_NONE, GD_STOP_PAUSE, GD_STOP_REQUEUE, GD_STOP_NO_ROOM, GD_STOP_CANCEL };

@@ -51,6 +51,7 @@ void fixture_start(struct fixture *fixture)
     *app = (struct gd_app){.loop = &fixture->loop, .organization_id = "org-test"};
     signal(SIGPIPE, SIG_IGN);
     gd_config_init(&app->config);
+    app->config.jobs_per_pass = 1; /* the fake worker has one job */
     gd_free(app->config.data_dir);
     gd_free(app->config.models_dir);
     app->config.data_dir = gd_format("%s/data", fixture->folder);
