@@ -48,6 +48,9 @@ GD_MUST_CHECK bool gd_gguf_get_strings(struct gd_gguf *file, const char *key, bo
                                        const char *const **out, int *count, struct gd_error *err);
 GD_MUST_CHECK bool gd_gguf_get_i32s(struct gd_gguf *file, const char *key, bool required, int64_t count_max,
                                     const int32_t **out, int *count, struct gd_error *err);
+/* An array of int8 or uint8, borrowed. */
+GD_MUST_CHECK bool gd_gguf_get_bytes(const struct gd_gguf *file, const char *key, bool required, int64_t count_max,
+                                     const void **out, int *count, struct gd_error *err);
 GD_MUST_CHECK bool gd_gguf_get_f32s(struct gd_gguf *file, const char *key, bool required, int64_t count_max,
                                     const float **out, int *count, struct gd_error *err);
 

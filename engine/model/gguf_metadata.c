@@ -266,3 +266,16 @@ bool gd_gguf_get_f32s(struct gd_gguf *file, const char *key, bool required, int6
     *out = words;
     return ok;
 }
+
+bool gd_gguf_get_bytes(const struct gd_gguf *file, const char *key, bool required, int64_t count_max, const void **out,
+                       int *count, struct gd_error *err)
+{
+    const struct gd_gguf_value *value = gd_gguf_value(file, key);
+    bool ok, narrow = value != NULL && value->kind == GD_GGUF_ARRAY && value->item_kind == GD_GGUF_I8;
+    value = find_array(file, key, required, narrow ? GD_GGUF_I8 : GD_GGUF_U8, "an array of bytes", count_max, &ok, err);
+    if (value == NULL)
+        return ok;
+    *out = value->bytes;
+    *count = (int)value->count;
+    return true;
+}

@@ -4,6 +4,8 @@
 #include "engine/base/alloc.h"
 #include "engine/model/text.h"
 
+#define CHARSMAP_BYTES_MAX (16 << 20)
+
 static bool get_id(const struct gd_gguf *file, const char *key, int32_t *out, struct gd_error *err)
 {
     int64_t id = -1;
@@ -44,6 +46,12 @@ static bool read_arrays(struct gd_tokenizer_gguf *meta, struct gd_gguf *file, st
         !gd_gguf_get_strings(file, "tokenizer.ggml.merges", false, GD_TOKENIZER_VOCAB_MAX, &meta->merges,
                              &meta->merge_count, err))
         return false;
+    const void *charsmap = NULL;
+    int charsmap_length = 0;
+    if (!gd_gguf_get_bytes(file, "tokenizer.ggml.precompiled_charsmap", false, CHARSMAP_BYTES_MAX, &charsmap, &charsmap_length, err))
+        return false;
+    meta->charsmap = charsmap;
+    meta->charsmap_length = (size_t)charsmap_length;
     return (meta->token_types == NULL || check_length("tokenizer.ggml.token_type", types, meta->vocab_count, err)) &&
            (meta->scores == NULL || check_length("tokenizer.ggml.scores", scores, meta->vocab_count, err));
 }
@@ -57,6 +65,9 @@ static bool load_tokenizer(struct gd_model *model, struct gd_gguf *file, struct 
         !get_id(file, "tokenizer.ggml.eos_token_id", &meta.eos_id, err) ||
         !get_id(file, "tokenizer.ggml.unknown_token_id", &meta.unknown_id, err) ||
         !get_id(file, "tokenizer.ggml.padding_token_id", &meta.padding_id, err) ||
+        !get_id(file, "tokenizer.ggml.cls_token_id", &meta.cls_id, err) ||
+        !get_id(file, "tokenizer.ggml.seperator_token_id", &meta.separator_id, err) || /* the key is spelled so */
+        !get_flag(file, "tokenizer.ggml.remove_extra_whitespaces", &meta.remove_extra_whitespaces, err) ||
         !get_flag(file, "tokenizer.ggml.add_bos_token", &meta.add_bos, err) ||
         !get_flag(file, "tokenizer.ggml.add_eos_token", &meta.add_eos, err) ||
         !get_flag(file, "tokenizer.ggml.add_space_prefix", &meta.add_space_prefix, err))

@@ -6,7 +6,6 @@
 #include "engine/model/text.h"
 #include <unistd.h>
 
-#define TOKENIZER_BYTES_MAX (256u << 20)
 #define TOKENIZER_CONFIG_BYTES_MAX (64u << 20)
 #define TEMPLATE_BYTES_MAX (1u << 20) /* the interpreter has a lower limit of its own */
 
@@ -107,26 +106,19 @@ static bool load_chat(struct gd_model *model, const cJSON *config, struct gd_err
 
 static bool load_text(struct gd_model *model, struct gd_error *err)
 {
-    char *json = NULL, *config = NULL;
-    size_t json_length = 0, config_length = 0;
+    char *config = NULL;
+    size_t length = 0;
     cJSON *tree = NULL;
-    bool ok =
-        read_optional(model->path, "tokenizer.json", TOKENIZER_BYTES_MAX, &json, &json_length, err) &&
-        read_optional(model->path, "tokenizer_config.json", TOKENIZER_CONFIG_BYTES_MAX, &config, &config_length, err);
-    if (ok && json == NULL)
-        ok = gd_fail(err, GD_BAD_MODEL,
-                     "no tokenizer.json (a model with another kind of tokenizer file must be converted)");
+    bool ok = read_optional(model->path, "tokenizer_config.json", TOKENIZER_CONFIG_BYTES_MAX, &config, &length, err);
     if (ok && config != NULL) {
-        tree = gd_json_parse(config, config_length, TOKENIZER_CONFIG_BYTES_MAX, err);
+        tree = gd_json_parse(config, length, TOKENIZER_CONFIG_BYTES_MAX, err);
         if (tree == NULL) {
             gd_error_context(err, "tokenizer_config.json");
             ok = gd_bad_model(err);
         }
     }
-    ok = ok && gd_tokenizer_from_json(&model->tokenizer, json, json_length, config, config_length, err) &&
-         load_chat(model, tree, err);
+    ok = ok && gd_tokenizer_from_folder(&model->tokenizer, model->path, tree, err) && load_chat(model, tree, err);
     cJSON_Delete(tree);
-    gd_free(json);
     gd_free(config);
     return ok;
 }

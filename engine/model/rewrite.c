@@ -218,7 +218,8 @@ static bool write_folder(struct rewriter *r, const char *path, struct gd_error *
 {
     static const char *const beside[] = {"generation_config.json", "tokenizer.json", "tokenizer_config.json",
                                          "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-                                         "vocab.json", "merges.txt", "tokenizer.model"};
+                                         "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+                                         "sentencepiece.bpe.model"};
     struct gd_dir_tx *tx = NULL;
     if (!gd_dir_tx_begin(&tx, path, err))
         return false;

@@ -14,6 +14,7 @@
 
 #include "engine/base/buf.h"
 #include "engine/base/error.h"
+#include "engine/base/json.h"
 #include <stdint.h>
 
 #define GD_TOKENIZER_VOCAB_MAX 4000000
@@ -36,7 +37,8 @@ void gd_tokens_release(struct gd_tokens *tokens);
 GD_MUST_CHECK bool gd_tokenizer_from_json(struct gd_tokenizer **out, const char *json, size_t length,
                                           const char *config_json, size_t config_length, struct gd_error *err);
 
-/* GGUF metadata, as arrays borrowed during the call. model: "gpt2" (byte-level BPE); pre: pre-tokenizer family
+/* GGUF metadata, as arrays borrowed during the call. model: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE), "t5"
+ * (SentencePiece unigram), "bert" (WordPiece); pre (of gpt2): pre-tokenizer family
  * ("smollm", "llama-bpe", "qwen2", "default", "gpt-2", ...). Unknown `model` or `pre`: GD_UNSUPPORTED by name. */
 struct gd_tokenizer_gguf {
     const char *model, *pre;
@@ -47,10 +49,24 @@ struct gd_tokenizer_gguf {
     int merge_count;
     const char *const *merges;      /* "a b" */
     int32_t bos_id, eos_id, unknown_id, padding_id; /* -1 = absent */
+    int32_t cls_id, separator_id;                   /* of "bert"; -1 = absent */
     int add_bos, add_eos, add_space_prefix;         /* -1 = absent (family default) */
+    int remove_extra_whitespaces;                   /* of "t5"; -1 = absent */
+    const char *charsmap;                           /* of "t5": precompiled character map, or NULL */
+    size_t charsmap_length;
 };
 GD_MUST_CHECK bool gd_tokenizer_from_gguf(struct gd_tokenizer **out, const struct gd_tokenizer_gguf *meta,
                                           struct gd_error *err);
+/* A SentencePiece .model file, wrapped as the class in tokenizer_config.json wraps it (Llama, Gemma, T5, XLM-RoBERTa); without
+ * one `file`, its name, decides. config and added (added_tokens.json) may be NULL. */
+GD_MUST_CHECK bool gd_tokenizer_from_sentencepiece(struct gd_tokenizer **out, const void *data, size_t length,
+                                                   const char *file, const cJSON *config, const cJSON *added,
+                                                   struct gd_error *err);
+
+/* The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model, spiece.model, sentencepiece.bpe.model, vocab.txt
+ * (BERT), vocab.json with merges.txt (GPT-2, RoBERTa, ...). config: tokenizer_config.json, parsed, or NULL. */
+GD_MUST_CHECK bool gd_tokenizer_from_folder(struct gd_tokenizer **out, const char *folder, const cJSON *config,
+                                            struct gd_error *err);
 void gd_tokenizer_destroy(struct gd_tokenizer *tokenizer);
 
 enum gd_special_mode {

@@ -65,6 +65,11 @@ bool gd_charsmap_read(struct gd_step *step, const char *base64, const char *path
     step->text = decode_base64(base64, &step->text_length);
     if (step->text == NULL)
         return gd_fail_param(err, GD_BAD_MODEL, path, "%s.precompiled_charsmap is not base64", path);
+    return gd_charsmap_check(step, path, err);
+}
+
+bool gd_charsmap_check(const struct gd_step *step, const char *path, struct gd_error *err)
+{
     size_t length = step->text_length, trie = length >= 4 ? unit_at(step->text, 0) : 0;
     if (trie == 0 || trie % 4 != 0 || trie > length - 4)
         return gd_fail_param(err, GD_BAD_MODEL, path, "%s.precompiled_charsmap has %zu bytes, its trie %zu of them", path,
@@ -80,10 +85,10 @@ static uint32_t offset_of(uint32_t unit)
     return (unit >> 10) << ((unit & (1u << 9)) >> 6);
 }
 
-/* Where the replacement of the shortest entry that text starts with begins, ABSENT or DAMAGED. As the reference does, the
- * shortest entry decides for all of the text. */
-static int64_t look_up(const struct gd_step *step, const char *text, int32_t length)
+/* Where the replacement of the shortest (or longest) entry that text starts with begins, ABSENT or DAMAGED. */
+static int64_t look_up(const struct gd_step *step, const char *text, int32_t length, bool longest, int32_t *taken)
 {
+    int64_t best = ABSENT;
     const char *trie = step->text + 4;
     uint32_t units = unit_at(step->text, 0) / 4, at = offset_of(unit_at(trie, 0));
     size_t replacements = step->text_length - 4 - 4 * (size_t)units;
@@ -93,21 +98,34 @@ static int64_t look_up(const struct gd_step *step, const char *text, int32_t len
             return DAMAGED;
         uint32_t unit = unit_at(trie, at);
         if ((unit & (1u << 31 | 0xFF)) != (unsigned char)text[i])
-            return ABSENT;
+            return best;
         at ^= offset_of(unit);
         if ((unit >> 8 & 1) == 0)
             continue;
         uint32_t value = at < units ? unit_at(trie, at) & 0x7FFFFFFF : UINT32_MAX;
         bool outside = value >= replacements || ((unsigned char)trie[4 * (size_t)units + value] & 0xC0) == 0x80;
-        return outside ? DAMAGED : (int64_t)value;
+        if (outside)
+            return DAMAGED;
+        best = (int64_t)value;
+        *taken = i + 1;
+        if (!longest)
+            break;
     }
-    return ABSENT;
+    return best;
+}
+
+const char *gd_charsmap_longest(const struct gd_step *step, const char *text, int32_t length, int32_t *taken, bool *damaged)
+{
+    int64_t value = look_up(step, text, length, true, taken);
+    *damaged = *damaged || value == DAMAGED;
+    return value < 0 ? NULL : step->text + 4 + unit_at(step->text, 0) + value;
 }
 
 /* Puts the replacement of flow[begin, end). False: damaged. */
 static bool put(const struct gd_step *step, struct gd_flow *flow, int32_t begin, int32_t end, bool *found)
 {
-    int64_t value = look_up(step, flow->bytes + begin, end - begin);
+    int32_t taken = 0; /* as in the reference, the shortest entry decides for all of the text */
+    int64_t value = look_up(step, flow->bytes + begin, end - begin, false, &taken);
     *found = value >= 0;
     if (value >= 0) {
         size_t base = 4 + (size_t)unit_at(step->text, 0) + (size_t)value;

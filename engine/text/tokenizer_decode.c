@@ -220,6 +220,49 @@ static void byte_fallback(const struct gd_spellings *in, struct gd_spellings *ou
     gd_buf_release(&run);
 }
 
+/* Bytes become the characters that they make, and one U+FFFD for each that makes none. */
+static void put_bytes(struct gd_buf *run, struct gd_spellings *out)
+{
+    for (size_t at = 0, step; at < run->length; at += step) {
+        step = gd_char_length(run->data[at]);
+        bool valid = step <= run->length - at && gd_utf8_valid(run->data + at, step);
+        gd_spellings_push(out, valid ? run->data + at : REPLACEMENT, valid ? step : 3);
+        step = valid ? step : 1;
+    }
+    gd_buf_clear(run);
+}
+
+/* The space that stands before a text is taken off its first token, with `cleanup` off every token until there is text. */
+static void sentencepiece(const struct gd_decoder *step, const struct gd_spellings *in, struct gd_spellings *out)
+{
+    struct gd_buf run, one;
+    gd_buf_init(&run, 0);
+    gd_buf_init(&one, 0);
+    bool begins = !step->keep_first;
+    for (int i = 0; i < in->count; i++) {
+        size_t begin = i == 0 ? 0 : in->end[i - 1], length = in->end[i] - begin;
+        const char *text = in->text.data + begin;
+        int byte = fallback_byte(text, length);
+        if (byte >= 0) {
+            gd_buf_append_char(&run, (char)byte);
+            continue;
+        }
+        put_bytes(&run, out);
+        begins = begins && out->text.length == 0;
+        if (begins && length >= step->text_length && memcmp(text, step->text, step->text_length) == 0) {
+            text += step->text_length;
+            length -= step->text_length;
+            begins = step->cleanup;
+        }
+        gd_buf_clear(&one);
+        replace_literal(text, length, step->text, step->text_length, " ", 1, &one);
+        gd_spellings_push(out, one.length > 0 ? one.data : "", one.length);
+    }
+    put_bytes(&run, out);
+    gd_buf_release(&run);
+    gd_buf_release(&one);
+}
+
 static void each(const struct gd_decoder *step, const struct gd_spellings *in, struct gd_spellings *out)
 {
     struct gd_buf one;
@@ -290,6 +333,8 @@ void gd_decoders_all(const struct gd_decoders *decoders, struct gd_spellings *sp
         gd_buf_init(&next.text, spellings->text.limit_bytes);
         if (step->kind == GD_DECODE_BYTE_FALLBACK)
             byte_fallback(spellings, &next);
+        else if (step->kind == GD_DECODE_SENTENCEPIECE)
+            sentencepiece(step, spellings, &next);
         else
             each(step, spellings, &next);
         gd_spellings_release(spellings);
@@ -326,9 +371,12 @@ void gd_decoders_piece(const struct gd_decoders *decoders, const char *text, siz
             replace_literal(data, now.length, step->text, step->text_length, " ", 1, &next);
         else if (step->kind == GD_DECODE_WORDPIECE)
             wordpiece(step, data, now.length, false, &next);
+        else if (step->kind == GD_DECODE_SENTENCEPIECE)
+            replace_literal(data, now.length, step->text, step->text_length, " ", 1, &next);
         else if (step->kind == GD_DECODE_CTC)
             ctc(step, data, now.length, &next);
-        else if (step->kind == GD_DECODE_BYTE_FALLBACK && (byte = fallback_byte(data, now.length)) >= 0)
+        else if ((step->kind == GD_DECODE_BYTE_FALLBACK || step->kind == GD_DECODE_SENTENCEPIECE) &&
+                 (byte = fallback_byte(data, now.length)) >= 0)
             gd_buf_append_char(&next, (char)byte);
         else
             gd_buf_append(&next, data, now.length);

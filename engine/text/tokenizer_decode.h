@@ -19,19 +19,21 @@
 enum gd_decoder_kind {
     GD_DECODE_BYTE_LEVEL, GD_DECODE_BYTE_FALLBACK, GD_DECODE_FUSE, GD_DECODE_REPLACE, GD_DECODE_STRIP,
     GD_DECODE_METASPACE, GD_DECODE_WORD_END, GD_DECODE_WORDPIECE, GD_DECODE_CTC,
+    GD_DECODE_SENTENCEPIECE,
 };
 
 struct gd_decoder {
     enum gd_decoder_kind kind;
-    char *text;               /* STRIP, METASPACE: the character; REPLACE: the new text; WORD_END: the suffix;
+    char *text;               /* STRIP, METASPACE, SENTENCEPIECE: the character; REPLACE: the new text; WORD_END: the suffix;
                                * WORDPIECE: the prefix; CTC: the padding */
     size_t text_length;
     char *word_end;           /* CTC: what stands for a space */
     size_t word_end_length;
     struct gd_regex *regex;   /* REPLACE */
     int32_t start, stop;      /* STRIP: characters taken off at each end, at most */
-    bool keep_first;          /* METASPACE: the first space of all is text too */
-    bool cleanup;             /* WORDPIECE, CTC: no spaces before English punctuation and contractions */
+    bool keep_first;          /* METASPACE, SENTENCEPIECE: the first space of all is text too */
+    bool cleanup;             /* WORDPIECE, CTC: no spaces before English punctuation and contractions; SENTENCEPIECE:
+                               * no token begins the text with a space */
 };
 
 struct gd_decoders {

@@ -107,6 +107,14 @@ void gd_flow_copy(struct gd_flow *flow, int32_t begin, int32_t end)
     flow->written += end - begin;
 }
 
+void gd_flow_drop_end(struct gd_flow *flow, const char *text)
+{
+    int32_t length = (int32_t)strlen(text);
+    const char *bytes = flow->buffer[flow->writing].bytes;
+    while (flow->written >= length && memcmp(bytes + flow->written - length, text, (size_t)length) == 0)
+        flow->written -= length;
+}
+
 bool gd_flow_rewritten(struct gd_flow *flow, struct gd_error *err)
 {
     if (flow->overflow)

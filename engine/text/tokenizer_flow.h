@@ -57,6 +57,8 @@ void gd_flow_split_done(struct gd_flow *flow);
 void gd_flow_rewrite(struct gd_flow *flow);
 void gd_flow_put(struct gd_flow *flow, const char *bytes, size_t length, int32_t from, int32_t to);
 void gd_flow_copy(struct gd_flow *flow, int32_t begin, int32_t end);
+/* Takes every `text` off the end of what is written. */
+void gd_flow_drop_end(struct gd_flow *flow, const char *text);
 GD_MUST_CHECK bool gd_flow_rewritten(struct gd_flow *flow, struct gd_error *err);
 
 static inline int32_t gd_flow_from(const struct gd_flow *flow, int32_t at)

@@ -4,15 +4,13 @@
 #include "engine/base/log.h"
 #include "engine/text/tokenizer_char.h"
 #include "engine/text/tokenizer_parts.h"
+#include "engine/text/tokenizer_spm.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SPM_PIECE_BYTES_MAX 512 /* every cut of a piece is looked up at load time */
-#define META "\xE2\x96\x81"     /* U+2581 stands for a space */
-
-enum token_type { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
+#define META GD_SPM_SPACE
 
 #define LLAMA3_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define LLAMA3_HEAD "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
@@ -52,7 +50,7 @@ static bool add_pattern(struct gd_steps *steps, const char *pattern, struct gd_e
 
 static int type_of(const struct gd_tokenizer_gguf *meta, int id)
 {
-    return meta->token_types != NULL ? meta->token_types[id] : NORMAL;
+    return meta->token_types != NULL ? meta->token_types[id] : GD_SPM_NORMAL;
 }
 
 static bool check_ids(const struct gd_tokenizer_gguf *meta, struct gd_error *err)
@@ -61,7 +59,8 @@ static bool check_ids(const struct gd_tokenizer_gguf *meta, struct gd_error *err
         const char *name;
         int32_t id;
     } ids[] = {
-        {"bos", meta->bos_id}, {"eos", meta->eos_id}, {"unknown", meta->unknown_id}, {"padding", meta->padding_id}};
+        {"bos", meta->bos_id}, {"eos", meta->eos_id}, {"unknown", meta->unknown_id}, {"padding", meta->padding_id},
+        {"cls", meta->cls_id}, {"seperator", meta->separator_id}};
     for (size_t i = 0; i < GD_COUNT(ids); i++)
         if (ids[i].id < -1 || ids[i].id >= meta->vocab_count)
             return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.%s_token_id is %d, the vocabulary has %d tokens",
@@ -80,17 +79,17 @@ static bool add_tokens(struct gd_tokenizer *tokenizer, const struct gd_tokenizer
             continue;
         if (!gd_utf8_valid(text, length))
             return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.tokens[%d] is not valid UTF-8", id);
-        if (type < NORMAL || type > BYTE)
+        if (type < GD_SPM_NORMAL || type > GD_SPM_BYTE)
             return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.token_type[%d] is %d, allowed are 1 to 6", id, type);
         bool special =
-            type == CONTROL || type == UNKNOWN || id == meta->bos_id || id == meta->eos_id || id == meta->padding_id;
-        bool model = !special && (type == NORMAL || type == BYTE);
+            type == GD_SPM_CONTROL || type == GD_SPM_UNKNOWN || id == meta->bos_id || id == meta->eos_id || id == meta->padding_id;
+        bool model = !special && (type == GD_SPM_NORMAL || type == GD_SPM_BYTE);
         if (!gd_vocab_add(&tokenizer->vocab, id, text, length, model ? GD_TOKEN_MODEL : 0, err)) {
             gd_error_context(err, "tokenizer.ggml.tokens");
             return false;
         }
         struct gd_added flags = {.id = id, .special = special};
-        if ((special || type == USER_DEFINED) && !gd_tokenizer_add(tokenizer, text, length, &flags, err))
+        if ((special || type == GD_SPM_USER_DEFINED) && !gd_tokenizer_add(tokenizer, text, length, &flags, err))
             return false;
     }
     tokenizer->bos = meta->bos_id;
@@ -150,61 +149,6 @@ static bool load_gpt2(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_
            gd_tokenizer_finish(tokenizer, err) && gd_tokenizer_set_ends(tokenizer, add_bos, meta->add_eos > 0, err);
 }
 
-struct scored {
-    float score;
-    int32_t id;
-};
-
-static int by_score(const void *a, const void *b)
-{
-    const struct scored *x = a, *y = b;
-    if (x->score != y->score)
-        return x->score > y->score ? -1 : 1;
-    return x->id < y->id ? -1 : x->id > y->id;
-}
-
-/* Both halves of every cut of a piece, where both are pieces, may merge into it. */
-static void add_cuts(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, int32_t id, uint32_t rank)
-{
-    const struct gd_token *token = &tokenizer->vocab.token[id];
-    for (size_t cut = gd_char_length(token->text[0]); cut < token->length; cut += gd_char_length(token->text[cut])) {
-        int32_t left = gd_vocab_find_model(&tokenizer->vocab, token->text, cut);
-        int32_t right = gd_vocab_find_model(&tokenizer->vocab, token->text + cut, token->length - cut);
-        if (left >= 0 && right >= 0 && type_of(meta, left) == NORMAL && type_of(meta, right) == NORMAL)
-            gd_bpe_add_merge(&tokenizer->bpe, left, right, rank, id);
-    }
-}
-
-/* SentencePiece merges the two neighbours whose joined piece has the best score, leftmost among equals: a merge's rank
- * is the place of its score among all scores. */
-static bool add_scored_merges(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
-{
-    struct scored *order = gd_alloc_array((size_t)meta->vocab_count, sizeof(order[0]));
-    size_t count = 0;
-    bool ok = true;
-    for (int32_t id = 0; id < tokenizer->vocab.count && ok; id++) {
-        const struct gd_token *token = &tokenizer->vocab.token[id];
-        if (token->text == NULL || !(token->flags & GD_TOKEN_MODEL) || type_of(meta, id) != NORMAL)
-            continue;
-        if (isnan(meta->scores[id]))
-            ok = gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.scores[%d] is not a number", id);
-        else if (token->length > SPM_PIECE_BYTES_MAX)
-            ok = gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.tokens[%d] has %u bytes, the limit is %d", id, token->length,
-                         SPM_PIECE_BYTES_MAX);
-        order[count++] = (struct scored){meta->scores[id], id};
-    }
-    if (ok)
-        qsort(order, count, sizeof(order[0]), by_score);
-    uint32_t rank = 0;
-    for (size_t i = 0; i < count && ok; i++) {
-        if (i > 0 && order[i].score != order[i - 1].score)
-            rank++;
-        add_cuts(tokenizer, meta, order[i].id, rank);
-    }
-    gd_free(order);
-    return ok;
-}
-
 static bool add_meta_steps(struct gd_tokenizer *tokenizer, bool prefix, struct gd_error *err)
 {
     struct gd_step *step = NULL;
@@ -238,6 +182,28 @@ static bool add_meta_steps(struct gd_tokenizer *tokenizer, bool prefix, struct g
     return true;
 }
 
+/* Types for those who need them; the caller frees. */
+static int32_t *types_of(const struct gd_tokenizer_gguf *meta)
+{
+    int32_t *types = gd_alloc_array((size_t)meta->vocab_count, sizeof(types[0]));
+    for (int id = 0; id < meta->vocab_count; id++)
+        types[id] = type_of(meta, id);
+    return types;
+}
+
+static bool add_scored_merges(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
+{
+    int32_t *types = types_of(meta);
+    struct gd_spm spm = {.count = meta->vocab_count, .pieces = meta->tokens, .scores = meta->scores, .types = types};
+    bool ok = true;
+    for (int id = 0; id < meta->vocab_count && ok; id++)
+        if (isnan(meta->scores[id]))
+            ok = gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.scores[%d] is not a number", id);
+    ok = ok && gd_spm_add_merges(tokenizer, &spm, err);
+    gd_free(types);
+    return ok;
+}
+
 static bool load_llama(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
 {
     if (meta->scores == NULL)
@@ -247,7 +213,7 @@ static bool load_llama(struct gd_tokenizer *tokenizer, const struct gd_tokenizer
         return false;
     int32_t unknown = meta->unknown_id;
     for (int id = 0; id < meta->vocab_count && unknown < 0; id++)
-        if (type_of(meta, id) == UNKNOWN)
+        if (type_of(meta, id) == GD_SPM_UNKNOWN)
             unknown = id;
     const char *spelling = unknown >= 0 ? gd_tokenizer_token(tokenizer, unknown) : NULL;
     tokenizer->bpe.unknown = gd_strdup(spelling);
@@ -257,16 +223,144 @@ static bool load_llama(struct gd_tokenizer *tokenizer, const struct gd_tokenizer
     return gd_tokenizer_finish(tokenizer, err) && gd_tokenizer_set_ends(tokenizer, add_bos, meta->add_eos > 0, err);
 }
 
+/* Special ids whose type does not say so. */
+static bool add_ends(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
+{
+    const int32_t ids[] = {meta->bos_id, meta->eos_id, meta->padding_id};
+    tokenizer->bos = meta->bos_id;
+    tokenizer->eos = meta->eos_id;
+    tokenizer->pad = meta->padding_id;
+    for (size_t i = 0; i < GD_COUNT(ids); i++) {
+        struct gd_added flags = {.id = ids[i], .special = true};
+        const char *text = gd_tokenizer_token(tokenizer, ids[i]);
+        if (text != NULL && !gd_tokenizer_is_special(tokenizer, ids[i]) &&
+            !gd_tokenizer_add(tokenizer, text, strlen(text), &flags, err))
+            return false;
+    }
+    return true;
+}
+
+/* "t5": SentencePiece's unigram. */
+static bool load_t5(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
+{
+    if (meta->scores == NULL)
+        return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.scores is absent, the model \"t5\" needs it");
+    int32_t *types = types_of(meta);
+    struct gd_spm spm = {.count = meta->vocab_count, .pieces = meta->tokens, .scores = meta->scores, .types = types,
+                         .unigram = true, .escape = true, .prefix = meta->add_space_prefix != 0,
+                         .squeeze = meta->remove_extra_whitespaces != 0, .charsmap = meta->charsmap,
+                         .charsmap_length = meta->charsmap_length};
+    for (int id = 0; id < meta->vocab_count; id++) {
+        spm.byte_fallback = spm.byte_fallback || types[id] == GD_SPM_BYTE;
+        if (id == meta->unknown_id)
+            types[id] = GD_SPM_UNKNOWN;
+    }
+    bool ok = gd_spm_add_pieces(tokenizer, &spm, err) && add_ends(tokenizer, meta, err) &&
+              gd_spm_finish(tokenizer, &spm, err);
+    gd_free(types);
+    return ok && gd_tokenizer_set_ends(tokenizer, meta->add_bos > 0, meta->add_eos >= 0 ? meta->add_eos : meta->eos_id >= 0,
+                                       err);
+}
+
+/* Tokens that begin a word are stored with U+2581, those inside one without their "##". */
+static char *word_piece(const char *text)
+{
+    size_t length = strlen(text), space = strlen(META);
+    if (length > 1 && text[0] == '[' && text[length - 1] == ']')
+        return gd_strdup(text);
+    bool begins = strncmp(text, META, space) == 0 && length > space; /* the mark alone is a piece inside words */
+    return begins ? gd_strdup(text + space) : gd_format("##%s", text);
+}
+
+static bool add_word_pieces(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
+{
+    bool ok = true;
+    for (int id = 0; id < meta->vocab_count && ok; id++) {
+        if (meta->tokens[id][0] == '\0')
+            continue;
+        if (!gd_utf8_valid(meta->tokens[id], strlen(meta->tokens[id])))
+            return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.tokens[%d] is not valid UTF-8", id);
+        char *text = word_piece(meta->tokens[id]);
+        size_t length = strlen(text);
+        bool special = type_of(meta, id) == GD_SPM_CONTROL || type_of(meta, id) == GD_SPM_UNKNOWN ||
+                       id == meta->unknown_id || id == meta->cls_id || id == meta->separator_id;
+        struct gd_added flags = {.id = id, .special = true};
+        ok = gd_vocab_add(&tokenizer->vocab, id, text, length, special ? 0 : GD_TOKEN_MODEL, err) &&
+             (!special || gd_tokenizer_add(tokenizer, text, length, &flags, err));
+        if (ok && id == meta->unknown_id)
+            tokenizer->wordpiece.unknown = gd_strdup(text);
+        gd_free(text);
+    }
+    return ok;
+}
+
+static bool add_kinds(struct gd_steps *steps, const enum gd_step_kind *kinds, size_t count, struct gd_error *err)
+{
+    struct gd_step *step = NULL;
+    for (size_t i = 0; i < count; i++) {
+        if (!gd_steps_add(steps, kinds[i], &step, err))
+            return false;
+        step->behavior = kinds[i] == GD_STEP_WHITESPACE_SPLIT ? GD_SPLIT_REMOVED : GD_SPLIT_ISOLATED;
+    }
+    return true;
+}
+
+/* Some word with a capital is a token. */
+static bool has_capitals(const struct gd_vocab *vocab)
+{
+    for (int32_t id = 0; id < vocab->count; id++) {
+        const struct gd_token *token = &vocab->token[id];
+        if ((token->flags & GD_TOKEN_MODEL) && token->length > 1 && token->text[0] >= 'A' && token->text[0] <= 'Z' &&
+            token->text[1] >= 'a' && token->text[1] <= 'z')
+            return true;
+    }
+    return false;
+}
+
+/* "bert": WordPiece. The file does not say whether case counts; it does not, unless words with capitals have tokens. */
+static bool load_bert(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
+{
+    static const enum gd_step_kind cased[] = {GD_STEP_CLEAN, GD_STEP_CHINESE};
+    static const enum gd_step_kind lower[] = {GD_STEP_NFD, GD_STEP_STRIP_NONSPACING, GD_STEP_LOWERCASE};
+    static const enum gd_step_kind splits[] = {GD_STEP_WHITESPACE_SPLIT, GD_STEP_PUNCTUATION};
+    struct gd_decoder *decoder = NULL;
+    tokenizer->model = GD_MODEL_WORDPIECE;
+    tokenizer->wordpiece.prefix = gd_strdup("##");
+    tokenizer->wordpiece.max_characters = 100;
+    if (!add_word_pieces(tokenizer, meta, err) || !add_ends(tokenizer, meta, err))
+        return false;
+    if (!add_kinds(&tokenizer->normalizers, cased, GD_COUNT(cased), err) ||
+        (!has_capitals(&tokenizer->vocab) && !add_kinds(&tokenizer->normalizers, lower, GD_COUNT(lower), err)) ||
+        !add_kinds(&tokenizer->pretokenizers, splits, GD_COUNT(splits), err) ||
+        !gd_decoders_add(&tokenizer->decoders, GD_DECODE_WORDPIECE, &decoder, err))
+        return false;
+    decoder->text = gd_strdup("##");
+    decoder->text_length = 2;
+    decoder->cleanup = true;
+    int32_t first = meta->cls_id >= 0 ? meta->cls_id : meta->bos_id;
+    int32_t last = meta->separator_id >= 0 ? meta->separator_id : meta->eos_id;
+    if (meta->add_bos != 0 && first >= 0)
+        tokenizer->before[tokenizer->before_count++] = first;
+    if (meta->add_eos != 0 && last >= 0)
+        tokenizer->after[tokenizer->after_count++] = last;
+    return gd_tokenizer_finish(tokenizer, err);
+}
+
 bool gd_tokenizer_from_gguf(struct gd_tokenizer **out, const struct gd_tokenizer_gguf *meta, struct gd_error *err)
 {
     *out = NULL;
     char shown[GD_TOKEN_SHOWN_BYTES];
     const char *model = meta->model != NULL ? meta->model : "";
-    bool gpt2 = strcmp(model, "gpt2") == 0;
-    if (!gpt2 && strcmp(model, "llama") != 0)
+    static const struct {
+        const char *model;
+        bool (*load)(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_gguf *meta, struct gd_error *err);
+    } loaders[] = {{"gpt2", load_gpt2}, {"llama", load_llama}, {"t5", load_t5}, {"bert", load_bert}};
+    size_t at = 0;
+    while (at < GD_COUNT(loaders) && strcmp(model, loaders[at].model) != 0)
+        at++;
+    if (at == GD_COUNT(loaders))
         return gd_fail_param(err, GD_UNSUPPORTED, "tokenizer.ggml.model",
-                             "the tokenizer model \"%s\" is not supported; gpt2 and "
-                             "llama are",
+                             "the tokenizer model \"%s\" is not supported; gpt2, llama, t5 and bert are",
                              gd_token_shown(shown, model, strlen(model)));
     if (meta->vocab_count < 1 || meta->vocab_count > GD_TOKENIZER_VOCAB_MAX || meta->merge_count < 0)
         return gd_fail(err, GD_BAD_MODEL, "tokenizer.ggml.tokens has %d tokens, allowed are 1 to %d", meta->vocab_count,
@@ -274,7 +368,7 @@ bool gd_tokenizer_from_gguf(struct gd_tokenizer **out, const struct gd_tokenizer
     if (!check_ids(meta, err))
         return false;
     struct gd_tokenizer *tokenizer = gd_tokenizer_create((size_t)meta->vocab_count, (size_t)meta->merge_count);
-    if (!(gpt2 ? load_gpt2(tokenizer, meta, err) : load_llama(tokenizer, meta, err))) {
+    if (!loaders[at].load(tokenizer, meta, err)) {
         gd_tokenizer_destroy(tokenizer);
         return false;
     }

@@ -195,9 +195,11 @@ static bool read_config_tokens(struct gd_tokenizer *tokenizer, const cJSON *conf
     } ends[] = {{"bos_token", &tokenizer->bos}, {"eos_token", &tokenizer->eos}, {"pad_token", &tokenizer->pad}};
     for (size_t i = 0; i < GD_COUNT(ends); i++) {
         const cJSON *item = gd_json_find(config, ends[i].key);
+        if (item == NULL) /* as the model's own file has it */
+            continue;
         if (!read_special(tokenizer, item, ends[i].key, ends[i].id, err))
             return false;
-        if (item == NULL || cJSON_IsNull(item) || *ends[i].id >= 0)
+        if (cJSON_IsNull(item) || *ends[i].id >= 0)
             continue;
         if (ends[i].id != &tokenizer->pad)
             return gd_fail_param(err, GD_BAD_MODEL, ends[i].key, "%s is not in the vocabulary", ends[i].key);
@@ -213,7 +215,15 @@ static bool read_config_tokens(struct gd_tokenizer *tokenizer, const cJSON *conf
     return true;
 }
 
-static int tristate(const cJSON *object, const char *key)
+bool gd_config_tokens(struct gd_tokenizer *tokenizer, const cJSON *config, struct gd_error *err)
+{
+    if (config == NULL || read_config_tokens(tokenizer, config, err))
+        return true;
+    gd_error_context(err, "tokenizer_config.json");
+    return false;
+}
+
+int gd_config_flag(const cJSON *object, const char *key)
 {
     const cJSON *item = gd_json_find(object, key);
     return cJSON_IsBool(item) ? cJSON_IsTrue(item) : -1;
@@ -225,10 +235,7 @@ static bool load(struct gd_tokenizer *tokenizer, const cJSON *root, const cJSON 
     const cJSON *added = NULL;
     bool ok = gd_model_read(tokenizer, model, vocab, err) && gd_json_get_array(root, "", "added_tokens", false, &added, err) &&
               read_added_tokens(tokenizer, added, err);
-    if (ok && config != NULL && !read_config_tokens(tokenizer, config, err)) {
-        gd_error_context(err, "tokenizer_config.json");
-        return false;
-    }
+    ok = ok && gd_config_tokens(tokenizer, config, err);
     /* Merges come behind all that makes tokens special: none may yield one. */
     return ok && (merges == NULL || (read_model_flags(tokenizer, model, err) && read_merges(tokenizer, merges, err))) &&
            gd_parts_normalizer(tokenizer, gd_json_find(root, "normalizer"), "normalizer", err) &&
@@ -236,10 +243,11 @@ static bool load(struct gd_tokenizer *tokenizer, const cJSON *root, const cJSON 
            gd_parts_post_processor(tokenizer, gd_json_find(root, "post_processor"), "post_processor", err) &&
            gd_parts_decoder(tokenizer, gd_json_find(root, "decoder"), "decoder", err) &&
            gd_tokenizer_finish(tokenizer, err) &&
-           gd_tokenizer_set_ends(tokenizer, tristate(config, "add_bos_token"), tristate(config, "add_eos_token"), err);
+           gd_tokenizer_set_ends(tokenizer, gd_config_flag(config, "add_bos_token"), gd_config_flag(config, "add_eos_token"),
+                                 err);
 }
 
-static bool from_json(struct gd_tokenizer **out, const cJSON *root, const cJSON *config, struct gd_error *err)
+bool gd_tokenizer_from_tree(struct gd_tokenizer **out, const cJSON *root, const cJSON *config, struct gd_error *err)
 {
     const cJSON *model = NULL, *vocab = NULL, *merges = NULL;
     enum gd_model_kind kind = GD_MODEL_BPE;
@@ -272,7 +280,7 @@ bool gd_tokenizer_from_json(struct gd_tokenizer **out, const char *json, size_t 
         if (!ok)
             gd_error_context(err, "tokenizer_config.json");
     }
-    ok = ok && from_json(out, root, config, err);
+    ok = ok && gd_tokenizer_from_tree(out, root, config, err);
     cJSON_Delete(root);
     cJSON_Delete(config);
     if (!ok) {

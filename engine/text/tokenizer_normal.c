@@ -208,6 +208,8 @@ static bool rewrite_piece(const struct gd_step *step, struct gd_flow *flow, stru
     case GD_STEP_STRIP_NONSPACING:
         strip_nonspacing(flow, piece);
         return true;
+    case GD_STEP_SENTENCEPIECE:
+        return gd_step_sentencepiece(step, flow, piece, err);
     case GD_STEP_CHARSMAP:
         return gd_step_charsmap(step, flow, piece, err);
     default:

@@ -36,6 +36,13 @@ GD_MUST_CHECK bool gd_model_read_vocab(struct gd_tokenizer *tokenizer, const cJS
 /* A short text of the model; NULL when it is absent, null or empty. */
 GD_MUST_CHECK bool gd_model_read_text(const cJSON *model, const char *key, char **out, struct gd_error *err);
 
+/* What tokenizer_config.json says of added tokens and of bos, eos and pad; NULL says nothing. */
+GD_MUST_CHECK bool gd_config_tokens(struct gd_tokenizer *tokenizer, const cJSON *config, struct gd_error *err);
+int gd_config_flag(const cJSON *config, const char *key); /* -1 = absent or null */
+/* A tokenizer of a tokenizer.json's tree (changed by nobody). Errors do not name the file. */
+GD_MUST_CHECK bool gd_tokenizer_from_tree(struct gd_tokenizer **out, const cJSON *root, const cJSON *config,
+                                          struct gd_error *err);
+
 /* Adds the merge of two spellings; what they join to must be a token. Free `joined` at the end. */
 struct gd_merge_reader {
     struct gd_tokenizer *tokenizer;

@@ -12,6 +12,7 @@
 #define GD_TEXT_TOKENIZER_STEP_H
 
 #include "engine/base/buf.h"
+#include "engine/text/tokenizer_added.h"
 #include "engine/text/tokenizer_flow.h"
 #include "engine/text/tokenizer_regex.h"
 
@@ -21,6 +22,7 @@ enum gd_step_kind {
     GD_STEP_NFC, GD_STEP_NFD, GD_STEP_NFKC, GD_STEP_NFKD,
     GD_STEP_LOWERCASE, GD_STEP_STRIP, GD_STEP_STRIP_ACCENTS, GD_STEP_PREPEND, GD_STEP_REPLACE, GD_STEP_BYTES,
     GD_STEP_NMT, GD_STEP_CHARSMAP, GD_STEP_CLEAN, GD_STEP_CHINESE, GD_STEP_STRIP_NONSPACING,
+    GD_STEP_SENTENCEPIECE,
     GD_STEP_SPLIT, GD_STEP_DIGITS, GD_STEP_PUNCTUATION, GD_STEP_WHITESPACE_SPLIT, GD_STEP_FIXED_LENGTH, GD_STEP_PREFIX_SPACE,
     GD_STEP_METASPACE,
 };
@@ -35,14 +37,16 @@ struct gd_step {
     enum gd_step_kind kind;
     struct gd_regex *regex;          /* SPLIT, REPLACE */
     char *text;                      /* PREPEND: what; REPLACE: with what; METASPACE: the character for a space;
-                                      * CHARSMAP: the precompiled map */
+                                      * CHARSMAP, SENTENCEPIECE: the precompiled map */
     size_t text_length;
     enum gd_split_behavior behavior; /* SPLIT, DIGITS, PUNCTUATION */
     bool invert;                     /* SPLIT: the pattern matches what is kept apart from the delimiters */
-    bool left, right;                /* STRIP */
+    bool left, right;                /* STRIP; SENTENCEPIECE: where a space is put */
+    bool squeeze, escape;            /* SENTENCEPIECE: runs of spaces become one; spaces become U+2581 */
+    struct gd_added_set *kept;       /* SENTENCEPIECE: what is not normalized */
     int64_t characters;              /* FIXED_LENGTH: of each piece */
     bool split;                      /* METASPACE */
-    enum gd_prepend_scheme prepend;  /* METASPACE */
+    enum gd_prepend_scheme prepend;  /* METASPACE, SENTENCEPIECE */
 };
 
 struct gd_steps {
@@ -64,7 +68,13 @@ GD_MUST_CHECK bool gd_step_split(const struct gd_step *step, struct gd_flow *flo
 void gd_step_unicode_form(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece);
 GD_MUST_CHECK bool gd_step_charsmap(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece,
                                     struct gd_error *err);
+GD_MUST_CHECK bool gd_step_sentencepiece(const struct gd_step *step, struct gd_flow *flow, struct gd_range piece,
+                                         struct gd_error *err);
 /* Decodes a precompiled_charsmap into the step's text, checked. `path` names it in errors. */
 GD_MUST_CHECK bool gd_charsmap_read(struct gd_step *step, const char *base64, const char *path, struct gd_error *err);
+/* The same for bytes that are in the step's text already. */
+GD_MUST_CHECK bool gd_charsmap_check(const struct gd_step *step, const char *path, struct gd_error *err);
+/* The replacement (ends with NUL or the map) of the longest entry that text starts with, or NULL. */
+const char *gd_charsmap_longest(const struct gd_step *step, const char *text, int32_t length, int32_t *taken, bool *damaged);
 
 #endif

@@ -46,7 +46,7 @@ bool gd_unigram_finish(struct gd_unigram *unigram, const struct gd_vocab *vocab,
         if (token->length > GD_UNIGRAM_PIECE_BYTES)
             return gd_fail_param(err, GD_BAD_MODEL, "model.vocab", "piece %d of model.vocab has %u bytes, allowed are %d",
                                  id, token->length, GD_UNIGRAM_PIECE_BYTES);
-        if (token->length > 0 && (token->flags & GD_TOKEN_MODEL) && !(token->flags & GD_TOKEN_SPECIAL))
+        if (token->length > 0 && (token->flags & GD_TOKEN_MODEL) && !(token->flags & (GD_TOKEN_SPECIAL | GD_TOKEN_BYTE)))
             unigram->order[used++] = id;
     }
     if (used > 1)
@@ -61,7 +61,8 @@ bool gd_unigram_finish(struct gd_unigram *unigram, const struct gd_vocab *vocab,
         unigram->fallback_id[byte] = gd_vocab_find_model(vocab, spelling, (size_t)length);
     }
     unigram->first[256] = at;
-    unigram->unknown_score = lowest - UNKNOWN_PENALTY;
+    if (unigram->unknown_score == 0)
+        unigram->unknown_score = lowest - UNKNOWN_PENALTY;
     gd_random_bytes(&unigram->seed, sizeof(unigram->seed));
     unigram->cache = gd_cache_create();
     return true;
@@ -88,8 +89,10 @@ static int32_t lower_bound(const struct gd_unigram *unigram, int32_t low, int32_
     return low;
 }
 
-static void offer(struct node *node, double score, int32_t id, int32_t begin)
+static void offer(const struct gd_unigram *unigram, struct node *node, double score, int32_t id, int32_t begin)
 {
+    if (unigram->single)
+        score = (float)score;
     if (node->begin < 0 || score > node->score)
         *node = (struct node){score, id, begin};
 }
@@ -105,7 +108,7 @@ static bool offer_pieces(const struct gd_unigram *unigram, struct node *node, co
     for (int32_t depth = 1; low < high; depth++) {
         int32_t id = unigram->order[low];
         if (unigram->vocab->token[id].length == (uint32_t)depth) {
-            offer(&node[begin + depth], node[begin].score + unigram->score[id], id, begin);
+            offer(unigram, &node[begin + depth], node[begin].score + unigram->score[id], id, begin);
             single = single || depth == character;
             low++;
         }
@@ -183,7 +186,7 @@ bool gd_unigram_encode(const struct gd_unigram *unigram, struct gd_bpe_work *wor
             if (unigram->unknown_id < 0)
                 return gd_fail(err, GD_BAD_MODEL, "the text has a character without a piece, and model.unk_id names no "
                                "unknown token");
-            offer(&node[begin + character], node[begin].score + unigram->unknown_score, unigram->unknown_id, begin);
+            offer(unigram, &node[begin + character], node[begin].score + unigram->unknown_score, unigram->unknown_id, begin);
         }
         begin += character;
     }
@@ -194,7 +197,7 @@ bool gd_unigram_encode(const struct gd_unigram *unigram, struct gd_bpe_work *wor
 
 void gd_unigram_describe(const struct gd_unigram *unigram, struct gd_buf *out)
 {
-    gd_buf_printf(out, "unigram %d unknown %d scores %d:", unigram->byte_fallback, unigram->unknown_id, unigram->count);
+    gd_buf_printf(out, "unigram %d%d unknown %d scores %d:", unigram->byte_fallback, unigram->single, unigram->unknown_id, unigram->count);
     for (int32_t id = 0; id < unigram->count; id++)
         gd_buf_printf(out, " %a", unigram->score[id]);
     gd_buf_append_char(out, '\n');

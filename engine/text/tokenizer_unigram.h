@@ -23,7 +23,8 @@ struct gd_unigram {
     int32_t *order;           /* ids of what text may become, sorted by spelling */
     int32_t first[257];       /* pieces that begin with byte b: order[first[b], first[b + 1]) */
     int32_t unknown_id;       /* -1 = none */
-    double unknown_score;     /* of a character without a piece */
+    double unknown_score;     /* of a character without a piece; 0: below the lowest piece */
+    bool single;              /* sums are floats */
     bool byte_fallback;
     int32_t fallback_id[256]; /* of <0x00> to <0xFF>; -1 = none */
     uint64_t seed;

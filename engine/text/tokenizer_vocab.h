@@ -19,6 +19,7 @@ enum gd_token_flag {
     GD_TOKEN_MODEL = 1,   /* the model may produce it from text */
     GD_TOKEN_ADDED = 2,   /* matched in the text before the model */
     GD_TOKEN_SPECIAL = 4, /* never produced from what people write, skipped by decoding on request */
+    GD_TOKEN_BYTE = 16,   /* stands for a byte, never for its spelling */
     GD_TOKEN_RENAMED = 8, /* an added token whose spelling the normalizers change */
 };
 

@@ -106,6 +106,32 @@ int check_cases(const struct gd_tokenizer *tokenizer, const cJSON *cases, const 
     return count;
 }
 
+int check_plain_cases(const struct gd_tokenizer *tokenizer, const cJSON *cases, const char *label)
+{
+    struct gd_tokens tokens = {.with_offsets = true};
+    int count = 0;
+    for (const cJSON *item = cases->child; item != NULL; item = item->next, count++) {
+        const cJSON *text = item->child, *ids = text->next, *decoded = ids->next;
+        encode(tokenizer, text->valuestring, GD_SPECIAL_AS_TEXT, false, &tokens);
+        check_ids(ids, &tokens, text->valuestring, label);
+        check_ranges(&tokens, text->valuestring, label);
+        check_decoded(tokenizer, &tokens, true, decoded->valuestring, label);
+    }
+    gd_tokens_release(&tokens);
+    return count;
+}
+
+unsigned char *hex_of(const char *text, size_t *length)
+{
+    *length = strlen(text) / 2;
+    unsigned char *out = gd_alloc(*length + 1);
+    for (size_t i = 0; i < *length; i++) {
+        char pair[3] = {text[2 * i], text[2 * i + 1], '\0'};
+        out[i] = (unsigned char)strtoul(pair, NULL, 16);
+    }
+    return out;
+}
+
 void check_with_ends(const struct gd_tokenizer *tokenizer, const cJSON *cases, const char *label)
 {
     struct gd_tokens tokens = {0};

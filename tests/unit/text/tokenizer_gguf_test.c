@@ -41,7 +41,8 @@ static struct metadata *metadata_of(const char *fixture, const char *model, cons
     gd_free(file);
     m->meta = (struct gd_tokenizer_gguf){.model = model, .pre = pre, .tokens = m->tokens, .token_types = m->types,
                                          .scores = m->scores, .merges = (const char *const *)m->merges, .bos_id = -1,
-                                         .eos_id = -1, .unknown_id = -1, .padding_id = -1, .add_bos = -1, .add_eos = -1,
+                                         .eos_id = -1, .unknown_id = -1, .padding_id = -1, .cls_id = -1,
+                                         .separator_id = -1, .remove_extra_whitespaces = -1, .add_bos = -1, .add_eos = -1,
                                          .add_space_prefix = -1};
     for (const cJSON *item = gd_json_find(gd_json_find(m->spec, "model"), "vocab")->child; item != NULL;
          item = item->next)
@@ -51,8 +52,8 @@ static struct metadata *metadata_of(const char *fixture, const char *model, cons
         bool special = cJSON_IsTrue(gd_json_find(item, "special"));
         set_token(m, gd_json_find(item, "id")->valueint, text, !special ? 4 : strcmp(text, "<unk>") == 0 ? 2 : 3);
     }
-    for (const cJSON *item = gd_json_find(gd_json_find(m->spec, "model"), "merges")->child; item != NULL;
-         item = item->next)
+    const cJSON *merges = gd_json_find(gd_json_find(m->spec, "model"), "merges");
+    for (const cJSON *item = merges != NULL ? merges->child : NULL; item != NULL; item = item->next)
         m->merges[m->meta.merge_count++] = cJSON_IsString(item) ? gd_strdup(item->valuestring)
                                            : gd_format("%s %s", item->child->valuestring, item->child->next->valuestring);
     return m;
@@ -121,6 +122,64 @@ static void scored_pieces_give_the_ids_of_the_reference(void **state)
     check_family("llama2", "llama", NULL, 1);
 }
 
+/* SentencePiece's unigram as converters store it. */
+static void t5_gives_the_ids_of_sentencepiece(void **state)
+{
+    cJSON *root = open_fixture("spm_t5.json");
+    struct metadata *m = gd_alloc(sizeof(*m));
+    size_t length = 0;
+    unsigned char *charsmap = hex_of(gd_json_find(root, "charsmap")->valuestring, &length);
+    m->meta = (struct gd_tokenizer_gguf){.model = "t5", .tokens = m->tokens, .token_types = m->types, .scores = m->scores,
+                                         .bos_id = -1, .eos_id = 1, .unknown_id = 2, .padding_id = 0, .cls_id = -1,
+                                         .separator_id = -1, .remove_extra_whitespaces = 1, .add_bos = 0, .add_eos = 1,
+                                         .add_space_prefix = 1, .charsmap = (const char *)charsmap, .charsmap_length = length};
+    int id = 0;
+    for (const cJSON *piece = gd_json_find(root, "pieces")->child; piece != NULL; piece = piece->next, id++) {
+        set_token(m, id, piece->child->valuestring, piece->child->next->next->valueint);
+        m->scores[id] = (float)piece->child->next->valuedouble;
+    }
+    struct gd_tokenizer *tokenizer = load(&m->meta);
+    assert_true(check_plain_cases(tokenizer, gd_json_find(root, "cases"), "t5") >= 45);
+    struct gd_tokens tokens = {0};
+    struct gd_error err = {0};
+    assert_true(gd_tokenizer_encode(tokenizer, "", 0, GD_SPECIAL_PARSE, true, &tokens, &err));
+    assert_true(tokens.count == 1 && tokens.ids[0] == 1);
+    gd_tokens_release(&tokens);
+    gd_tokenizer_destroy(tokenizer);
+    m->meta.charsmap_length = 5;
+    err = (struct gd_error){0};
+    assert_false(gd_tokenizer_from_gguf(&tokenizer, &m->meta, &err));
+    assert_non_null(strstr(err.message, "charsmap"));
+    gd_free(charsmap);
+    gd_free(m);
+    cJSON_Delete(root);
+}
+
+/* WordPiece, with the marks of words turned round. */
+static void bert_gives_the_ids_of_the_reference(void **state)
+{
+    struct metadata *m = metadata_of("bert", "bert", NULL);
+    char *renamed[TOKENS_MAX] = {0};
+    for (int id = 0; id < m->meta.vocab_count; id++) {
+        const char *text = m->tokens[id];
+        bool special = text[0] == '[' && strlen(text) > 1 && text[strlen(text) - 1] == ']';
+        renamed[id] = special ? gd_strdup(text) : strncmp(text, "##", 2) == 0 ? gd_strdup(text + 2) : gd_format("\xE2\x96\x81%s", text);
+        m->tokens[id] = renamed[id];
+    }
+    m->meta.unknown_id = 1;
+    m->meta.cls_id = 2;
+    m->meta.separator_id = 3;
+    struct gd_tokenizer *tokenizer = load(&m->meta);
+    cJSON *root = open_fixture("bert.cases.json");
+    assert_true(check_cases(tokenizer, gd_json_find(root, "cases"), "bert") >= 240);
+    check_with_ends(tokenizer, gd_json_find(root, "with_ends"), "bert");
+    cJSON_Delete(root);
+    gd_tokenizer_destroy(tokenizer);
+    for (int id = 0; id < m->meta.vocab_count; id++)
+        gd_free(renamed[id]);
+    release(m);
+}
+
 /* Falcon's rules: punctuation apart, then GPT-2's pattern, then digits in threes. */
 static void the_default_family_cuts_digits_in_threes(void **state)
 {
@@ -150,7 +209,8 @@ static void smollm2_gives_the_ids_of_the_reference(void **state)
     struct gd_gguf *file = NULL;
     struct gd_error err = {0};
     struct gd_tokenizer_gguf meta = {
-        .bos_id = 1, .eos_id = 2, .unknown_id = 0, .padding_id = 2, .add_bos = 0, .add_eos = -1, .add_space_prefix = 0};
+        .bos_id = 1, .eos_id = 2, .unknown_id = 0, .padding_id = 2, .cls_id = -1, .separator_id = -1, .add_bos = 0,
+        .add_eos = -1, .add_space_prefix = 0};
     int types = 0;
     bool ok =
         gd_gguf_open(&file, path, &err) && gd_gguf_get_string(file, "tokenizer.ggml.model", true, &meta.model, &err) &&
@@ -188,8 +248,16 @@ static void damaged_metadata_is_refused_by_name(void **state)
     meta.pre = "viking";
     expect_refusal(&meta, GD_UNSUPPORTED, "viking");
     meta = m->meta;
+    meta.model = "rwkv";
+    expect_refusal(&meta, GD_UNSUPPORTED, "rwkv");
     meta.model = "bert";
-    expect_refusal(&meta, GD_UNSUPPORTED, "bert");
+    meta.cls_id = meta.vocab_count;
+    expect_refusal(&meta, GD_BAD_MODEL, "cls_token_id");
+    meta.model = "t5";
+    meta.cls_id = -1;
+    meta.scores = NULL;
+    expect_refusal(&meta, GD_BAD_MODEL, "scores");
+    meta = m->meta;
     meta.model = NULL;
     expect_refusal(&meta, GD_UNSUPPORTED, "tokenizer model");
     meta = m->meta;
@@ -241,6 +309,8 @@ int main(void)
         cmocka_unit_test(the_qwen2_family_gives_the_ids_of_the_reference),
         cmocka_unit_test(the_smollm_family_gives_the_ids_of_the_reference),
         cmocka_unit_test(scored_pieces_give_the_ids_of_the_reference),
+        cmocka_unit_test(t5_gives_the_ids_of_sentencepiece),
+        cmocka_unit_test(bert_gives_the_ids_of_the_reference),
         cmocka_unit_test(the_default_family_cuts_digits_in_threes),
         cmocka_unit_test(smollm2_gives_the_ids_of_the_reference),
         cmocka_unit_test(damaged_metadata_is_refused_by_name),
