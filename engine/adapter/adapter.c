@@ -117,6 +117,7 @@ bool gd_graft_create_by(struct gd_graft **out, const struct gd_model *model, con
     copy_config(&graft->config, config);
     graft->method = config->method;
     graft->model = model;
+    gd_graft_translate_fallbacks(graft);
     int slots = gd_slot_count(model);
     graft->site_param = gd_alloc_array((size_t)slots, sizeof(int));
     for (int i = 0; i < slots; i++)

@@ -14,6 +14,8 @@
 #include "engine/adapter/adapter.h"
 
 /* A name matches a site's module that it equals or that ends in "." + name; "all-linear" matches every linear one. */
+/* Puts the family's own names in place of those that options fall back to (fallback.c). */
+void gd_graft_translate_fallbacks(struct gd_graft *graft);
 bool gd_modules_match(const struct gd_modules *modules, const struct gd_site *site);
 
 /* Sets site_param to 0 where a site of the kind (LINEAR, NORM, BLOCK) is among the option's modules, and returns how many are; 0: a name matches

@@ -57,6 +57,7 @@ struct gd_dataset {
     float *weights;              /* weight of each token as a target (its own, not shifted) */
     bool pairs, triples, labelled; /* as the options: every row is two segments, or three, or one */
     struct gd_virtual_rows virtual_rows; /* what its batches put before each segment; set by whoever trains */
+    int long_from;                       /* rows of longer segments stand at positions with GD_POSITION_LONG; 0: none; set likewise */
     struct gd_dataset_row *rows;
     struct gd_tasks tasks;       /* as the options have them, with this file's counts, or the file's own */
     int64_t taskless_rows, taskless_line; /* rows that name none, and the first */

@@ -2,6 +2,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/philox.h"
 #include "engine/data/dataset.h"
+#include "engine/tensor/tensor.h"
 #include <assert.h>
 #include <string.h>
 
@@ -207,6 +208,20 @@ static void fill_rest(struct gd_batch *batch)
     }
 }
 
+/* A common beginning goes with the segments that continue it: all of them are long if one is. */
+static void mark_long(struct gd_batch *batch, const struct gd_dataset *dataset)
+{
+    for (int s = 0, last; dataset->long_from > 0 && s < batch->segment_count; s = last) {
+        int longest = 0;
+        for (last = s; last < batch->segment_count && (last == s || batch->prefix[2 * last + 1] > batch->prefix[2 * last]); last++) {
+            int length = batch->cu_seqlens[last + 1] - batch->cu_seqlens[last] + batch->prefix[2 * last + 1] - batch->prefix[2 * last];
+            longest = length > longest ? length : longest;
+        }
+        for (int t = batch->cu_seqlens[s]; longest > dataset->long_from && t < batch->cu_seqlens[last]; t++)
+            batch->positions[t] |= GD_POSITION_LONG;
+    }
+}
+
 static void begin_batch(struct gd_batch *batch, int row_count, int capacity)
 {
     assert(row_count <= batch->segment_max);
@@ -246,6 +261,7 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         own_segments(batch, segments, r, row->task);
     }
     fill_rest(batch);
+    mark_long(batch, dataset);
 }
 
 static int virtual_rows_in(const struct gd_batch *batch, int begin, int end)

@@ -105,6 +105,8 @@ bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const
         return false;
     }
     find_root(graft, &sequence->root);
+    if (sequence->long_bit != 0) /* its keys are rotated in another way */
+        sequence->root.hex[0] = 'L';
     if (infer->count == infer->capacity) {
         infer->capacity = infer->capacity ? 2 * infer->capacity : 64;
         infer->sequences = gd_realloc_array(infer->sequences, (size_t)infer->capacity, sizeof(*infer->sequences));

@@ -103,6 +103,11 @@ static void copy_sampling(struct gd_sequence *sequence, const struct gd_sampling
     }
 }
 
+static bool is_long(const struct gd_model *model, int rows)
+{
+    return model->config.long_from > 0 && rows > model->config.long_from;
+}
+
 bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const struct gd_graft *graft, const int32_t *prompt,
                         int prompt_count, const struct gd_sampling *sampling, const struct gd_infer_sink *sink,
                         struct gd_error *err)
@@ -113,6 +118,10 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
         !check_range("score_from", sampling->score_from, 0, prompt_count - 1, err) ||
         !check_sampling(sampling, model->config.vocab, err) || !check_outputs(sampling, model->config.vocab, err))
         return false;
+    if (lead > 0 && is_long(model, lead + prompt_count + sampling->max_tokens))
+        return gd_fail_param(err, GD_UNSUPPORTED, "max_tokens", "prompt and max_tokens are %d tokens with the %d virtual ones of this tuned "
+                             "model; beyond %d its virtual tokens would need another rotation (longrope), which is not supported",
+                             lead + prompt_count + sampling->max_tokens, lead, model->config.long_from);
     struct gd_sequence *sequence = gd_alloc(sizeof(*sequence));
     int capacity = prompt_count + sampling->max_tokens;
     sequence->model = model;
@@ -126,6 +135,7 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
     copy_sampling(sequence, sampling);
     /* The last token that is generated never goes through the model. */
     int passed = sampling->max_tokens > 0 ? capacity - 1 : prompt_count;
+    sequence->long_bit = is_long(model, lead + passed) ? GD_POSITION_LONG : 0;
     sequence->pages_max = (lead + passed + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
     sequence->pages = gd_alloc_array((size_t)sequence->pages_max, sizeof(*sequence->pages));
     gd_text_hold_init(&sequence->hold, sampling->stops, sampling->stop_count);

@@ -29,6 +29,7 @@ struct gd_sequence {
 
     int lead;                         /* virtual rows of the graft, before the tokens in the pages */
     bool led;                         /* they are in the pages */
+    int32_t long_bit;                 /* GD_POSITION_LONG where prompt and max_tokens are more than config.long_from; or 0 */
     int past;                         /* tokens whose keys and values are in pages */
     int32_t *pages;
     int page_count, pages_max;        /* taken; reserved in all */

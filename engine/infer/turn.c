@@ -141,7 +141,7 @@ static int fill_batch(struct gd_infer *infer)
         for (int i = 0; i < infer->slices[s].count; i++, rows++) {
             int position = sequence->past + i;
             infer->forward->ids[rows] = sequence->ids[position];
-            infer->forward->positions[rows] = sequence->lead + position;
+            infer->forward->positions[rows] = (sequence->lead + position) | sequence->long_bit;
             infer->row_index[rows] = table_index(sequence, position);
             if (is_wanted(sequence, position))
                 infer->wanted[infer->wanted_count++] = (struct gd_wanted_row){sequence, rows, position + 1};

@@ -94,9 +94,8 @@ static bool read_long(const struct gd_config_reader *r, struct gd_config_ropes *
     ropes->table[1] = *first;
     for (int i = 0; i < 2; i++)
         ropes->table[i].divisors = ropes->divisors[i];
-    return config->context <= first->original_context ||
-           gd_fail_param(r->err, GD_UNSUPPORTED, path, "%s.rope_type longrope is supported up to original_max_position_embeddings %g; "
-                         "max_position_embeddings is %d", path, first->original_context, config->context);
+    config->long_from = config->context > first->original_context ? (int)first->original_context : 0;
+    return true;
 }
 
 static bool read_scaling(const struct gd_config_reader *r, struct gd_config_ropes *ropes, int table, const cJSON *json, const char *path)

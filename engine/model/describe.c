@@ -43,6 +43,14 @@ static cJSON *describe_config(const struct gd_model_config *c)
     add_number(object, "context", c->context);
     add_number(object, "norm_eps", c->norm_eps);
     add_number(object, "rope_theta", c->rope_theta);
+    if (c->local_rope)
+        add_number(object, "rope_local_theta", c->local_rope_theta);
+    if (c->long_from > 0)
+        add_number(object, "rope_long_from", c->long_from);
+    if (c->score_softcap != 0)
+        add_number(object, "score_softcap", c->score_softcap);
+    if (c->logit_softcap != 0)
+        add_number(object, "logit_softcap", c->logit_softcap);
     add_number(object, "rope_slowest", c->rotary_dim > 0 ? (double)c->inv_freq[c->rotary_dim / 2 - 1] : 0);
     add_number(object, "attention_factor", c->attention_factor);
     add_number(object, "sliding_window", c->sliding_window);

@@ -92,7 +92,6 @@ struct gd_rope_options {
     int table;                /* rows go by this table of inv_freq, those at positions with GD_POSITION_LONG by the next */
     double attention_factor;  /* multiplies what is rotated */
 };
-#define GD_POSITION_LONG (1 << 30)
 /* Half-split rotation (Su et al. 2021) of x: act [T, heads*dh] by positions i32 [T] and inv_freq f32 [tables * rotary_dim/2].
  * sign -1 rotates back (the gradient). */
 struct gd_value *gd_rope(struct gd_graph *g, struct gd_value *x, struct gd_value *positions, struct gd_value *inv_freq,

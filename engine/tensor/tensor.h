@@ -53,6 +53,9 @@ size_t gd_dtype_block_bytes(enum gd_dtype dtype);
 size_t gd_dtype_bytes(enum gd_dtype dtype, int64_t count);
 int64_t gd_tensor_count(const struct gd_tensor *tensor);   /* product of the shape */
 
+/* Of a position: its sequence is longer than what the model was first trained for, and goes by a rope of its own (gd_rope). */
+#define GD_POSITION_LONG (1 << 30)
+
 static inline float gd_bf16_to_f32(uint16_t bits)
 {
     uint32_t u = (uint32_t)bits << 16;

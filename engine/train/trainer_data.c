@@ -66,6 +66,7 @@ bool gd_trainer_open_data(struct gd_trainer *trainer, struct gd_dataset **out, c
         return false;
     }
     (*out)->virtual_rows = trainer->graft->virtual_rows;
+    (*out)->long_from = trainer->model->config.long_from;
     const struct gd_dataset *data = *out;
     char lines[160];
     if (data->row_count == 0)

@@ -176,7 +176,7 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
         index[GD_ROW_VIRTUAL][t] = token < 0 ? t : -1;
         index[GD_ROW_TOKEN][t] = token < 0 ? -1 : t;
         index[GD_ROW_TABLE][t] = token >= 0 && token < virtual_rows->table_rows && token < limit ? token : -1;
-        positions[t] = t;
+        positions[t] = t | (model->config.long_from > 0 && count > model->config.long_from ? GD_POSITION_LONG : 0);
         labels[t] = token >= 0 && t + 1 < count ? tokens[token + 1] : -100;
         weights[t] = 1;
     }
@@ -189,7 +189,8 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
     struct gd_value *label_value = gd_graph_input(graph, "labels", GD_I32, 1, (int64_t[]){count});
     struct gd_value *weight_value = gd_graph_input(graph, "weights", GD_F32, 1, (int64_t[]){count});
     struct gd_value *hidden = gd_model_hidden(graph, model, &inputs, graft != NULL ? &training.sites : NULL);
-    struct gd_value *loss = gd_cross_entropy(graph, hidden, gd_model_head(graph, model, graft != NULL ? &training.sites : NULL), label_value, weight_value, 1, 0);
+    struct gd_value *loss = gd_cross_entropy(graph, hidden, gd_model_head(graph, model, graft != NULL ? &training.sites : NULL), label_value, weight_value, 1,
+                                           model->config.logit_softcap);
     struct gd_value *outputs[] = {gd_value_output(loss, 1), gd_value_output(loss, 2)};
     if (!gd_graph_ok(graph, &err) || !gd_plan_create(&plan, graph, outputs, 2, false, &err))
         fail_msg("%s", err.message);
@@ -244,7 +245,8 @@ static void check_recomputed(struct gd_model *model, const struct gd_graft *graf
 /* ---- tests ---- */
 
 static const char *const models[] = {"tiny-llama", "tiny-qwen2", "tiny-qwen2-window", "tiny-mistral", "tiny-llama3-rope",
-                                     "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf", "tiny-qwen3", "tiny-phi3"};
+                                     "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf", "tiny-qwen3", "tiny-phi3",
+                                     "tiny-gemma2", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt", "tiny-opt-after", "tiny-phi3-long"};
 
 static void decoding_with_the_cache_equals_full_recomputation(void **state)
 {
@@ -686,7 +688,7 @@ static const struct {
     {"{\"type\": \"lora\", \"r\": 5, \"use_dora\": true}", 0.1f},
     {"{\"type\": \"lora\", \"r\": 6, \"use_kasa\": true}", 0.1f},
     {"{\"type\": \"loha\", \"r\": 2}", 0.5f}, /* served as low ranks and, in small modules, whole */
-    {"{\"type\": \"loha\", \"r\": 9}", 0.2f},
+    {"{\"type\": \"loha\", \"r\": 8}", 0.2f},
     {"{\"type\": \"lokr\", \"r\": 1, \"decompose_both\": true}", 0.5f},
     {"{\"type\": \"lokr\", \"r\": 3, \"decompose_factor\": 2}", 0.2f},
     {"{\"type\": \"oft\", \"oft_block_size\": 8}", 0.1f},
@@ -749,6 +751,8 @@ static void methods_share_a_batch_but_no_pages(void **state)
     check_company("tiny-llama");
     check_company("tiny-qwen2"); /* whose projections have biases */
     check_company("tiny-qwen3"); /* whose heads have norms, with weights of grafts' own */
+    check_company("tiny-gemma3"); /* whose norms are around 1 */
+    check_company("tiny-gpt2");  /* whose norms have biases, and whose projections are one */
 }
 
 /* Methods with rows before the tokens: fewer than a page, a page, more; beside other methods and the base. */

@@ -68,7 +68,7 @@ static inline float *forward_with(const struct gd_model *model, const struct pro
     for (int i = 0; i < prompt_count; i++) {
         for (int t = 0; t < prompts[i].count; t++, row++) {
             ids[row] = prompts[i].ids[t];
-            positions[row] = t;
+            positions[row] = t | (model->config.long_from > 0 && prompts[i].count > model->config.long_from ? GD_POSITION_LONG : 0);
         }
         cu_seqlens[i + 1] = row;
     }

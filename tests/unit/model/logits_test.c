@@ -70,8 +70,8 @@ static struct parity compare(const struct gd_model *model, const struct referenc
 
 static const char *const tiny_names[] = {"tiny-llama",   "tiny-llama-sharded", "tiny-llama-yarn",  "tiny-llama3-rope",
                                          "tiny-mistral", "tiny-qwen2",         "tiny-qwen2-window", "tiny-qwen3", "tiny-phi3",
-                                         "tiny-gemma2",  "tiny-gemma3",        "tiny-gpt2",         "tiny-neox",  "tiny-neox-serial",
-                                         "tiny-opt",     "tiny-opt-after"};
+                                         "tiny-gemma2",  "tiny-gemma3",        "tiny-gpt2",         "tiny-neox",
+                                         "tiny-opt",     "tiny-opt-after",     "tiny-phi3-long"};
 
 static void f32_logits_equal_the_reference(void **state)
 {
@@ -278,7 +278,7 @@ static float *forward_cached(const struct gd_model *model, struct gd_kv_batch *c
     struct gd_model_inputs inputs;
     int32_t positions[128], cu_seqlens[2] = {0, count}, before = past;
     for (int t = 0; t < count; t++)
-        positions[t] = past + t;
+        positions[t] = (past + t) | (model->config.long_from > 0 ? GD_POSITION_LONG : 0);
     cache->cu_seqlens = cu_seqlens;
     cache->past = &before;
     float *logits = gd_alloc_array((size_t)count * (size_t)model->config.vocab, sizeof(float));
@@ -296,8 +296,8 @@ static float *forward_cached(const struct gd_model *model, struct gd_kv_batch *c
 static void decoding_through_the_cache_equals_the_whole(void **state)
 {
     static const char *const names[] = {"tiny-llama", "tiny-mistral", "tiny-qwen2-window", "tiny-qwen3", "tiny-phi3",
-                                         "tiny-gemma2",  "tiny-gemma3",        "tiny-gpt2",         "tiny-neox",  "tiny-neox-serial",
-                                         "tiny-opt",     "tiny-opt-after"};
+                                         "tiny-gemma2",  "tiny-gemma3",        "tiny-gpt2",         "tiny-neox",
+                                         "tiny-opt",     "tiny-opt-after",     "tiny-phi3-long"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         char *path = gd_format("%s/reference.safetensors", names[i]);
         struct reference reference = open_reference(path);

@@ -113,6 +113,7 @@ static void check_model(const char *name, const char *path, const cJSON *fixture
     float *grad = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
     gd_graft_init(graft, block, 1);
     fill_rows(&data, gd_json_find(fixture, "rows"), &targets);
+    data.long_from = model->config.long_from;
     gd_passes_init(&passes, model, graft, gd_objective_find("supervised"), NULL, GD_F32, block, grad);
     gd_batch_init(&batch, TOKENS_MAX, GD_BATCH_SEGMENTS_MAX);
     gd_batch_fill(&batch, &data, rows, data.row_count, gd_token_bucket((int)targets + data.row_count));
