@@ -46,7 +46,8 @@ static struct metadata *metadata_of(const char *fixture, const char *model, cons
                                          .add_space_prefix = -1};
     for (const cJSON *item = gd_json_find(gd_json_find(m->spec, "model"), "vocab")->child; item != NULL;
          item = item->next)
-        set_token(m, item->valueint, item->string, strncmp(item->string, "<0x", 3) == 0 ? 6 : 1);
+        set_token(m, item->valueint, item->string,
+                  strlen(item->string) == 6 && strncmp(item->string, "<0x", 3) == 0 && item->string[5] == '>' ? 6 : 1);
     for (const cJSON *item = gd_json_find(m->spec, "added_tokens")->child; item != NULL; item = item->next) {
         const char *text = gd_json_find(item, "content")->valuestring;
         bool special = cJSON_IsTrue(gd_json_find(item, "special"));
@@ -120,6 +121,48 @@ static void the_smollm_family_gives_the_ids_of_the_reference(void **state)
 static void scored_pieces_give_the_ids_of_the_reference(void **state)
 {
     check_family("llama2", "llama", NULL, 1);
+}
+
+static void newer_patterns_give_the_ids_of_the_reference(void **state)
+{
+    cJSON *root = open_fixture("pre.json");
+    int count = 0;
+    for (const cJSON *pre = gd_json_find(root, "pre")->child; pre != NULL; pre = pre->next, count++) {
+        struct metadata *m = metadata_of("gpt2", "gpt2", pre->string);
+        struct gd_tokenizer *tokenizer = load(&m->meta);
+        assert_true(check_cases(tokenizer, pre, pre->string) >= 20);
+        gd_tokenizer_destroy(tokenizer);
+        release(m);
+    }
+    assert_int_equal(count, 4);
+    cJSON_Delete(root);
+}
+
+static void the_neox_family_gives_the_ids_of_the_reference(void **state)
+{
+    struct metadata *m = metadata_of("neox", "gpt2", "olmo");
+    struct gd_tokenizer *tokenizer = load(&m->meta);
+    cJSON *root = open_fixture("neox.cases.json");
+    assert_true(check_cases(tokenizer, gd_json_find(root, "cases"), "neox") >= 50);
+    cJSON_Delete(root);
+    gd_tokenizer_destroy(tokenizer);
+    release(m);
+}
+
+static void gemma_gives_the_ids_of_the_reference(void **state)
+{
+    struct metadata *m = metadata_of("gemma", "llama", NULL);
+    m->meta.bos_id = 2;
+    m->meta.eos_id = 1;
+    m->meta.unknown_id = 3;
+    m->meta.add_space_prefix = 0;
+    struct gd_tokenizer *tokenizer = load(&m->meta);
+    cJSON *root = open_fixture("gemma.cases.json");
+    assert_true(check_cases(tokenizer, gd_json_find(root, "cases"), "gemma") >= 50);
+    check_with_ends(tokenizer, gd_json_find(root, "with_ends"), "gemma");
+    cJSON_Delete(root);
+    gd_tokenizer_destroy(tokenizer);
+    release(m);
 }
 
 /* SentencePiece's unigram as converters store it. */
@@ -309,6 +352,9 @@ int main(void)
         cmocka_unit_test(the_qwen2_family_gives_the_ids_of_the_reference),
         cmocka_unit_test(the_smollm_family_gives_the_ids_of_the_reference),
         cmocka_unit_test(scored_pieces_give_the_ids_of_the_reference),
+        cmocka_unit_test(newer_patterns_give_the_ids_of_the_reference),
+        cmocka_unit_test(the_neox_family_gives_the_ids_of_the_reference),
+        cmocka_unit_test(gemma_gives_the_ids_of_the_reference),
         cmocka_unit_test(t5_gives_the_ids_of_sentencepiece),
         cmocka_unit_test(bert_gives_the_ids_of_the_reference),
         cmocka_unit_test(the_default_family_cuts_digits_in_threes),
