@@ -136,13 +136,20 @@ static struct gd_value *linear(struct gd_graft_training *training, struct gd_gra
         return gd_lora_dora_linear(training, g, site, x, w, bias, params);
     if (gd_lora_is_kasa(&training->graft->config))
         return gd_lora_kasa_linear(training, g, site, x, w, bias, params);
+    bool pissa = gd_adapter_value(&training->graft->config, "init_lora_weights") == GD_LORA_PISSA;
+    double scale = training->graft->scale;
+    bool plain = w != NULL && w->kind == GD_VALUE_WEIGHT && x != NULL && x->group == NULL;
+    if (plain && bias == NULL && !pissa && training->dropout_key == NULL && x != training->base_x)
+        return gd_low_rank_linear(g, x, w, params[0], params[1], scale, NULL);
     struct gd_value *y = gd_graft_base(training, g, x, w, bias);
-    if (gd_adapter_value(&training->graft->config, "init_lora_weights") == GD_LORA_PISSA)
+    if (pissa)
         y = gd_lora_pissa_base(training, g, site, x, y);
     if (training->dropout_key != NULL)
         x = gd_dropout(g, x, training->dropout_key, training->graft->dropout, site->index);
+    if (plain)
+        return gd_low_rank_linear(g, x, NULL, params[0], params[1], scale, y);
     struct gd_value *u = gd_matmul(g, x, false, params[0], true, 1.0, NULL, gd_graph_act(g));
-    return gd_matmul(g, u, false, params[1], true, training->graft->scale, y, gd_graph_act(g));
+    return gd_matmul(g, u, false, params[1], true, scale, y, gd_graph_act(g));
 }
 
 static void wear(struct gd_graft *graft, const struct gd_site *site, const struct gd_graft_param *params,

@@ -316,6 +316,12 @@ bool gd_gemm_run_packed(const struct gd_gemm_packed *packed, const void *a, void
     return execute(&key, &packed->desc, packed->memory, a, NULL, c, err);
 }
 
+int64_t gd_gemm_depth(int64_t k, enum gd_dtype dtype)
+{
+    bool tiles = dtype == GD_BF16 && dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx;
+    return tiles ? (k + 31) / 32 * 32 : k;
+}
+
 const char *gd_gemm_isa(void)
 {
     dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();

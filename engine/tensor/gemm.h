@@ -37,6 +37,10 @@ void gd_gemm_packed_destroy(struct gd_gemm_packed *packed);
 GD_MUST_CHECK bool gd_gemm_run_packed(const struct gd_gemm_packed *packed, const void *a, void *c, enum gd_dtype out,
                                       int64_t rows, bool accumulate, struct gd_error *err);
 
+/* An inner size that the library multiplies at full speed, the least of at least k: AMX takes 32 bf16 numbers at a time, and what is
+ * shorter goes another, several times slower way. */
+int64_t gd_gemm_depth(int64_t k, enum gd_dtype dtype);
+
 /* What the library will use here: "amx_bf16", "avx512_bf16", "avx512", "avx2", "generic". */
 const char *gd_gemm_isa(void);
 

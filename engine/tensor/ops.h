@@ -27,6 +27,11 @@ struct gd_value *gd_linear(struct gd_graph *g, struct gd_value *x, struct gd_val
 /* y: act [T, out]; w: weight [out, in] -> act [T, in]: the backward of linear. */
 struct gd_value *gd_linear_back(struct gd_graph *g, struct gd_value *y, struct gd_value *w);
 
+/* x w^T + scale (x a^T) b^T, or c + that with w NULL: a frozen product and a low-rank one, whose rows pass through the cache
+ * together. x: act [T, in]; w: weight [out, in]; a: f32 [r, in]; b: f32 [out, r]; c: act [T, out] or NULL. */
+struct gd_value *gd_low_rank_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *w, struct gd_value *a, struct gd_value *b,
+                                    double scale, struct gd_value *c);
+
 /* alpha * op(a) op(b) + c.  op(a): [M, K], op(b): [K, N], c: [M, N] or NULL; F32 or BF16 (params are f32 and are
  * converted when the other operand is bf16); out in out_dtype; sums in f32. */
 struct gd_value *gd_matmul(struct gd_graph *g, struct gd_value *a, bool transpose_a, struct gd_value *b, bool transpose_b,
