@@ -1,4 +1,5 @@
 #include "engine/adapter/build.h"
+#include "engine/adapter/head.h"
 #include "engine/adapter/score.h"
 #include "engine/adapter/picks.h"
 
@@ -37,6 +38,7 @@ static void copy_config(struct gd_adapter_config *to, const struct gd_adapter_co
         copy_names(&to->modules[i], &from->modules[i]);
     }
     copy_names(&to->tasks, &from->tasks);
+    copy_names(&to->labels, &from->labels);
 }
 
 /* The sites of a kind, in the order of slots; their count. */
@@ -123,7 +125,8 @@ bool gd_graft_create_by(struct gd_graft **out, const struct gd_model *model, con
     for (int i = 0; i < slots; i++)
         graft->site_param[i] = -1;
     bool ok = (graft->method->choose == NULL || graft->method->choose(graft, source, err)) && graft->method->create(graft, err) &&
-              (!graft->config.score || gd_score_add(graft, err));
+              (!graft->config.score || gd_score_add(graft, err)) &&
+              (graft->config.labels.count == 0 || gd_head_add(graft, err));
     if (ok)
         *out = graft;
     else
@@ -162,6 +165,7 @@ void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed)
 {
     graft->method->init(graft, block, seed);
     gd_score_init(graft, block, seed);
+    gd_head_init(graft, block, seed);
 }
 
 bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_graft **kept, struct gd_error *err)
@@ -177,6 +181,7 @@ bool gd_graft_keep(const struct gd_graft *graft, const float *block, struct gd_g
             made->block = gd_alloc_array((size_t)gd_graft_floats(made), sizeof(float));
             ok = graft->method->keep(graft, block, made, made->block, err);
             gd_score_copy(graft, block, made, made->block);
+            gd_head_copy(graft, block, made, made->block);
         }
         if (ok)
             *kept = made;
@@ -191,6 +196,7 @@ static void resume_both(const struct gd_graft *graft, float *block, const struct
 {
     graft->method->resume(graft, block, kept);
     gd_score_copy(kept, kept->block, graft, block);
+    gd_head_copy(kept, kept->block, graft, block);
 }
 
 bool gd_graft_resume(const struct gd_graft *graft, const struct gd_graft *kept, float *block, struct gd_error *err)

@@ -75,6 +75,8 @@ struct gd_adapter_config {
     char *texts[GD_ADAPTER_OPTIONS_MAX];
     struct gd_ints ints[GD_ADAPTER_OPTIONS_MAX];
     struct gd_modules tasks;     /* of a method by task: their names, by number; not among the options */
+    struct gd_modules labels;    /* of a classifier: what it tells apart; its head is beside the method's parameters (head.h) */
+    bool multi_label;            /* a text has any number of them, else one */
     bool score;                  /* a reward model: a head of one score beside the method's parameters */
 };
 void gd_adapter_config_release(struct gd_adapter_config *config);
@@ -103,6 +105,9 @@ GD_MUST_CHECK bool gd_adapter_choice(const struct gd_adapter_option *option, con
 
 /* The names that a method by task is to know; copied. */
 void gd_adapter_set_tasks(struct gd_adapter_config *config, char *const *names, int count);
+
+/* The names of a classifier's labels; copied. */
+void gd_adapter_set_labels(struct gd_adapter_config *config, char *const *names, int count, bool multi);
 
 /* Every method with its options, as GET /v1/tuning/methods shows them: an array. */
 cJSON *gd_adapter_registry_json(void);
@@ -134,6 +139,7 @@ struct gd_graft {
     int param_count, frozen_param_count;
     int64_t parameter_count;     /* trained floats: the head of the flat block */
     int64_t frozen_count;        /* frozen floats after them */
+    int head_params;             /* of a classifier's head: the last trained ones; 0: it is none */
     double scale;                /* of a low-rank product */
     double dropout;              /* of the input of a site's own part */
     bool noisy;                  /* its training draws other numbers too (noise_key) */

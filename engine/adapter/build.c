@@ -97,6 +97,26 @@ struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const 
     return param;
 }
 
+struct gd_graft_param *gd_graft_add_last(struct gd_graft *graft, const char *module, const char *suffix, int64_t rows, int64_t columns)
+{
+    int at = graft->param_count, frozen = graft->frozen_param_count;
+    int64_t size = rows * columns;
+    (void)gd_graft_add(graft, false, module, suffix, rows, columns);
+    struct gd_graft_param last = graft->params[at + frozen];
+    memmove(graft->params + at + 1, graft->params + at, (size_t)frozen * sizeof(*graft->params));
+    for (int i = 0; i < frozen; i++)
+        graft->params[at + 1 + i].offset += size;
+    for (int i = 0; i < gd_slot_count(graft->model); i++)
+        graft->site_param[i] += graft->site_param[i] >= at;
+    last.offset = graft->parameter_count;
+    graft->params[at] = last;
+    graft->param_count++;
+    graft->frozen_param_count--;
+    graft->parameter_count += size;
+    graft->frozen_count -= size;
+    return &graft->params[at];
+}
+
 struct gd_graft_param *gd_graft_add_named(struct gd_graft *graft, const char *name, int64_t rows, int64_t columns)
 {
     struct gd_graft_param *param = gd_graft_add(graft, true, NULL, name, rows, columns);

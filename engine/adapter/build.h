@@ -27,6 +27,9 @@ GD_MUST_CHECK int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind
 struct gd_graft_param *gd_graft_add(struct gd_graft *graft, bool trained, const char *module, const char *suffix,
                                     int64_t rows, int64_t columns);
 
+/* A trained one behind all trained ones, when frozen ones are there too: those move up. */
+struct gd_graft_param *gd_graft_add_last(struct gd_graft *graft, const char *module, const char *suffix, int64_t rows, int64_t columns);
+
 /* A trained parameter [rows, columns] of exactly this name. */
 struct gd_graft_param *gd_graft_add_named(struct gd_graft *graft, const char *name, int64_t rows, int64_t columns);
 

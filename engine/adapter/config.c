@@ -31,6 +31,22 @@ void gd_adapter_set_tasks(struct gd_adapter_config *config, char *const *names, 
         add_module(&config->tasks, names[i], strlen(names[i]));
 }
 
+static void drop_labels(struct gd_adapter_config *config)
+{
+    for (int i = 0; i < config->labels.count; i++)
+        gd_free(config->labels.names[i]);
+    gd_free(config->labels.names);
+    config->labels = (struct gd_modules){0};
+}
+
+void gd_adapter_set_labels(struct gd_adapter_config *config, char *const *names, int count, bool multi)
+{
+    drop_labels(config);
+    for (int i = 0; i < count; i++)
+        add_module(&config->labels, names[i], strlen(names[i]));
+    config->multi_label = multi;
+}
+
 void gd_adapter_config_release(struct gd_adapter_config *config)
 {
     for (int i = 0; i < GD_ADAPTER_OPTIONS_MAX; i++) {
@@ -41,6 +57,7 @@ void gd_adapter_config_release(struct gd_adapter_config *config)
         gd_free(config->ints[i].values);
     }
     drop_tasks(config);
+    drop_labels(config);
     memset(config, 0, sizeof(*config));
 }
 

@@ -22,6 +22,9 @@ bool gd_graft_mergeable(const struct gd_graft *graft, struct gd_error *err)
     if (graft->config.score)
         return gd_fail_param(err, GD_UNSUPPORTED, "--format", "this %s adapter is a reward model: its head gives a score, for which the "
                              "base has no place, so that it cannot be merged; serve it as an adapter", graft->method->name);
+    if (graft->head_params > 0 && strcmp(graft->model->format, "gguf") == 0)
+        return gd_fail_param(err, GD_UNSUPPORTED, "--format", "this %s adapter is a classifier: GGUF has no place for its head, so that it "
+                             "cannot be merged there; serve it as an adapter", graft->method->name);
     if (graft->virtual_rows.count > 0)
         return gd_fail_param(err, GD_UNSUPPORTED, "--format", "a %s adapter puts %d virtual tokens before every sequence, which no "
                              "weight of the base can do, so that it cannot be merged; serve it as an adapter", graft->method->name,

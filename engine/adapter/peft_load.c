@@ -1,6 +1,7 @@
 /* peft_load.c - grafts from disk, in Hugging Face PEFT's format, with a strict account of tensors. */
 #include "engine/adapter/build.h"
 #include "engine/adapter/export.h"
+#include "engine/adapter/head.h"
 #include "engine/adapter/score.h"
 
 #include "engine/base/alloc.h"
@@ -125,16 +126,30 @@ static bool read_option(struct gd_adapter_config *config, int index, const cJSON
     return false;
 }
 
-static bool read_config(struct gd_adapter_config *config, const cJSON *json, struct gd_error *err)
+static bool read_head(struct gd_adapter_config *config, const struct gd_model *model, const cJSON *json, const char *folder,
+                      const struct gd_safetensors *file, struct gd_error *err)
+{
+    char *path = gd_format("%s/graftd.json", folder);
+    struct stat info;
+    cJSON *facts = stat(path, &info) == 0 ? gd_json_parse_file(path, CONFIG_BYTES_MAX, err) : NULL;
+    bool found = false;
+    bool ok = err->code == GD_OK && gd_head_read(config, model, json, facts, file, &found, err) && (found || gd_score_read(config, json, err));
+    cJSON_Delete(facts);
+    gd_free(path);
+    return ok;
+}
+
+static bool read_config(struct gd_adapter_config *config, const struct gd_model *model, const cJSON *json, const char *folder,
+                        const struct gd_safetensors *file, struct gd_error *err)
 {
     const char *type = NULL;
     if (!gd_json_get_string(json, "", "peft_type", true, 1, 64, &type, err) || (config->method = method_of(type, err)) == NULL)
         return false;
     config->finished = true;
-    if (!gd_score_read(config, json, err))
+    if (!read_head(config, model, json, folder, file, err))
         return false;
     for (const char *const *key = config->method->refused; *key != NULL; key++)
-        if (!(config->score && strcmp(*key, "modules_to_save") == 0) && !refuse_option(json, *key, err))
+        if (!((config->score || config->labels.count > 0) && strcmp(*key, "modules_to_save") == 0) && !refuse_option(json, *key, err))
             return false;
     for (int i = 0; i < config->method->option_count; i++)
         if (!read_option(config, i, json, err))
@@ -176,7 +191,8 @@ static size_t anchored(const char *name, const char *anchors)
 }
 
 /* Which modules the file touches, from its own tensor names. */
-static bool read_targets(struct gd_adapter_config *config, const struct gd_safetensors *file, struct gd_error *err)
+static bool read_targets(struct gd_adapter_config *config, const struct gd_model *model, const struct gd_safetensors *file,
+                         struct gd_error *err)
 {
     static const char prefix[] = "base_model.model.";
     const char *anchor = config->method->anchor;
@@ -188,7 +204,8 @@ static bool read_targets(struct gd_adapter_config *config, const struct gd_safet
     targets->names = gd_alloc_array((size_t)count + 1, sizeof(char *));
     for (int i = 0; i < count; i++) {
         const char *name = gd_safetensors_name(file, i);
-        size_t tail = config->score && strcmp(name, GD_SCORE_NAME) == 0 ? 0 : anchored(name, anchor);
+        bool of_head = (config->score && strcmp(name, GD_SCORE_NAME) == 0) || (config->labels.count > 0 && gd_head_owns(model, name));
+        size_t tail = of_head ? 0 : anchored(name, anchor);
         if (tail > 0 && strncmp(name, prefix, head) == 0 && strlen(name) > head + tail)
             targets->names[targets->count++] = gd_strndup(name + head, strlen(name) - head - tail);
     }
@@ -263,6 +280,8 @@ static bool read_weight(struct gd_graft *graft, const struct gd_graft_param *par
 {
     struct gd_tensor tensor;
     float *to = graft->block + param->offset;
+    if (!gd_safetensors_find(file, param->name, &tensor) && gd_head_from_base(graft, param, to))
+        return true;
     if (!gd_safetensors_find(file, param->name, &tensor))
         return gd_fail(err, GD_BAD_MODEL, "%s: tensor '%s' is missing", file_name, param->name);
     if (param->rank == 4)
@@ -338,7 +357,7 @@ static bool make_graft(struct gd_graft **out, const struct gd_model *model, stru
 {
     struct gd_graft_source source = {.file = file};
     bool chooses = config->method->choose != NULL;
-    if (!chooses && (!read_targets(config, file, err) || !check_promised(json, config, err)))
+    if (!chooses && (!read_targets(config, model, file, err) || !check_promised(json, config, err)))
         return false;
     if (!gd_graft_create_by(out, model, config, &source, err))
         return false;
@@ -365,8 +384,8 @@ bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const ch
         json = gd_json_parse_file(config_path, CONFIG_BYTES_MAX, err);
         ok = json != NULL;
     }
-    ok = ok && check_facts(model, folder, err) && read_config(&config, json, err) &&
-         read_tasks(&config, folder, err) && gd_safetensors_open(&file, weights_path, err) &&
+    ok = ok && check_facts(model, folder, err) && gd_safetensors_open(&file, weights_path, err) &&
+         read_config(&config, model, json, folder, file, err) && read_tasks(&config, folder, err) &&
          make_graft(&graft, model, &config, file, json, folder, err);
     if (ok) {
         graft->task = graft->config.tasks.count == 1 ? 0 : -1;

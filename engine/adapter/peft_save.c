@@ -1,5 +1,6 @@
 /* peft_save.c - grafts to disk, in Hugging Face PEFT's format. */
 #include "engine/adapter/build.h"
+#include "engine/adapter/head.h"
 #include "engine/adapter/score.h"
 
 #include "engine/base/alloc.h"
@@ -64,7 +65,7 @@ static cJSON *adapter_config(const struct gd_graft *graft)
     cJSON_AddStringToObject(json, "base_model_name_or_path", graft->model->id);
     cJSON_AddNullToObject(json, "revision");
     cJSON_AddBoolToObject(json, "inference_mode", true);
-    bool whole = short_names_do(graft);
+    bool whole = short_names_do(graft) && !gd_model_is_encoder(graft->model); /* "dense" would match its head too */
     for (int i = 0; i < graft->method->option_count; i++) {
         const struct gd_adapter_option *option = &graft->method->options[i];
         if (option->use == GD_OPTION_OURS)
@@ -86,6 +87,7 @@ static cJSON *adapter_config(const struct gd_graft *graft)
     if (graft->method->describe != NULL)
         graft->method->describe(graft, json);
     gd_score_describe(graft, json);
+    gd_head_describe(graft, json);
     return json;
 }
 
@@ -194,6 +196,7 @@ bool gd_graft_save(const struct gd_graft *graft, const float *block, const char 
     cJSON_AddItemToObject(facts, "adapter", gd_adapter_config_json(&graft->config));
     if (graft->method->by_task)
         cJSON_AddItemToObject(facts, "tasks", cJSON_CreateStringArray((const char *const *)graft->config.tasks.names, graft->config.tasks.count));
+    gd_head_add_facts(graft, facts);
     const cJSON *member;
     cJSON_ArrayForEach(member, extra) cJSON_AddItemToObject(facts, member->string, cJSON_Duplicate(member, true));
     struct gd_graft *kept = NULL;

@@ -9,24 +9,10 @@
 
 bool gd_score_add(struct gd_graft *graft, struct gd_error *err)
 {
-    int width = graft->model->config.width, at = graft->param_count, frozen = graft->frozen_param_count;
     if (graft->method->choose != NULL || graft->method->by_task)
         return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter, which chooses what it trains or has tasks, trains no "
                              "reward model; use another type (GET /v1/tuning/methods lists them)", graft->method->name);
-    /* The trained ones come first: what is frozen moves up. */
-    (void)gd_graft_add(graft, false, "score", "weight", 1, width);
-    struct gd_graft_param head = graft->params[at + frozen];
-    memmove(graft->params + at + 1, graft->params + at, (size_t)frozen * sizeof(*graft->params));
-    for (int i = 0; i < frozen; i++)
-        graft->params[at + 1 + i].offset += width;
-    for (int i = 0; i < gd_slot_count(graft->model); i++)
-        graft->site_param[i] += graft->site_param[i] >= at;
-    head.offset = graft->parameter_count;
-    graft->params[at] = head;
-    graft->param_count++;
-    graft->frozen_param_count--;
-    graft->parameter_count += width;
-    graft->frozen_count -= width;
+    (void)gd_graft_add_last(graft, "score", "weight", 1, graft->model->config.width);
     return true;
 }
 

@@ -211,11 +211,94 @@ static bool keep_row(struct loader *loader, const struct gd_row *source, int sid
     return true;
 }
 
+/* ---- classified rows ---- */
+
+static bool add_label(struct gd_dataset *data, const cJSON *label, int64_t line, struct gd_error *err)
+{
+    char buffer[GD_TASK_NAME_MAX + 1], list[512];
+    const char *name = gd_label_name(label, buffer);
+    int number = gd_tasks_find(&data->classes, name);
+    if (number < 0) {
+        gd_tasks_list(data->classes.names, data->classes.count, list, sizeof list);
+        return gd_fail_param(err, GD_BAD_FILE, "label", "line %lld: there is no label '%s'; the labels are: %s", (long long)line, name, list);
+    }
+    data->classes.rows[number]++;
+    if ((data->label_total & (data->label_total + 1)) == 0) /* doubles at 0, 1, 3, 7, ... */
+        data->labels = gd_realloc_array(data->labels, (size_t)data->label_total * 2 + 2, sizeof *data->labels);
+    data->labels[data->label_total++] = number;
+    return true;
+}
+
+static bool add_labels(struct gd_dataset *data, struct gd_dataset_row *row, const cJSON *label, bool multi, struct gd_error *err)
+{
+    const cJSON *item;
+    row->label_at = data->label_total;
+    if (cJSON_IsArray(label) != multi)
+        return gd_fail_param(err, GD_BAD_FILE, "label", "line %lld: label is %s; problem_type %s wants %s", (long long)row->line,
+                             multi ? "one label" : "a list", multi ? "multi_label_classification" : "single_label_classification",
+                             multi ? "a list in every row" : "one label in every row");
+    if (!multi && !add_label(data, label, row->line, err))
+        return false;
+    if (multi)
+        cJSON_ArrayForEach(item, label)
+            if (!add_label(data, item, row->line, err))
+                return false;
+    row->label_count = (int32_t)(data->label_total - row->label_at);
+    for (int32_t i = 0; i < row->label_count; i++)
+        for (int32_t j = 0; j < i; j++)
+            if (data->labels[row->label_at + i] == data->labels[row->label_at + j])
+                return gd_fail_param(err, GD_BAD_FILE, "label", "line %lld: label '%s' is there twice", (long long)row->line,
+                                     data->classes.names[data->labels[row->label_at + i]]);
+    return true;
+}
+
+static bool keep_classified(struct loader *loader, const struct gd_row *source, int64_t line, struct gd_error *err)
+{
+    const struct gd_classes *classes = loader->options->classes;
+    struct gd_dataset *data = &loader->owned->dataset;
+    struct gd_chat_encoding side = {0};
+    struct gd_dataset_row row = {.line = line, .offset = data->token_count, .importance = 1, .trained = 1, .task = -1};
+    int second = 0, whole = 0, context = loader->options->context;
+    if (!gd_text_encode(classes->tokenizer, source->text, source->text_pair, 0, &side.tokens, &second, &whole, err)) {
+        gd_tokens_release(&side.tokens);
+        gd_error_context(err, "line %lld", (long long)line);
+        return false;
+    }
+    bool ok = true, keep = count_overlong(loader, line, &side, 1);
+    if (keep && whole > context) {
+        side.tokens.count = 0;
+        ok = gd_text_encode(classes->tokenizer, source->text, source->text_pair, context, &side.tokens, &second, &whole, err);
+        side.tokens.count = side.tokens.count < context ? side.tokens.count : context;
+    }
+    if (ok && keep) {
+        row.length = side.tokens.count;
+        row.second = classes->typed ? second : 0;
+        side.weights = gd_alloc_array((size_t)row.length + 1, sizeof *side.weights);
+        ok = add_labels(data, &row, source->label, classes->multi, err) && number_task(loader, &row, source->task, err) &&
+             reserve_tokens(loader->owned, (size_t)row.length, err) && reserve_row(loader->owned, err);
+    }
+    if (ok && keep) {
+        append_side(data, &side, row.length);
+        data->rows[data->row_count++] = row;
+        data->trained_token_count++;
+    }
+    gd_free(side.weights);
+    gd_tokens_release(&side.tokens);
+    return ok;
+}
+
 /* The method of the job decides how many answers a row needs. */
 static bool check_kind(const struct gd_row *row, const struct gd_dataset_options *options, int64_t line, struct gd_error *err)
 {
     bool is_pair = gd_row_is_pair(row), is_labelled = row->format == GD_ROW_LABELLED;
     const char *field = row->format == GD_ROW_PREFERENCE ? "preferred_output" : is_pair ? "chosen" : is_labelled ? "label" : "row";
+    if ((row->format == GD_ROW_CLASSIFIED) != (options->classes != NULL))
+        return gd_fail_param(err, GD_BAD_FILE, options->classes != NULL ? "row" : "label", options->classes != NULL
+                             ? "line %lld: the row (%s) has no text with a label; method classification needs text and label"
+                             : "line %lld: the row (%s) is a text with a label; only method classification learns from those: set method.type, "
+                             "or give the row an answer", (long long)line, gd_row_format_name(row->format));
+    if (options->classes != NULL)
+        return true;
     if (options->labelled ? is_labelled || is_pair : is_pair == options->pairs && !is_labelled)
         return true;
     if (options->labelled)
@@ -307,7 +390,7 @@ static bool read_row(struct loader *loader, const char *text, size_t length, int
         gd_error_clear(err);
         return keep_out(loader, line);
     }
-    bool ok = encode_and_keep(loader, &row, line, err);
+    bool ok = loader->options->classes != NULL ? keep_classified(loader, &row, line, err) : encode_and_keep(loader, &row, line, err);
     gd_row_release(&row);
     return ok;
 }
@@ -375,6 +458,12 @@ bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_
     owned->dataset.triples = options->triples;
     owned->dataset.labelled = options->labelled;
     struct loader loader = {.owned = owned, .chat = chat, .options = options};
+    owned->dataset.classified = options->classes != NULL;
+    owned->dataset.multi = options->classes != NULL && options->classes->multi;
+    for (int i = 0; options->classes != NULL && i < options->classes->labels->count; i++) {
+        gd_tasks_add(&owned->dataset.classes, options->classes->labels->names[i], err);
+        owned->dataset.classes.rows[i] = 0;
+    }
     for (int i = 0; options->tasks != NULL && i < options->tasks->count; i++) {
         gd_tasks_add(&owned->dataset.tasks, options->tasks->names[i], err);
         owned->dataset.tasks.rows[i] = 0;
@@ -403,6 +492,8 @@ void gd_dataset_destroy(struct gd_dataset *dataset)
     if (dataset->weights != NULL)
         gd_large_free(dataset->weights, owned->token_capacity * sizeof *dataset->weights);
     gd_tasks_release(&dataset->tasks);
+    gd_tasks_release(&dataset->classes);
+    gd_free(dataset->labels);
     if (dataset->rows != NULL)
         gd_large_free(dataset->rows, owned->row_capacity * sizeof *dataset->rows);
     gd_free(owned);

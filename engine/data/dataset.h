@@ -12,7 +12,7 @@
 #ifndef GD_DATA_DATASET_H
 #define GD_DATA_DATASET_H
 
-#include "engine/data/row.h"
+#include "engine/data/classes.h"
 #include "engine/model/virtual_rows.h"
 #include "engine/text/chat.h"
 
@@ -30,6 +30,7 @@ struct gd_dataset_options {
     bool labelled;               /* rows must have one answer and a label; one with two answers is a row each, as TRL does it */
     bool drop_incomparable;      /* leave out preference rows with identical or empty answers; else they are an error */
     bool whole_sides;            /* nothing is shared by the sides of a pair: to compare with */
+    const struct gd_classes *classes; /* rows must be classified ones; NULL: none is */
     const struct gd_tasks *tasks; /* a row that names none of these is an error; NULL: the file's own */
     /* Called now and then with rows done (of the file's rows when known, else 0); false stops. May be NULL. */
     bool (*progress)(void *context, int64_t rows_done, int64_t rows_total);
@@ -49,6 +50,9 @@ struct gd_dataset_row {
     bool has_reference;          /* the row's file brings what stands in reference */
     float reference[3];          /* log p of each of its answers under a reference, where known */
     int32_t task;                /* its number in `tasks`; -1: the row names none */
+    int32_t second;              /* of a classified one: where its second text begins; 0: it has one */
+    int64_t label_at;            /* of it: its labels are data->labels[label_at .. label_at + label_count) */
+    int32_t label_count;
     int32_t shared;              /* of a pair: first tokens that both sides have in common and a batch holds once */
 };
 
@@ -58,6 +62,11 @@ struct gd_dataset {
     bool pairs, triples, labelled; /* as the options: every row is two segments, or three, or one */
     struct gd_virtual_rows virtual_rows; /* what its batches put before each segment; set by whoever trains */
     int long_from;                       /* rows of longer segments stand at positions with GD_POSITION_LONG; 0: none; set likewise */
+    bool classified, multi;      /* rows have labels, one each or any number (multi) */
+    int32_t *labels;
+    int64_t label_total;
+    struct gd_tasks classes;     /* the names of labels, with this file's counts */
+    const double *class_weights; /* [classes.count], or NULL: a row counts as its label does; set by whoever trains */
     struct gd_dataset_row *rows;
     struct gd_tasks tasks;       /* as the options have them, with this file's counts, or the file's own */
     int64_t taskless_rows, taskless_line; /* rows that name none, and the first */
@@ -86,11 +95,20 @@ static inline int32_t gd_dataset_row_space(const struct gd_dataset *dataset, int
     return entry->length - entry->shared + dataset->virtual_rows.count * beginnings;
 }
 
+/* What a classified row counts in the loss: as its label does, if it has one label and they are weighted. */
+static inline double gd_dataset_class_weight(const struct gd_dataset *dataset, int64_t row)
+{
+    bool weighted = dataset->class_weights != NULL && !dataset->multi;
+    return weighted ? dataset->class_weights[dataset->labels[dataset->rows[row].label_at]] : 1;
+}
+
 /* One packed micro-batch. T = capacity; rows beyond `used` are padding (label -100, weight 0). */
 struct gd_batch {
     int capacity, used;          /* rows: tokens and virtual ones */
     int segment_count;           /* rows in it; with pairs twice as many: chosen, rejected, chosen, ... */
+    const struct gd_dataset *dataset; /* that its rows are of */
     int32_t *ids;                /* [capacity] */
+    int32_t *types;              /* [capacity]: 1 in the second text of a classified row, else 0 */
     int32_t *positions;          /* [capacity], restarting at 0 in each segment without prefix */
     int32_t *cu_seqlens;         /* [segment_max + 1], tail repeats `used` */
     int32_t *prefix;             /* [2 * segment_max]: rows [begin, end) that a segment continues; 0, 0: it has no prefix */

@@ -97,6 +97,7 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->segment_max = segment_max;
     batch->ids = gd_alloc_array(tokens, sizeof(int32_t));
     batch->positions = gd_alloc_array(tokens, sizeof(int32_t));
+    batch->types = gd_alloc_array(tokens, sizeof(int32_t));
     batch->labels = gd_alloc_array(tokens, sizeof(int32_t));
     batch->weights = gd_alloc_array(tokens, sizeof(float));
     batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
@@ -116,6 +117,7 @@ void gd_batch_release(struct gd_batch *batch)
 {
     gd_free(batch->ids);
     gd_free(batch->positions);
+    gd_free(batch->types);
     gd_free(batch->labels);
     gd_free(batch->weights);
     gd_free(batch->cu_seqlens);
@@ -226,6 +228,7 @@ static void begin_batch(struct gd_batch *batch, int row_count, int capacity)
 {
     assert(row_count <= batch->segment_max);
     batch->capacity = capacity;
+    memset(batch->types, 0, (size_t)capacity * sizeof *batch->types);
     batch->segment_count = batch->used = 0;
     batch->cu_seqlens[0] = 0;
     batch->mismatched = false;
@@ -244,6 +247,7 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
                    int capacity)
 {
     begin_batch(batch, row_count, capacity);
+    batch->dataset = dataset;
     for (int r = 0; r < row_count; r++) {
         const struct gd_dataset_row *row = &dataset->rows[row_index[r]];
         int segments = batch->segment_count;
@@ -258,6 +262,8 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         if (row->gold > 0)
             append_segment(batch, dataset, row->offset + row->length - row->gold, row->gold, 0);
         memcpy(batch->reference + first, row->reference, (size_t)(batch->segment_count - first) * sizeof(float));
+        for (int t = batch->used - row->length + row->second; row->second > 0 && t < batch->used; t++)
+            batch->types[t] = 1;
         own_segments(batch, segments, r, row->task);
     }
     fill_rest(batch);

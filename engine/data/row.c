@@ -1,4 +1,5 @@
 #include "engine/data/row.h"
+#include "engine/data/classes.h"
 #include "engine/data/row_format.h"
 #include "engine/text/chat.h"
 #include <stdio.h>
@@ -108,24 +109,56 @@ bool gd_row_parse_pair(struct gd_row *row, struct gd_error *err)
            gd_fail_param(err, GD_INVALID, "completion", "completion is empty: there is nothing to learn from this row");
 }
 
-/* A row's format is the one whose key it has; `shared`: a later key that it has as well. */
+bool gd_row_parse_classified(struct gd_row *row, struct gd_error *err)
+{
+    static const char *const known[] = {"text", "text_pair", "label", NULL};
+    char buffer[GD_TASK_NAME_MAX + 1];
+    const cJSON *item;
+    const char *pair;
+    int index = 0;
+    row->label = gd_json_find(row->tree, "label");
+    if (!gd_row_no_slips(row->tree, "", known, err) || !gd_row_text(row->tree, "", "text", true, &row->text, err) ||
+        !gd_row_text(row->tree, "", "text_pair", false, &pair, err))
+        return false;
+    row->text_pair = cJSON_IsString(gd_json_find(row->tree, "text_pair")) ? pair : NULL;
+    if (row->text[0] == '\0')
+        return gd_fail_param(err, GD_INVALID, "text", "text is empty: there is nothing to classify");
+    if (row->label == NULL || cJSON_IsNull(row->label))
+        return gd_fail_param(err, GD_MISSING, "label", "label is missing: a row with text needs a label, a name or a whole number (or a list of "
+                             "them), to learn from; to go on training on plain text give prompt \"\" and completion");
+    if (!cJSON_IsArray(row->label))
+        return gd_label_name(row->label, buffer) != NULL ||
+               gd_fail_param(err, GD_INVALID, "label", "label must be a name of 1 to %d bytes, a whole number from 0, or a list of them",
+                             GD_TASK_NAME_MAX);
+    cJSON_ArrayForEach(item, row->label) {
+        char path[32];
+        snprintf(path, sizeof path, "label[%d]", index++);
+        if (gd_label_name(item, buffer) == NULL)
+            return gd_fail_param(err, GD_INVALID, path, "%s must be a name of 1 to %d bytes, or a whole number from 0", path, GD_TASK_NAME_MAX);
+    }
+    return true;
+}
+
+/* A row's format is the one whose key it has; `shared`: a later key that it has as well; a weak key counts where there is no other. */
 static const struct format {
     const char *key;
     enum gd_row_format format;
     bool (*parse)(struct gd_row *row, struct gd_error *err);
     const char *shared;
+    bool weak;
 } formats[] = {
-    {"chosen", GD_ROW_CHOSEN_REJECTED, gd_row_parse_chosen_rejected, "prompt"},
-    {"rejected", GD_ROW_CHOSEN_REJECTED, gd_row_parse_chosen_rejected, "prompt"},
-    {"preferred_output", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
-    {"non_preferred_output", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
-    {"preferred_completion", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
-    {"non_preferred_completion", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL},
-    {"messages", GD_ROW_CHAT, gd_row_parse_chat, NULL},
-    {"conversations", GD_ROW_SHAREGPT, gd_row_parse_sharegpt, NULL},
-    {"instruction", GD_ROW_ALPACA, gd_row_parse_alpaca, NULL},
-    {"prompt", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair, NULL},
-    {"completion", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair, NULL},
+    {"chosen", GD_ROW_CHOSEN_REJECTED, gd_row_parse_chosen_rejected, "prompt", false},
+    {"rejected", GD_ROW_CHOSEN_REJECTED, gd_row_parse_chosen_rejected, "prompt", false},
+    {"preferred_output", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL, false},
+    {"non_preferred_output", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL, false},
+    {"preferred_completion", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL, false},
+    {"non_preferred_completion", GD_ROW_PREFERENCE, gd_row_parse_preference, NULL, false},
+    {"messages", GD_ROW_CHAT, gd_row_parse_chat, NULL, false},
+    {"conversations", GD_ROW_SHAREGPT, gd_row_parse_sharegpt, NULL, false},
+    {"instruction", GD_ROW_ALPACA, gd_row_parse_alpaca, NULL, false},
+    {"prompt", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair, NULL, false},
+    {"completion", GD_ROW_PROMPT_COMPLETION, gd_row_parse_pair, NULL, false},
+    {"text", GD_ROW_CLASSIFIED, gd_row_parse_classified, NULL, true},
 };
 
 static bool find_format(const cJSON *tree, const struct format **out, struct gd_error *err)
@@ -133,7 +166,7 @@ static bool find_format(const cJSON *tree, const struct format **out, struct gd_
     *out = NULL;
     for (size_t i = 0; i < GD_COUNT(formats); i++) {
         bool shared = *out != NULL && (*out)->shared != NULL && strcmp((*out)->shared, formats[i].key) == 0;
-        if (shared || gd_json_find(tree, formats[i].key) == NULL)
+        if (shared || (formats[i].weak && *out != NULL) || gd_json_find(tree, formats[i].key) == NULL)
             continue;
         if (*out != NULL && (*out)->format != formats[i].format)
             return gd_fail_param(err, GD_INVALID, formats[i].key,
@@ -155,7 +188,7 @@ static bool find_format(const cJSON *tree, const struct format **out, struct gd_
     return gd_fail_param(err, GD_INVALID, "row",
                          "not a known row: give messages, or prompt and completion, or instruction and output, or "
                          "conversations, or input, preferred_output and non_preferred_output, or prompt, chosen and "
-                         "rejected, or prompt, completion and label%s%s%s", nearest != NULL ? " (did you mean '" : "", nearest != NULL ? nearest : "",
+                         "rejected, or prompt, completion and label, or text and label%s%s%s", nearest != NULL ? " (did you mean '" : "", nearest != NULL ? nearest : "",
                          nearest != NULL ? "'?)" : "");
 }
 

@@ -28,7 +28,8 @@
     X(SHAREGPT,          "sharegpt")          /* {"conversations":[{"from","value"}]} */  \
     X(PREFERENCE,        "preference")        /* {"input":{..},"preferred_output":[..],"non_preferred_output":[..]} */ \
     X(CHOSEN_REJECTED,   "chosen_rejected")   /* {"prompt":..,"chosen":..,"rejected":..} */ \
-    X(LABELLED,          "labelled")          /* {"prompt":..,"completion":..,"label":true} */
+    X(LABELLED,          "labelled")          /* {"prompt":..,"completion":..,"label":true} */ \
+    X(CLASSIFIED,        "classified")        /* {"text":"..","text_pair":"..","label":"name" | 1 | [..]} */
 
 #define GD_ROW_FORMAT_ENUM(name, wire) GD_ROW_##name,
 enum gd_row_format { GD_ROW_FORMAT_LIST(GD_ROW_FORMAT_ENUM) GD_ROW_FORMAT_COUNT };
@@ -51,6 +52,8 @@ struct gd_row {
     cJSON *gold_messages;      /* of gd_row_parse_gold; owned by tree, or NULL */
     const char *gold;          /* or NULL */
     bool desirable;            /* of a labelled row */
+    const char *text, *text_pair; /* of a classified row; text_pair NULL: it has one text */
+    const cJSON *label;        /* of it: a name, a whole number, or a list of those */
     bool has_reference;        /* of a row with two answers: it brings ref_chosen_logps and ref_rejected_logps */
     double margin;             /* of a row with two answers: by how much the chosen one is better, as TRL has it; 0 */
     double reference[2];       /* these: log p of the whole answers under a reference, as TRL keeps them */

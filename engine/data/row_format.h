@@ -20,6 +20,7 @@ GD_MUST_CHECK bool gd_row_parse_sharegpt(struct gd_row *row, struct gd_error *er
 GD_MUST_CHECK bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err);
 GD_MUST_CHECK bool gd_row_parse_chosen_rejected(struct gd_row *row, struct gd_error *err);
 GD_MUST_CHECK bool gd_row_parse_labelled(struct gd_row *row, struct gd_error *err);
+GD_MUST_CHECK bool gd_row_parse_classified(struct gd_row *row, struct gd_error *err);
 
 /* Optional text, "" when absent or null. */
 GD_MUST_CHECK bool gd_row_text(const cJSON *object, const char *path, const char *key, bool required, const char **out,

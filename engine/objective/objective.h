@@ -24,13 +24,17 @@ struct gd_objective_inputs {
     struct gd_value *cu_seqlens;   /* i32 [S+1]: segments */
     struct gd_value *prefix;       /* i32 [2S]: rows that each segment continues and has in common with others; NULL without pairs */
     struct gd_value *score;        /* param f32 [1, d]: the head of a reward model; NULL without one */
-    struct gd_value *segment_loss; /* handle of a struct gd_segment_loss; NULL without pairs */
+    struct gd_value *segment_loss; /* handle of a struct gd_segment_loss; NULL without pairs and labels */
+    struct gd_value *place;        /* i32 [S]: of each segment the row that is classified, -1: none; NULL without labels */
+    struct gd_value *pool, *pool_bias; /* param f32 [d, d], [d]: the dense layer before the labels; or NULL */
+    struct gd_value *label_head, *label_bias; /* param f32 [labels, d], [labels] or NULL */
 };
 
 struct gd_objective_outputs {
     struct gd_value *loss;     /* f32 [1]: the sum over the batch; gradients flow from here */
     struct gd_value *logprob;  /* f32 [T]: log p(labels[t]) */
     struct gd_value *argmax;   /* i32 [T]: most likely token, -1 where there is no label; NULL with scores */
+    struct gd_value *logits;   /* f32 [S, labels]; NULL without labels */
     struct gd_value *segments; /* f32 [S]: weighted log p of each segment; NULL without pairs */
 };
 
@@ -38,6 +42,7 @@ struct gd_objective {
     const char *name;          /* "supervised" */
     const char *paper;
     bool scores;               /* the tokens' log p are scores: the last one is its answer's */
+    bool classifies;           /* a row is one segment with labels, and has no next token to predict */
     bool pairs;                /* a row is two segments: the chosen answer, then the rejected one */
     bool by_token;             /* the loss is a sum over labelled tokens of weight times -logprob: jobs may share it */
     void (*build)(struct gd_graph *g, struct gd_value *hidden, struct gd_value *head,

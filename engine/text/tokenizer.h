@@ -79,6 +79,14 @@ GD_MUST_CHECK bool gd_tokenizer_encode(const struct gd_tokenizer *tokenizer, con
                                        enum gd_special_mode mode, bool add_bos_eos, struct gd_tokens *out,
                                        struct gd_error *err);
 
+/* Two texts as the post-processor's template for pairs has them (one after the other where it has none). *begin: the index in `out`
+ * where the second text begins; *ending: how many tokens stand behind it. */
+GD_MUST_CHECK bool gd_tokenizer_encode_pair(const struct gd_tokenizer *tokenizer, const char *first, size_t first_length,
+                                            const char *second, size_t second_length, enum gd_special_mode mode, struct gd_tokens *out,
+                                            int *begin, int *ending, struct gd_error *err);
+/* How many tokens the template puts behind one text. */
+int gd_tokenizer_ending(const struct gd_tokenizer *tokenizer);
+
 /* Text in which special tokens count only inside given byte ranges: `literal` spans come from the
  * template, everything between them is content that people wrote. spans: ascending [begin, end) pairs of
  * TEMPLATE text; spans that touch are one. Content never yields a special id; pre-tokenisation runs over the whole text

@@ -38,6 +38,8 @@ struct gd_tokenizer {
     struct gd_decoders decoders;
     int32_t before[GD_TEMPLATE_IDS_MAX], after[GD_TEMPLATE_IDS_MAX]; /* the post-processor's template */
     int before_count, after_count;
+    int32_t between[GD_TEMPLATE_IDS_MAX], ending[GD_TEMPLATE_IDS_MAX]; /* of two texts: between them, and behind the second */
+    int between_count, ending_count;
     int32_t bos, eos, pad;
     const char *kind;
 };

@@ -385,6 +385,42 @@ static bool read_template(struct gd_tokenizer *tokenizer, const cJSON *part, con
     return wrap(tokenizer, ids[0], count[0], ids[1], count[1], path, err);
 }
 
+static void set_pair(struct gd_tokenizer *tokenizer, const int32_t *between, int between_count, const int32_t *ending, int ending_count)
+{
+    memcpy(tokenizer->between, between, (size_t)between_count * sizeof(between[0]));
+    memcpy(tokenizer->ending, ending, (size_t)ending_count * sizeof(ending[0]));
+    tokenizer->between_count = between_count;
+    tokenizer->ending_count = ending_count;
+}
+
+/* What the template of two texts puts between them and behind the second; before the first it puts what one text has there. */
+static bool read_pair_template(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err)
+{
+    const cJSON *pair = NULL, *specials = NULL;
+    int32_t ids[3][GD_TEMPLATE_IDS_MAX];
+    int count[3] = {0}, texts = 0;
+    if (!gd_json_get_array(part, path, "pair", false, &pair, err) ||
+        !gd_json_get_object(part, path, "special_tokens", false, &specials, err))
+        return false;
+    for (const cJSON *item = pair != NULL ? pair->child : NULL; item != NULL; item = item->next) {
+        const cJSON *special = gd_json_find(item, "SpecialToken"), *sequence = gd_json_find(item, "Sequence");
+        const char *name = NULL;
+        if ((special == NULL) == (sequence == NULL))
+            return gd_fail_param(err, GD_BAD_MODEL, path, "%s.pair holds something else than SpecialToken and Sequence", path);
+        if (!gd_json_get_string(special != NULL ? special : sequence, path, "id", true, 1, SIZE_MAX, &name, err))
+            return false;
+        if (sequence != NULL && (texts == 2 || strcmp(name, texts == 0 ? "A" : "B") != 0))
+            return gd_fail_param(err, GD_BAD_MODEL, path, "%s.pair must hold the sequences A and B once each, in this order", path);
+        if (sequence != NULL)
+            texts++;
+        else if (!read_template_ids(tokenizer, specials, name, path, ids[texts], &count[texts], err))
+            return false;
+    }
+    if (pair != NULL)
+        set_pair(tokenizer, ids[1], count[1], ids[2], count[2]);
+    return true;
+}
+
 /* ["[CLS]", 101] */
 static bool read_token_pair(const struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, const char *key,
                             int32_t *id, struct gd_error *err)
@@ -408,8 +444,11 @@ static bool read_token_pair(const struct gd_tokenizer *tokenizer, const cJSON *p
 static bool read_cls_sep(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err)
 {
     int32_t cls = -1, sep = -1;
-    return read_token_pair(tokenizer, part, path, "cls", &cls, err) &&
-           read_token_pair(tokenizer, part, path, "sep", &sep, err) && wrap(tokenizer, &cls, 1, &sep, 1, path, err);
+    bool twice = strcmp(gd_json_find(part, "type")->valuestring, "RobertaProcessing") == 0;
+    if (!read_token_pair(tokenizer, part, path, "cls", &cls, err) || !read_token_pair(tokenizer, part, path, "sep", &sep, err))
+        return false;
+    set_pair(tokenizer, (int32_t[]){sep, sep}, twice ? 2 : 1, &sep, 1);
+    return wrap(tokenizer, &cls, 1, &sep, 1, path, err);
 }
 
 bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path, struct gd_error *err)
@@ -422,7 +461,7 @@ bool gd_parts_post_processor(struct gd_tokenizer *tokenizer, const cJSON *part, 
     if (strcmp(type, "Sequence") == 0)
         return read_sequence(tokenizer, part, path, "processors", gd_parts_post_processor, err);
     if (strcmp(type, "TemplateProcessing") == 0)
-        return read_template(tokenizer, part, path, err);
+        return read_template(tokenizer, part, path, err) && read_pair_template(tokenizer, part, path, err);
     if (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)
         return read_cls_sep(tokenizer, part, path, err);
     if (strcmp(type, "ByteLevel") == 0) /* moves offsets only */

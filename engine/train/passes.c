@@ -54,6 +54,21 @@ static bool bare(const struct gd_passes *passes, const struct gd_pass *pass)
     return pass->kind == REFERENCE && passes->reference == GD_REFERENCE_BASE;
 }
 
+/* The classifier's parameters are the last ones (head.h). */
+static void set_head(const struct gd_graft *graft, struct gd_pass *pass)
+{
+    struct gd_value **params = pass->graft.params + graft->param_count - graft->head_params;
+    struct gd_objective_inputs *inputs = &pass->objective_inputs;
+    if (graft->head_params == 4) {
+        inputs->pool = params[0];
+        inputs->pool_bias = params[1];
+        inputs->label_head = params[2];
+        inputs->label_bias = params[3];
+    } else {
+        inputs->label_head = params[0];
+    }
+}
+
 /* The loss over the model's last hidden states, with the graft's sites unless the reference has none. */
 static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
 {
@@ -69,6 +84,10 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         inputs->segment_loss = gd_graph_handle(g, "segment_loss");
         inputs->prefix = pass->inputs.prefix = gd_graph_input(g, "prefix", GD_I32, 1, (int64_t[]){2 * GD_BATCH_SEGMENTS_MAX});
     }
+    if (passes->objective->classifies) {
+        inputs->segment_loss = gd_graph_handle(g, "segment_loss");
+        inputs->place = gd_graph_input(g, "place", GD_I32, 1, (int64_t[]){GD_BATCH_SEGMENTS_MAX});
+    }
     if (!bare(passes, pass))
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
     if (!bare(passes, pass))
@@ -79,6 +98,8 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model, sites), inputs->labels, 1.0, inputs->softcap);
         return;
     }
+    if (passes->graft->head_params > 0)
+        set_head(passes->graft, pass);
     if (passes->graft->config.score)
         inputs->score = pass->graft.params[passes->graft->param_count - 1];
     passes->objective->build(g, hidden, gd_model_head(g, passes->model, sites), inputs, &pass->outputs);
@@ -234,6 +255,10 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
     gd_plan_bind(pass->plan, pass->inputs.cu_seqlens, batch->cu_seqlens);
     if (pass->inputs.prefix != NULL)
         gd_plan_bind(pass->plan, pass->inputs.prefix, batch->prefix);
+    if (pass->inputs.types != NULL)
+        gd_plan_bind(pass->plan, pass->inputs.types, batch->types);
+    if (pass->objective_inputs.place != NULL)
+        gd_plan_bind(pass->plan, pass->objective_inputs.place, passes->place);
     gd_plan_bind(pass->plan, pass->objective_inputs.labels, batch->labels);
     if (pass->kind != PROBE)
         gd_plan_bind(pass->plan, pass->objective_inputs.weights, batch->weights);
@@ -388,6 +413,27 @@ bool gd_passes_logprobs(struct gd_passes *passes, struct gd_batch *batch, const 
     return run_pass(passes, pass_get(passes, batch->capacity, EVALUATION, err), batch, NULL, options, err);
 }
 
+/* What the loss of a classifier needs to know of this batch: which row of a segment is looked at, and its labels. */
+static void begin_classes(struct gd_passes *passes, const struct gd_batch *batch, double scale)
+{
+    const struct gd_dataset *data = batch->dataset;
+    bool first = gd_model_is_encoder(passes->model);
+    double sum = 0;
+    for (int s = 0; s < GD_BATCH_SEGMENTS_MAX; s++)
+        passes->place[s] = s >= batch->segment_count ? -1 : first ? batch->cu_seqlens[s] : batch->cu_seqlens[s + 1] - 1;
+    for (int s = 0; s < batch->segment_count; s++) {
+        const struct gd_dataset_row *row = &data->rows[batch->row_index[s]];
+        passes->row_labels[s] = data->labels + row->label_at;
+        passes->row_label_count[s] = row->label_count;
+        sum += gd_dataset_class_weight(data, batch->row_index[s]);
+    }
+    passes->classes = (struct gd_label_batch){.rows = batch->segment_count, .labels = data->classes.count, .multi = data->multi,
+                                              .row_labels = passes->row_labels, .row_label_count = passes->row_label_count,
+                                              .weights = data->class_weights, .scale = scale, .counts = passes->label_counts};
+    passes->segment_loss = (struct gd_segment_loss){.context = &passes->classes, .evaluate = gd_label_loss};
+    passes->share = (float)(sum * scale);
+}
+
 bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale, int32_t *dropout_key,
                    const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err)
 {
@@ -395,6 +441,8 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
         if (!begin_pairs(passes, batch, options, err))
             return false;
         passes->share = (float)(passes->pairs.rows * passes->survey->step.scale);
+    } else if (passes->objective->classifies) {
+        begin_classes(passes, batch, scale);
     } else {
         double sum = 0;
         for (int t = 0; t < batch->used; t++) {
@@ -412,6 +460,11 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     result->penalised = pass->penalty != NULL;
     if (result->penalised)
         result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
+    if (passes->objective->classifies) {
+        result->labelled = passes->classes.rows;
+        result->correct = passes->classes.correct;
+        return true;
+    }
     const int32_t *argmax = pass->outputs.argmax != NULL ? gd_plan_data(pass->plan, pass->outputs.argmax) : NULL;
     for (int s = 0; passes->objective->pairs && s < batch->segment_count; s++)
         result->labelled += passes->pairs.tokens[s];

@@ -14,6 +14,7 @@
 
 #include "engine/adapter/adapter.h"
 #include "engine/data/dataset.h"
+#include "engine/objective/labels.h"
 #include "engine/objective/objective.h"
 #include "engine/objective/preference.h"
 #include "engine/tensor/ops.h"
@@ -33,6 +34,11 @@ struct gd_passes {
     enum gd_reference reference;            /* of the losses that have one; set after init */
     float *start_block;         /* the parameters that the job started from; with GD_REFERENCE_START, and to compute others once */
     struct gd_preference_batch pairs;       /* of the newest run */
+    struct gd_label_batch classes;          /* of the newest run of a classifier */
+    struct gd_label_counts *label_counts;   /* [labels] to which its runs add what is so and what is said; or NULL */
+    int32_t place[GD_BATCH_SEGMENTS_MAX];   /* of each segment the row that is classified; -1: there is no such segment */
+    const int32_t *row_labels[GD_BATCH_SEGMENTS_MAX];
+    int32_t row_label_count[GD_BATCH_SEGMENTS_MAX];
     float *recorded;                        /* where a run without a loss puts the sums */
     float *nll;                             /* [nll_capacity]: tokens whose NLL is learnt */
     int nll_capacity;
@@ -54,7 +60,7 @@ struct gd_pass_result {
     double loss;                /* sum of weighted -log p, or of the pairs' losses, times scale */
     bool penalised;             /* there is such a term */
     double penalty;             /* the graft's own term of the loss, by its share; training passes only */
-    int64_t labelled, correct;  /* tokens with a label; of these, argmax == label */
+    int64_t labelled, correct;  /* tokens with a label; of these, argmax == label. Of a classifier: rows; those all of whose labels are right */
     struct gd_preference_sums pairs; /* zero without pairs */
 };
 

@@ -17,6 +17,10 @@ void gd_job_spec_release(struct gd_job_spec *spec)
     gd_free(spec->validation_file);
     gd_free(spec->suffix);
     gd_adapter_config_release(&spec->adapter);
+    for (int i = 0; i < spec->classes.labels.count; i++)
+        gd_free(spec->classes.labels.names[i]);
+    gd_free(spec->classes.labels.names);
+    cJSON_Delete(spec->classes.weights);
     memset(spec, 0, sizeof(*spec));
 }
 
@@ -131,12 +135,12 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
     return ok;
 }
 
-static const char *const method_names[] = {"supervised", "dpo", "preference", "reward"};
+static const char *const method_names[] = {"supervised", "dpo", "preference", "reward", "classification"};
 
 /* The member of the method's name, which alone may stand beside type. */
 static bool find_options(const cJSON *method, const char *type, const cJSON **options, struct gd_error *err)
 {
-    const char *const known[] = {"type", "supervised", "dpo", "preference", "reward", NULL};
+    const char *const known[] = {"type", "supervised", "dpo", "preference", "reward", "classification", NULL};
     if (!gd_json_only_known(method, "method", known, err))
         return false;
     for (size_t i = 0; i < GD_COUNT(method_names); i++) {
@@ -185,6 +189,66 @@ static bool parse_reward(struct gd_job_spec *spec, const cJSON *options, const c
                             &spec->preference.term[0].parameter[GD_PREFERENCE_CENTER_REWARDS], err));
 }
 
+static bool read_labels(struct gd_classes_spec *classes, const cJSON *list, struct gd_error *err)
+{
+    static const char path[] = "method.classification.labels";
+    int count = cJSON_GetArraySize(list), index = 0;
+    const cJSON *item;
+    if (count < (classes->multi ? 1 : 2) || count > GD_TASKS_MAX)
+        return gd_fail_param(err, GD_INVALID, path, "%s has %d names; give %d to %d, or leave it out for those of the training file", path, count,
+                             classes->multi ? 1 : 2, GD_TASKS_MAX);
+    classes->labels.names = gd_alloc_array((size_t)count, sizeof *classes->labels.names);
+    cJSON_ArrayForEach(item, list) {
+        char buffer[GD_TASK_NAME_MAX + 1];
+        const char *name = gd_label_name(item, buffer);
+        if (name == NULL)
+            return gd_fail_param(err, GD_INVALID, path, "%s[%d] must be a name of 1 to %d bytes, or a whole number from 0", path, index,
+                                 GD_TASK_NAME_MAX);
+        for (int i = 0; i < classes->labels.count; i++)
+            if (strcmp(classes->labels.names[i], name) == 0)
+                return gd_fail_param(err, GD_INVALID, path, "%s has '%s' twice", path, name);
+        classes->labels.names[classes->labels.count++] = gd_strdup(name);
+        index++;
+    }
+    return true;
+}
+
+static bool read_class_weights(struct gd_classes_spec *classes, const cJSON *weights, struct gd_error *err)
+{
+    static const char path[] = "method.classification.class_weights";
+    const cJSON *item;
+    bool balanced = cJSON_IsString(weights) && strcmp(weights->valuestring, "balanced") == 0;
+    if (!balanced && !cJSON_IsObject(weights))
+        return gd_fail_param(err, GD_INVALID, path, "%s must be \"balanced\", or an object with a number for each label", path);
+    if (classes->multi)
+        return gd_fail_param(err, GD_INVALID, path, "%s are of rows with one label; leave them out with multi_label_classification", path);
+    cJSON_ArrayForEach(item, weights)
+        if (!cJSON_IsNumber(item) || !(item->valuedouble > 0) || item->valuedouble > 1e6)
+            return gd_fail_param(err, GD_INVALID, path, "%s.%s must be a number above 0, at most 1000000", path, item->string);
+    classes->weights = cJSON_Duplicate(weights, true);
+    return true;
+}
+
+static const char *const problem_names[] = {"single_label_classification", "multi_label_classification"};
+
+/* A head beside the graft, over labels. */
+static bool parse_classification(struct gd_job_spec *spec, const cJSON *options, const char *path, struct gd_error *err)
+{
+    static const char *const known[] = {"hyperparameters", "labels", "problem_type", "class_weights", NULL};
+    const cJSON *labels = NULL, *weights = gd_json_find(options, "class_weights");
+    int problem = 0;
+    spec->classes.on = true;
+    spec->reference = GD_REFERENCE_NONE;
+    if (options == NULL)
+        return true;
+    if (!gd_json_only_known(options, path, known, err) || !get_choice(options, path, "problem_type", problem_names, 2, &problem, err) ||
+        !gd_json_get_array(options, path, "labels", false, &labels, err))
+        return false;
+    spec->classes.multi = problem == 1;
+    return (labels == NULL || read_labels(&spec->classes, labels, err)) &&
+           (weights == NULL || cJSON_IsNull(weights) || read_class_weights(&spec->classes, weights, err));
+}
+
 /* The loss of the method; the members beside "hyperparameters" are checked. */
 static bool parse_options(struct gd_job_spec *spec, const cJSON *options, const char *path, struct gd_error *err)
 {
@@ -192,6 +256,8 @@ static bool parse_options(struct gd_job_spec *spec, const cJSON *options, const 
     const char *const known[] = {"hyperparameters", dpo ? "reference" : NULL, NULL};
     if (strcmp(spec->method, "reward") == 0)
         return parse_reward(spec, options, path, err);
+    if (strcmp(spec->method, "classification") == 0)
+        return parse_classification(spec, options, path, err);
     if (strcmp(spec->method, "preference") == 0) {
         if (options == NULL)
             return gd_fail_param(err, GD_MISSING, "method.preference", "method.preference is missing: it names the loss");
@@ -225,7 +291,7 @@ static bool parse_method(struct gd_job_spec *spec, const cJSON *body, struct gd_
         found |= strcmp(method_names[i], type) == 0;
     if (!found)
         return gd_fail_param(err, GD_UNSUPPORTED, "method.type",
-                             "method type '%s' is not supported by this version; 'supervised', 'dpo', 'preference' and 'reward' are", type);
+                             "method type '%s' is not supported by this version; 'supervised', 'dpo', 'preference', 'reward' and 'classification' are", type);
     snprintf(spec->method, sizeof(spec->method), "%s", type);
     snprintf(path, sizeof path, "method.%s", type);
     snprintf(hyper, sizeof hyper, "%s.hyperparameters", path);
@@ -445,6 +511,13 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     cJSON *options = cJSON_AddObjectToObject(method, spec->method);
     if (strcmp(spec->method, "preference") == 0)
         gd_preference_add_json(&spec->preference, options);
+    if (spec->classes.on)
+        cJSON_AddStringToObject(options, "problem_type", problem_names[spec->classes.multi]);
+    if (spec->classes.labels.count > 0)
+        cJSON_AddItemToObject(options, "labels", cJSON_CreateStringArray((const char *const *)(uintptr_t)spec->classes.labels.names,
+                                                                         spec->classes.labels.count));
+    if (spec->classes.weights != NULL)
+        cJSON_AddItemToObject(options, "class_weights", cJSON_Duplicate(spec->classes.weights, true));
     if (spec->adapter.score)
         cJSON_AddNumberToObject(options, gd_preference_parameter_name(GD_PREFERENCE_CENTER_REWARDS),
                                 spec->preference.term[0].parameter[GD_PREFERENCE_CENTER_REWARDS]);

@@ -21,6 +21,14 @@ enum gd_schedule { GD_SCHEDULE_CONSTANT, GD_SCHEDULE_LINEAR, GD_SCHEDULE_COSINE 
 /* Layers keep only what enters them, and are made again in the backward pass. */
 enum gd_checkpointing { GD_CHECKPOINTING_AUTO, GD_CHECKPOINTING_OFF, GD_CHECKPOINTING_ON };
 
+/* Method "classification". */
+struct gd_classes_spec {
+    bool on;
+    bool multi;                      /* "problem_type": multi_label_classification */
+    struct gd_modules labels;        /* none: those of the training file */
+    cJSON *weights;                  /* "class_weights": "balanced", or an object of numbers by label; NULL: every row counts as much */
+};
+
 struct gd_job_spec {
     char *model;                     /* model id: the base */
     char *init_from;                 /* the graft to start from: a tuned model's id in the API, an adapter's folder in `graftd run`;
@@ -28,7 +36,8 @@ struct gd_job_spec {
     char *training_file, *validation_file; /* file ids in the API, paths in `graftd run`; validation may be NULL */
     char *suffix;                    /* or NULL */
     int64_t seed;                    /* -1: to be picked by the server and echoed */
-    char method[32];                 /* "supervised", "dpo", "preference", "reward" */
+    char method[32];                 /* "supervised", "dpo", "preference", "reward", "classification" */
+    struct gd_classes_spec classes;
     struct gd_preference preference; /* no term with supervised; dpo: the loss of that name */
     enum gd_reference reference;     /* NONE with losses that have none */
     struct gd_adapter_config adapter;

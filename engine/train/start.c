@@ -63,6 +63,14 @@ static const struct gd_adapter_option *other_option(const struct gd_graft *a, co
     return NULL;
 }
 
+static bool same_labels(const struct gd_modules *a, const struct gd_modules *b)
+{
+    bool same = a->count == b->count;
+    for (int i = 0; same && i < a->count; i++)
+        same = strcmp(a->names[i], b->names[i]) == 0;
+    return same;
+}
+
 static bool check_like(const struct gd_graft *graft, const struct gd_graft *start, struct gd_error *err)
 {
     char param[96] = "adapter";
@@ -70,6 +78,14 @@ static bool check_like(const struct gd_graft *graft, const struct gd_graft *star
         return gd_fail_param(err, GD_INVALID, "model", "the model that the job starts from is %s, and method.type %s: only jobs of one "
                              "kind go on from each other", start->config.score ? "a reward model" : "no reward model",
                              graft->config.score ? "is reward" : "is not reward");
+    if ((graft->config.labels.count > 0) != (start->config.labels.count > 0) || graft->config.multi_label != start->config.multi_label)
+        return gd_fail_param(err, GD_INVALID, "model", "the model that the job starts from is %s, and method.type is %s: only jobs of one "
+                             "kind go on from each other", start->config.labels.count == 0 ? "no classifier" : start->config.multi_label
+                             ? "a classifier of several labels at once" : "a classifier of one label each",
+                             graft->config.labels.count == 0 ? "not classification" : "classification of the other kind");
+    if (graft->config.labels.count > 0 && !same_labels(&graft->config.labels, &start->config.labels))
+        return gd_fail_param(err, GD_INVALID, "model", "the labels of the model that the job starts from are not those of this job: give them as "
+                             "method.classification.labels, or start from the base");
     if (graft->method != start->method)
         return gd_fail_param(err, GD_INVALID, "adapter.type", "adapter.type is '%s'; the model that the job starts from has '%s': "
                              "leave adapter out to go on with that, or start from the base", graft->method->name, start->method->name);

@@ -89,6 +89,13 @@ static int add_row_metrics(struct gd_metric *metrics, enum part part, const stru
     metrics[count++] = (struct gd_metric){loss[part], result->loss};
     if (result->pairs.rows > 0)
         return part == FULL_VALID ? count : count + add_answer_metrics(metrics + count, part, spec, result);
+    if (spec->classes.on) {
+        static const char *const right[] = {"train_accuracy", "valid_accuracy", "full_valid_accuracy"};
+        metrics[count++] = (struct gd_metric){right[part], result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0};
+        if (part != TRAIN)
+            metrics[count++] = (struct gd_metric){part == VALID ? "valid_macro_f1" : "full_valid_macro_f1", result->macro_f1};
+        return count;
+    }
     metrics[count++] = (struct gd_metric){accuracy[part],
                                           result->labelled > 0 ? (double)result->correct / (double)result->labelled : 0.0};
     return count;

@@ -40,6 +40,8 @@ bool gd_trainer_open_data(struct gd_trainer *trainer, struct gd_dataset **out, c
                           struct gd_error *err)
 {
     int virtual_rows = trainer->graft->virtual_rows.count, room = trainer->model->config.context - virtual_rows;
+    const struct gd_classes classes = {.tokenizer = trainer->model->tokenizer, .labels = &trainer->labels,
+                                       .multi = trainer->spec->classes.multi, .typed = trainer->model->config.types > 1};
     struct gd_dataset_options options = {
         .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : room,
         .virtual_rows = virtual_rows,
@@ -48,6 +50,7 @@ bool gd_trainer_open_data(struct gd_trainer *trainer, struct gd_dataset **out, c
         .pairs = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) != GD_ANSWERS_LABELLED,
         .triples = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_TRIPLE,
         .labelled = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_LABELLED,
+        .classes = trainer->spec->classes.on ? &classes : NULL,
         .tasks = trainer->spec->adapter.method->by_task ? &trainer->tasks : NULL,
         .progress = gd_trainer_dataset_progress,
         .progress_context = trainer,
@@ -102,6 +105,14 @@ void gd_trainer_fingerprint(const struct gd_dataset *data, char out[33])
         int32_t facts[] = {data->rows[i].chosen, data->rows[i].gold, data->rows[i].desirable};
         XXH3_128bits_update(hash, facts, data->triples || data->labelled ? sizeof(facts) : sizeof(facts[0]));
     }
+    for (int64_t i = 0; data->classified && i < data->row_count; i++) {
+        int32_t facts[] = {data->rows[i].second, data->rows[i].label_count};
+        XXH3_128bits_update(hash, facts, sizeof facts);
+    }
+    if (data->classified)
+        XXH3_128bits_update(hash, data->labels, (size_t)data->label_total * sizeof *data->labels);
+    for (int i = 0; i < data->classes.count; i++)
+        XXH3_128bits_update(hash, data->classes.names[i], strlen(data->classes.names[i]) + 1);
     for (int64_t i = 0; data->tasks.count > 0 && i < data->row_count; i++)
         XXH3_128bits_update(hash, &data->rows[i].task, sizeof(data->rows[i].task));
     for (int i = 0; i < data->tasks.count; i++)

@@ -13,6 +13,9 @@ static bool sense(void *context, const struct gd_graft *probe, int batches, int 
 {
     struct gd_trainer *trainer = context;
     struct gd_job_spec *spec = trainer->spec;
+    if (spec->classes.on)
+        return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter chooses what it trains by next tokens, which a classifier's rows "
+                             "have not; use another type (GET /v1/tuning/methods lists them)", spec->adapter.method->name);
     trainer->graft = (struct gd_graft *)(uintptr_t)probe;
     bool ok = gd_trainer_make_data(trainer, err);
     int own_batch = spec->batch_size, own_leaves = spec->leaf_count;
@@ -92,7 +95,7 @@ bool gd_trainer_make_graft(struct gd_trainer *trainer, const char *init_path, st
     struct gd_error damaged = {0};
     char *start = gd_format("%s/start", trainer->folder), *weights = gd_format("%s/adapter_model.safetensors", start);
     bool from = trainer->spec->init_from != NULL, ok = !from || gd_start_open(&trainer->start, trainer->model, trainer->folder, init_path, err);
-    ok = ok && gd_start_adopt(trainer->spec, trainer->start, err) && read_tasks(trainer, err);
+    ok = ok && gd_start_adopt(trainer->spec, trainer->start, err) && read_tasks(trainer, err) && gd_trainer_read_labels(trainer, err);
     if (!from && access(start, F_OK) == 0 && (!gd_dir_verify(start, &damaged) || !gd_safetensors_open(&file, weights, &damaged)))
         gd_trainer_say(trainer, "warn", "the choice that this job began with is damaged and is made again: %s", damaged.message);
     struct gd_graft_source source = {.file = file, .seed = (uint64_t)trainer->spec->seed, .squares = sense, .context = trainer};

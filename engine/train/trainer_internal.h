@@ -24,6 +24,7 @@ struct gd_step_result {
     bool penalised;
     double kl, shift;           /* of losses that need them */
     int64_t labelled, correct, tokens;
+    double macro_f1;            /* of a classifier, over the validation file */
     struct gd_preference_sums pairs;
 };
 
@@ -52,6 +53,8 @@ struct gd_trainer {
     struct gd_chat *chat;            /* the model's template with the job's own clock */
     struct gd_dataset *train, *valid;
     struct gd_tasks tasks;           /* of the training file, for a method by task */
+    struct gd_tasks labels;          /* of a classifier's rows */
+    double *class_weights;           /* [labels.count] or NULL */
     struct gd_graft *graft, *start;  /* start: what the job goes on from, or NULL */
     float *start_block;              /* parameters before the first step, where the reference needs them */
     struct gd_passes passes;
@@ -94,6 +97,12 @@ void gd_trainer_release_steps(struct gd_trainer *trainer);
 size_t gd_trainer_held_bytes(const struct gd_trainer *trainer);
 size_t gd_trainer_weight_bytes(const struct gd_trainer *trainer);
 void gd_trainer_report_quantisation(struct gd_trainer *trainer);
+
+/* ---- labels (trainer_labels.c) ---- */
+/* What a classifier tells apart, as the job names it or its rows do; before the graft is made. */
+GD_MUST_CHECK bool gd_trainer_read_labels(struct gd_trainer *trainer, struct gd_error *err);
+/* Once the rows are read: how many have which label, and what they count. */
+GD_MUST_CHECK bool gd_trainer_weigh_labels(struct gd_trainer *trainer, struct gd_error *err);
 
 /* ---- the graft (trainer_graft.c) ---- */
 GD_MUST_CHECK bool gd_trainer_make_graft(struct gd_trainer *trainer, const char *init_path, struct gd_error *err);

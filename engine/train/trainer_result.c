@@ -94,7 +94,8 @@ static int ask_all(struct gd_batch *batch, const struct gd_virtual_rows *rows)
 
 static bool read_back(struct gd_trainer *trainer, const char *folder, struct gd_error *err)
 {
-    if (trainer->observer.read_back == NULL || trainer->passes.objective->scores) /* a reward model has no log-probabilities */
+    if (trainer->observer.read_back == NULL || trainer->passes.objective->scores ||
+        trainer->passes.objective->classifies) /* neither has log-probabilities */
         return true;
     int64_t row = probe_row(trainer->train);
     struct gd_run_options options = {.between = gd_trainer_between_ops, .context = trainer};

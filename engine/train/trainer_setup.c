@@ -134,7 +134,7 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     enum gd_dtype act = strcmp(spec->precision, "f32") == 0 ? GD_F32 : strcmp(spec->precision, "bf16") == 0 ? GD_BF16
                                                                                                         : gd_device()->compute;
     strcpy(trainer->spec->precision, act == GD_F32 ? "f32" : "bf16");
-    const struct gd_objective *objective = gd_objective_find(spec->adapter.score ? "reward" : gd_trainer_has_answers(trainer) ? "preference" : "supervised");
+    const struct gd_objective *objective = gd_objective_find(spec->classes.on ? "classification" : spec->adapter.score ? "reward" : gd_trainer_has_answers(trainer) ? "preference" : "supervised");
     gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
                    trainer->grad);
     if (!set_reference(trainer, err))
@@ -276,6 +276,8 @@ bool gd_trainer_make_data(struct gd_trainer *trainer, struct gd_error *err)
     if (!gd_job_spec_resolve(spec, trainer->train->row_count, trainer->train->token_count, trainer->model->config.width,
                              trainer->model->config.context - trainer->graft->virtual_rows.count, err))
         return false;
+    if (!gd_trainer_weigh_labels(trainer, err))
+        return false;
     char advice[400];
     if (gd_trainer_has_answers(trainer) && gd_label_advice(&spec->preference, trainer->train, advice, sizeof(advice)))
         gd_trainer_say(trainer, "warn", "%s", advice);
@@ -319,7 +321,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     struct gd_job_spec *spec = trainer->spec;
     if (spec->seed < 0)
         spec->seed = 0;
-    if (!gd_model_generates(trainer->model, err) || !gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
+    if ((!spec->classes.on && !gd_model_generates(trainer->model, err)) || !gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);
@@ -360,6 +362,8 @@ void gd_trainer_destroy(struct gd_trainer *trainer)
     gd_dataset_destroy(trainer->train);
     gd_dataset_destroy(trainer->valid);
     gd_tasks_release(&trainer->tasks);
+    gd_tasks_release(&trainer->labels);
+    gd_free(trainer->class_weights);
     gd_chat_destroy(trainer->chat);
     gd_graft_destroy(trainer->graft);
     gd_graft_destroy(trainer->start);

@@ -1,6 +1,7 @@
 /* trainer_step.c - one optimiser step, and the validation file: rows packed into leaves, gradients, clipping, AdamW. */
 #include "engine/train/trainer_internal.h"
 
+#include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/tensor/device.h"
 #include "engine/train/optimizer.h"
@@ -16,6 +17,8 @@ static double row_weight(const struct gd_dataset *data, int64_t row)
 {
     const struct gd_dataset_row *entry = &data->rows[row];
     double sum = 0;
+    if (data->classified)
+        return gd_dataset_class_weight(data, row);
     if (data->pairs || data->labelled)
         return 1;
     for (int32_t i = 1; i < entry->length; i++)
@@ -277,10 +280,15 @@ bool gd_trainer_evaluate(struct gd_trainer *trainer, struct gd_step_result *resu
     double weight_sum = 0;
     memset(result, 0, sizeof(*result));
     if (!gd_trainer_has_answers(trainer)) {
+        struct gd_label_counts *counted = data->classified ? gd_alloc_array((size_t)data->classes.count, sizeof *counted) : NULL;
         for (int64_t i = 0; i < data->row_count; i++)
             weight_sum += row_weight(data, i);
+        trainer->passes.label_counts = counted;
         bool ok = evaluate_rows(trainer, 0, data->row_count, result, err);
+        trainer->passes.label_counts = NULL;
         result->loss /= weight_sum;
+        result->macro_f1 = counted != NULL ? gd_macro_f1(counted, data->classes.count) : 0;
+        gd_free(counted);
         return ok;
     }
     for (int64_t i = 0; i < data->row_count; i++)

@@ -351,8 +351,20 @@ static cJSON *encoding_json(const struct gd_model *model, const struct gd_chat_e
 static cJSON *side_json(const struct gd_model *model, const struct gd_row *row, int side, struct gd_error *err)
 {
     struct gd_chat_encoding encoding = {0};
-    if (!gd_row_encode(model->chat, row, side, &encoding, err))
+    int second = 0, whole = 0;
+    if (row->format == GD_ROW_CLASSIFIED) {
+        bool ok = gd_text_encode(model->tokenizer, row->text, row->text_pair, 0, &encoding.tokens, &second, &whole, err);
+        encoding.weights = gd_alloc_array((size_t)encoding.tokens.count + 1, sizeof *encoding.weights);
+        gd_buf_init(&encoding.text, 0);
+        if (ok)
+            gd_tokenizer_decode(model->tokenizer, encoding.tokens.ids, encoding.tokens.count, false, &encoding.text);
+        else
+            gd_chat_encoding_release(&encoding);
+        if (!ok)
+            return NULL;
+    } else if (!gd_row_encode(model->chat, row, side, &encoding, err)) {
         return NULL;
+    }
     cJSON *json = encoding_json(model, &encoding);
     gd_chat_encoding_release(&encoding);
     return json;
@@ -374,6 +386,8 @@ cJSON *gd_render_row(const struct gd_model *model, const char *text, size_t leng
         cJSON_AddNumberToObject(json, "line", (double)line);
         if (row.format == GD_ROW_LABELLED)
             cJSON_AddBoolToObject(json, "label", row.desirable);
+        if (row.format == GD_ROW_CLASSIFIED)
+            cJSON_AddItemToObject(json, "label", cJSON_Duplicate(row.label, true));
     }
     if (rejected != NULL)
         cJSON_AddItemToObject(json, "rejected", rejected);
