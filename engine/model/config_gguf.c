@@ -34,7 +34,6 @@ static bool check_plain(const struct gd_gguf *file, const char *architecture, st
         const char *name;
         double neutral;
     } plain[] = {
-        {"expert_count", 0},
         {"attention.max_alibi_bias", 0},
         {"attention.clamp_kqv", 0},
         {"logit_scale", 1},
@@ -232,6 +231,15 @@ static bool read_ids(struct gd_model_config *config, const struct gd_gguf *file,
     return true;
 }
 
+static bool find_family(const struct gd_family **family, const struct gd_gguf *file, const char *architecture, struct gd_error *err)
+{
+    int64_t experts = 0;
+    if (!gd_family_find_gguf(family, architecture, false, err) ||
+        !gd_gguf_get_int(file, make_key((*family)->gguf, "expert_count").text, false, 0, GD_EXPERTS_MAX, &experts, err))
+        return false;
+    return experts == 0 || gd_family_find_gguf(family, architecture, true, err);
+}
+
 static bool read_all(struct gd_model_config *config, struct gd_gguf *file, struct gd_error *err)
 {
     const char *architecture = NULL, *type = "model";
@@ -243,7 +251,7 @@ static bool read_all(struct gd_model_config *config, struct gd_gguf *file, struc
         return gd_fail_param(err, GD_UNSUPPORTED, "general.type", "general.type is \"%s\", not a model",
                              gd_show_text(type).text);
     if (!gd_gguf_get_string(file, "general.architecture", true, &architecture, err) ||
-        !gd_family_find_gguf(&family, architecture, err))
+        !find_family(&family, file, architecture, err))
         return false;
     const char *a = family->gguf;
     struct key heads = make_key(a, "attention.head_count"), kv_heads = make_key(a, "attention.head_count_kv");

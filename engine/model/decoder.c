@@ -42,15 +42,20 @@ static struct gd_value *layer_norm(const struct builder *b, int layer, int part,
     return norm(b, &b->files->norm_sites[index], x);
 }
 
-static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
+static struct gd_value *linear_copy(const struct builder *b, int layer, int part, int copy, struct gd_value *x)
 {
     const struct gd_site *site = &b->files->linear_sites[layer * gd_linears_of_layer(&b->model->config) +
-                                                         gd_linears_before(&b->model->config, part)];
+                                                         gd_linears_before(&b->model->config, part) + copy];
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
     struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
     if (b->sites.linear != NULL)
         return b->sites.linear(b->sites.context, b->graph, site, x, w, added);
     return gd_site_linear_base(b->graph, x, w, added);
+}
+
+static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
+{
+    return linear_copy(b, layer, part, 0, x);
 }
 
 static struct gd_value *block(const struct builder *b, const struct gd_site *site, struct gd_value *input,
@@ -122,10 +127,43 @@ static struct gd_value *attention(const struct builder *b, int layer, struct gd_
     return linear(b, layer, GD_LINEAR_O, y);
 }
 
+static struct gd_value *gated(const struct builder *b, struct gd_value *gate, struct gd_value *up)
+{
+    enum gd_activation activation = b->model->config.activation;
+    return activation == GD_ACTIVATION_SILU ? gd_swiglu(b->graph, gate, up)
+                                            : gd_mul(b->graph, gd_activation(b->graph, gate, activation), up);
+}
+
+/* y = sum over the chosen experts of p_e Wdown_e(silu(Wgate_e x) * (Wup_e x)), p the softmax over the router's choice. Each
+ * expert sees the rows that go to it. */
+static struct gd_value *experts(const struct builder *b, int layer, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    struct gd_graph *g = b->graph;
+    struct gd_value *used = b->inputs->cache != NULL ? b->inputs->cache : b->inputs->cu_seqlens, *y = NULL;
+    struct gd_value *route = gd_expert_route(g, linear(b, layer, GD_LINEAR_ROUTER, x), config->experts_chosen);
+    struct gd_value *choice = gd_value_output(route, 1), *rows = gd_expert_dispatch(g, choice, used, config->experts);
+    for (int e = 0; e < config->experts; e++) {
+        struct gd_value *own = gd_expert_rows(g, x, rows, e, config->experts_chosen, NULL);
+        struct gd_value *gate = linear_copy(b, layer, GD_LINEAR_EXPERT_GATE, e, own);
+        struct gd_value *up = linear_copy(b, layer, GD_LINEAR_EXPERT_UP, e, own);
+        struct gd_value *out = linear_copy(b, layer, GD_LINEAR_EXPERT_DOWN, e, gated(b, gate, up));
+        y = gd_expert_sum(g, out, route, y, x != NULL ? x->shape[0] : 0);
+    }
+    struct gd_value **load = b->inputs->expert_load;
+    if (load != NULL) {
+        struct gd_value *own = gd_expert_load(g, gd_value_output(route, 2), choice, used);
+        *load = *load != NULL ? gd_add(g, *load, own) : own;
+    }
+    return y;
+}
+
 static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
     struct gd_value *gate, *up;
+    if (config->experts > 0)
+        return experts(b, layer, x);
     if (config->fused_mlp) {
         struct gd_value *both = linear(b, layer, GD_LINEAR_GATE_UP, x);
         gate = gd_columns(b->graph, both, 0, config->ffn_width);
@@ -135,9 +173,7 @@ static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value 
         up = linear(b, layer, GD_LINEAR_UP, x);
     }
     struct gd_value *inner = !config->gated ? gd_activation(b->graph, up, config->activation)
-                             : config->activation == GD_ACTIVATION_SILU
-                                 ? gd_swiglu(b->graph, gate, up)
-                                 : gd_mul(b->graph, gd_activation(b->graph, gate, config->activation), up);
+                                             : gated(b, gate, up);
     return linear(b, layer, GD_LINEAR_DOWN, inner);
 }
 

@@ -21,6 +21,17 @@ static const struct gd_part linears[GD_LINEAR_COUNT] = {
                         GD_PART_BIAS(down_bias, mlp_bias)},
 };
 
+static const struct gd_part expert_linears[GD_LINEAR_COUNT] = {
+    [GD_LINEAR_Q] = {GD_EXTENT_QUERY, GD_EXTENT_WIDTH, GD_ROWS_QUERY, GD_PART_WEIGHT(q)},
+    [GD_LINEAR_K] = {GD_EXTENT_KV, GD_EXTENT_WIDTH, GD_ROWS_KEY, GD_PART_WEIGHT(k)},
+    [GD_LINEAR_V] = {GD_EXTENT_KV, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(v)},
+    [GD_LINEAR_O] = {GD_EXTENT_WIDTH, GD_EXTENT_QUERY, GD_ROWS_PLAIN, GD_PART_WEIGHT(o)},
+    [GD_LINEAR_ROUTER] = {GD_EXTENT_EXPERTS, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(router)},
+    [GD_LINEAR_EXPERT_GATE] = {GD_EXTENT_FFN, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(expert_gate), GD_PART_COPIES(experts)},
+    [GD_LINEAR_EXPERT_UP] = {GD_EXTENT_FFN, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(expert_up), GD_PART_COPIES(experts)},
+    [GD_LINEAR_EXPERT_DOWN] = {GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_ROWS_PLAIN, GD_PART_WEIGHT(expert_down), GD_PART_COPIES(experts)},
+};
+
 static const struct gd_part norms[GD_NORM_COUNT] = {
     [GD_NORM_INPUT] = {GD_EXTENT_WIDTH, GD_EXTENT_NONE, GD_ROWS_PLAIN, GD_PART_WEIGHT(input_norm),
                        GD_PART_BIAS(input_norm_bias, layer_norm)},
@@ -48,6 +59,16 @@ static const struct gd_class classes[] = {
 
 const struct gd_body gd_body_decoder = {
     .linears = linears,
+    .norms = norms,
+    .linear_count = GD_LINEAR_COUNT,
+    .norm_count = GD_NORM_COUNT,
+    .outer = outer,
+    .classes = classes,
+    .hidden = gd_decoder_hidden,
+};
+
+const struct gd_body gd_body_experts = {
+    .linears = expert_linears,
     .norms = norms,
     .linear_count = GD_LINEAR_COUNT,
     .norm_count = GD_NORM_COUNT,

@@ -45,7 +45,14 @@ bool gd_family_find(const struct gd_family **out, const char *model_type, struct
     return find(out, "model_type", model_type, false, err);
 }
 
-bool gd_family_find_gguf(const struct gd_family **out, const char *architecture, struct gd_error *err)
+bool gd_family_find_gguf(const struct gd_family **out, const char *architecture, bool experts, struct gd_error *err)
 {
-    return find(out, "general.architecture", architecture, true, err);
+    if (!find(out, "general.architecture", architecture, true, err))
+        return false;
+    for (size_t i = 0; i < GD_COUNT(families); i++)
+        if (families[i]->gguf != NULL && strcmp(families[i]->gguf, architecture) == 0 && (families[i]->defaults.experts > 0) == experts) {
+            *out = families[i];
+            return true;
+        }
+    return gd_fail(err, GD_UNSUPPORTED, "%s models with experts are not supported in GGUF", architecture);
 }

@@ -60,7 +60,7 @@ struct gd_family {
 
 /* By model_type. */
 GD_MUST_CHECK bool gd_family_find(const struct gd_family **out, const char *model_type, struct gd_error *err);
-/* By general.architecture. */
-GD_MUST_CHECK bool gd_family_find_gguf(const struct gd_family **out, const char *architecture, struct gd_error *err);
+/* By general.architecture; `experts`: of those with the name, the one whose layers have experts. */
+GD_MUST_CHECK bool gd_family_find_gguf(const struct gd_family **out, const char *architecture, bool experts, struct gd_error *err);
 
 #endif

@@ -26,6 +26,7 @@ struct gd_file_tensor {
     struct gd_weight *weight; /* made from it; NULL: ignored (and, until the account is closed, not used yet) */
     bool transposed;         /* the weight is [out, in], the file has [in, out] */
     float added;             /* what the file's numbers are above the weight's (GGUF's Gemma norms) */
+    struct gd_weight *const *stack; /* of a tensor of three dimensions, what was made of each of its matrices; NULL: `weight` alone */
     const int32_t *rows;     /* row i of the weight is row rows[i] of the file; NULL: in order */
 };
 

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 
 struct tensor_name {
-    char text[96];
+    char text[192];
 };
 
 struct filler {
@@ -133,11 +133,22 @@ struct order {
     float added;
 };
 
+static bool make_weight(const struct filler *f, struct gd_weight **out, const char *name, const struct gd_tensor *tensor,
+                        struct order order)
+{
+    struct gd_model *model = f->model;
+    *out = NULL;
+    if (!gd_weight_create(out, name, tensor, tensor->rank == 2 ? order.rows : NULL, -order.added, f->err))
+        return false;
+    model->weights[model->weight_count++] = *out;
+    model->parameter_count += gd_tensor_count(tensor);
+    return true;
+}
+
 /* Finds the tensor, checks it, and makes the weight, which goes by the Hugging Face name. */
 static bool fill_one(const struct filler *f, struct gd_weight **out, int layer, const struct gd_name *module, const char *kind,
                      int rank, const int64_t *shape, struct order order)
 {
-    struct gd_model *model = f->model;
     struct tensor_name name = tensor_name(f, layer, module, kind, false), in_file = tensor_name(f, layer, module, kind, f->gguf);
     struct gd_file_tensor *entry = find_part(f, layer, module, kind, rank == 1);
     const int64_t in_order[2] = {shape[order.transposed], shape[!order.transposed]};
@@ -151,15 +162,54 @@ static bool fill_one(const struct filler *f, struct gd_weight **out, int layer, 
         transpose(f, &tensor);
     if (rank == 1 && order.rows != NULL)
         permute_vector(f, &tensor, order.rows);
-    *out = NULL;
-    if (!gd_weight_create(out, name.text, &tensor, rank == 2 ? order.rows : NULL, -order.added, f->err))
+    if (!make_weight(f, out, name.text, &tensor, order))
         return false;
     entry->weight = *out;
     entry->rows = order.rows;
     entry->transposed = order.transposed;
     entry->added = order.added;
-    model->weights[model->weight_count++] = *out;
-    model->parameter_count += gd_tensor_count(&tensor);
+    return true;
+}
+
+/* Copies of a part that the file holds as one tensor, [copies, out, in]. */
+static bool fill_stack(const struct filler *f, struct gd_weight **out, int copies, int layer, const struct gd_name *module,
+                       const int64_t *shape)
+{
+    struct tensor_name in_file = tensor_name(f, layer, module, "weight", f->gguf);
+    struct gd_file_tensor *entry = find(f->files, in_file.text);
+    if (entry == NULL)
+        return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing", in_file.text);
+    if (!check_tensor(f, entry, 3, (int64_t[]){copies, shape[0], shape[1]}))
+        return false;
+    struct gd_tensor tensor = entry->tensor;
+    align(f, &tensor);
+    size_t bytes = gd_dtype_bytes(tensor.dtype, gd_tensor_count(&tensor)) / (size_t)copies;
+    for (int copy = 0; copy < copies; copy++) {
+        struct gd_part_name one = gd_part_name(module->hf, copy);
+        struct tensor_name name = tensor_name(f, layer, &(struct gd_name){.hf = one.text}, "weight", false);
+        struct gd_tensor part = {.dtype = tensor.dtype, .rank = 2, .shape = {shape[0], shape[1]}, .data = (char *)tensor.data + (size_t)copy * bytes};
+        if (!make_weight(f, &out[copy], name.text, &part, (struct order){.rows = NULL}))
+            return false;
+    }
+    entry->weight = out[0];
+    entry->stack = out;
+    return true;
+}
+
+/* A part that a layer has several of: in the files one tensor for each, or one of all. */
+static bool fill_copies(const struct filler *f, void *owner, int layer, const struct gd_part *part, const struct gd_name *name,
+                        const int64_t *shape)
+{
+    int copies = gd_part_copies(&f->model->config, part, layer);
+    struct gd_weight **out = gd_arena_alloc_array(&f->files->arena, (size_t)copies, sizeof(struct gd_weight *));
+    *(struct gd_weight ***)((char *)owner + part->weight) = out;
+    if (strchr(f->gguf ? name->gguf : name->hf, '*') == NULL)
+        return fill_stack(f, out, copies, layer, name, shape);
+    for (int copy = 0; copy < copies; copy++) {
+        struct gd_part_name one = gd_part_name(name->hf, copy);
+        if (!fill_one(f, &out[copy], layer, &(struct gd_name){.hf = one.text}, "weight", 2, shape, (struct order){.rows = NULL}))
+            return false;
+    }
     return true;
 }
 
@@ -174,7 +224,9 @@ static bool fill_part(const struct filler *f, int layer, const struct gd_part *p
     struct order order = plain;
     order.transposed = kind == GD_SITE_LINEAR && !f->gguf && config->transposed;
     order.added = kind == GD_SITE_NORM && f->gguf ? (float)config->norm_offset : 0; /* GGUF holds the sum */
-    return fill_one(f, gd_part_weight(owner, part), layer, name, part->tensor != NULL ? part->tensor : "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, order) &&
+    if (part->copies != 0)
+        return fill_copies(f, owner, layer, part, name, shape);
+    return fill_one(f, gd_part_weight(owner, part, 0), layer, name, part->tensor != NULL ? part->tensor : "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, order) &&
            (!gd_part_has_bias(config, part) || fill_one(f, gd_part_bias(owner, part), layer, name, "bias", 1, shape, plain));
 }
 
@@ -283,7 +335,7 @@ bool gd_files_fill(struct gd_model *model, bool gguf, struct gd_error *err)
         filler.files->query_rows = gd_rope_rows(config->heads, config->head_dim);
         filler.files->key_rows = gd_rope_rows(config->kv_heads, config->head_dim);
     }
-    size_t parts = 2 * (size_t)(family->body->norm_count + family->body->linear_count);
+    size_t parts = 2 * (size_t)(family->body->norm_count + gd_linears_of_layer(config));
     model->layer = gd_alloc_array((size_t)config->layers, sizeof model->layer[0]);
     model->weights = gd_alloc_array((size_t)config->layers * parts + 2 * GD_OUTER_COUNT, sizeof model->weights[0]);
     return fill_outer(&filler) && fill_layers(&filler) && check_all_used(&filler);

@@ -56,6 +56,9 @@ struct gd_model_config {
     double attention_scale;     /* of the scores; 0 in a family's defaults: 1 / sqrt(head_dim) */
     double score_softcap, logit_softcap; /* 0: none; c: c tanh(x / c) of the scores and of the logits */
     enum gd_activation activation; /* of the feed-forward part */
+    int experts;                /* of a layer's feed-forward part; 0: it is dense */
+    int experts_chosen;         /* for each token */
+    double router_loss_coefficient; /* of the load-balancing loss in training, where a job says nothing else */
     bool qk_norm;               /* each head of q and k is normalised before rope */
     int sliding_window;         /* 0 = none */
     bool slides[GD_LAYERS_MAX]; /* layers that see no further than the window */
@@ -99,6 +102,7 @@ struct gd_model_layer {
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
     struct gd_weight *cross_norm, *cross_q, *cross_k, *cross_v, *cross_o; /* of a decoder beside an encoder; or NULL */
     struct gd_weight *qkv, *gate_up;   /* instead of q, k, v and gate, up; or NULL */
+    struct gd_weight *router, **expert_gate, **expert_up, **expert_down; /* [config.experts], instead of gate, up, down; or NULL */
     struct gd_weight *qkv_bias, *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias; /* or NULL */
 };
 
@@ -153,6 +157,7 @@ struct gd_model_inputs {
     struct gd_value *cu_seqlens;          /* i32 [S+1]: training and scoring; NULL when cache is set */
     struct gd_value *prefix;              /* i32 [2S]: rows that each segment continues (gd_attention), or NULL; the caller adds it */
     struct gd_value *cache;               /* handle of gd_kv_batch: inference; NULL when cu_seqlens is set */
+    struct gd_value **expert_load;        /* with experts, where the sum of the layers' loads is put (gd_expert_load); NULL: nobody asks */
     /* Of a model with an encoder: */
     struct gd_value *encoder_ids;         /* i32 [Te]; segment s of ids looks at segment s of these. NULL when cache is set */
     struct gd_value *encoder_cu_seqlens;  /* i32 [S+1] */

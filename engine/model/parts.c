@@ -1,5 +1,7 @@
 /* parts.c - questions about the parts of layers. */
 #include "engine/model/family.h"
+#include <stdio.h>
+#include <string.h>
 
 int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent)
 {
@@ -30,6 +32,8 @@ int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent)
         return config->heads;
     case GD_EXTENT_BUCKETS:
         return config->bias_buckets;
+    case GD_EXTENT_EXPERTS:
+        return config->experts;
     case GD_EXTENT_NONE:
         break;
     }
@@ -52,11 +56,32 @@ bool gd_part_in_layer(const struct gd_model_config *config, const struct gd_part
            (part->stack == GD_STACK_ANY || (part->stack == GD_STACK_ENCODER) == (layer < config->encoder_layers));
 }
 
+static int copies_of(const struct gd_model_config *config, const struct gd_part *part)
+{
+    return part->copies != 0 ? *(const int *)((const char *)config + part->copies) : 1;
+}
+
+int gd_part_copies(const struct gd_model_config *config, const struct gd_part *part, int layer)
+{
+    return gd_part_in_layer(config, part, layer) ? copies_of(config, part) : 0;
+}
+
+struct gd_part_name gd_part_name(const char *name, int copy)
+{
+    struct gd_part_name text;
+    const char *star = strchr(name, '*');
+    if (star == NULL)
+        snprintf(text.text, sizeof text.text, "%s", name);
+    else
+        snprintf(text.text, sizeof text.text, "%.*s%d%s", (int)(star - name), name, copy, star + 1);
+    return text;
+}
+
 static int in_layer(const struct gd_model_config *config, const struct gd_part *parts, int end, int layer)
 {
     int count = 0;
     for (int i = 0; i < end; i++)
-        count += gd_part_in_layer(config, &parts[i], layer);
+        count += gd_part_copies(config, &parts[i], layer);
     return count;
 }
 
@@ -94,7 +119,7 @@ static int present_before(const struct gd_model_config *config, const struct gd_
 {
     int count = 0;
     for (int i = 0; i < end; i++)
-        count += gd_part_present(config, &parts[i]);
+        count += gd_part_present(config, &parts[i]) ? copies_of(config, &parts[i]) : 0;
     return count;
 }
 
@@ -123,9 +148,10 @@ bool gd_part_has_bias(const struct gd_model_config *config, const struct gd_part
     return part->has_bias != 0 && flag_at(config, part->has_bias);
 }
 
-struct gd_weight **gd_part_weight(void *owner, const struct gd_part *part)
+struct gd_weight **gd_part_weight(void *owner, const struct gd_part *part, int copy)
 {
-    return (struct gd_weight **)((char *)owner + part->weight);
+    char *at = (char *)owner + part->weight;
+    return part->copies != 0 ? *(struct gd_weight ***)at + copy : (struct gd_weight **)at;
 }
 
 struct gd_weight **gd_part_bias(void *owner, const struct gd_part *part)

@@ -15,7 +15,7 @@
 
 enum gd_extent { GD_EXTENT_NONE, GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_EXTENT_QUERY, GD_EXTENT_KV, GD_EXTENT_HEAD, GD_EXTENT_QKV,
                  GD_EXTENT_FFN_TWICE, GD_EXTENT_VOCAB, GD_EXTENT_POSITIONS, GD_EXTENT_TYPES, GD_EXTENT_LABELS,
-                 GD_EXTENT_HEADS, GD_EXTENT_BUCKETS };
+                 GD_EXTENT_HEADS, GD_EXTENT_BUCKETS, GD_EXTENT_EXPERTS };
 enum gd_stack { GD_STACK_ANY, GD_STACK_ENCODER, GD_STACK_DECODER }; /* whose layers have a part */
 enum gd_row_kind { GD_ROWS_PLAIN, GD_ROWS_QUERY, GD_ROWS_KEY }; /* QUERY, KEY: permuted in some GGUF files */
 
@@ -28,6 +28,7 @@ struct gd_part {
     bool optional;           /* the flag at `has` is set where the files have the part */
     const char *tensor;      /* what its weight is called; NULL: "weight" */
     enum gd_stack stack;
+    size_t copies;           /* offset of the number of them in struct gd_model_config; 0: it is one. With copies `weight` is where an array begins */
 };
 
 #define GD_OUTER_WEIGHT(field) .weight = offsetof(struct gd_model, field)
@@ -37,6 +38,8 @@ struct gd_part {
     .bias = offsetof(struct gd_model_layer, field), .has_bias = offsetof(struct gd_model_config, flag)
 #define GD_PART_IF(flag) .has = offsetof(struct gd_model_config, flag)
 #define GD_PART_UNLESS(flag) .lacks = offsetof(struct gd_model_config, flag)
+
+#define GD_PART_COPIES(field) .copies = offsetof(struct gd_model_config, field)
 
 #define GD_PARTS_MAX 16 /* of one kind */
 
@@ -65,9 +68,10 @@ struct gd_body {
 
 /* The parts of gd_body_decoder, in graph order. */
 enum { GD_LINEAR_QKV, GD_LINEAR_Q, GD_LINEAR_K, GD_LINEAR_V, GD_LINEAR_O, GD_LINEAR_GATE_UP, GD_LINEAR_GATE, GD_LINEAR_UP,
-       GD_LINEAR_DOWN, GD_LINEAR_COUNT };
+       GD_LINEAR_DOWN, GD_LINEAR_ROUTER, GD_LINEAR_EXPERT_GATE, GD_LINEAR_EXPERT_UP, GD_LINEAR_EXPERT_DOWN, GD_LINEAR_COUNT };
 enum { GD_NORM_INPUT, GD_NORM_Q, GD_NORM_K, GD_NORM_ATTENTION_OUT, GD_NORM_POST, GD_NORM_MLP_OUT, GD_NORM_COUNT };
 extern const struct gd_body gd_body_decoder;
+extern const struct gd_body gd_body_experts; /* the same graph, with experts for the feed-forward part */
 struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
                                    const struct gd_model_inputs *inputs, const struct gd_sites *sites);
 
@@ -80,7 +84,8 @@ extern const struct gd_body gd_body_encoder_decoder;
 struct gd_value *gd_encoder_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
                                            const struct gd_model_inputs *inputs, const struct gd_sites *sites);
 
-/* What a module is called: without ".weight" and ".bias". */
+/* What a module is called: without ".weight" and ".bias". Of copies: '*' stands for the number, and a name without one is that of
+ * one tensor of all, stacked. */
 struct gd_name {
     const char *hf;          /* "self_attn.q_proj" */
     const char *gguf;        /* "attn_q" */
@@ -107,6 +112,13 @@ int gd_linear_index(const struct gd_model_config *config, int layer, int linear)
 int gd_norm_index(const struct gd_model_config *config, int layer, int norm);
 /* What the layer's stack is called, and its number there. */
 const char *gd_layer_stack(const struct gd_model_config *config, int layer, int *number);
+/* How many of it a layer has. */
+int gd_part_copies(const struct gd_model_config *config, const struct gd_part *part, int layer);
+/* A name with its '*' replaced. */
+struct gd_part_name {
+    char text[96];
+};
+struct gd_part_name gd_part_name(const char *name, int copy);
 /* How many linear modules a layer has before `linear`, and how many in all. */
 int gd_linears_before(const struct gd_model_config *config, int linear);
 int gd_linears_of_layer(const struct gd_model_config *config);
@@ -115,7 +127,7 @@ int gd_norms_before(const struct gd_model_config *config, int norm);
 int gd_norms_of_layer(const struct gd_model_config *config);
 bool gd_part_has_bias(const struct gd_model_config *config, const struct gd_part *part);
 /* owner: what the part's offsets count from. */
-struct gd_weight **gd_part_weight(void *owner, const struct gd_part *part);
+struct gd_weight **gd_part_weight(void *owner, const struct gd_part *part, int copy);
 struct gd_weight **gd_part_bias(void *owner, const struct gd_part *part);
 
 #endif

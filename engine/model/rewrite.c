@@ -48,13 +48,26 @@ static void add_piece(struct rewriter *r, const char *name, struct piece piece, 
     r->entries[r->count++] = (struct gd_safetensors_entry){name, tensor};
 }
 
+static int64_t matrices(const struct gd_file_tensor *source)
+{
+    return source->stack != NULL ? source->tensor.shape[0] : 1;
+}
+
+static bool changes(const struct rewriter *r, const struct gd_file_tensor *source)
+{
+    bool any = false;
+    for (int64_t i = 0; i < matrices(source); i++)
+        any |= r->rewrite->changes(r->rewrite->context, source->stack != NULL ? source->stack[i] : source->weight);
+    return any;
+}
+
 static void add_sources(struct rewriter *r)
 {
     for (int i = 0; i < r->files->tensor_count; i++) {
         const struct gd_file_tensor *source = &r->files->tensors[i];
         if (source->tensor.rank < 1 || (source->weight == NULL && !r->gguf))
             continue; /* it holds nothing of the model: the reader's account says so */
-        bool changed = source->weight != NULL && r->rewrite->changes(r->rewrite->context, source->weight);
+        bool changed = source->weight != NULL && changes(r, source);
         struct gd_tensor tensor = source->tensor;
         tensor.dtype = dtype_of(r, source, changed);
         add_piece(r, source->name, (struct piece){.source = source, .changed = changed}, tensor);
@@ -114,6 +127,20 @@ static const int32_t *bias_rows(const struct rewriter *r, const struct gd_site *
     return kind == GD_ROWS_QUERY ? r->files->query_rows : kind == GD_ROWS_KEY ? r->files->key_rows : NULL;
 }
 
+/* What the files' weights become, one matrix after the other. */
+static bool fill_values(const struct rewriter *r, const struct piece *piece, int64_t count, struct gd_error *err)
+{
+    int64_t parts = matrices(piece->source), each = count / parts;
+    for (int64_t i = 0; i < parts; i++) {
+        const struct gd_weight *weight = piece->source->stack != NULL ? piece->source->stack[i] : piece->source->weight;
+        gd_weight_to_f32(weight, r->values + i * each);
+        if (r->rewrite->changes(r->rewrite->context, weight) &&
+            !r->rewrite->change(r->rewrite->context, weight, r->values + i * each, err))
+            return false;
+    }
+    return true;
+}
+
 static bool provide(void *context, int index, const void **bytes, struct gd_error *err)
 {
     struct rewriter *r = context;
@@ -132,8 +159,7 @@ static bool provide(void *context, int index, const void **bytes, struct gd_erro
         gd_convert_to_f32(r->values, piece->source->tensor.data, piece->source->tensor.dtype, count);
         order = NULL;
     } else {
-        gd_weight_to_f32(piece->source->weight, r->values);
-        if (piece->changed && !r->rewrite->change(r->rewrite->context, piece->source->weight, r->values, err))
+        if (!fill_values(r, piece, count, err))
             return false;
     }
     float *values = r->values;

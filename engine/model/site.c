@@ -54,7 +54,7 @@ static const char *layer_name(const struct gd_model *model, int layer, const cha
 
 /* A part of a layer with a weight. */
 static struct gd_site part_site(const struct gd_model *model, enum gd_site_kind kind, int layer, int index,
-                                const struct gd_part *part, const struct gd_name *name)
+                                const struct gd_part *part, const struct gd_name *name, int copy)
 {
     const struct gd_model_config *config = &model->config;
     struct gd_model_layer *weights = &model->layer[layer];
@@ -64,15 +64,17 @@ static struct gd_site part_site(const struct gd_model *model, enum gd_site_kind 
         .kind = kind,
         .layer = layer,
         .index = index,
-        .name = layer_name(model, layer, name->hf),
-        .gguf = name->gguf != NULL ? gd_arena_format(arena, "blk.%d.%s", layer, name->gguf) : NULL,
+        .name = layer_name(model, layer, gd_part_name(name->hf, copy).text),
+        .gguf = name->gguf != NULL && part->copies == 0 ? gd_arena_format(arena, "blk.%d.%s", layer, name->gguf) : NULL,
         .in = kind == GD_SITE_NORM ? out : gd_extent_size(config, part->in),
         .out = out,
-        .weight = *gd_part_weight(weights, part),
+        .weight = *gd_part_weight(weights, part, copy),
         .bias = gd_part_has_bias(config, part) ? *gd_part_bias(weights, part) : NULL,
         .part = part,
         .centred = kind == GD_SITE_NORM && config->layer_norm,
         .offset = kind == GD_SITE_NORM ? config->norm_offset : 0,
+        .router = part->out == GD_EXTENT_EXPERTS,
+        .expert = part->copies != 0,
     };
 }
 
@@ -89,14 +91,14 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
     const struct gd_names *names = config->family->names;
     int index = gd_linear_index(config, layer, 0);
     for (int i = 0; i < body->linear_count; i++)
-        if (gd_part_in_layer(config, &body->linears[i], layer)) {
-            files->linear_sites[index] = part_site(model, GD_SITE_LINEAR, layer, index, &body->linears[i], &names->linears[i]);
+        for (int copy = 0; copy < gd_part_copies(config, &body->linears[i], layer); copy++) {
+            files->linear_sites[index] = part_site(model, GD_SITE_LINEAR, layer, index, &body->linears[i], &names->linears[i], copy);
             index++;
         }
     index = gd_norm_index(config, layer, 0);
     for (int i = 0; i < body->norm_count; i++)
         if (gd_part_in_layer(config, &body->norms[i], layer)) {
-            files->norm_sites[index] = part_site(model, GD_SITE_NORM, layer, index, &body->norms[i], &names->norms[i]);
+            files->norm_sites[index] = part_site(model, GD_SITE_NORM, layer, index, &body->norms[i], &names->norms[i], 0);
             index++;
         }
     files->kv_sites[layer] = block_site(model, GD_SITE_KV, layer, layer, names->attention);

@@ -34,6 +34,7 @@ struct gd_site {
     struct gd_weight *weight;   /* LINEAR, NORM, TABLE; else NULL */
     struct gd_weight *bias;     /* LINEAR, NORM; or NULL */
     const struct gd_part *part; /* LINEAR, NORM in a layer: its row of the body's parts (parts.h); else NULL */
+    bool router;                /* LINEAR: chooses experts */
     bool centred;               /* NORM: a LayerNorm, else an RMSNorm, which has no bias */
     double offset;              /* NORM: is added to the weight (1 + w: Gemma) */
 };
@@ -42,7 +43,7 @@ struct gd_site {
  * used instead. */
 struct gd_sites {
     void *context;
-    /* x: act [T, in]; w: the weight's value; bias: or NULL. Returns y: act [T, out]. */
+    /* x: act [T, in], of an expert a group's rows (graph.h); w: the weight's value; bias: or NULL. Returns y: act [T, out]. */
     struct gd_value *(*linear)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
                                struct gd_value *w, struct gd_value *bias);
     struct gd_value *(*embed)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows);
@@ -69,7 +70,7 @@ struct gd_value *gd_site_norm_base(struct gd_graph *g, const struct gd_site *sit
 
 struct gd_model;
 /* The model's linear sites in graph order, 7 a layer for Llama (q, k, v, o, gate, up, down), 4 for Phi-3 (qkv, o, gate_up,
- * down); the head is not among
+ * down), 5 and 3 for each expert for Mixtral (q, k, v, o, router, gates, ups, downs); the head is not among
  * them. `sites` is owned by the model's description and lives as long as it. */
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites);
 /* The norms: each layer's in graph order (those of the heads of q and k among them, where the model has them), then the
