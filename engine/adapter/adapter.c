@@ -111,10 +111,22 @@ bool gd_graft_create(struct gd_graft **out, const struct gd_model *model, const 
     return gd_graft_create_by(out, model, config, &source, err);
 }
 
+/* What a method does to embedded tokens, keys, blocks or whole sequences is written for a decoder alone. */
+static bool check_encoder(const struct gd_model *model, const struct gd_adapter_method *method, struct gd_error *err)
+{
+    bool one_stack = method->embed != NULL || method->kv != NULL || method->block != NULL || method->prefix != NULL || method->by_task;
+    return !gd_model_encodes(model) || !one_stack ||
+           gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "'%s' is a method for decoders, and '%s' has an encoder beside its decoder (%s): "
+                         "choose a method that changes weights, such as lora, ia3, loha, lokr, oft, vera, ln_tuning or full", method->name,
+                         model->id, model->config.architecture);
+}
+
 bool gd_graft_create_by(struct gd_graft **out, const struct gd_model *model, const struct gd_adapter_config *config,
                         const struct gd_graft_source *source, struct gd_error *err)
 {
     assert(*out == NULL);
+    if (!check_encoder(model, config->method, err))
+        return false;
     struct gd_graft *graft = gd_alloc(sizeof(*graft));
     copy_config(&graft->config, config);
     graft->method = config->method;

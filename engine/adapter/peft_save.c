@@ -61,7 +61,7 @@ static cJSON *adapter_config(const struct gd_graft *graft)
 {
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "peft_type", graft->method->peft_type);
-    cJSON_AddStringToObject(json, "task_type", "CAUSAL_LM");
+    cJSON_AddStringToObject(json, "task_type", gd_model_encodes(graft->model) ? "SEQ_2_SEQ_LM" : "CAUSAL_LM");
     cJSON_AddStringToObject(json, "base_model_name_or_path", graft->model->id);
     cJSON_AddNullToObject(json, "revision");
     cJSON_AddBoolToObject(json, "inference_mode", true);

@@ -83,13 +83,44 @@ bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, int sid
     return gd_chat_encode_pair(chat, row->prompt, texts[side], encoding, err);
 }
 
+bool gd_row_encode_apart(const struct gd_chat *chat, const struct gd_row *row, struct gd_chat_encoding *encoding,
+                         struct gd_error *err)
+{
+    if (row->messages != NULL)
+        return gd_chat_encode_training_apart(chat, row->messages, row->tools, encoding, err);
+    return gd_chat_encode_pair_apart(chat, row->prompt, row->completion, encoding, err);
+}
+
+/* Tokens of the longer of two texts apart, or of the one. */
+static int side_length(const struct gd_chat_encoding *side)
+{
+    int answer = side->tokens.count - side->encoded;
+    return answer > side->encoded ? answer : side->encoded;
+}
+
 /* How many tokens of a segment stay: all, the context's worth, or 0 where the row is left out. */
-static int32_t kept_length(struct loader *loader, int length)
+static int32_t kept_length(struct loader *loader, const struct gd_chat_encoding *side)
 {
     int context = loader->options->context;
-    if (length <= context)
-        return length;
+    if (side_length(side) <= context)
+        return side->tokens.count;
     return loader->options->overlong == GD_OVERLONG_TRUNCATE ? context : 0;
+}
+
+/* Cuts each of two texts apart to the context; the prompt keeps its end token. */
+static void cut_apart(struct gd_chat_encoding *side, int context)
+{
+    struct gd_tokens *tokens = &side->tokens;
+    int surplus = side->encoded - context;
+    if (surplus > 0) {
+        size_t rest = (size_t)(tokens->count - side->encoded + 1);
+        memmove(tokens->ids + context - 1, tokens->ids + side->encoded - 1, rest * sizeof *tokens->ids);
+        memmove(side->weights + context - 1, side->weights + side->encoded - 1, rest * sizeof *side->weights);
+        tokens->count -= surplus;
+        side->encoded = context;
+    }
+    if (tokens->count - side->encoded > context)
+        tokens->count = side->encoded + context;
 }
 
 /* Counts a row with a segment beyond the context. Returns whether the row stays. */
@@ -99,7 +130,7 @@ static bool count_overlong(struct loader *loader, int64_t line, const struct gd_
     int context = loader->options->context;
     bool overlong = false, truncate = loader->options->overlong == GD_OVERLONG_TRUNCATE;
     for (int s = 0; s < side_count; s++) {
-        int length = sides[s].tokens.count;
+        int length = side_length(&sides[s]);
         if (length > data->longest_row_tokens)
             data->longest_row_tokens = length;
         overlong |= length > context;
@@ -172,7 +203,7 @@ static void renumber_tasks(struct gd_dataset *data)
 }
 
 /* One segment, or those of a pair: chosen, rejected, and the third one. `side`: that the segment is of its source. */
-static bool keep_row(struct loader *loader, const struct gd_row *source, int side, int64_t line, const struct gd_chat_encoding *sides,
+static bool keep_row(struct loader *loader, const struct gd_row *source, int side, int64_t line, struct gd_chat_encoding *sides,
                      int side_count, bool desirable, struct gd_error *err)
 {
     struct gd_dataset *data = &loader->owned->dataset;
@@ -184,8 +215,10 @@ static bool keep_row(struct loader *loader, const struct gd_row *source, int sid
     bool trained = true;
     if (!count_overlong(loader, line, sides, side_count))
         return true;
+    if (loader->options->apart)
+        cut_apart(sides, loader->options->context);
     for (int s = 0; s < side_count; s++) {
-        length[s] = kept_length(loader, sides[s].tokens.count);
+        length[s] = kept_length(loader, &sides[s]);
         row.has_reference &= length[s] == sides[s].tokens.count; /* it is the whole answer's */
         int32_t count = trained_tokens(&sides[s], length[s]);
         trained &= count > 0;
@@ -203,6 +236,7 @@ static bool keep_row(struct loader *loader, const struct gd_row *source, int sid
         return false;
     row.chosen = side_count >= 2 ? length[0] : 0;
     row.gold = length[2];
+    row.encoded = sides[0].encoded;
     row.shared = side_count >= 2 && !loader->options->whole_sides ? shared_tokens(sides, length) : 0;
     for (int s = 0; s < side_count; s++)
         append_side(data, &sides[s], length[s]);
@@ -322,7 +356,7 @@ static bool check_kind(const struct gd_row *row, const struct gd_dataset_options
 }
 
 /* The sides as one row, or each as a row of its own. */
-static bool keep_sides(struct loader *loader, const struct gd_row *row, int64_t line, const struct gd_chat_encoding *sides, int count,
+static bool keep_sides(struct loader *loader, const struct gd_row *row, int64_t line, struct gd_chat_encoding *sides, int count,
                        struct gd_error *err)
 {
     if (!loader->options->labelled)
@@ -339,7 +373,8 @@ static bool encode_and_keep(struct loader *loader, const struct gd_row *row, int
     int wanted = loader->options->triples ? 3 : gd_row_is_pair(row) ? 2 : 1, made = 0;
     bool ok = true;
     while (made < wanted && ok) {
-        ok = gd_row_encode(loader->chat, row, made, &sides[made], err);
+        ok = loader->options->apart ? gd_row_encode_apart(loader->chat, row, &sides[made], err)
+                                    : gd_row_encode(loader->chat, row, made, &sides[made], err);
         made += ok;
     }
     if (ok)
@@ -457,6 +492,7 @@ bool gd_dataset_open(struct gd_dataset **out, const char *path, const struct gd_
     owned->dataset.pairs = options->pairs;
     owned->dataset.triples = options->triples;
     owned->dataset.labelled = options->labelled;
+    owned->dataset.apart = options->apart;
     struct loader loader = {.owned = owned, .chat = chat, .options = options};
     owned->dataset.classified = options->classes != NULL;
     owned->dataset.multi = options->classes != NULL && options->classes->multi;

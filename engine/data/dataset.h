@@ -29,6 +29,7 @@ struct gd_dataset_options {
     bool triples;                /* with pairs: and a third one */
     bool labelled;               /* rows must have one answer and a label; one with two answers is a row each, as TRL does it */
     bool drop_incomparable;      /* leave out preference rows with identical or empty answers; else they are an error */
+    bool apart;                  /* for a model with an encoder: prompt and answer are two texts, each within the context */
     bool whole_sides;            /* nothing is shared by the sides of a pair: to compare with */
     const struct gd_classes *classes; /* rows must be classified ones; NULL: none is */
     const struct gd_tasks *tasks; /* a row that names none of these is an error; NULL: the file's own */
@@ -53,13 +54,15 @@ struct gd_dataset_row {
     int32_t second;              /* of a classified one: where its second text begins; 0: it has one */
     int64_t label_at;            /* of it: its labels are data->labels[label_at .. label_at + label_count) */
     int32_t label_count;
+    int32_t encoded;             /* of a row whose prompt and answer are apart: tokens of the prompt; else 0 */
     int32_t shared;              /* of a pair: first tokens that both sides have in common and a batch holds once */
 };
 
 struct gd_dataset {
     int32_t *tokens;
     float *weights;              /* weight of each token as a target (its own, not shifted) */
-    bool pairs, triples, labelled; /* as the options: every row is two segments, or three, or one */
+    bool pairs, triples, labelled, apart; /* as the options: every row is two segments, or three, or one */
+    int32_t start_id;            /* with apart: what answers stand behind in batches; set by whoever trains */
     struct gd_virtual_rows virtual_rows; /* what its batches put before each segment; set by whoever trains */
     int long_from;                       /* rows of longer segments stand at positions with GD_POSITION_LONG; 0: none; set likewise */
     bool classified, multi;      /* rows have labels, one each or any number (multi) */
@@ -86,6 +89,9 @@ void gd_dataset_destroy(struct gd_dataset *dataset);
 /* A row as tokens with loss weights. side: 0, or of a pair 1 for the rejected one, 2 for the third one. */
 GD_MUST_CHECK bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, int side,
                                  struct gd_chat_encoding *encoding, struct gd_error *err);
+/* The same of a row with one answer, for a model with an encoder. */
+GD_MUST_CHECK bool gd_row_encode_apart(const struct gd_chat *chat, const struct gd_row *row, struct gd_chat_encoding *encoding,
+                                       struct gd_error *err);
 
 /* Rows of a batch that row `row` takes: its tokens, those in common once, and virtual rows before what continues no other. */
 static inline int32_t gd_dataset_row_space(const struct gd_dataset *dataset, int64_t row)
@@ -125,9 +131,15 @@ struct gd_batch {
     float *margin;               /* [rows in it]: of pairs */
     bool mismatched;             /* its answers are other rows': what a row has of the reference does not hold */
     int segment_max;
+    /* Where prompt and answer are apart: ids are the answers, each behind `start_id` and without its last token, and these the
+     * prompts, segment by segment. */
+    int encoder_capacity, encoder_used;
+    int32_t *encoder_ids;        /* [encoder_capacity] */
+    int32_t *encoder_cu_seqlens; /* [segment_max + 1] */
 };
 void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max);
 void gd_batch_release(struct gd_batch *batch);
+/* capacity: for all tokens of the rows; where prompt and answer are apart, each side gets what it needs of it. */
 void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, const int64_t *row_index, int row_count,
                    int capacity);
 /* The same batch as a bare base sees it: without virtual rows. */

@@ -101,6 +101,8 @@ void gd_batch_init(struct gd_batch *batch, int capacity_max, int segment_max)
     batch->labels = gd_alloc_array(tokens, sizeof(int32_t));
     batch->weights = gd_alloc_array(tokens, sizeof(float));
     batch->cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
+    batch->encoder_ids = gd_alloc_array(tokens, sizeof(int32_t));
+    batch->encoder_cu_seqlens = gd_alloc_array((size_t)segment_max + 1, sizeof(int32_t));
     batch->prefix = gd_alloc_array(2 * (size_t)segment_max, sizeof(int32_t));
     batch->margin = gd_alloc_array((size_t)segment_max, sizeof(float));
     batch->reference = gd_alloc_array((size_t)segment_max, sizeof(float));
@@ -121,6 +123,8 @@ void gd_batch_release(struct gd_batch *batch)
     gd_free(batch->labels);
     gd_free(batch->weights);
     gd_free(batch->cu_seqlens);
+    gd_free(batch->encoder_ids);
+    gd_free(batch->encoder_cu_seqlens);
     gd_free(batch->prefix);
     gd_free(batch->reference);
     gd_free(batch->tasks);
@@ -191,6 +195,39 @@ static void append_segment(struct gd_batch *batch, const struct gd_dataset *data
     append_tokens(batch, dataset, dataset->tokens + offset, dataset->weights + offset, length, shared);
 }
 
+/* The prompt among the encoder's rows, the answer as what the decoder says behind the start token. */
+static void append_apart(struct gd_batch *batch, const struct gd_dataset *dataset, const struct gd_dataset_row *row)
+{
+    const int32_t *tokens = dataset->tokens + row->offset;
+    assert(batch->segment_count < batch->segment_max);
+    memcpy(batch->encoder_ids + batch->encoder_used, tokens, (size_t)row->encoded * sizeof(*tokens));
+    batch->encoder_used += row->encoded;
+    batch->prefix[2 * batch->segment_count] = batch->prefix[2 * batch->segment_count + 1] = 0;
+    for (int32_t i = row->encoded; i < row->length; i++) {
+        int at = batch->used++;
+        float weight = dataset->weights[row->offset + i];
+        batch->ids[at] = i == row->encoded ? dataset->start_id : tokens[i - 1];
+        batch->positions[at] = i - row->encoded;
+        batch->labels[at] = weight != 0 ? tokens[i] : -100;
+        batch->weights[at] = weight;
+        batch->index[GD_ROW_VIRTUAL][at] = batch->index[GD_ROW_TABLE][at] = -1;
+        batch->index[GD_ROW_TOKEN][at] = at;
+    }
+    batch->segment_count++;
+    batch->cu_seqlens[batch->segment_count] = batch->used;
+    batch->encoder_cu_seqlens[batch->segment_count] = batch->encoder_used;
+}
+
+/* As many rows as each side has, rounded up, and nothing behind them. */
+static void fill_apart(struct gd_batch *batch)
+{
+    batch->capacity = gd_token_bucket(batch->used);
+    batch->encoder_capacity = gd_token_bucket(batch->encoder_used);
+    for (int s = batch->segment_count; s < batch->segment_max; s++)
+        batch->encoder_cu_seqlens[s + 1] = batch->encoder_used;
+    memset(batch->encoder_ids + batch->encoder_used, 0, (size_t)(batch->encoder_capacity - batch->encoder_used) * sizeof(int32_t));
+}
+
 /* What follows the last segment: no labels, and no segment. */
 static void fill_rest(struct gd_batch *batch)
 {
@@ -229,8 +266,8 @@ static void begin_batch(struct gd_batch *batch, int row_count, int capacity)
     assert(row_count <= batch->segment_max);
     batch->capacity = capacity;
     memset(batch->types, 0, (size_t)capacity * sizeof *batch->types);
-    batch->segment_count = batch->used = 0;
-    batch->cu_seqlens[0] = 0;
+    batch->segment_count = batch->used = batch->encoder_used = 0;
+    batch->cu_seqlens[0] = batch->encoder_cu_seqlens[0] = 0;
     batch->mismatched = false;
 }
 
@@ -256,9 +293,12 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
         batch->importance[r] = row->importance;
         batch->margin[r] = row->margin;
         int first = batch->segment_count;
-        if (row->chosen > 0)
+        if (dataset->apart)
+            append_apart(batch, dataset, row);
+        else if (row->chosen > 0)
             append_segment(batch, dataset, row->offset, row->chosen, 0);
-        append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen - row->gold, row->shared);
+        if (!dataset->apart)
+            append_segment(batch, dataset, row->offset + row->chosen, row->length - row->chosen - row->gold, row->shared);
         if (row->gold > 0)
             append_segment(batch, dataset, row->offset + row->length - row->gold, row->gold, 0);
         memcpy(batch->reference + first, row->reference, (size_t)(batch->segment_count - first) * sizeof(float));
@@ -266,6 +306,8 @@ void gd_batch_fill(struct gd_batch *batch, const struct gd_dataset *dataset, con
             batch->types[t] = 1;
         own_segments(batch, segments, r, row->task);
     }
+    if (dataset->apart)
+        fill_apart(batch);
     fill_rest(batch);
     mark_long(batch, dataset);
 }

@@ -15,7 +15,7 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
         return false;
     struct gd_infer *infer = gd_alloc(sizeof(*infer));
     enum gd_dtype act = gd_device()->compute;
-    struct gd_kv_shape shape = {act, model->config.layers, model->config.kv_heads, model->config.head_dim};
+    struct gd_kv_shape shape = {act, gd_model_decoder_layers(model), model->config.kv_heads, model->config.head_dim};
     infer->model = model;
     infer->next_id = 1;
     if (!gd_kv_cache_create(&infer->cache, &shape, cache_bytes, err) ||
@@ -27,6 +27,10 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
         .dtype = act, .layer_count = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim,
         .pages = gd_kv_cache_pages(infer->cache), .cu_seqlens = infer->cu_seqlens, .past = infer->past,
     };
+    infer->forward->cross = infer->forward->kv;
+    infer->forward->cross.past = infer->encoded;
+    if (gd_model_encodes(model))
+        gd_encoder_create(&infer->encoder, model, act);
     infer->forward->wear = (struct gd_wear){.row_begin = infer->group_begin, .sites = infer->group_sites, .row_index = infer->row_index, .ids = infer->forward->ids, .positions = infer->forward->positions};
     infer->sampler_count = omp_get_max_threads();
     infer->samplers = gd_alloc_array((size_t)infer->sampler_count, sizeof(*infer->samplers));
@@ -52,6 +56,8 @@ void gd_infer_destroy(struct gd_infer *infer)
     gd_free(infer->results);
     gd_free(infer->sequences);
     gd_free(infer->page_table);
+    gd_free(infer->cross_table);
+    gd_encoder_destroy(infer->encoder);
     gd_forward_destroy(infer->forward);
     gd_kv_cache_destroy(infer->cache);
     gd_free(infer);
@@ -97,9 +103,10 @@ bool gd_infer_submit(struct gd_infer *infer, const struct gd_graft *graft, const
     struct gd_sequence *sequence = NULL;
     if (!gd_sequence_create(&sequence, infer->model, graft, prompt, prompt_count, sampling, sink, err))
         return false;
-    if (sequence->pages_max > gd_kv_cache_total(infer->cache)) {
+    int pages = gd_sequence_pages_left(sequence);
+    if (pages > gd_kv_cache_total(infer->cache)) {
         gd_fail_param(err, GD_CONTEXT, "max_tokens", "%d tokens of prompt and max_tokens %d need %d pages of %d tokens; the "
-                      "key/value cache holds %d", prompt_count, sampling->max_tokens, sequence->pages_max,
+                      "key/value cache holds %d", prompt_count, sampling->max_tokens, pages,
                       GD_KV_PAGE_TOKENS, gd_kv_cache_total(infer->cache));
         gd_sequence_destroy(sequence);
         return false;
@@ -140,6 +147,9 @@ static void share_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
 
 static void drop_pages(struct gd_infer *infer, struct gd_sequence *sequence)
 {
+    while (sequence->cross_count > 0)
+        gd_kv_cache_drop(infer->cache, sequence->cross_pages[--sequence->cross_count]);
+    sequence->encoded = false;
     while (sequence->page_count > 0) /* from the end: what others build on is dropped last and kept longest */
         gd_kv_cache_drop(infer->cache, sequence->pages[--sequence->page_count]);
     sequence->past = sequence->published = 0;
@@ -173,7 +183,7 @@ static enum admission try_admit(struct gd_infer *infer, struct gd_sequence *sequ
     bool needs_model = gd_sequence_pending(sequence) > 0;
     if (needs_model) {
         share_prefix(infer, sequence);
-        int own = sequence->pages_max - sequence->page_count;
+        int own = gd_sequence_pages_left(sequence);
         bool coming = prefix_is_coming(infer, sequence);
         if (coming || gd_kv_cache_available(infer->cache) - infer->pages_promised < own) {
             drop_pages(infer, sequence);
@@ -187,7 +197,7 @@ static enum admission try_admit(struct gd_infer *infer, struct gd_sequence *sequ
     infer->stats.prompt_tokens += sequence->prompt_count;
     infer->stats.cached_tokens += sequence->past;
     if (!needs_model)
-        sequence->pages_max = 0;
+        sequence->pages_max = sequence->cross_max = 0;
     gd_sequence_report_prompt(sequence);
     if (!needs_model && !sequence->finished)
         gd_infer_end(infer, sequence, GD_FINISH_LENGTH, NULL);
@@ -210,7 +220,7 @@ void gd_infer_give_back(struct gd_infer *infer, struct gd_sequence *sequence)
     assert(sequence->finished);
     if (!sequence->admitted)
         return;
-    infer->pages_promised -= sequence->pages_max - sequence->page_count;
+    infer->pages_promised -= gd_sequence_pages_left(sequence);
     infer->running--;
     drop_pages(infer, sequence);
     sequence->admitted = false;

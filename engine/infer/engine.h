@@ -17,6 +17,7 @@
 #define GD_INFER_REQUESTS_MAX 256
 #define GD_INFER_WAITING_MAX 4096
 #define GD_INFER_PREFILL_TOKENS 256
+#define GD_INFER_ENCODED_TOKENS 1024 /* of texts, after which the next ones are encoded in the next turn */
 #define GD_STOPS_MAX 16
 #define GD_TOP_LOGPROBS_MAX 20
 #define GD_OUTPUTS_MAX 256
@@ -45,6 +46,8 @@ struct gd_sampling {
     int logprobs;                /* -1: none; 0..20: chosen token and that many alternatives */
     bool score;                  /* the score of a reward model's head for the prompt, and nothing else (max_tokens 0) */
     bool echo;                   /* report prompt tokens too (with log-probabilities if logprobs >= 0) */
+    int encoded;                 /* of a model with an encoder: the prompt's tokens that the encoder reads; those behind them have been
+                                    decoded. 0: all of it */
     int score_from;              /* echo with log-probabilities: not the prompt tokens before this one, whose rows may then
                                     come from the cache */
 };

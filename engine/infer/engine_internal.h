@@ -8,11 +8,12 @@
  * Limits   engine.h
  * Life     gd_infer's
  *
- * Invariant: gd_kv_cache_available >= pages_promised = sum over admitted sequences of pages_max - page_count.
+ * Invariant: gd_kv_cache_available >= pages_promised = sum over admitted sequences of what they may still take.
  */
 #ifndef GD_INFER_ENGINE_INTERNAL_H
 #define GD_INFER_ENGINE_INTERNAL_H
 
+#include "engine/infer/encode.h"
 #include "engine/infer/forward.h"
 #include "engine/infer/sampler.h"
 #include "engine/infer/sequence.h"
@@ -36,6 +37,7 @@ struct gd_wanted_row {
 struct gd_infer {
     struct gd_model *model;
     struct gd_forward *forward;
+    struct gd_encoder *encoder;       /* of a model that has one; else NULL */
     struct gd_kv_cache *cache;
     struct gd_sequence **sequences;   /* in order of submission */
     int count, capacity, running;
@@ -54,8 +56,9 @@ struct gd_infer {
     struct gd_wanted_row wanted[GD_FORWARD_ROWS];
     int wanted_count;
     int32_t cu_seqlens[GD_INFER_REQUESTS_MAX + 1], past[GD_INFER_REQUESTS_MAX];
-    int32_t *page_table;
-    size_t page_table_size;
+    int32_t encoded[GD_INFER_REQUESTS_MAX]; /* rows of the encoder that each sequence sees */
+    int32_t *page_table, *cross_table;
+    size_t page_table_size, cross_table_size;
     int32_t group_begin[GD_INFER_REQUESTS_MAX + 1];
     const struct gd_wear_part *group_sites[GD_INFER_REQUESTS_MAX];
     int32_t row_index[GD_FORWARD_ROWS];

@@ -47,6 +47,8 @@ static bool plan_build(struct gd_forward *forward, struct gd_forward_plan *p, in
     gd_plan_bind(p->plan, inputs.positions, forward->positions);
     gd_plan_bind(p->plan, inputs.inv_freq, forward->model->config.inv_freq);
     gd_plan_bind(p->plan, inputs.cache, &forward->kv);
+    if (inputs.cross != NULL)
+        gd_plan_bind(p->plan, inputs.cross, &forward->cross);
     if (depth != GD_WEAR_NONE)
         gd_plan_bind(p->plan, serving.wear, &forward->wear);
     return true;

@@ -30,6 +30,7 @@ struct gd_forward {
     /* The batch: rows [0, used) of ids and positions; kv and wear describe the same rows. */
     int32_t ids[GD_FORWARD_ROWS], positions[GD_FORWARD_ROWS];
     struct gd_kv_batch kv;
+    struct gd_kv_batch cross;     /* of a model with an encoder: the pages of its rows, as many as kv's past counts there */
     struct gd_wear wear;
     /* Results. */
     const char *hidden;           /* [used, width] in act, valid until the next run */

@@ -44,7 +44,10 @@ static bool check_prompt(const struct gd_model *model, int lead, const int32_t *
         return gd_fail_param(err, GD_INVALID, "prompt", "the prompt has no tokens");
     if (max_tokens < 0)
         return gd_fail_param(err, GD_INVALID, "max_tokens", "max_tokens is %d, must not be negative", max_tokens);
-    if (prompt_count > context || max_tokens > context - prompt_count)
+    if (gd_model_encodes(model) && (prompt_count > context || max_tokens > context))
+        return gd_fail_param(err, GD_CONTEXT, "max_tokens", "%d tokens of prompt are encoded and max_tokens %d decoded; the context of '%s' "
+                             "holds %d of each", prompt_count, max_tokens, model->id, context);
+    if (!gd_model_encodes(model) && (prompt_count > context || max_tokens > context - prompt_count))
         return gd_fail_param(err, GD_CONTEXT, "max_tokens",
                              "%d tokens of prompt and max_tokens %d make %lld; the context of '%s' holds %d%s", prompt_count,
                              max_tokens, (long long)prompt_count + max_tokens, model->id, context, taken);
@@ -108,6 +111,35 @@ static bool is_long(const struct gd_model *model, int rows)
     return model->config.long_from > 0 && rows > model->config.long_from;
 }
 
+/* With an encoder: how many of the prompt's tokens it reads. */
+static bool check_encoded(const struct gd_model *model, int prompt_count, const struct gd_sampling *s, struct gd_error *err)
+{
+    if (s->encoded < 0 || s->encoded > prompt_count || (s->encoded > 0 && !gd_model_encodes(model)))
+        return gd_fail(err, GD_INTERNAL, "%d of %d tokens are to be encoded", s->encoded, prompt_count);
+    if (gd_model_encodes(model) && s->echo && s->encoded == 0)
+        return gd_fail_param(err, GD_UNSUPPORTED, "echo", "'%s' has an encoder (%s): the prompt is read by it and is no part of what the "
+                             "model writes, so it cannot be echoed or scored; leave echo out", model->id, model->config.architecture);
+    return true;
+}
+
+/* The prompt as what is decoded: all of it, or the start token and what the encoder does not read. */
+static void copy_prompt(struct gd_sequence *sequence, const int32_t *prompt, int prompt_count, const struct gd_sampling *sampling)
+{
+    bool encodes = gd_model_encodes(sequence->model);
+    int encoded = !encodes ? 0 : sampling->encoded > 0 ? sampling->encoded : prompt_count, decoded = prompt_count - encoded + encodes;
+    sequence->ids = gd_alloc_array((size_t)decoded + (size_t)sampling->max_tokens, sizeof(*sequence->ids));
+    sequence->ids[0] = sequence->model->config.decoder_start_id;
+    memcpy(sequence->ids + encodes, prompt + encoded, (size_t)(prompt_count - encoded) * sizeof(*prompt));
+    sequence->prompt_count = sequence->count = decoded;
+    if (!encodes)
+        return;
+    sequence->encoder_ids = gd_alloc_array((size_t)encoded, sizeof(*sequence->encoder_ids));
+    memcpy(sequence->encoder_ids, prompt, (size_t)encoded * sizeof(*prompt));
+    sequence->encoder_count = encoded;
+    sequence->cross_max = (encoded + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+    sequence->cross_pages = gd_alloc_array((size_t)sequence->cross_max, sizeof(*sequence->cross_pages));
+}
+
 bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const struct gd_graft *graft, const int32_t *prompt,
                         int prompt_count, const struct gd_sampling *sampling, const struct gd_infer_sink *sink,
                         struct gd_error *err)
@@ -116,25 +148,22 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
     int lead = graft != NULL ? graft->virtual_rows.count : 0;
     if (!check_prompt(model, lead, prompt, prompt_count, sampling->max_tokens, err) ||
         !check_range("score_from", sampling->score_from, 0, prompt_count - 1, err) ||
-        !check_sampling(sampling, model->config.vocab, err) || !check_outputs(sampling, model->config.vocab, err))
+        !check_encoded(model, prompt_count, sampling, err) || !check_sampling(sampling, model->config.vocab, err) || !check_outputs(sampling, model->config.vocab, err))
         return false;
     if (lead > 0 && is_long(model, lead + prompt_count + sampling->max_tokens))
         return gd_fail_param(err, GD_UNSUPPORTED, "max_tokens", "prompt and max_tokens are %d tokens with the %d virtual ones of this tuned "
                              "model; beyond %d its virtual tokens would need another rotation (longrope), which is not supported",
                              lead + prompt_count + sampling->max_tokens, lead, model->config.long_from);
     struct gd_sequence *sequence = gd_alloc(sizeof(*sequence));
-    int capacity = prompt_count + sampling->max_tokens;
     sequence->model = model;
     sequence->graft = graft;
     sequence->lead = lead;
     sequence->sink = *sink;
-    sequence->ids = gd_alloc_array((size_t)capacity, sizeof(*sequence->ids));
-    memcpy(sequence->ids, prompt, (size_t)prompt_count * sizeof(*prompt));
-    sequence->prompt_count = sequence->count = prompt_count;
+    copy_prompt(sequence, prompt, prompt_count, sampling);
     sequence->usage.prompt_tokens = prompt_count;
     copy_sampling(sequence, sampling);
     /* The last token that is generated never goes through the model. */
-    int passed = sampling->max_tokens > 0 ? capacity - 1 : prompt_count;
+    int passed = sequence->prompt_count + (sampling->max_tokens > 0 ? sampling->max_tokens - 1 : 0);
     sequence->long_bit = is_long(model, lead + passed) ? GD_POSITION_LONG : 0;
     sequence->pages_max = (lead + passed + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
     sequence->pages = gd_alloc_array((size_t)sequence->pages_max, sizeof(*sequence->pages));
@@ -153,6 +182,8 @@ void gd_sequence_destroy(struct gd_sequence *sequence)
     gd_free(sequence->counts);
     gd_free(sequence->seen);
     gd_free(sequence->pages);
+    gd_free(sequence->encoder_ids);
+    gd_free(sequence->cross_pages);
     gd_free(sequence->sampling.bias_ids);
     gd_free(sequence->sampling.bias_values);
     if (sequence->sampling.output_count > 0) {

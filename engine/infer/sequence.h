@@ -21,7 +21,13 @@ struct gd_sequence {
     const struct gd_graft *graft;
     struct gd_sampling sampling;      /* stops are in `hold`; bias arrays are owned */
     struct gd_infer_sink sink;
-    int32_t *ids;                     /* prompt, then what was generated */
+    int32_t *ids;                     /* prompt, then what was generated; of a model with an encoder what is decoded: the start token,
+                                         what of the prompt is given of it, then what was generated */
+    int32_t *encoder_ids;             /* what the encoder reads; NULL without one */
+    int encoder_count;
+    int32_t *cross_pages;             /* keys and values of the encoder's rows */
+    int cross_count, cross_max;       /* taken; reserved in all */
+    bool encoded;                     /* they are in the pages */
     int prompt_count, count;
     uint16_t *counts;                 /* per id, generated; NULL without penalties */
     uint8_t *seen;                    /* per id; NULL without a repetition penalty */
@@ -62,6 +68,8 @@ static inline bool gd_sequence_scores_prompt(const struct gd_sequence *sequence)
 /* The prompt's first rows that may come from the cache: the row before the first token that is scored may not. */
 static inline int gd_sequence_cacheable(const struct gd_sequence *sequence)
 {
+    if (sequence->encoder_count > 0) /* the same tokens mean something else after another text */
+        return 0;
     int all = sequence->prompt_count - 1, before = sequence->sampling.score_from - 1;
     return !gd_sequence_scores_prompt(sequence) || before > all ? all : before > 0 ? before : 0;
 }
@@ -69,6 +77,12 @@ static inline int gd_sequence_cacheable(const struct gd_sequence *sequence)
 /* Rows of the pages that other sequences may share: a graft that changes only the prompt's tokens makes other keys and values
  * of the same tokens when they are generated. */
 int gd_sequence_shared_rows(const struct gd_sequence *sequence);
+
+/* Pages that the sequence may still take. */
+static inline int gd_sequence_pages_left(const struct gd_sequence *sequence)
+{
+    return sequence->pages_max - sequence->page_count + sequence->cross_max - sequence->cross_count;
+}
 
 /* Tokens that must go through the model next: 0 when there is nothing to do (the last token needs no pass when nothing is
  * to be generated after it). */

@@ -10,18 +10,24 @@
 
 /* ---- the batch ---- */
 
+/* What its decoder looks at is in the pages. */
+static bool is_ready(const struct gd_sequence *sequence)
+{
+    return sequence->admitted && !sequence->finished && (sequence->encoder_count == 0 || sequence->encoded);
+}
+
 /* Sequences with one token to go take a row each; longer ones share what is left of a slice of prefill. Together they
  * stay within one slice where they can: a bucket of that size is not left half empty. */
 static void choose_slices(struct gd_infer *infer)
 {
     int decoding = 0;
     for (int i = 0; i < infer->count; i++)
-        decoding += infer->sequences[i]->admitted && gd_sequence_pending(infer->sequences[i]) == 1;
+        decoding += is_ready(infer->sequences[i]) && gd_sequence_pending(infer->sequences[i]) == 1;
     int budget = decoding <= GD_INFER_PREFILL_TOKENS * 3 / 4 ? GD_INFER_PREFILL_TOKENS - decoding : GD_INFER_PREFILL_TOKENS / 2;
     infer->slice_count = 0;
     for (int i = 0; i < infer->count; i++) {
         struct gd_sequence *sequence = infer->sequences[i];
-        int pending = sequence->admitted && !sequence->finished ? gd_sequence_pending(sequence) : 0;
+        int pending = is_ready(sequence) ? gd_sequence_pending(sequence) : 0;
         int count = pending == 1 ? 1 : pending < budget ? pending : budget;
         if (count < 1)
             continue;
@@ -91,23 +97,57 @@ static void put_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
             }
 }
 
-static void fill_page_table(struct gd_infer *infer)
+/* The text that the sequence's decoder looks at, into pages of its own. */
+static bool encode(struct gd_infer *infer, struct gd_sequence *sequence, struct gd_error *err)
+{
+    if (!gd_encoder_run(infer->encoder, sequence->encoder_ids, sequence->encoder_count, sequence->graft, err))
+        return false;
+    while (sequence->cross_count < sequence->cross_max) {
+        sequence->cross_pages[sequence->cross_count++] = gd_kv_cache_take(infer->cache);
+        infer->pages_promised--;
+    }
+    gd_encoder_store(infer->encoder, &infer->forward->kv, sequence->cross_pages);
+    sequence->encoded = true;
+    return true;
+}
+
+/* Texts of sequences that are new, as many as a turn has time for. */
+static void encode_texts(struct gd_infer *infer)
+{
+    for (int i = 0, tokens = 0; infer->encoder != NULL && i < infer->count && tokens < GD_INFER_ENCODED_TOKENS; i++) {
+        struct gd_sequence *sequence = infer->sequences[i];
+        struct gd_error err = {0};
+        if (!sequence->admitted || sequence->finished || sequence->encoded || gd_sequence_pending(sequence) == 0)
+            continue;
+        tokens += sequence->encoder_count;
+        if (!encode(infer, sequence, &err))
+            gd_infer_end(infer, sequence, GD_FINISH_ERROR, &err);
+    }
+}
+
+/* The pages of each sequence of the batch, or those of what it encoded, as rows of one table. */
+static void fill_page_table(struct gd_infer *infer, struct gd_kv_batch *kv, bool cross, int32_t **table, size_t *table_size)
 {
     int stride = 1;
-    for (int s = 0; s < infer->slice_count; s++)
-        if (infer->slices[s].sequence->page_count > stride)
-            stride = infer->slices[s].sequence->page_count;
-    size_t size = (size_t)stride * (size_t)infer->slice_count;
-    if (size > infer->page_table_size) {
-        infer->page_table = gd_realloc_array(infer->page_table, size, sizeof(*infer->page_table));
-        infer->page_table_size = size;
+    for (int s = 0; s < infer->slice_count; s++) {
+        const struct gd_sequence *sequence = infer->slices[s].sequence;
+        int count = cross ? sequence->cross_count : sequence->page_count;
+        stride = count > stride ? count : stride;
     }
-    for (int s = 0; s < infer->slice_count; s++)
-        memcpy(infer->page_table + (size_t)s * (size_t)stride, infer->slices[s].sequence->pages,
-               (size_t)infer->slices[s].sequence->page_count * sizeof(*infer->page_table));
-    infer->forward->kv.page_table = infer->page_table;
-    infer->forward->kv.page_table_stride = stride;
-    infer->forward->kv.sequence_count = infer->slice_count;
+    size_t size = (size_t)stride * (size_t)infer->slice_count;
+    if (size > *table_size) {
+        *table = gd_realloc_array(*table, size, sizeof(**table));
+        *table_size = size;
+    }
+    for (int s = 0; s < infer->slice_count; s++) {
+        const struct gd_sequence *sequence = infer->slices[s].sequence;
+        int count = cross ? sequence->cross_count : sequence->page_count;
+        if (count > 0)
+            memcpy(*table + (size_t)s * (size_t)stride, cross ? sequence->cross_pages : sequence->pages, (size_t)count * sizeof(**table));
+    }
+    kv->page_table = *table;
+    kv->page_table_stride = stride;
+    kv->sequence_count = infer->slice_count;
 }
 
 /* Row `row` holds token `position`; are its logits needed? */
@@ -138,6 +178,7 @@ static int fill_batch(struct gd_infer *infer)
         take_pages(infer, sequence, sequence->lead + sequence->past + infer->slices[s].count);
         infer->cu_seqlens[s] = rows;
         infer->past[s] = sequence->lead + sequence->past;
+        infer->encoded[s] = sequence->encoder_count;
         for (int i = 0; i < infer->slices[s].count; i++, rows++) {
             int position = sequence->past + i;
             infer->forward->ids[rows] = sequence->ids[position];
@@ -148,7 +189,9 @@ static int fill_batch(struct gd_infer *infer)
         }
     }
     infer->cu_seqlens[infer->slice_count] = rows;
-    fill_page_table(infer);
+    fill_page_table(infer, &infer->forward->kv, false, &infer->page_table, &infer->page_table_size);
+    if (infer->encoder != NULL)
+        fill_page_table(infer, &infer->forward->cross, true, &infer->cross_table, &infer->cross_table_size);
     return rows;
 }
 
@@ -168,7 +211,7 @@ static void advance(struct gd_infer *infer)
     for (int s = 0; s < infer->slice_count; s++) {
         struct gd_sequence *sequence = infer->slices[s].sequence;
         sequence->past += infer->slices[s].count;
-        for (; (sequence->published + 1) * GD_KV_PAGE_TOKENS <= gd_sequence_shared_rows(sequence); sequence->published++) {
+        for (; sequence->encoder_count == 0 && (sequence->published + 1) * GD_KV_PAGE_TOKENS <= gd_sequence_shared_rows(sequence); sequence->published++) {
             struct gd_kv_key key;
             gd_infer_page_key(sequence, sequence->published, &key);
             gd_kv_cache_publish(infer->cache, sequence->pages[sequence->published], &key);
@@ -300,6 +343,7 @@ bool gd_infer_turn(struct gd_infer *infer, struct gd_error *err)
     infer->in_turn = true;
     infer->stats.turns++;
     gd_infer_admit(infer);
+    encode_texts(infer);
     choose_slices(infer);
     bool ok = true;
     if (infer->slice_count > 0) {

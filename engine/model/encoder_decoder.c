@@ -136,7 +136,8 @@ static struct gd_value *layer_rows(const struct builder *b, int layer, struct gd
 /* Layers [first, end) and what the stack ends with. */
 static struct gd_value *stack(const struct builder *b, struct gd_value *ids, int first, int end, struct gd_value *encoded)
 {
-    struct gd_value *x = gd_embed(b->base.graph, gd_model_embedding(b->base.graph, b->base.model, &b->base.sites), ids);
+    struct gd_value *table = gd_model_embedding(b->base.graph, b->base.model, &b->base.sites);
+    struct gd_value *x = gd_build_embedded(&b->base, gd_embed(b->base.graph, table, ids));
     for (int layer = first; layer < end; layer++) {
         gd_graph_mark(b->base.graph);
         x = layer_rows(b, layer, x, encoded);

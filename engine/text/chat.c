@@ -376,3 +376,69 @@ bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const c
         out->weights[tokens->count - 1] = 1.0f;
     return true;
 }
+
+/* ---- two texts apart ---- */
+
+/* Appends the tokens of a text and weighs them; offsets count from the text's begin. */
+static bool append_text(const struct gd_chat *chat, const char *text, enum gd_special_mode mode, float weight,
+                        struct gd_chat_encoding *out, struct gd_error *err)
+{
+    struct gd_tokens *tokens = &out->tokens;
+    int begin = tokens->count;
+    int32_t eos = gd_tokenizer_eos(chat->tokenizer), end = (int32_t)strlen(text);
+    if (!gd_tokenizer_encode(chat->tokenizer, text, strlen(text), mode, true, tokens, err))
+        return false;
+    if (eos >= 0 && (tokens->count == begin || tokens->ids[tokens->count - 1] != eos))
+        gd_tokens_push(tokens, eos, end, end);
+    out->weights = gd_realloc_array(out->weights, (size_t)tokens->count + 1, sizeof *out->weights);
+    for (int i = begin; i < tokens->count; i++)
+        out->weights[i] = weight;
+    return true;
+}
+
+bool gd_chat_encode_pair_apart(const struct gd_chat *chat, const char *prompt, const char *completion,
+                               struct gd_chat_encoding *out, struct gd_error *err)
+{
+    init_encoding(out);
+    if (!append_text(chat, prompt, GD_SPECIAL_PARSE, 0, out, err))
+        return finish(false, out);
+    out->encoded = out->tokens.count;
+    return finish(append_text(chat, completion, GD_SPECIAL_PARSE, 1, out, err), out);
+}
+
+/* The tokens of what the template makes of all messages but the last, with eos behind them. */
+static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const cJSON *tools, struct gd_chat_encoding *out,
+                          struct gd_error *err)
+{
+    struct gd_render_spans spans = {0};
+    int32_t eos = gd_tokenizer_eos(chat->tokenizer);
+    bool ok = render(chat, view, cJSON_GetArraySize(view) - 1, tools, true, &out->text, &spans, err) && tokenize(chat, &spans, out, err);
+    gd_render_spans_release(&spans);
+    int32_t end = (int32_t)out->text.length;
+    if (ok && eos >= 0 && (out->tokens.count == 0 || out->tokens.ids[out->tokens.count - 1] != eos))
+        gd_tokens_push(&out->tokens, eos, end, end);
+    return ok;
+}
+
+bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+                                   struct gd_chat_encoding *out, struct gd_error *err)
+{
+    init_encoding(out);
+    if (!gd_chat_check_messages(messages, "messages", true, err) || !gd_chat_check_tools(tools, "tools", err) ||
+        !check_fits(chat, messages, tools, err))
+        return finish(false, out);
+    int last = cJSON_GetArraySize(messages) - 1;
+    cJSON *view = gd_chat_view(messages, &chat->habits);
+    const cJSON *answer = gd_json_find(cJSON_GetArrayItem(view, cJSON_GetArraySize(view) - 1), "content");
+    bool ok = cJSON_IsString(answer) ||
+              gd_fail_param(err, GD_INVALID, "messages", "messages[%d].content: the answer of a model with an encoder is text", last);
+    ok = ok && append_prompt(chat, view, tools, out, err);
+    out->encoded = out->tokens.count;
+    if (ok) { /* weights of the prompt, as many as there are tokens now */
+        gd_free(out->weights);
+        out->weights = gd_alloc_array((size_t)out->tokens.count + 1, sizeof *out->weights);
+        ok = append_text(chat, answer->valuestring, GD_SPECIAL_AS_TEXT, weight_of(cJSON_GetArrayItem(messages, last)), out, err);
+    }
+    cJSON_Delete(view);
+    return finish(ok, out);
+}

@@ -32,6 +32,7 @@ struct gd_chat_encoding {
     struct gd_tokens tokens;   /* with byte offsets into text */
     float *weights;            /* [tokens.count]: loss weight of each token as a target (0 = not trained) */
     struct gd_buf text;        /* the rendered text */
+    int encoded;               /* of two texts apart: tokens of the first one, the encoder's; else 0 */
 };
 void gd_chat_encoding_release(struct gd_chat_encoding *encoding);
 
@@ -65,5 +66,14 @@ GD_MUST_CHECK bool gd_chat_encode_training(const struct gd_chat *chat, const cJS
  * tokens written in it count (rows rendered by hand); an eos that ends the completion is not doubled. Weights 1 on the tokens that lie wholly in the completion and on eos after it. */
 GD_MUST_CHECK bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const char *completion,
                                        struct gd_chat_encoding *out, struct gd_error *err);
+
+/* For models with an encoder, two texts apart: the prompt, then the completion, whose tokens have weight 1. Each ends as the
+ * tokenizer ends a text, and with eos, which is not doubled. */
+GD_MUST_CHECK bool gd_chat_encode_pair_apart(const struct gd_chat *chat, const char *prompt, const char *completion,
+                                             struct gd_chat_encoding *out, struct gd_error *err);
+
+/* The same of a conversation: all messages but the last one as a prompt, and the last one's words, which the assistant says. */
+GD_MUST_CHECK bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+                                                 struct gd_chat_encoding *out, struct gd_error *err);
 
 #endif

@@ -9,7 +9,7 @@
 enum kind { EVALUATION, TRAINING, REFERENCE, PROBE };
 
 struct gd_pass {
-    int tokens;
+    int tokens, encoder_tokens; /* the second of a model with an encoder; else 0 */
     enum kind kind;
     struct gd_graph *graph;
     struct gd_plan *plan;
@@ -76,6 +76,8 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     struct gd_graph *g = pass->graph;
     struct gd_objective_inputs *inputs = &pass->objective_inputs;
     gd_model_inputs_create(&pass->inputs, g, passes->model, pass->tokens, GD_BATCH_SEGMENTS_MAX, false);
+    if (pass->encoder_tokens > 0)
+        gd_model_inputs_encoder(&pass->inputs, g, pass->encoder_tokens, GD_BATCH_SEGMENTS_MAX);
     inputs->labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
     inputs->weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
     inputs->cu_seqlens = pass->inputs.cu_seqlens;
@@ -163,12 +165,13 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, bool dry,
     return true;
 }
 
-static struct gd_pass *pass_make(struct gd_passes *passes, int tokens, enum kind kind, bool dry, struct gd_error *err)
+static struct gd_pass *pass_make(struct gd_passes *passes, int tokens, int encoder_tokens, enum kind kind, bool dry, struct gd_error *err)
 {
     static const char *const names[] = {[EVALUATION] = "evaluation", [TRAINING] = "training", [REFERENCE] = "reference",
                                         [PROBE] = "probing"};
     struct gd_pass *pass = gd_alloc(sizeof(*pass));
     pass->tokens = tokens;
+    pass->encoder_tokens = encoder_tokens;
     pass->kind = kind;
     if (pass_build(passes, pass, dry, err))
         return pass;
@@ -177,20 +180,31 @@ static struct gd_pass *pass_make(struct gd_passes *passes, int tokens, enum kind
     return NULL;
 }
 
-static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, enum kind kind, struct gd_error *err)
+static struct gd_pass *pass_get(struct gd_passes *passes, int tokens, int encoder_tokens, enum kind kind, struct gd_error *err)
 {
     for (int i = 0; i < passes->pass_count; i++)
-        if (passes->pass[i]->tokens == tokens && passes->pass[i]->kind == kind)
+        if (passes->pass[i]->tokens == tokens && passes->pass[i]->encoder_tokens == encoder_tokens && passes->pass[i]->kind == kind)
             return passes->pass[i];
     if (passes->pass_count == GD_PASS_BUCKETS_MAX) {
         pass_destroy(passes->pass[0]);
         memmove(passes->pass, passes->pass + 1, sizeof(passes->pass[0]) * (GD_PASS_BUCKETS_MAX - 1));
         passes->pass_count--;
     }
-    struct gd_pass *pass = pass_make(passes, tokens, kind, false, err);
+    struct gd_pass *pass = pass_make(passes, tokens, encoder_tokens, kind, false, err);
     if (pass != NULL)
         passes->pass[passes->pass_count++] = pass;
     return pass;
+}
+
+static struct gd_pass *pass_of(struct gd_passes *passes, const struct gd_batch *batch, enum kind kind, struct gd_error *err)
+{
+    return pass_get(passes, batch->capacity, gd_model_encodes(passes->model) ? batch->encoder_capacity : 0, kind, err);
+}
+
+/* A row of the decoder costs more than one of the encoder: a budget of tokens is used up most by as few of these as can be. */
+static int fewest_encoded(const struct gd_passes *passes)
+{
+    return gd_model_encodes(passes->model) ? gd_token_bucket(1) : 0;
 }
 
 static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error *err)
@@ -216,8 +230,8 @@ bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size
 {
     int bucket = gd_token_bucket(tokens);
     bool live = has_reference(passes) && passes->reference != GD_REFERENCE_PRECOMPUTED;
-    struct gd_pass *reference = live ? pass_get(passes, bucket, REFERENCE, err) : NULL;
-    struct gd_pass *pass = pass_get(passes, bucket, training ? TRAINING : EVALUATION, err);
+    struct gd_pass *reference = live ? pass_get(passes, bucket, fewest_encoded(passes), REFERENCE, err) : NULL;
+    struct gd_pass *pass = pass_get(passes, bucket, fewest_encoded(passes), training ? TRAINING : EVALUATION, err);
     if (pass == NULL || (live && reference == NULL))
         return false;
     *arena_bytes = gd_plan_arena_bytes(pass->plan);
@@ -233,7 +247,7 @@ bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, siz
     bool live = has_reference(passes) && passes->reference != GD_REFERENCE_PRECOMPUTED;
     *arena_bytes = *weight_bytes = 0;
     for (int i = live ? 0 : 1; i < 2; i++) {
-        struct gd_pass *pass = pass_make(passes, bucket, i == 0 ? REFERENCE : training ? TRAINING : EVALUATION, true, err);
+        struct gd_pass *pass = pass_make(passes, bucket, fewest_encoded(passes), i == 0 ? REFERENCE : training ? TRAINING : EVALUATION, true, err);
         if (pass == NULL)
             return false;
         size_t arena = gd_plan_arena_bytes(pass->plan);
@@ -253,6 +267,10 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
     gd_plan_bind(pass->plan, pass->inputs.ids, batch->ids);
     gd_plan_bind(pass->plan, pass->inputs.positions, batch->positions);
     gd_plan_bind(pass->plan, pass->inputs.cu_seqlens, batch->cu_seqlens);
+    if (pass->encoder_tokens > 0) {
+        gd_plan_bind(pass->plan, pass->inputs.encoder_ids, batch->encoder_ids);
+        gd_plan_bind(pass->plan, pass->inputs.encoder_cu_seqlens, batch->encoder_cu_seqlens);
+    }
     if (pass->inputs.prefix != NULL)
         gd_plan_bind(pass->plan, pass->inputs.prefix, batch->prefix);
     if (pass->inputs.types != NULL)
@@ -327,7 +345,7 @@ static bool reference_pass(struct gd_passes *passes, struct gd_batch *batch, flo
 {
     bool strip = passes->reference == GD_REFERENCE_BASE && passes->graft->virtual_rows.count > 0;
     struct gd_batch *seen = strip ? stripped(passes, batch) : batch;
-    struct gd_pass *pass = pass_get(passes, seen->capacity, REFERENCE, err);
+    struct gd_pass *pass = pass_of(passes, seen, REFERENCE, err);
     if (!run_pass(passes, pass, seen, NULL, options, err))
         return false;
     memcpy(out, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
@@ -410,7 +428,7 @@ bool gd_passes_logprobs(struct gd_passes *passes, struct gd_batch *batch, const 
     passes->recorded = own;
     passes->segment_loss = (struct gd_segment_loss){.context = passes, .evaluate = record};
     memcpy(reference, passes->pairs.reference, (size_t)batch->segment_count * sizeof(float));
-    return run_pass(passes, pass_get(passes, batch->capacity, EVALUATION, err), batch, NULL, options, err);
+    return run_pass(passes, pass_of(passes, batch, EVALUATION, err), batch, NULL, options, err);
 }
 
 /* What the loss of a classifier needs to know of this batch: which row of a segment is looked at, and its labels. */
@@ -451,7 +469,7 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
         }
         passes->share = (float)(sum * scale);
     }
-    struct gd_pass *pass = pass_get(passes, batch->capacity, training ? TRAINING : EVALUATION, err);
+    struct gd_pass *pass = pass_of(passes, batch, training ? TRAINING : EVALUATION, err);
     if (!run_pass(passes, pass, batch, dropout_key, options, err))
         return false;
 
@@ -478,6 +496,6 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
 const float *gd_passes_probe(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
                              struct gd_error *err)
 {
-    struct gd_pass *pass = pass_get(passes, batch->capacity, PROBE, err);
+    struct gd_pass *pass = pass_of(passes, batch, PROBE, err);
     return run_pass(passes, pass, batch, NULL, options, err) ? gd_plan_data(pass->plan, pass->outputs.logprob) : NULL;
 }

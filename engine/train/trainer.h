@@ -23,6 +23,8 @@ struct gd_probe {
     const float *logprob;        /* of ids[i] after those before it; of the first one: not set */
     int count;
     enum gd_dtype act;           /* that it was computed in */
+    const int32_t *encoder_ids;  /* of a model with an encoder: what it read; ids are the decoder's, the start token first */
+    int encoder_count;           /* else 0 */
     const char *task;            /* that it was computed for, with a method by task; else NULL */
 };
 

@@ -51,6 +51,7 @@ bool gd_trainer_open_data(struct gd_trainer *trainer, struct gd_dataset **out, c
         .triples = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_TRIPLE,
         .labelled = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_LABELLED,
         .classes = trainer->spec->classes.on ? &classes : NULL,
+        .apart = gd_model_encodes(trainer->model),
         .tasks = trainer->spec->adapter.method->by_task ? &trainer->tasks : NULL,
         .progress = gd_trainer_dataset_progress,
         .progress_context = trainer,
@@ -70,6 +71,7 @@ bool gd_trainer_open_data(struct gd_trainer *trainer, struct gd_dataset **out, c
     }
     (*out)->virtual_rows = trainer->graft->virtual_rows;
     (*out)->long_from = trainer->model->config.long_from;
+    (*out)->start_id = trainer->model->config.decoder_start_id;
     const struct gd_dataset *data = *out;
     char lines[160];
     if (data->row_count == 0)
@@ -113,6 +115,8 @@ void gd_trainer_fingerprint(const struct gd_dataset *data, char out[33])
         XXH3_128bits_update(hash, data->labels, (size_t)data->label_total * sizeof *data->labels);
     for (int i = 0; i < data->classes.count; i++)
         XXH3_128bits_update(hash, data->classes.names[i], strlen(data->classes.names[i]) + 1);
+    for (int64_t i = 0; data->apart && i < data->row_count; i++)
+        XXH3_128bits_update(hash, &data->rows[i].encoded, sizeof(data->rows[i].encoded));
     for (int64_t i = 0; data->tasks.count > 0 && i < data->row_count; i++)
         XXH3_128bits_update(hash, &data->rows[i].task, sizeof(data->rows[i].task));
     for (int i = 0; i < data->tasks.count; i++)

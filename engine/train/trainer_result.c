@@ -108,8 +108,9 @@ static bool read_back(struct gd_trainer *trainer, const char *folder, struct gd_
     for (int i = 1; i < count; i++)
         shifted[i] = logprob[first + i - 1];
     bool by_task = trainer->graft->method->by_task;
-    struct gd_probe probe = {trainer->batch.ids + first, shifted, count, trainer->passes.act,
-                             by_task ? trainer->tasks.names[trainer->train->rows[row].task] : NULL};
+    struct gd_probe probe = {.ids = trainer->batch.ids + first, .logprob = shifted, .count = count, .act = trainer->passes.act,
+                             .encoder_ids = trainer->batch.encoder_ids, .encoder_count = trainer->batch.encoder_used,
+                             .task = by_task ? trainer->tasks.names[trainer->train->rows[row].task] : NULL};
     bool ok = trainer->observer.read_back(trainer->observer.context, folder, &probe, err);
     gd_free(shifted);
     return ok;

@@ -316,12 +316,22 @@ void gd_trainer_release_steps(struct gd_trainer *trainer)
     trainer->epoch = -1;
 }
 
+/* Losses over answers look at prompt and answer as one text. */
+static bool check_encoder(const struct gd_trainer *trainer, struct gd_error *err)
+{
+    if (!gd_model_encodes(trainer->model) || !(gd_trainer_has_answers(trainer) || trainer->spec->adapter.score || trainer->spec->classes.on))
+        return true;
+    return gd_fail_param(err, GD_UNSUPPORTED, "method.type", "'%s' has an encoder (%s): it is tuned with method type 'supervised', where the "
+                         "prompt is encoded and the answer decoded", trainer->model->id, trainer->model->config.architecture);
+}
+
 static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *options, struct gd_error *err)
 {
     struct gd_job_spec *spec = trainer->spec;
     if (spec->seed < 0)
         spec->seed = 0;
-    if ((!spec->classes.on && !gd_model_generates(trainer->model, err)) || !gd_mkdirs(trainer->folder, err) || !sweep(trainer, err) ||
+    if ((!spec->classes.on && !gd_model_generates(trainer->model, err)) || !check_encoder(trainer, err) || !gd_mkdirs(trainer->folder, err) ||
+        !sweep(trainer, err) ||
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);

@@ -106,7 +106,7 @@ static bool generate(const struct options *options, struct gd_error *err)
                 gd_graft_make_prefix(graft, err))) &&
               encode(model, options, &chat, &tokens, err) && gd_infer_create(&infer, model, (size_t)512 << 20, err);
     if (ok) {
-        int room = model->config.context - tokens.count - (graft != NULL ? graft->virtual_rows.count : 0);
+        int room = gd_model_encodes(model) ? model->config.context : model->config.context - tokens.count - (graft != NULL ? graft->virtual_rows.count : 0);
         struct gd_sampling sampling = {.temperature = options->temperature, .top_p = options->top_p, .repetition_penalty = 1,
                                        .seed = (uint64_t)options->seed, .logprobs = -1,
                                        .max_tokens = options->max_tokens < room || room < 0 ? (int)options->max_tokens : room};

@@ -1,5 +1,6 @@
 #include "engine/worker/read_back.h"
 
+#include "engine/base/alloc.h"
 #include "engine/tensor/device.h"
 
 #include <math.h>
@@ -41,7 +42,13 @@ bool gd_read_back(struct gd_infer *infer, const struct gd_graft *graft, const st
     struct gd_sampling sampling = {.top_p = 1, .repetition_penalty = 1, .echo = true, .logprobs = 0};
     struct gd_infer_sink sink = {.context = &reading, .token = on_token, .finish = on_finish};
     uint64_t id;
-    bool ok = gd_infer_submit(infer, graft, probe->ids, probe->count, &sampling, &sink, &id, err);
+    int start = probe->encoder_count > 0, joined = probe->encoder_count + probe->count - start; /* the decoder finds its start itself */
+    int32_t *ids = gd_alloc_array((size_t)joined, sizeof(*ids));
+    for (int i = 0; i < joined; i++)
+        ids[i] = i < probe->encoder_count ? probe->encoder_ids[i] : probe->ids[i - probe->encoder_count + start];
+    sampling.encoded = probe->encoder_count;
+    bool ok = gd_infer_submit(infer, graft, ids, joined, &sampling, &sink, &id, err);
+    gd_free(ids);
     while (ok && !reading.done)
         ok = gd_infer_turn(infer, err);
     if (ok && reading.err.code != GD_OK) {

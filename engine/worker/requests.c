@@ -196,7 +196,7 @@ static bool read_sampling(const cJSON *message, const struct gd_model *model, in
     sampling->choice = (int)choice;
     sampling->top_k = (int)top_k;
     sampling->logprobs = (int)logprobs;
-    int room = model->config.context - taken;
+    int room = model->config.context - (gd_model_encodes(model) ? 0 : taken);
     sampling->max_tokens = max_tokens < 0 ? (room > 0 ? room : 0) : (int)max_tokens;
     return true;
 }
@@ -343,7 +343,8 @@ static cJSON *encoding_json(const struct gd_model *model, const struct gd_chat_e
     }
     cJSON_AddNumberToObject(json, "trained_tokens", trained);
     cJSON_AddNumberToObject(json, "context", model->config.context);
-    cJSON_AddBoolToObject(json, "overlong", encoding->tokens.count > model->config.context);
+    int answer = encoding->tokens.count - encoding->encoded, longest = answer > encoding->encoded ? answer : encoding->encoded;
+    cJSON_AddBoolToObject(json, "overlong", longest > model->config.context);
     return json;
 }
 
@@ -351,6 +352,7 @@ static cJSON *encoding_json(const struct gd_model *model, const struct gd_chat_e
 static cJSON *side_json(const struct gd_model *model, const struct gd_row *row, int side, struct gd_error *err)
 {
     struct gd_chat_encoding encoding = {0};
+    bool apart = gd_model_encodes(model) && !gd_row_is_pair(row) && row->format != GD_ROW_CLASSIFIED;
     int second = 0, whole = 0;
     if (row->format == GD_ROW_CLASSIFIED) {
         bool ok = gd_text_encode(model->tokenizer, row->text, row->text_pair, 0, &encoding.tokens, &second, &whole, err);
@@ -362,10 +364,12 @@ static cJSON *side_json(const struct gd_model *model, const struct gd_row *row, 
             gd_chat_encoding_release(&encoding);
         if (!ok)
             return NULL;
-    } else if (!gd_row_encode(model->chat, row, side, &encoding, err)) {
+    } else if (apart ? !gd_row_encode_apart(model->chat, row, &encoding, err) : !gd_row_encode(model->chat, row, side, &encoding, err)) {
         return NULL;
     }
     cJSON *json = encoding_json(model, &encoding);
+    if (apart)
+        cJSON_AddNumberToObject(json, "encoder_tokens", encoding.encoded);
     gd_chat_encoding_release(&encoding);
     return json;
 }

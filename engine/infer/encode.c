@@ -1,0 +1,169 @@
+#include "engine/infer/encode.h"
+#include "engine/base/alloc.h"
+#include "engine/tensor/plan.h"
+#include <assert.h>
+
+struct encode_plan {
+    int rows;
+    enum gd_wear_depth depth;
+    struct gd_graph *graph;
+    struct gd_plan *plan;
+    struct gd_value **kv; /* [2 * layers of the decoder] */
+};
+
+struct gd_encoder {
+    struct gd_model *model;
+    enum gd_dtype act;
+    struct encode_plan *plans[GD_ENCODER_PLANS]; /* the oldest first */
+    int plan_count;
+    void *arena;
+    size_t arena_bytes;
+    /* The text. */
+    int32_t *ids;
+    int count, capacity;
+    int32_t cu_seqlens[2], row_begin[2];
+    const struct gd_wear_part *sites[1];
+    struct gd_wear wear;
+    const struct encode_plan *last;
+};
+
+void gd_encoder_create(struct gd_encoder **out, struct gd_model *model, enum gd_dtype act)
+{
+    assert(*out == NULL);
+    struct gd_encoder *encoder = *out = gd_alloc(sizeof(*encoder));
+    encoder->model = model;
+    encoder->act = act;
+    encoder->wear = (struct gd_wear){.group_count = 1, .row_begin = encoder->row_begin, .sites = encoder->sites};
+}
+
+static void plan_destroy(struct encode_plan *p)
+{
+    gd_plan_destroy(p->plan);
+    gd_graph_destroy(p->graph);
+    gd_free(p->kv);
+    gd_free(p);
+}
+
+void gd_encoder_destroy(struct gd_encoder *encoder)
+{
+    if (encoder == NULL)
+        return;
+    for (int i = 0; i < encoder->plan_count; i++)
+        plan_destroy(encoder->plans[i]);
+    gd_large_free(encoder->arena, encoder->arena_bytes);
+    gd_free(encoder->ids);
+    gd_free(encoder);
+}
+
+static bool plan_build(struct gd_encoder *encoder, struct encode_plan *p, struct gd_error *err)
+{
+    struct gd_graft_serving serving = {0};
+    struct gd_model_inputs inputs = {0};
+    int parts = 2 * gd_model_decoder_layers(encoder->model);
+    p->kv = gd_alloc_array((size_t)parts, sizeof(*p->kv));
+    if (!gd_graph_create(&p->graph, encoder->act, err))
+        return false;
+    gd_model_inputs_encoder(&inputs, p->graph, p->rows, 1);
+    if (p->depth != GD_WEAR_NONE)
+        gd_graft_serving_sites(&serving, p->graph, encoder->model, p->depth);
+    gd_model_encode(p->graph, encoder->model, &inputs, p->depth != GD_WEAR_NONE ? &serving.sites : NULL, p->kv);
+    if (!gd_graph_ok(p->graph, err) || !gd_plan_create(&p->plan, p->graph, p->kv, parts, false, err))
+        return false;
+    gd_plan_bind(p->plan, inputs.encoder_ids, encoder->ids);
+    gd_plan_bind(p->plan, inputs.encoder_cu_seqlens, encoder->cu_seqlens);
+    if (p->depth != GD_WEAR_NONE)
+        gd_plan_bind(p->plan, serving.wear, &encoder->wear);
+    return true;
+}
+
+/* Few sizes, so that plans are used again. */
+static int padded(int count)
+{
+    int step = count <= 64 ? 16 : count <= 512 ? 64 : 256;
+    return (count + step - 1) / step * step;
+}
+
+static void forget_plans(struct gd_encoder *encoder)
+{
+    for (int i = 0; i < encoder->plan_count; i++)
+        plan_destroy(encoder->plans[i]);
+    encoder->plan_count = 0;
+}
+
+/* Plans read the ids where they stand: they go when these move. */
+static void reserve_ids(struct gd_encoder *encoder, int rows)
+{
+    if (rows <= encoder->capacity)
+        return;
+    forget_plans(encoder);
+    gd_free(encoder->ids);
+    encoder->ids = gd_alloc_array((size_t)rows, sizeof(*encoder->ids));
+    encoder->capacity = rows;
+}
+
+static struct encode_plan *plan_get(struct gd_encoder *encoder, int rows, enum gd_wear_depth depth, struct gd_error *err)
+{
+    for (int i = 0; i < encoder->plan_count; i++)
+        if (encoder->plans[i]->rows == rows && encoder->plans[i]->depth == depth)
+            return encoder->plans[i];
+    if (encoder->plan_count == GD_ENCODER_PLANS) {
+        plan_destroy(encoder->plans[0]);
+        memmove(encoder->plans, encoder->plans + 1, sizeof(encoder->plans[0]) * (GD_ENCODER_PLANS - 1));
+        encoder->plan_count--;
+    }
+    struct encode_plan *p = gd_alloc(sizeof(*p));
+    p->rows = rows;
+    p->depth = depth;
+    if (!plan_build(encoder, p, err)) {
+        gd_error_context(err, "plan the encoding of %d rows", rows);
+        plan_destroy(p);
+        return NULL;
+    }
+    return encoder->plans[encoder->plan_count++] = p;
+}
+
+static bool reserve_arena(struct gd_encoder *encoder, size_t bytes, struct gd_error *err)
+{
+    if (bytes <= encoder->arena_bytes)
+        return true;
+    gd_large_free(encoder->arena, encoder->arena_bytes);
+    encoder->arena = NULL;
+    encoder->arena_bytes = 0;
+    if (!gd_large_alloc(&encoder->arena, bytes, "activations of an encoded text", err))
+        return false;
+    encoder->arena_bytes = bytes;
+    return true;
+}
+
+bool gd_encoder_run(struct gd_encoder *encoder, const int32_t *ids, int count, const struct gd_graft *graft, struct gd_error *err)
+{
+    int rows = padded(count);
+    reserve_ids(encoder, rows);
+    struct encode_plan *p = plan_get(encoder, rows, graft != NULL ? graft->depth : GD_WEAR_NONE, err);
+    if (p == NULL || !reserve_arena(encoder, gd_plan_arena_bytes(p->plan), err))
+        return false;
+    memcpy(encoder->ids, ids, (size_t)count * sizeof(*ids));
+    memset(encoder->ids + count, 0, (size_t)(rows - count) * sizeof(*ids));
+    encoder->count = encoder->cu_seqlens[1] = encoder->row_begin[1] = count;
+    encoder->sites[0] = graft != NULL ? graft->wear : NULL;
+    encoder->wear.ids = encoder->ids;
+    encoder->last = p;
+    gd_plan_attach(p->plan, encoder->arena);
+    return gd_plan_run(p->plan, NULL, err);
+}
+
+void gd_encoder_store(const struct gd_encoder *encoder, const struct gd_kv_batch *kv, const int32_t *pages)
+{
+    assert(kv->dtype == encoder->act);
+    size_t parts = 2 * (size_t)kv->layer_count, heads = (size_t)kv->kv_heads;
+    size_t head_bytes = (size_t)kv->head_dim * (kv->dtype == GD_BF16 ? 2 : 4);
+    for (size_t part = 0; part < parts; part++) {
+        const char *from = gd_plan_data(encoder->last->plan, encoder->last->kv[part]);
+        for (size_t row = 0; row < (size_t)encoder->count; row++)
+            for (size_t head = 0; head < heads; head++, from += head_bytes) {
+                size_t page = (size_t)pages[row / GD_KV_PAGE_TOKENS] * parts + part;
+                size_t at = (page * heads + head) * GD_KV_PAGE_TOKENS + row % GD_KV_PAGE_TOKENS;
+                memcpy((char *)kv->pages + at * head_bytes, from, head_bytes);
+            }
+    }
+}
