@@ -420,19 +420,29 @@ static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const c
     return ok;
 }
 
+/* One question and its answer, in texts: they need no template. */
+static bool is_plain(const struct gd_chat *chat, const cJSON *view, const cJSON *tools)
+{
+    const cJSON *role = gd_json_find(cJSON_GetArrayItem(view, 0), "role"), *text = gd_json_find(cJSON_GetArrayItem(view, 0), "content");
+    return chat->tmpl == NULL && cJSON_GetArraySize(tools) == 0 && cJSON_GetArraySize(view) == 2 && strcmp(role->valuestring, "user") == 0 &&
+           cJSON_IsString(text);
+}
+
 bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                                    struct gd_chat_encoding *out, struct gd_error *err)
 {
     init_encoding(out);
-    if (!gd_chat_check_messages(messages, "messages", true, err) || !gd_chat_check_tools(tools, "tools", err) ||
-        !check_fits(chat, messages, tools, err))
+    if (!gd_chat_check_messages(messages, "messages", true, err) || !gd_chat_check_tools(tools, "tools", err))
         return finish(false, out);
     int last = cJSON_GetArraySize(messages) - 1;
     cJSON *view = gd_chat_view(messages, &chat->habits);
     const cJSON *answer = gd_json_find(cJSON_GetArrayItem(view, cJSON_GetArraySize(view) - 1), "content");
     bool ok = cJSON_IsString(answer) ||
               gd_fail_param(err, GD_INVALID, "messages", "messages[%d].content: the answer of a model with an encoder is text", last);
-    ok = ok && append_prompt(chat, view, tools, out, err);
+    if (ok && is_plain(chat, view, tools))
+        ok = append_text(chat, gd_json_find(cJSON_GetArrayItem(view, 0), "content")->valuestring, GD_SPECIAL_AS_TEXT, 0, out, err);
+    else
+        ok = ok && check_fits(chat, messages, tools, err) && append_prompt(chat, view, tools, out, err);
     out->encoded = out->tokens.count;
     if (ok) { /* weights of the prompt, as many as there are tokens now */
         gd_free(out->weights);

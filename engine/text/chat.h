@@ -72,7 +72,8 @@ GD_MUST_CHECK bool gd_chat_encode_pair(const struct gd_chat *chat, const char *p
 GD_MUST_CHECK bool gd_chat_encode_pair_apart(const struct gd_chat *chat, const char *prompt, const char *completion,
                                              struct gd_chat_encoding *out, struct gd_error *err);
 
-/* The same of a conversation: all messages but the last one as a prompt, and the last one's words, which the assistant says. */
+/* The same of a conversation: all messages but the last one as a prompt, and the last one's words, which the assistant says.
+ * Without a template one question and its answer are the two texts. */
 GD_MUST_CHECK bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                                                  struct gd_chat_encoding *out, struct gd_error *err);
 
