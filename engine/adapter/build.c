@@ -59,6 +59,17 @@ static bool fail_unmatched(enum gd_site_kind kind, const char *option, const cha
                          kind == GD_SITE_LINEAR ? " (or \"all-linear\")" : kind == GD_SITE_NORM ? " (or \"all-norms\")" : "");
 }
 
+/* "all-linear" leaves routers of experts alone, unless the base's own tensors are trained. */
+static bool leaves_out(const struct gd_graft *graft, const struct gd_modules *modules, const struct gd_site *site)
+{
+    if (!site->router || graft->picks != NULL)
+        return false;
+    for (int i = 0; i < modules->count; i++)
+        if (strcmp(modules->names[i], "all-linear") != 0 && matches(modules->names[i], site))
+            return false;
+    return true;
+}
+
 int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *option, struct gd_error *err)
 {
     const struct gd_modules *modules = gd_adapter_modules(&graft->config, option);
@@ -74,7 +85,7 @@ int gd_graft_choose(struct gd_graft *graft, enum gd_site_kind kind, const char *
         }
     }
     for (int i = 0; i < site_count; i++)
-        if (gd_modules_match(modules, &sites[i])) {
+        if (gd_modules_match(modules, &sites[i]) && !leaves_out(graft, modules, &sites[i])) {
             graft->site_param[gd_slot_of(graft->model, &sites[i])] = 0;
             chosen++;
         }

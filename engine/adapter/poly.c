@@ -58,6 +58,9 @@ static int whole(const struct gd_graft *graft, const char *option)
 static bool check_site(const struct gd_graft *graft, const struct gd_site *site, struct gd_error *err)
 {
     int r = whole(graft, "r"), splits = whole(graft, "n_splits"), limit = site->in < site->out ? site->in : site->out;
+    if (site->expert)
+        return gd_fail_param(err, GD_INVALID, "adapter.target_modules", "poly mixes by row of the data, and %s gets single tokens of many: "
+                             "name modules outside the experts", site->name);
     if (r > limit)
         return gd_fail_param(err, GD_INVALID, "adapter.r", "rank %d is larger than %s allows (%d x %d: at most %d)", r, site->name,
                              site->out, site->in, limit);

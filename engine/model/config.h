@@ -23,7 +23,6 @@
 #define GD_HEAD_DIM_MAX 1024
 #define GD_CONTEXT_MAX (1 << 26)
 #define GD_EXPERTS_MAX 1024
-#define GD_ROUTER_LOSS_MAX 1e3
 #define GD_MODEL_CONFIG_BYTES_MAX (4 << 20)
 
 /* config.json, and generation_config.json (NULL: absent) for the end-of-sequence ids. */

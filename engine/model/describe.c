@@ -39,6 +39,10 @@ static cJSON *describe_config(const struct gd_model_config *c)
     add_number(object, "head_dim", c->head_dim);
     add_number(object, "rotary_dim", c->rotary_dim);
     add_number(object, "intermediate_size", c->ffn_width);
+    if (c->experts > 0) {
+        add_number(object, "experts", c->experts);
+        add_number(object, "experts_per_token", c->experts_chosen);
+    }
     add_number(object, "vocab_size", c->vocab);
     add_number(object, "context", c->context);
     add_number(object, "norm_eps", c->norm_eps);
@@ -155,7 +159,7 @@ static cJSON *describe_memory(const struct gd_model *model)
     int count = gd_model_linear_sites(model, &sites);
     for (int i = 0; i < count; i++) {
         matrices += (double)sites[i].in * sites[i].out;
-        lora += (double)LORA_RANK * ((double)sites[i].in + sites[i].out);
+        lora += sites[i].router ? 0 : (double)LORA_RANK * ((double)sites[i].in + sites[i].out);
     }
     for (int i = 0; i < model->weight_count; i++)
         if (gd_weight_rank(model->weights[i]) == 1)

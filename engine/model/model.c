@@ -71,7 +71,7 @@ bool gd_model_quantise(struct gd_model *model, enum gd_quantization quantization
     model->quantization = quantization;
     for (int i = 0; i < site_count && quantization != GD_QUANTIZATION_NONE; i++) {
         enum gd_dtype dtype = quantization == GD_QUANTIZATION_NF4 ? GD_NF4 : gd_weight_source(sites[i].weight)->dtype;
-        if (gd_dtype_block(dtype) == 1 || sites[i].in % gd_dtype_block(dtype) != 0)
+        if (sites[i].router || gd_dtype_block(dtype) == 1 || sites[i].in % gd_dtype_block(dtype) != 0)
             (*plain)++;
         else if (!gd_weight_quantise(sites[i].weight, dtype, err))
             return false;

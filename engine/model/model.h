@@ -19,6 +19,7 @@
 
 #define GD_LAYERS_MAX 512
 #define GD_EOS_MAX 8
+#define GD_ROUTER_LOSS_MAX 1e3 /* coefficients of the load-balancing loss */
 
 #define GD_LABELS_MAX 4096
 
@@ -136,7 +137,7 @@ GD_MUST_CHECK bool gd_model_open(struct gd_model **out, const char *id, const ch
 void gd_model_destroy(struct gd_model *model);
 
 /* Right after opening. *plain: weights that stay as they were because they are not quantised (FILE) or their rows are not
- * whole blocks (NF4); all of them: GD_UNSUPPORTED with param "quantization". */
+ * whole blocks (NF4), or because they choose experts; all of them: GD_UNSUPPORTED with param "quantization". */
 GD_MUST_CHECK bool gd_model_quantise(struct gd_model *model, enum gd_quantization quantization, int *plain, struct gd_error *err);
 
 /* Lists the models of a folder: every subfolder with config.json and every NAME.gguf, sorted. Broken entries are

@@ -34,7 +34,7 @@ struct gd_site {
     struct gd_weight *weight;   /* LINEAR, NORM, TABLE; else NULL */
     struct gd_weight *bias;     /* LINEAR, NORM; or NULL */
     const struct gd_part *part; /* LINEAR, NORM in a layer: its row of the body's parts (parts.h); else NULL */
-    bool router;                /* LINEAR: chooses experts */
+    bool router, expert;        /* LINEAR: chooses experts; is part of one */
     bool centred;               /* NORM: a LayerNorm, else an RMSNorm, which has no bias */
     double offset;              /* NORM: is added to the weight (1 + w: Gemma) */
 };

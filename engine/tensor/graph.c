@@ -199,13 +199,14 @@ static bool inputs_present(struct gd_graph *graph, const struct gd_op *op, struc
     return true;
 }
 
-const struct gd_group *gd_graph_group(struct gd_graph *graph, struct gd_value *offsets, struct gd_value *order, int index, int slots)
+const struct gd_group *gd_graph_group(struct gd_graph *graph, struct gd_value *offsets, struct gd_value *order, int index, int slots,
+                                      int64_t rows_max)
 {
     for (int i = graph->group_count - 1; i >= 0; i--)
         if (graph->groups[i]->offsets == offsets && graph->groups[i]->index == index)
             return graph->groups[i];
     struct gd_group *group = gd_arena_alloc(&graph->arena, sizeof(*group));
-    *group = (struct gd_group){.offsets = offsets, .order = order, .index = index, .slots = slots};
+    *group = (struct gd_group){.offsets = offsets, .order = order, .index = index, .slots = slots, .rows_max = rows_max};
     if ((graph->group_count & (graph->group_count + 1)) == 0) /* doubles at 0, 1, 3, 7, ... */
         graph->groups = gd_realloc_array(graph->groups, (size_t)graph->group_count * 2 + 2, sizeof(*graph->groups));
     graph->groups[graph->group_count++] = group;

@@ -39,6 +39,7 @@ struct gd_group {
     struct gd_value *order;     /* i32 [rows of all groups]: row * slots + slot that each came from, or -1: from none */
     int index;                  /* which group */
     int slots;
+    int64_t rows_max;           /* of one group; a value whose shape[0] is n times that has n rows for each of the group's */
 };
 
 struct gd_value {
@@ -82,7 +83,8 @@ struct gd_value *gd_graph_weight(struct gd_graph *graph, struct gd_weight *weigh
 struct gd_value *gd_graph_param(struct gd_graph *graph, const char *name, int rank, const int64_t *shape);
 
 /* For ops: one object for each group of `offsets`. */
-const struct gd_group *gd_graph_group(struct gd_graph *graph, struct gd_value *offsets, struct gd_value *order, int index, int slots);
+const struct gd_group *gd_graph_group(struct gd_graph *graph, struct gd_value *offsets, struct gd_value *order, int index, int slots,
+                                      int64_t rows_max);
 
 /* For ops: appends a call after op->shape accepted it; returns out[0]. */
 struct gd_value *gd_graph_call(struct gd_graph *graph, const struct gd_op *op, struct gd_value *const *in, int in_count,

@@ -451,9 +451,9 @@ static bool narrow(const struct gd_plan *plan, const struct gd_value *value, str
         return true;
     const int32_t *offsets = gd_plan_data(plan, value->group->offsets);
     int64_t begin = offsets[value->group->index], end = offsets[value->group->index + 1], all = value->group->order->shape[0];
-    if (begin < 0 || end < begin || end > all || end - begin > value->shape[0])
+    if (begin < 0 || end < begin || end > all || end - begin > value->group->rows_max)
         return gd_fail(err, GD_INTERNAL, "plan: '%s' has rows %" PRId64 " to %" PRId64 " of %" PRId64, value->name, begin, end, all);
-    tensor->shape[0] = end - begin;
+    tensor->shape[0] = (end - begin) * (value->shape[0] / value->group->rows_max);
     tensor->data = (char *)gd_plan_data(plan, value) + (size_t)begin * gd_slab_row_bytes(value);
     return true;
 }

@@ -36,7 +36,7 @@ void gd_slabs_destroy(struct gd_slabs *slabs)
 
 size_t gd_slab_row_bytes(const struct gd_value *value)
 {
-    return value->shape[0] > 0 ? gd_value_bytes(value) / (size_t)value->shape[0] : 0;
+    return value->group->rows_max > 0 ? gd_value_bytes(value) / (size_t)value->group->rows_max : 0;
 }
 
 size_t gd_slab_bytes(const struct gd_value *value)

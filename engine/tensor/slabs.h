@@ -23,7 +23,7 @@ void gd_slabs_destroy(struct gd_slabs *slabs);
  * `output` of an op shares its slab with the n-th such values of the other groups, if their rows are as long. */
 int *gd_slabs_find(struct gd_slabs *slabs, const struct gd_value *value, int output);
 
-size_t gd_slab_row_bytes(const struct gd_value *value);
+size_t gd_slab_row_bytes(const struct gd_value *value); /* of what the value has for a row of its group */
 size_t gd_slab_bytes(const struct gd_value *value); /* of the rows of all groups */
 
 #endif

@@ -17,7 +17,8 @@ struct gd_pass {
     struct gd_objective_inputs objective_inputs;
     struct gd_objective_outputs outputs;
     struct gd_graft_training graft;
-    struct gd_value *penalty, *share;  /* NULL without a penalty */
+    struct gd_value *penalty, *share;  /* NULL without a penalty; share also with experts */
+    struct gd_value *expert_load, *balance; /* of a training pass of a model with experts; else NULL */
     struct gd_value *loss;             /* what is differentiated */
     struct gd_value **grads;
 };
@@ -69,6 +70,29 @@ static void set_head(const struct gd_graft *graft, struct gd_pass *pass)
     }
 }
 
+static struct gd_value *by_share(struct gd_pass *pass, struct gd_value *term)
+{
+    if (pass->share == NULL)
+        pass->share = gd_graph_input(pass->graph, "share", GD_F32, 1, (int64_t[]){1});
+    return gd_mul_scalar(pass->graph, term, pass->share);
+}
+
+/* What is added to a training pass's loss: the balance of the experts, and the graft's own term. */
+static void add_terms(const struct gd_passes *passes, struct gd_pass *pass)
+{
+    struct gd_graph *g = pass->graph;
+    if (pass->expert_load != NULL) {
+        pass->balance = by_share(pass, gd_expert_balance(g, pass->expert_load, passes->model->config.experts_chosen));
+        if (passes->router_loss > 0)
+            pass->loss = gd_add(g, pass->loss, gd_scale(g, pass->balance, passes->router_loss));
+    }
+    struct gd_value *penalty = passes->graft->method->penalty != NULL ? passes->graft->method->penalty(&pass->graft, g, pass->graft.params) : NULL;
+    if (penalty != NULL) {
+        pass->penalty = by_share(pass, penalty);
+        pass->loss = gd_add(g, pass->loss, pass->penalty);
+    }
+}
+
 /* The loss over the model's last hidden states, with the graft's sites unless the reference has none. */
 static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
 {
@@ -94,6 +118,8 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         gd_graft_training_sites(&pass->graft, g, passes->graft, pass->kind == TRAINING);
     if (!bare(passes, pass))
         gd_graft_training_segments(&pass->graft, g, pass->inputs.cu_seqlens);
+    if (pass->kind == TRAINING && passes->model->config.experts > 0)
+        pass->inputs.expert_load = &pass->expert_load;
     const struct gd_sites *sites = bare(passes, pass) ? &none : &pass->graft.sites;
     struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, sites);
     if (pass->kind == PROBE) {
@@ -106,20 +132,14 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         inputs->score = pass->graft.params[passes->graft->param_count - 1];
     passes->objective->build(g, hidden, gd_model_head(g, passes->model, sites), inputs, &pass->outputs);
     pass->loss = pass->outputs.loss;
-    if (pass->kind == TRAINING && passes->graft->method->penalty != NULL) {
-        struct gd_value *penalty = passes->graft->method->penalty(&pass->graft, g, pass->graft.params);
-        if (penalty == NULL)
-            return;
-        pass->share = gd_graph_input(g, "share", GD_F32, 1, (int64_t[]){1});
-        pass->penalty = gd_mul_scalar(g, penalty, pass->share);
-        pass->loss = gd_add(g, pass->loss, pass->penalty);
-    }
+    if (pass->kind == TRAINING)
+        add_terms(passes, pass);
 }
 
 static bool plan(struct gd_passes *passes, struct gd_pass *pass, bool dry, struct gd_error *err)
 {
     int param_count = passes->graft->param_count, wanted_count = 0;
-    struct gd_value **wanted = gd_alloc_array((size_t)param_count + 4, sizeof(struct gd_value *));
+    struct gd_value **wanted = gd_alloc_array((size_t)param_count + 6, sizeof(struct gd_value *));
     if (pass->kind == PROBE) {
         wanted[wanted_count++] = pass->outputs.logprob;
     } else if (pass->kind != REFERENCE) {
@@ -131,6 +151,10 @@ static bool plan(struct gd_passes *passes, struct gd_pass *pass, bool dry, struc
     }
     if (pass->penalty != NULL)
         wanted[wanted_count++] = pass->penalty;
+    if (pass->balance != NULL) {
+        wanted[wanted_count++] = pass->balance;
+        wanted[wanted_count++] = pass->expert_load;
+    }
     for (int i = 0; pass->kind == TRAINING && i < param_count; i++)
         if (pass->grads[i] != NULL)
             wanted[wanted_count++] = pass->grads[i];
@@ -478,6 +502,10 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     result->penalised = pass->penalty != NULL;
     if (result->penalised)
         result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
+    if (pass->balance != NULL) {
+        result->balance = *(const float *)gd_plan_data(pass->plan, pass->balance);
+        result->expert_rows = gd_plan_data(pass->plan, pass->expert_load);
+    }
     if (passes->objective->classifies) {
         result->labelled = passes->classes.rows;
         result->correct = passes->classes.correct;

@@ -46,6 +46,7 @@ struct gd_passes {
     struct gd_batch bare;       /* what a reference sees of a batch with virtual rows */
     int bare_capacity;
     float share;                /* of the step's loss weight that the newest run holds: as much of the graft's penalty it adds */
+    double router_loss;         /* of a model with experts: coefficient of the load-balancing loss in training passes; set after init */
     enum gd_dtype act;
     bool recompute;             /* training passes make each layer again in the backward pass; before the first of them */
     float *block;               /* parameters */
@@ -60,6 +61,8 @@ struct gd_pass_result {
     double loss;                /* sum of weighted -log p, or of the pairs' losses, times scale */
     bool penalised;             /* there is such a term */
     double penalty;             /* the graft's own term of the loss, by its share; training passes only */
+    double balance;             /* with experts: the load-balancing loss by its share, without its coefficient; training passes only */
+    const float *expert_rows;   /* [experts] how many rows each got in all layers; good until the next run; NULL: none */
     int64_t labelled, correct;  /* tokens with a label; of these, argmax == label. Of a classifier: rows; those all of whose labels are right */
     struct gd_preference_sums pairs; /* zero without pairs */
 };

@@ -98,7 +98,7 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
     const char *const all[] = {"batch_size", "learning_rate_multiplier", "n_epochs", "learning_rate", "weight_decay",
                                       "adam_beta1", "adam_beta2", "adam_eps", "max_grad_norm", "lr_scheduler_type",
                                       "warmup_ratio", "max_steps", "gradient_leaves", "tokens_per_batch", "eval_interval",
-                                      "checkpoint_interval", "gradient_checkpointing",
+                                      "checkpoint_interval", "gradient_checkpointing", "router_aux_loss_coef",
                                       members == EXTENDED_DPO ? "beta" : NULL, NULL};
     if (!gd_json_only_known(object, path, members == STANDARD ? standard : all, err) ||
         (members == EXTENDED_DPO && !get_auto_number(object, path, "beta", spec->preference.term[0].loss->range[GD_PREFERENCE_BETA].min,
@@ -121,7 +121,8 @@ static bool parse_hyperparameters(struct gd_job_spec *spec, const cJSON *object,
               get_auto_int(object, path, "tokens_per_batch", 16, 1 << 20, &spec->tokens_per_batch, err) &&
               get_auto_int(object, path, "eval_interval", 1, 100000000, &spec->eval_interval, err) &&
               get_auto_int(object, path, "checkpoint_interval", 1, 100000000, &spec->checkpoint_interval, err) &&
-              get_checkpointing(object, path, &spec->gradient_checkpointing, err);
+              get_checkpointing(object, path, &spec->gradient_checkpointing, err) &&
+              get_auto_number(object, path, "router_aux_loss_coef", 0.0, GD_ROUTER_LOSS_MAX, &spec->router_aux_loss_coef, err);
     spec->schedule = (enum gd_schedule)schedule;
     char param[96];
     if (ok && (spec->leaf_count & (spec->leaf_count - 1)) != 0) {
@@ -367,7 +368,7 @@ static bool parse_top(struct gd_job_spec *spec, const cJSON *body, struct gd_err
 
 bool gd_job_spec_parse(struct gd_job_spec *spec, const cJSON *body, struct gd_error *err)
 {
-    *spec = (struct gd_job_spec){.seed = -1, .adam_beta1 = 0.9, .adam_beta2 = 0.999, .adam_eps = 1e-8, .max_grad_norm = 1.0,
+    *spec = (struct gd_job_spec){.seed = -1, .adam_beta1 = 0.9, .adam_beta2 = 0.999, .adam_eps = 1e-8, .max_grad_norm = 1.0, .router_aux_loss_coef = -1,
                                  .schedule = GD_SCHEDULE_LINEAR, .warmup_ratio = 0.03};
     bool ok = cJSON_IsObject(body) || gd_fail(err, GD_INVALID, "the request body must be a JSON object");
     ok = ok && parse_top(spec, body, err) && parse_method(spec, body, err) && parse_data(spec, body, err) &&
@@ -472,6 +473,8 @@ cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec)
     cJSON_AddNumberToObject(json, "checkpoint_interval", spec->checkpoint_interval);
     if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
         cJSON_AddBoolToObject(json, "gradient_checkpointing", spec->gradient_checkpointing == GD_CHECKPOINTING_ON);
+    if (spec->router_aux_loss_coef >= 0)
+        cJSON_AddNumberToObject(json, "router_aux_loss_coef", spec->router_aux_loss_coef);
     return json;
 }
 
@@ -547,5 +550,7 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     add_number_unless_auto(hyper, "checkpoint_interval", spec->checkpoint_interval);
     if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
         cJSON_AddBoolToObject(hyper, "gradient_checkpointing", spec->gradient_checkpointing == GD_CHECKPOINTING_ON);
+    if (spec->router_aux_loss_coef >= 0)
+        cJSON_AddNumberToObject(hyper, "router_aux_loss_coef", spec->router_aux_loss_coef);
     return json;
 }

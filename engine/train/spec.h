@@ -53,6 +53,7 @@ struct gd_job_spec {
     double weight_decay;             /* 0 */
     double adam_beta1, adam_beta2, adam_eps; /* 0.9, 0.999, 1e-8 */
     double max_grad_norm;            /* 1.0; 0 = no clipping */
+    double router_aux_loss_coef;     /* of a model with experts; negative: auto, or there are none */
     enum gd_schedule schedule;       /* "lr_scheduler_type": linear */
     double warmup_ratio;             /* 0.03 */
     int max_steps;                   /* 0: from n_epochs */

@@ -126,6 +126,7 @@ static bool after_step(struct gd_trainer *trainer, struct gd_error *err)
     int count = add_row_metrics(metrics, TRAIN, spec, result);
     if (result->penalised)
         metrics[count++] = (struct gd_metric){"penalty_loss", result->penalty};
+    count += gd_trainer_expert_metrics(trainer, result, metrics + count);
     metrics[count++] = (struct gd_metric){"learning_rate", result->learning_rate};
     metrics[count++] = (struct gd_metric){"grad_norm", result->grad_norm};
     metrics[count++] = (struct gd_metric){"tokens_per_second", seconds > 0 ? (double)result->tokens / seconds : 0.0};

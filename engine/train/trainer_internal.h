@@ -21,6 +21,7 @@
 /* Of an optimiser step, or of the validation file. */
 struct gd_step_result {
     double loss, penalty, grad_norm, learning_rate;
+    double balance;             /* of a model with experts: the load-balancing loss */
     bool penalised;
     double kl, shift;           /* of losses that need them */
     int64_t labelled, correct, tokens;
@@ -73,6 +74,7 @@ struct gd_trainer {
     int64_t *packed_rows;            /* the step's rows, by leaf */
     int *micro_begin, *leaf_of;
     struct gd_step_run run;
+    double *expert_rows;             /* [experts] of the newest step, in all layers; NULL: the model has none */
 };
 
 /* ---- the observer (trainer.c) ---- */
@@ -106,6 +108,12 @@ GD_MUST_CHECK bool gd_trainer_weigh_labels(struct gd_trainer *trainer, struct gd
 
 /* ---- the graft (trainer_graft.c) ---- */
 GD_MUST_CHECK bool gd_trainer_make_graft(struct gd_trainer *trainer, const char *init_path, struct gd_error *err);
+
+/* ---- models with experts (trainer_experts.c) ---- */
+GD_MUST_CHECK bool gd_trainer_choose_experts(struct gd_trainer *trainer, struct gd_error *err);
+void gd_trainer_begin_experts(struct gd_trainer *trainer);
+void gd_trainer_add_experts(struct gd_trainer *trainer, const struct gd_pass_result *pass, struct gd_step_result *result);
+int gd_trainer_expert_metrics(const struct gd_trainer *trainer, const struct gd_step_result *result, struct gd_metric *metrics);
 
 /* ---- steps (trainer_step.c) ---- */
 const int64_t *gd_trainer_step_rows(struct gd_trainer *trainer, int64_t step, int *count);

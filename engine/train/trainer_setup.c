@@ -137,6 +137,7 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     const struct gd_objective *objective = gd_objective_find(spec->classes.on ? "classification" : spec->adapter.score ? "reward" : gd_trainer_has_answers(trainer) ? "preference" : "supervised");
     gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
                    trainer->grad);
+    trainer->passes.router_loss = spec->router_aux_loss_coef > 0 ? spec->router_aux_loss_coef : 0;
     if (!set_reference(trainer, err))
         return false;
 
@@ -330,7 +331,7 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
     struct gd_job_spec *spec = trainer->spec;
     if (spec->seed < 0)
         spec->seed = 0;
-    if ((!spec->classes.on && !gd_model_generates(trainer->model, err)) || !check_encoder(trainer, err) || !gd_mkdirs(trainer->folder, err) ||
+    if ((!spec->classes.on && !gd_model_generates(trainer->model, err)) || !check_encoder(trainer, err) || !gd_trainer_choose_experts(trainer, err) || !gd_mkdirs(trainer->folder, err) ||
         !sweep(trainer, err) ||
         !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
         return false;
@@ -377,6 +378,7 @@ void gd_trainer_destroy(struct gd_trainer *trainer)
     gd_chat_destroy(trainer->chat);
     gd_graft_destroy(trainer->graft);
     gd_graft_destroy(trainer->start);
+    gd_free(trainer->expert_rows);
     gd_free(trainer->job_id);
     gd_free(trainer->folder);
     gd_free(trainer);

@@ -125,6 +125,7 @@ static bool open_rows(struct gd_trainer *trainer, int64_t step, const int64_t *r
                                     trainer->packed_rows, trainer->micro_begin, trainer->leaf_of);
     if (!survey_step(trainer, rows, row_count, err))
         return false;
+    gd_trainer_begin_experts(trainer);
     gd_leaves_begin_step(&trainer->leaves);
     gd_leaves_begin(&trainer->leaves);
     find_leaf(trainer);
@@ -175,6 +176,7 @@ bool gd_trainer_take(struct gd_trainer *trainer, const struct gd_pass_result *pa
     gd_leaves_add(&trainer->leaves, trainer->grad);
     result->loss += pass->loss;
     result->penalty += pass->penalty;
+    gd_trainer_add_experts(trainer, pass, result);
     result->penalised |= pass->penalised;
     result->labelled += pass->labelled;
     result->correct += pass->correct;

@@ -14,7 +14,7 @@ static const struct gd_names names = {
         [GD_OUTER_HEAD] = {"lm_head", "output"},
     },
     .attention = "self_attn",
-    .mlp = "block_sparse_moe",
+    .mlp = "mlp", /* as newer transformers call it */
     .linears = {
         [GD_LINEAR_Q] = {"self_attn.q_proj", "attn_q"},
         [GD_LINEAR_K] = {"self_attn.k_proj", "attn_k"},
@@ -41,13 +41,16 @@ static bool check_chosen(const struct gd_model_config *config, const char *chose
 static bool read_hf(const struct gd_config_reader *r)
 {
     double noise = 0;
+    bool balanced = false;
     gd_config_slide_from(r->config, 0);
     if (!gd_config_read_activation(r, "hidden_act") || !gd_config_read_window(r) ||
         !gd_config_read_int(r, "num_local_experts", GD_EXPERTS_MAX, &r->config->experts) ||
         !gd_config_read_int(r, "num_experts_per_tok", GD_EXPERTS_MAX, &r->config->experts_chosen) ||
         !gd_config_read_number(r, "router_aux_loss_coef", 0, GD_ROUTER_LOSS_MAX, &r->config->router_loss_coefficient) ||
-        !gd_config_read_number(r, "router_jitter_noise", 0, 1, &noise))
+        !gd_config_read_number(r, "router_jitter_noise", 0, 1, &noise) || !gd_config_read_bool(r, "output_router_logits", &balanced))
         return false;
+    if (!balanced)
+        r->config->router_loss_coefficient = 0; /* transformers adds the loss only with the logits at hand */
     if (noise != 0)
         return gd_fail_param(r->err, GD_UNSUPPORTED, GD_CONFIG_PATH ".router_jitter_noise",
                              GD_CONFIG_PATH ".router_jitter_noise %g is not supported; 0 is", noise);
@@ -56,6 +59,7 @@ static bool read_hf(const struct gd_config_reader *r)
 
 static bool read_gguf(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err)
 {
+    config->router_loss_coefficient = 0; /* these files do not say */
     int64_t experts = 0, chosen = 0;
     if (!gd_gguf_get_int(file, "llama.expert_count", true, 1, GD_EXPERTS_MAX, &experts, err) ||
         !gd_gguf_get_int(file, "llama.expert_used_count", true, 1, GD_EXPERTS_MAX, &chosen, err))

@@ -16,7 +16,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         return gd_graph_fail(graph, "expert_rows: '%s' are no rows that were dispatched", x->name) != NULL;
     struct gd_value *out = call->out[0];
     out->shape[0] = gd_group_rows_max(x->shape[0]);
-    out->group = gd_graph_group(graph, call->in[1], call->in[2], (int)index, (int)slots);
+    out->group = gd_graph_group(graph, call->in[1], call->in[2], (int)index, (int)slots, out->shape[0]);
     return true;
 }
 

@@ -10,7 +10,10 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
         return false;
     if (rows < 1 || columns < 0 || rows * (columns > 0 ? columns : 1) != gd_value_elements(x))
         return gd_graph_fail(graph, "reshape: '%s' has not %" PRId64 " x %" PRId64 " elements", x->name, rows, columns) != NULL;
+    if (x->group != NULL && (columns == 0 || rows % x->group->rows_max != 0))
+        return gd_graph_fail(graph, "reshape: '%s' are the rows of one expert, and stay rows of it", x->name) != NULL;
     struct gd_value *out = call->out[0];
+    out->group = x->group;
     memset(out->shape, 0, sizeof(out->shape));
     out->rank = columns > 0 ? 2 : 1;
     out->shape[0] = rows;
@@ -57,6 +60,7 @@ const struct gd_op gd_op_reshape = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = 0,
+    .groups = GD_GROUPS_OWN,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

@@ -246,7 +246,8 @@ static void check_recomputed(struct gd_model *model, const struct gd_graft *graf
 
 static const char *const models[] = {"tiny-llama", "tiny-qwen2", "tiny-qwen2-window", "tiny-mistral", "tiny-llama3-rope",
                                      "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf", "tiny-qwen3", "tiny-phi3",
-                                     "tiny-gemma2", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt", "tiny-opt-after", "tiny-phi3-long"};
+                                     "tiny-gemma2", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt", "tiny-opt-after", "tiny-phi3-long",
+                                     "tiny-mixtral", "tiny-mixtral.gguf"};
 
 static void decoding_with_the_cache_equals_full_recomputation(void **state)
 {
@@ -274,9 +275,9 @@ static void decoding_with_the_cache_equals_full_recomputation(void **state)
     }
 }
 
-static void company_changes_no_bit_of_a_result(void **state)
+static void check_company_of_prompts(const char *model_name)
 {
-    struct gd_model *model = open_model("tiny-llama");
+    struct gd_model *model = open_model(model_name);
     enum { COUNT = 12 };
     struct heard *alone[COUNT], *together[COUNT];
     int32_t prompt[TOKENS_MAX];
@@ -308,6 +309,12 @@ static void company_changes_no_bit_of_a_result(void **state)
     check_empty(infer);
     gd_infer_destroy(infer);
     gd_model_destroy(model);
+}
+
+static void company_changes_no_bit_of_a_result(void **state)
+{
+    check_company_of_prompts("tiny-llama");
+    check_company_of_prompts("tiny-mixtral"); /* whose experts get other numbers of rows in company */
 }
 
 static void a_cached_prefix_gives_the_same_tokens(void **state)
@@ -681,6 +688,7 @@ static const struct {
     const char *options;
     float distance;
     const char *task;
+    bool dense;                  /* not for experts, or for modules that they have not */
 } worn[] = {
     {NULL, 0},
     {"{\"type\": \"lora\", \"r\": 4}", 0.1f},
@@ -693,11 +701,11 @@ static const struct {
     {"{\"type\": \"lokr\", \"r\": 3, \"decompose_factor\": 2}", 0.2f},
     {"{\"type\": \"oft\", \"oft_block_size\": 8}", 0.1f},
     {"{\"type\": \"oft\", \"r\": 2, \"oft_block_size\": 0, \"use_cayley_neumann\": false, \"block_share\": true}", 0.1f},
-    {"{\"type\": \"ia3\"}", 0.3f},
+    {"{\"type\": \"ia3\"}", 0.3f, .dense = true},
     {"{\"type\": \"vera\", \"r\": 24}", 1.0f},
     {"{\"type\": \"ln_tuning\", \"target_modules\": [\"all-norms\"]}", 0.2f},
     {"{\"type\": \"poly\", \"n_tasks\": 3, \"n_splits\": 4, \"r\": 5}", 0.3f, "1"},
-    {"{\"type\": \"poly\", \"n_tasks\": 3, \"n_splits\": 2, \"target_modules\": \"all-linear\"}", 0.3f, "2"},
+    {"{\"type\": \"poly\", \"n_tasks\": 3, \"n_splits\": 2, \"target_modules\": \"all-linear\"}", 0.3f, "2", true},
     {"{\"type\": \"houlsby\", \"reduction_factor\": 8, \"learned_scaling\": true}", 0.2f},
     {"{\"type\": \"pfeiffer\", \"bottleneck_size\": 9, \"residual\": false, \"non_linearity\": \"gelu_new\"}", 0.2f},
     {"{\"type\": \"parallel\", \"residual\": true, \"non_linearity\": \"tanh\"}", 0.1f},
@@ -708,14 +716,16 @@ static void check_company(const char *model_name)
     enum { GRAFTS = GD_COUNT(worn), REQUESTS = 2 * GRAFTS };
     struct gd_model *model = open_model(model_name);
     struct gd_graft *grafts[GRAFTS] = {NULL};
-    for (int i = 1; i < GRAFTS; i++)
-        grafts[i] = make_graft(model, (uint64_t)i, worn[i].options, worn[i].distance);
+    for (int i = 1; i < GRAFTS; i++) {
+        bool other = model->config.experts > 0 && worn[i].dense;
+        grafts[i] = make_graft(model, (uint64_t)i, other ? "{\"r\": 3, \"target_modules\": [\"gate\", \"w2\"]}" : worn[i].options, worn[i].distance);
+    }
     struct gd_infer *infer = make_infer(model, PAGES_BYTES);
     struct gd_error err = {0};
     int32_t prompt[70];
     struct heard *heard[REQUESTS];
     for (int i = 1; i < GRAFTS; i++)
-        assert_true(gd_graft_wear_task(grafts[i], worn[i].task, &err));
+        assert_true(gd_graft_wear_task(grafts[i], grafts[i]->method->by_task ? worn[i].task : NULL, &err));
     make_prompt(prompt, 70, 21, model->config.vocab);
     for (int i = 0; i < REQUESTS; i++)
         heard[i] = submit(infer, grafts[i % GRAFTS], prompt, 70 - i / GRAFTS, &greedy);
@@ -753,6 +763,7 @@ static void methods_share_a_batch_but_no_pages(void **state)
     check_company("tiny-qwen3"); /* whose heads have norms, with weights of grafts' own */
     check_company("tiny-gemma3"); /* whose norms are around 1 */
     check_company("tiny-gpt2");  /* whose norms have biases, and whose projections are one */
+    check_company("tiny-mixtral"); /* whose experts get some of each graft's rows */
 }
 
 /* Methods with rows before the tokens: fewer than a page, a page, more; beside other methods and the base. */
