@@ -26,7 +26,7 @@ struct gd_group_pass {
 
 bool gd_passes_share(const struct gd_passes *passes)
 {
-    return gd_graft_shares_pass(passes->graft) && passes->objective->by_token && !gd_model_encodes(passes->model);
+    return gd_graft_shares_pass(passes->graft) && passes->objective->by_token && !gd_model_encodes(passes->model) && passes->model->config.experts == 0;
 }
 
 bool gd_passes_alike(const struct gd_passes *one, const struct gd_passes *other)

@@ -36,7 +36,8 @@ struct gd_group_passes {
     size_t arena_bytes;
 };
 
-/* Whether a job's training passes may be made together with others': what its graft does (adapter/group.h) and that its loss is a sum over tokens. */
+/* Whether a job's training passes may be made together with others': what its graft does (adapter/group.h), that its loss is a sum over tokens, and that
+ * no rows go to experts, where jobs' rows would mix. */
 bool gd_passes_share(const struct gd_passes *passes);
 /* Whether these two may be in one pass: same base, same dtype. */
 bool gd_passes_alike(const struct gd_passes *one, const struct gd_passes *other);
