@@ -48,6 +48,8 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
     int32_t rows[] = {0, batch->count};
     struct gd_wear wear = {.group_count = 1, .row_begin = rows, .sites = sites, .ids = batch->ids, .positions = batch->positions};
     gd_model_inputs_create(&inputs, g, worn->model, batch->count, (int)GD_COUNT(texts), false);
+    if (gd_model_encodes(worn->model)) /* which reads what its decoder says */
+        gd_model_inputs_encoder(&inputs, g, batch->count, (int)GD_COUNT(texts));
     if (worn->graft != NULL)
         gd_graft_serving_sites(&serving, g, worn->model, worn->graft->depth);
     struct gd_value *hidden = gd_model_hidden(g, worn->model, &inputs, worn->graft != NULL ? &serving.sites : NULL);
@@ -66,6 +68,10 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
         gd_plan_bind(plan, inputs.positions, batch->positions);
         gd_plan_bind(plan, inputs.cu_seqlens, batch->cu_seqlens);
         gd_plan_bind(plan, inputs.inv_freq, worn->model->config.inv_freq);
+        if (inputs.encoder_ids != NULL) {
+            gd_plan_bind(plan, inputs.encoder_ids, batch->ids);
+            gd_plan_bind(plan, inputs.encoder_cu_seqlens, batch->cu_seqlens);
+        }
         gd_plan_bind(plan, out, logits);
         if (worn->graft != NULL)
             gd_plan_bind(plan, serving.wear, &wear);

@@ -153,6 +153,8 @@ struct gd_value *gd_model_encode(struct gd_graph *graph, const struct gd_model *
 {
     const struct gd_model_config *config = &model->config;
     struct builder b = begin(graph, model, inputs, sites);
+    if (inputs->encoder_ids == NULL || inputs->encoder_cu_seqlens == NULL)
+        return gd_graph_fail(graph, "'%s' has an encoder, which has nothing to read", model->id);
     struct gd_value *encoded = stack(&b, inputs->encoder_ids, 0, config->encoder_layers, NULL);
     for (int layer = config->encoder_layers; kv != NULL && layer < config->layers; layer++) {
         *kv++ = linear(&b, layer, GD_T5_CROSS_K, encoded);
