@@ -139,6 +139,7 @@ static bool read_head(struct gd_adapter_config *config, const struct gd_model *m
     return ok;
 }
 
+/* fan_in_fan_out says that the base's files are transposed, and changes nothing of the adapter. */
 static bool read_config(struct gd_adapter_config *config, const struct gd_model *model, const cJSON *json, const char *folder,
                         const struct gd_safetensors *file, struct gd_error *err)
 {
@@ -149,7 +150,8 @@ static bool read_config(struct gd_adapter_config *config, const struct gd_model 
     if (!read_head(config, model, json, folder, file, err))
         return false;
     for (const char *const *key = config->method->refused; *key != NULL; key++)
-        if (!((config->score || config->labels.count > 0) && strcmp(*key, "modules_to_save") == 0) && !refuse_option(json, *key, err))
+        if (!((config->score || config->labels.count > 0) && strcmp(*key, "modules_to_save") == 0) &&
+            !(model->config.transposed && strcmp(*key, "fan_in_fan_out") == 0) && !refuse_option(json, *key, err))
             return false;
     for (int i = 0; i < config->method->option_count; i++)
         if (!read_option(config, i, json, err))

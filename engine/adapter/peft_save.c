@@ -84,6 +84,8 @@ static cJSON *adapter_config(const struct gd_graft *graft)
     while ((field = cJSON_DetachItemFromArray(fields, 0)) != NULL)
         cJSON_AddItemToObject(json, field->string, field);
     cJSON_Delete(fields);
+    if (graft->model->config.transposed && gd_json_find(json, "fan_in_fan_out") != NULL) /* what PEFT calls Conv1D */
+        cJSON_ReplaceItemInObjectCaseSensitive(json, "fan_in_fan_out", cJSON_CreateTrue());
     if (graft->method->describe != NULL)
         graft->method->describe(graft, json);
     gd_score_describe(graft, json);

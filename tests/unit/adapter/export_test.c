@@ -269,6 +269,34 @@ static void norms_of_heads_are_kept_and_merged(void **state)
     }
 }
 
+/* Transposed files, fused projections, norms around 1, learned positions: what is written is read as it was meant. */
+static void every_family_merges_in_its_own_layout(void **state)
+{
+    static const char *const bases[] = {"tiny-gemma2", "tiny-gemma3", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt",
+                                        "tiny-opt-after", "tiny-phi3-long"};
+    static const char *const options[] = {"{\"type\": \"lora\", \"r\": 4, \"lora_alpha\": 6}",
+                                          "{\"type\": \"ln_tuning\"}",
+                                          "{\"type\": \"full\", \"train_embeddings\": true}"};
+    for (size_t b = 0; b < GD_COUNT(bases); b++) {
+        struct gd_model *base = open_base(bases[b]);
+        const char *suffix = strstr(bases[b], ".gguf") != NULL ? ".gguf" : "";
+        for (size_t i = 0; i < GD_COUNT(options); i++) {
+            struct gd_graft *graft = random_graft(base, options[i]);
+            char name[64];
+            snprintf(name, sizeof(name), "layout-%zu-%zu%s", b, i, suffix);
+            double apart = merge(graft, GD_F32, name);
+            if (!(apart < 1e-5))
+                fail_msg("%s, %s: merged logits are %g apart", bases[b], options[i], apart);
+            snprintf(name, sizeof(name), "layout-%zu-%zu-bf16%s", b, i, suffix);
+            apart = merge(graft, GD_BF16, name);
+            if (!(apart < 5e-2))
+                fail_msg("%s, %s in bf16: merged logits are %g apart", bases[b], options[i], apart);
+            gd_graft_destroy(graft);
+        }
+        gd_model_destroy(base);
+    }
+}
+
 static void deltas_and_rotations_are_folded_in(void **state)
 {
     struct gd_model *base = open_base("tiny-llama");
@@ -423,6 +451,7 @@ int main(void)
         cmocka_unit_test(scales_and_sums_of_outputs_become_biases),
         cmocka_unit_test(fused_modules_merge_whole),
         cmocka_unit_test(norms_of_heads_are_kept_and_merged),
+        cmocka_unit_test(every_family_merges_in_its_own_layout),
         cmocka_unit_test(deltas_and_rotations_are_folded_in),
         cmocka_unit_test(a_family_without_such_a_bias_is_refused),
         cmocka_unit_test(what_stands_at_the_place_is_left_alone),
