@@ -28,16 +28,22 @@ static bool named(const char *full, const char *name)
 }
 
 /* The part that does the work of Llama's: q_proj, k_proj, v_proj may be one, gate_proj and up_proj too, or there is no gate. */
-static const char *linear_for(const struct gd_model_config *config, int part)
+static const char *linear_for(const struct gd_model_config *config, int part, const char *name)
 {
     const struct gd_part *parts = config->family->body->linears;
     const struct gd_name *names = config->family->names->linears;
     int fused = part == GD_LINEAR_Q || part == GD_LINEAR_K || part == GD_LINEAR_V ? GD_LINEAR_QKV : GD_LINEAR_GATE_UP;
     if (gd_part_present(config, &parts[part]))
-        return names[part].hf;
+        return named(names[part].hf, name) ? name : names[part].hf;
     if (gd_part_present(config, &parts[fused]))
         return names[fused].hf;
     return part == GD_LINEAR_GATE ? names[GD_LINEAR_UP].hf : NULL;
+}
+
+static const char *norm_for(const struct gd_model_config *config, int part, const char *name)
+{
+    const char *own = config->family->names->norms[part].hf;
+    return !gd_part_present(config, &config->family->body->norms[part]) ? NULL : named(own, name) ? name : own;
 }
 
 /* NULL: the model has nothing of the kind. */
@@ -47,12 +53,12 @@ static const char *translate(const struct gd_model *model, const char *name)
     const struct gd_names *names = config->family->names;
     for (int i = 0; i < GD_LINEAR_COUNT; i++)
         if (named(gd_names_llama.linears[i].hf, name))
-            return linear_for(config, i);
+            return linear_for(config, i, name);
     for (int i = 0; i < GD_NORM_COUNT; i++)
         if (named(gd_names_llama.norms[i].hf, name))
-            return gd_part_present(config, &config->family->body->norms[i]) ? names->norms[i].hf : NULL;
+            return norm_for(config, i, name);
     if (named(gd_names_llama.outer[GD_OUTER_NORM].hf, name))
-        return model->final_norm != NULL ? names->outer[GD_OUTER_NORM].hf : NULL;
+        return model->final_norm == NULL ? NULL : named(names->outer[GD_OUTER_NORM].hf, name) ? name : names->outer[GD_OUTER_NORM].hf;
     return strcmp(name, gd_names_llama.attention) == 0 ? names->attention : strcmp(name, gd_names_llama.mlp) == 0 ? names->mlp : name;
 }
 
@@ -75,7 +81,7 @@ static void translate_list(const struct gd_model *model, struct gd_modules *modu
 void gd_graft_translate_fallbacks(struct gd_graft *graft)
 {
     const struct gd_adapter_method *method = graft->config.method;
-    if (graft->model->config.family->body != &gd_body_decoder || graft->model->config.family->names == &gd_names_llama)
+    if (graft->model->config.family->body != &gd_body_decoder)
         return;
     for (int i = 0; i < method->option_count; i++)
         if (method->options[i].type == GD_OPTION_MODULES && is_fallback(&method->options[i], &graft->config.modules[i]))

@@ -14,7 +14,7 @@ static const struct gd_names names = {
         [GD_OUTER_LABELS] = {"score"},
     },
     .attention = "self_attn",
-    .mlp = "fc2", /* the feed-forward part is no module; its last one ends it */
+    .mlp = "mlp", /* no module: fc1 and fc2 lie in the layer itself */
     .linears = {
         [GD_LINEAR_Q] = {"self_attn.q_proj"},
         [GD_LINEAR_K] = {"self_attn.k_proj"},
