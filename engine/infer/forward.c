@@ -96,7 +96,7 @@ bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_
     /* The largest plan tells now what memory will be needed. */
     struct gd_forward_plan *largest = ok ? plan_create(forward, GD_FORWARD_ROWS, GD_WEAR_DEPTHS - 1, true, err) : NULL;
     ok = largest != NULL && reserve_arena(forward, gd_plan_arena_bytes(largest->plan), err) &&
-         gd_weight_prepare(model->head, GD_WEIGHT_LINEAR, act, err);
+         gd_weight_prepare(model->head, GD_WEIGHT_LINEAR, act, err) && gd_weight_prepare(model->head, GD_WEIGHT_FEW_ROWS, act, err);
     plan_destroy(largest);
     if (!ok) {
         gd_forward_destroy(forward);

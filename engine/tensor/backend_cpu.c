@@ -1,5 +1,6 @@
 #include "engine/base/alloc.h"
 #include "engine/tensor/backend.h"
+#include "engine/tensor/few_rows.h"
 #include "engine/tensor/gemm.h"
 #include "engine/tensor/kernel.h"
 #include "engine/tensor/weight_rows.h"
@@ -17,6 +18,7 @@ struct gd_layout {
     enum gd_dtype compute;
     float *vector;                  /* GD_WEIGHT_VECTOR */
     size_t vector_bytes;
+    struct gd_few_rows *few;        /* GD_WEIGHT_FEW_ROWS */
     struct gd_gemm_packed *packed;  /* GD_WEIGHT_LINEAR, GD_WEIGHT_LINEAR_BACK */
 };
 
@@ -45,6 +47,8 @@ static size_t layout_bytes(const struct gd_weight *weight, enum gd_weight_use us
 {
     if (use == GD_WEIGHT_VECTOR)
         return (size_t)elements(weight) * sizeof(float);
+    if (use == GD_WEIGHT_FEW_ROWS)
+        return compute == GD_BF16 ? gd_few_rows_bytes(weight) : 0;
     if (use == GD_WEIGHT_ROWS || gd_weight_rank(weight) != 2 || gd_weight_quantised(weight))
         return 0;
     int64_t out = gd_weight_dim(weight, 0), in = gd_weight_dim(weight, 1);
@@ -101,6 +105,7 @@ static void layout_destroy(struct gd_layout *layout)
     if (layout == NULL)
         return;
     gd_gemm_packed_destroy(layout->packed);
+    gd_few_rows_destroy(layout->few);
     if (layout->vector != NULL)
         gd_large_free(layout->vector, layout->vector_bytes);
     gd_free(layout);
@@ -119,6 +124,8 @@ static bool layout_create(struct gd_layout **out, const struct gd_weight *weight
         layout->vector = memory;
         if (ok)
             gd_weight_to_f32(weight, layout->vector);
+    } else if (use == GD_WEIGHT_FEW_ROWS) {
+        ok = gd_few_rows_create(&layout->few, weight, err);
     } else if (gd_weight_quantised(weight)) {
         layout->unpacked = weight;
         layout->back = use == GD_WEIGHT_LINEAR_BACK;
@@ -211,7 +218,10 @@ static bool multiply_unpacked(const struct gd_layout *layout, const void *x, voi
 static bool multiply(const struct gd_layout *layout, const void *x, enum gd_dtype x_dtype, void *y, enum gd_dtype y_dtype,
                      int64_t rows, bool accumulate, struct gd_error *err)
 {
-    (void)x_dtype; /* the layout was chosen by it */
+    if (layout->few != NULL) {
+        gd_few_rows_run(layout->few, x, x_dtype, y, y_dtype, rows, accumulate);
+        return true;
+    }
     if (layout->unpacked != NULL)
         return multiply_unpacked(layout, x, y, y_dtype, rows, accumulate, err);
     return gd_gemm_run_packed(layout->packed, x, y, y_dtype, rows, accumulate, err);

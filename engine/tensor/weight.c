@@ -2,6 +2,7 @@
 #include "engine/base/alloc.h"
 #include "engine/tensor/backend.h"
 #include "engine/tensor/dequant.h"
+#include "engine/tensor/few_rows.h"
 #include "engine/tensor/kernel.h"
 #include "engine/tensor/weight_rows.h"
 #include <assert.h>
@@ -135,8 +136,15 @@ static struct slot *slot_of(const struct gd_weight *weight, enum gd_weight_use u
     return (struct slot *)&weight->slots[use][bf16];
 }
 
+/* Few rows have a layout of their own where the backend has one. */
+static enum gd_weight_use use_here(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
+{
+    return use == GD_WEIGHT_FEW_ROWS && gd_backend()->layout_bytes(weight, use, compute) == 0 ? GD_WEIGHT_LINEAR : use;
+}
+
 bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute, struct gd_error *err)
 {
+    use = use_here(weight, use, compute);
     struct slot *slot = slot_of(weight, use, compute);
     if (use == GD_WEIGHT_ROWS || slot->layout != NULL)
         return true;
@@ -151,6 +159,7 @@ bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_use use, enum gd
 
 size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
 {
+    use = use_here(weight, use, compute);
     if (use == GD_WEIGHT_ROWS || slot_of(weight, use, compute)->layout != NULL)
         return 0;
     return gd_backend()->layout_bytes(weight, use, compute);
@@ -177,6 +186,9 @@ bool gd_weight_multiply(const struct gd_weight *weight, bool back, const void *x
                         enum gd_dtype y_dtype, int64_t rows, bool accumulate, struct gd_error *err)
 {
     const struct slot *slot = slot_of(weight, back ? GD_WEIGHT_LINEAR_BACK : GD_WEIGHT_LINEAR, x_dtype);
+    const struct slot *few = slot_of(weight, GD_WEIGHT_FEW_ROWS, x_dtype);
+    if (!back && rows <= GD_FEW_ROWS && few->layout != NULL)
+        slot = few;
     if (slot->layout == NULL)
         return gd_fail(err, GD_INTERNAL, "weight '%s' is not laid out for %s products in %s", weight->name,
                        back ? "backward" : "forward", gd_dtype_name(x_dtype));
@@ -192,6 +204,15 @@ const void *gd_weight_plain(const struct gd_weight *weight, enum gd_dtype dtype)
     const struct gd_tensor *source = &weight->source;
     bool plain = source->dtype == dtype && weight->row_order == NULL && weight->add == 0.0f;
     return plain && (uintptr_t)source->data % gd_dtype_block_bytes(dtype) == 0 ? source->data : NULL;
+}
+
+const void *gd_weight_row_blocks(const struct gd_weight *weight, int64_t row)
+{
+    const struct gd_tensor *source = &weight->source;
+    int64_t from = weight->row_order != NULL ? weight->row_order[row] : row;
+    if (weight->add != 0.0f)
+        return NULL;
+    return (const char *)source->data + (size_t)from * gd_dtype_bytes(source->dtype, source->shape[source->rank - 1]);
 }
 
 static int64_t row_elements(const struct gd_weight *weight)

@@ -17,6 +17,8 @@
 
 enum gd_weight_use {
     GD_WEIGHT_LINEAR,      /* y = x W^T, packed for forward */
+    GD_WEIGHT_FEW_ROWS,    /* the same for few rows of x, by its blocks where it has some and bf16 is computed (few_rows.h); else
+                            * as LINEAR */
     GD_WEIGHT_LINEAR_BACK, /* dx = dy W, packed for backward */
     GD_WEIGHT_ROWS,        /* rows read one by one (embedding): served from the source */
     GD_WEIGHT_VECTOR,      /* whole tensor as f32 (norms, biases) */

@@ -2,7 +2,8 @@
  * Tokens per second of one engine without server:
  *     decode MODEL [STREAMS [PROMPT [TOKENS [ROUNDS]]]]
  * Each round gives STREAMS prompts of PROMPT random tokens to the engine, runs it until all are read, then until each has made
- * TOKENS more. Prints both rates of each round and their medians. GRAFTD_THREADS bounds the threads.
+ * TOKENS more. Prints both rates of each round and their medians, by the clock and by the processors' own seconds, which other
+ * programs on the machine disturb least. GRAFTD_THREADS bounds the threads.
  */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
@@ -11,13 +12,14 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #define ROUNDS_MAX 100
 #define CACHE_BYTES ((size_t)1 << 30)
 
 struct clock {
     int begun, finished;
-    double all_begun; /* when the last stream's first token came */
+    double all_begun, busy; /* when the last stream's first token came; processor seconds until then */
     int streams;
 };
 
@@ -29,10 +31,11 @@ static void must(bool ok, const struct gd_error *err)
     exit(1);
 }
 
-static void on_token(void *context, const struct gd_infer_token *token)
+static double processor_seconds(void)
 {
-    (void)context;
-    (void)token;
+    struct timespec time;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
 struct stream {
@@ -43,10 +46,11 @@ struct stream {
 static void on_first(void *context, const struct gd_infer_token *token)
 {
     struct stream *stream = context;
-    if (!stream->begun && ++stream->clock->begun == stream->clock->streams)
+    if (!stream->begun && ++stream->clock->begun == stream->clock->streams) {
         stream->clock->all_begun = gd_time_monotonic();
+        stream->clock->busy = processor_seconds();
+    }
     stream->begun = true;
-    on_token(NULL, token);
 }
 
 static void on_finish(void *context, enum gd_finish finish, const char *tail, size_t tail_length, const struct gd_infer_usage *usage,
@@ -78,7 +82,7 @@ int main(int argc, char **argv)
     struct gd_model *model = NULL;
     struct gd_infer *infer = NULL;
     struct gd_error err = {0};
-    double prompt_rates[ROUNDS_MAX], rates[ROUNDS_MAX];
+    double prompt_rates[ROUNDS_MAX], rates[ROUNDS_MAX], busy_prompts[ROUNDS_MAX], busy_rates[ROUNDS_MAX];
     if (argc < 2 || streams < 1 || prompt_count < 2 || tokens < 1 || rounds < 1 || rounds > ROUNDS_MAX) {
         fprintf(stderr, "usage: decode MODEL [STREAMS [PROMPT [TOKENS [ROUNDS]]]]\n");
         return 2;
@@ -92,7 +96,7 @@ int main(int argc, char **argv)
     struct stream *stream = gd_alloc_array((size_t)streams, sizeof(*stream));
     for (int round = -1; round < rounds; round++) { /* one to warm up */
         struct clock clock = {.streams = streams};
-        double started = gd_time_monotonic();
+        double started = gd_time_monotonic(), busy = processor_seconds();
         for (int s = 0; s < streams; s++) {
             struct gd_sampling sampling = {.top_p = 1, .repetition_penalty = 1, .max_tokens = tokens, .logprobs = -1, .ignore_eos = true};
             struct gd_infer_sink sink = {.context = &stream[s], .token = on_first, .finish = on_finish};
@@ -106,14 +110,18 @@ int main(int argc, char **argv)
         }
         while (gd_infer_busy(infer))
             must(gd_infer_turn(infer, &err), &err);
-        double now = gd_time_monotonic();
+        double now = gd_time_monotonic(), end = processor_seconds();
         if (round < 0)
             continue;
         prompt_rates[round] = (double)prompt_count * streams / (clock.all_begun - started);
         rates[round] = (double)(tokens - 1) * streams / (now - clock.all_begun);
-        printf("prompt %.1f/s, decode %.1f/s\n", prompt_rates[round], rates[round]);
+        busy_prompts[round] = (double)prompt_count * streams / (clock.busy - busy);
+        busy_rates[round] = (double)(tokens - 1) * streams / (end - clock.busy);
+        printf("prompt %.1f/s (%.1f a processor second), decode %.1f/s (%.1f)\n", prompt_rates[round], busy_prompts[round],
+               rates[round], busy_rates[round]);
     }
-    printf("median: prompt %.1f/s, decode %.1f/s\n", median(prompt_rates, rounds), median(rates, rounds));
+    printf("median: prompt %.1f/s (%.1f), decode %.1f/s (%.1f)\n", median(prompt_rates, rounds), median(busy_prompts, rounds),
+           median(rates, rounds), median(busy_rates, rounds));
     gd_infer_destroy(infer);
     gd_model_destroy(model);
     gd_free(prompt);

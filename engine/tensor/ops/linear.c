@@ -2,6 +2,7 @@
  * y = x W^T (+ c), W frozen [out, in], packed once. dx = dy W; a frozen weight has no gradient.
  * A trained W goes through matmul.
  */
+#include "engine/tensor/few_rows.h"
 #include "engine/tensor/ops/frozen_product.h"
 
 static bool shape(struct gd_graph *graph, struct gd_call *call)
@@ -11,7 +12,7 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
 
 static enum gd_weight_use weight_use(const struct gd_call *call, int input)
 {
-    return GD_WEIGHT_LINEAR;
+    return call->in[0]->shape[0] <= GD_FEW_ROWS ? GD_WEIGHT_FEW_ROWS : GD_WEIGHT_LINEAR;
 }
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)

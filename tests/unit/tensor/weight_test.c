@@ -5,7 +5,9 @@
 #include <cmocka.h>
 
 #include "engine/base/alloc.h"
+#include "engine/base/philox.h"
 #include "engine/tensor/device.h"
+#include "engine/tensor/few_rows.h"
 #include "engine/tensor/weight.h"
 #include "op_case.h"
 #include <math.h>
@@ -130,7 +132,8 @@ static void layouts_cost_what_was_said_and_are_made_once(void **state)
     assert_int_equal(gd_weight_prepared_bytes(f->weight), 0);
     for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++) {
         size_t cost = gd_weight_prepare_cost(f->weight, (enum gd_weight_use)use, compute);
-        assert_true(use == GD_WEIGHT_ROWS ? cost == 0 : cost >= OUT * IN * (use == GD_WEIGHT_VECTOR ? sizeof(float) : gd_dtype_bytes(compute, 1)));
+        bool free = use == GD_WEIGHT_ROWS || use == GD_WEIGHT_FEW_ROWS; /* the latter is LINEAR here, which is there */
+        assert_true(free ? cost == 0 : cost >= OUT * IN * (use == GD_WEIGHT_VECTOR ? sizeof(float) : gd_dtype_bytes(compute, 1)));
         assert_true(gd_weight_prepare(f->weight, (enum gd_weight_use)use, compute, &err));
         assert_true(gd_weight_prepare(f->weight, (enum gd_weight_use)use, compute, &err));
         assert_int_equal(gd_weight_prepare_cost(f->weight, (enum gd_weight_use)use, compute), 0);
@@ -138,6 +141,86 @@ static void layouts_cost_what_was_said_and_are_made_once(void **state)
         assert_int_equal(gd_weight_prepared_bytes(f->weight), sum);
     }
     assert_float_equal(gd_weight_vector(f->weight)[IN + 3], element(f, 1, 3), 1e-6);
+}
+
+/* ---- few rows by blocks ---- */
+
+#define BLOCKS_OUT 37 /* neither whole groups nor a row order of whole ones */
+#define BLOCKS_IN 512
+
+/* Random codes, and steps and bases of about 0.01. */
+static void random_blocks(uint8_t *to, enum gd_dtype dtype, int64_t blocks)
+{
+    size_t bytes = gd_dtype_block_bytes(dtype);
+    bool based = dtype == GD_Q4_1 || dtype == GD_Q5_1 || dtype == GD_Q4_K || dtype == GD_Q5_K;
+    for (int64_t b = 0; b < blocks; b++, to += bytes) {
+        for (size_t i = 0; i < bytes; i++)
+            to[i] = (uint8_t)(gd_philox4(9, (uint64_t)dtype, (uint64_t)b * bytes + i).v[0] >> 7);
+        for (int field = 0; field < (based ? 2 : 1); field++) {
+            uint16_t half = gd_f32_to_f16((float)(0.01 * test_normal(5, (uint64_t)(2 * b + field))));
+            memcpy(to + (dtype == GD_Q6_K ? 208 : 2 * field), &half, 2);
+        }
+    }
+}
+
+static void check_few(struct gd_weight *weight, const float *values, enum gd_dtype out, int64_t rows, bool accumulate)
+{
+    static float x[GD_FEW_ROWS * BLOCKS_IN], y[GD_FEW_ROWS * BLOCKS_OUT];
+    static uint16_t x_wide[GD_FEW_ROWS * BLOCKS_IN], y_wide[GD_FEW_ROWS * BLOCKS_OUT];
+    struct gd_error err = {0};
+    for (int64_t i = 0; i < rows * BLOCKS_IN; i++)
+        x[i] = gd_bf16_to_f32(gd_f32_to_bf16((float)test_normal(6, (uint64_t)i)));
+    for (int64_t i = 0; i < rows * BLOCKS_OUT; i++)
+        y[i] = 3.0f;
+    gd_convert_from_f32(x_wide, GD_BF16, x, rows * BLOCKS_IN);
+    gd_convert_from_f32(y_wide, GD_BF16, y, rows * BLOCKS_OUT);
+    assert_true(gd_weight_multiply(weight, false, x_wide, GD_BF16, out == GD_F32 ? (void *)y : y_wide, out, rows, accumulate, &err));
+    if (out == GD_BF16)
+        gd_convert_to_f32(y, y_wide, GD_BF16, rows * BLOCKS_OUT);
+    for (int64_t r = 0; r < rows; r++)
+        for (int o = 0; o < BLOCKS_OUT; o++) {
+            double expected = accumulate ? 3.0 : 0.0, size = 0;
+            for (int i = 0; i < BLOCKS_IN; i++) {
+                expected += (double)x[r * BLOCKS_IN + i] * (double)values[o * BLOCKS_IN + i];
+                size += pow((double)x[r * BLOCKS_IN + i] * (double)values[o * BLOCKS_IN + i], 2);
+            }
+            double tolerance = 2e-4 * sqrt(size) + (out == GD_BF16 ? 4e-3 * fabs(expected) : 0.0);
+            if (!(fabs((double)y[r * BLOCKS_OUT + o] - expected) <= tolerance))
+                fail_msg("%s, %d rows [%d][%d]: %g, expected %g", gd_dtype_name(gd_weight_source(weight)->dtype), (int)rows, (int)r, o,
+                         (double)y[r * BLOCKS_OUT + o], expected);
+        }
+}
+
+static void few_rows_are_multiplied_by_blocks(void **state)
+{
+    static const enum gd_dtype dtypes[] = {GD_Q4_0, GD_Q4_1, GD_Q5_0, GD_Q5_1, GD_Q8_0, GD_Q4_K, GD_Q5_K, GD_Q6_K};
+    static uint8_t blocks[BLOCKS_OUT * BLOCKS_IN * 2];
+    static float values[BLOCKS_OUT * BLOCKS_IN], broken[BLOCKS_IN], y[BLOCKS_OUT];
+    int32_t order[BLOCKS_OUT];
+    for (int i = 0; i < BLOCKS_OUT; i++)
+        order[i] = (i * 5 + 3) % BLOCKS_OUT;
+    if (!gd_device_multiplies(GD_BF16))
+        return; /* nothing is ever laid out so */
+    for (size_t d = 0; d < GD_COUNT(dtypes); d++) {
+        struct gd_weight *weight = NULL;
+        struct gd_error err = {0};
+        struct gd_tensor source = {.dtype = dtypes[d], .rank = 2, .shape = {BLOCKS_OUT, BLOCKS_IN}, .data = blocks};
+        random_blocks(blocks, dtypes[d], BLOCKS_OUT * BLOCKS_IN / gd_dtype_block(dtypes[d]));
+        assert_true(gd_weight_create(&weight, "w", &source, d % 2 ? order : NULL, 0.0f, &err));
+        gd_weight_to_f32(weight, values);
+        assert_int_equal(gd_weight_prepare_cost(weight, GD_WEIGHT_FEW_ROWS, GD_F32), gd_weight_prepare_cost(weight, GD_WEIGHT_LINEAR, GD_F32));
+        assert_true(gd_weight_prepare(weight, GD_WEIGHT_FEW_ROWS, GD_BF16, &err));
+        for (int64_t rows = 1; rows <= GD_FEW_ROWS; rows++)
+            check_few(weight, values, rows % 2 ? GD_F32 : GD_BF16, rows, rows % 3 == 0);
+        broken[77] = INFINITY;
+        if (gd_few_rows_bytes(weight) > 0) {
+            uint16_t wide[BLOCKS_IN];
+            gd_convert_from_f32(wide, GD_BF16, broken, BLOCKS_IN);
+            assert_true(gd_weight_multiply(weight, false, wide, GD_BF16, y, GD_F32, 1, false, &err));
+            assert_true(isnan(y[0]) && isnan(y[BLOCKS_OUT - 1]));
+        }
+        gd_weight_destroy(weight);
+    }
 }
 
 static void a_product_without_its_layout_is_refused_by_name(void **state)
@@ -309,6 +392,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rows_come_in_the_given_order_with_the_constant_added, set_up, tear_down),
         cmocka_unit_test_setup_teardown(products_forward_and_backward_agree_with_the_plain_sum, set_up, tear_down),
+        cmocka_unit_test(few_rows_are_multiplied_by_blocks),
         cmocka_unit_test_setup_teardown(layouts_cost_what_was_said_and_are_made_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_product_without_its_layout_is_refused_by_name, set_up, tear_down),
         cmocka_unit_test(sources_of_impossible_shape_are_refused),
