@@ -147,6 +147,7 @@ static cJSON *describe_template(const struct gd_model *model)
     add_number(object, "bytes", (double)strlen(model->chat_template));
     add_text(object, "first_line", line);
     add_text(object, "digest", model->template_digest);
+    cJSON_AddBoolToObject(object, "has_tool_use", model->tools_template != NULL);
     gd_free(line);
     return object;
 }

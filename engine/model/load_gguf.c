@@ -83,9 +83,20 @@ static bool load(struct gd_model *model, struct gd_gguf *file, struct gd_error *
         !gd_gguf_get_string(file, "tokenizer.chat_template", false, &template_source, err))
         return false;
     model->chat_template = gd_strdup(template_source);
-    if (gd_chat_create(&model->chat, model->tokenizer, model->chat_template, err))
+    if (!gd_chat_create(&model->chat, model->tokenizer, model->chat_template, err)) {
+        gd_error_context(err, "key tokenizer.chat_template");
+        return false;
+    }
+    static const char *const tool_use = "tokenizer.chat_template.tool_use";
+    template_source = NULL;
+    if (!gd_gguf_get_string(file, tool_use, false, &template_source, err))
+        return false;
+    if (template_source == NULL || model->chat_template == NULL)
         return true;
-    gd_error_context(err, "key tokenizer.chat_template");
+    model->tools_template = gd_strdup(template_source);
+    if (gd_chat_add_tools_template(model->chat, template_source, err))
+        return true;
+    gd_error_context(err, "key %s", tool_use);
     return false;
 }
 

@@ -49,59 +49,97 @@ static bool load_config(struct gd_model *model, struct gd_error *err)
     return ok;
 }
 
-/* ---- the chat template ---- */
+/* ---- the chat templates ---- */
 
-/* [{"name", "template"}, ...]: the one called default, or the only one. */
-static bool pick_template(const cJSON *list, const char **out, struct gd_error *err)
+/* The one that conversations use, and the one that takes over when tools are given; where each was found. */
+struct templates {
+    char *plain, *tools;
+    const char *plain_origin, *tools_origin;
+};
+
+static void take(char **slot, const char **slot_origin, const char *text, const char *origin)
+{
+    gd_free(*slot);
+    *slot = gd_strdup(text);
+    *slot_origin = origin;
+}
+
+/* [{"name", "template"}, ...]: the one called default, or the only one; tool_use. */
+static bool pick_templates(const cJSON *list, struct templates *t, const char *origin, struct gd_error *err)
 {
     for (const cJSON *each = list->child; each != NULL; each = each->next) {
         const char *name = NULL, *text = NULL;
-        if (!gd_json_get_string(each, "tokenizer_config.json.chat_template", "name", true, 1, 256, &name, err) ||
-            !gd_json_get_string(each, "tokenizer_config.json.chat_template", "template", true, 0, TEMPLATE_BYTES_MAX,
-                                &text, err))
+        if (!gd_json_get_string(each, origin, "name", true, 1, 256, &name, err) ||
+            !gd_json_get_string(each, origin, "template", true, 0, TEMPLATE_BYTES_MAX, &text, err))
             return gd_bad_model(err);
         if (strcmp(name, "default") == 0 || cJSON_GetArraySize(list) == 1)
-            *out = text;
+            take(&t->plain, &t->plain_origin, text, origin);
+        else if (strcmp(name, "tool_use") == 0)
+            take(&t->tools, &t->tools_origin, text, origin);
     }
-    if (*out == NULL && list->child != NULL)
-        return gd_fail(err, GD_BAD_MODEL,
-                       "tokenizer_config.json.chat_template: none of the templates is called default");
     return true;
 }
 
-static bool config_template(const cJSON *config, const char **out, struct gd_error *err)
+static bool take_value(const cJSON *config, struct templates *t, const char *origin, struct gd_error *err)
 {
     const cJSON *value = gd_json_find(config, "chat_template");
     if (value == NULL || cJSON_IsNull(value))
         return true;
     if (cJSON_IsArray(value))
-        return pick_template(value, out, err);
+        return pick_templates(value, t, origin, err);
     if (!cJSON_IsString(value))
-        return gd_fail(err, GD_BAD_MODEL, "tokenizer_config.json.chat_template is neither a string nor a list");
-    *out = value->valuestring;
+        return gd_fail(err, GD_BAD_MODEL, "%s is neither a string nor a list", origin);
+    take(&t->plain, &t->plain_origin, value->valuestring, origin);
     return true;
 }
 
-/* chat_template.jinja comes before tokenizer_config.json. */
+static bool take_file(const char *folder, const char *name, char **slot, const char **slot_origin, struct gd_error *err)
+{
+    char *text = NULL;
+    size_t length = 0;
+    if (!read_optional(folder, name, TEMPLATE_BYTES_MAX, &text, &length, err))
+        return false;
+    bool ok = text == NULL || (strlen(text) == length && gd_utf8_valid(text, length)) ||
+              gd_fail(err, GD_BAD_MODEL, "%s is not valid UTF-8 without NUL", name);
+    if (ok && text != NULL)
+        take(slot, slot_origin, text, name);
+    gd_free(text);
+    return ok;
+}
+
+/* As transformers reads them: chat_template.json, then tokenizer_config.json, then chat_template.jinja, then
+ * additional_chat_templates; the later wins. */
+static bool find_templates(const char *folder, const cJSON *config, struct templates *t, struct gd_error *err)
+{
+    static const char *const legacy = "chat_template.json";
+    cJSON *json = NULL;
+    bool ok = parse_optional(folder, legacy, &json, err) && (json == NULL || take_value(json, t, legacy, err)) &&
+              (config == NULL || take_value(config, t, "tokenizer_config.json.chat_template", err)) &&
+              take_file(folder, "chat_template.jinja", &t->plain, &t->plain_origin, err) &&
+              take_file(folder, "additional_chat_templates/default.jinja", &t->plain, &t->plain_origin, err) &&
+              take_file(folder, "additional_chat_templates/tool_use.jinja", &t->tools, &t->tools_origin, err);
+    cJSON_Delete(json);
+    if (ok && t->plain == NULL && (t->tools != NULL || cJSON_GetArraySize(gd_json_find(config, "chat_template")) > 1))
+        return gd_fail(err, GD_BAD_MODEL, "%s: none of the templates is called default",
+                       t->tools != NULL ? t->tools_origin : "tokenizer_config.json.chat_template");
+    return ok;
+}
+
 static bool load_chat(struct gd_model *model, const cJSON *config, struct gd_error *err)
 {
-    const char *inside = NULL, *origin = "chat_template.jinja";
-    size_t length = 0;
-    if (!read_optional(model->path, origin, TEMPLATE_BYTES_MAX, &model->chat_template, &length, err))
-        return false;
-    if (model->chat_template != NULL) {
-        if (strlen(model->chat_template) != length || !gd_utf8_valid(model->chat_template, length))
-            return gd_fail(err, GD_BAD_MODEL, "%s is not valid UTF-8 without NUL", origin);
-    } else {
-        origin = "tokenizer_config.json.chat_template";
-        if (config != NULL && !config_template(config, &inside, err))
-            return false;
-        model->chat_template = gd_strdup(inside);
+    struct templates t = {0};
+    bool ok = find_templates(model->path, config, &t, err);
+    model->chat_template = t.plain;
+    model->tools_template = t.tools;
+    if (ok && !gd_chat_create(&model->chat, model->tokenizer, t.plain, err)) {
+        gd_error_context(err, "%s", t.plain_origin);
+        ok = false;
     }
-    if (gd_chat_create(&model->chat, model->tokenizer, model->chat_template, err))
-        return true;
-    gd_error_context(err, "%s", origin);
-    return false;
+    if (ok && t.tools != NULL && !gd_chat_add_tools_template(model->chat, t.tools, err)) {
+        gd_error_context(err, "%s", t.tools_origin);
+        ok = false;
+    }
+    return ok;
 }
 
 static bool load_text(struct gd_model *model, struct gd_error *err)

@@ -99,6 +99,7 @@ void gd_model_destroy(struct gd_model *model)
     gd_free(model->weights);
     gd_free(model->layer);
     gd_free(model->chat_template);
+    gd_free(model->tools_template);
     gd_free(model->id);
     gd_free(model->path);
     gd_free(model);

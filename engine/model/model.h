@@ -125,7 +125,7 @@ struct gd_model {
     int64_t parameter_count;
     struct gd_tokenizer *tokenizer;
     struct gd_chat *chat;
-    char *chat_template;                  /* source or NULL */
+    char *chat_template, *tools_template; /* sources or NULL; tools_template: for what comes with tools */
     char digest[65];                      /* SHA-256 over config, tensor table (names, dtypes, shapes) and a sample of each tensor's bytes */
     char tokenizer_digest[65], template_digest[65];
     void *files;                          /* mappings; model/ only */

@@ -240,10 +240,22 @@ static bool copy_file(const char *from_folder, const char *to_folder, const char
     return ok;
 }
 
+static bool copy_more_templates(const char *from, const char *to, struct gd_error *err)
+{
+    static const char *const names[] = {"additional_chat_templates/default.jinja", "additional_chat_templates/tool_use.jinja"};
+    char *source = gd_format("%s/additional_chat_templates", from), *target = gd_format("%s/additional_chat_templates", to);
+    bool ok = !gd_path_exists(source) || gd_mkdirs(target, err);
+    for (size_t i = 0; ok && i < GD_COUNT(names); i++)
+        ok = copy_file(from, to, names[i], err);
+    gd_free(source);
+    gd_free(target);
+    return ok;
+}
+
 static bool write_folder(struct rewriter *r, const char *path, struct gd_error *err)
 {
     static const char *const beside[] = {"generation_config.json", "tokenizer.json", "tokenizer_config.json",
-                                         "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+                                         "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
                                          "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
                                          "sentencepiece.bpe.model"};
     struct gd_dir_tx *tx = NULL;
@@ -256,7 +268,7 @@ static bool write_folder(struct rewriter *r, const char *path, struct gd_error *
     bool ok = write_config(r, folder, err);
     for (size_t i = 0; ok && i < GD_COUNT(beside); i++)
         ok = copy_file(r->model->path, folder, beside[i], err);
-    ok = ok && gd_safetensors_stream(weights, r->entries, r->count, metadata, provide, r, err);
+    ok = ok && copy_more_templates(r->model->path, folder, err) && gd_safetensors_stream(weights, r->entries, r->count, metadata, provide, r, err);
     gd_free(weights);
     cJSON_Delete(metadata);
     if (ok)

@@ -7,21 +7,29 @@
 #include <stdio.h>
 #include <string.h>
 
+struct variant {
+    struct gd_template *tmpl; /* NULL: the model has none */
+    struct gd_chat_habits habits;
+};
+
 struct gd_chat {
     const struct gd_tokenizer *tokenizer;
-    struct gd_template *tmpl; /* NULL: the model has none */
+    struct variant plain, with_tools; /* with_tools: when tools are given and it is there */
     char digest[65];
-    struct gd_chat_habits habits;
     int64_t now; /* what strftime_now sees; 0 = the real clock */
 };
 
+static const struct variant *pick(const struct gd_chat *chat, const cJSON *tools)
+{
+    return chat->with_tools.tmpl != NULL && cJSON_GetArraySize(tools) > 0 ? &chat->with_tools : &chat->plain;
+}
+
 /* The first `count` messages of `view` through the template. */
-static bool render(const struct gd_chat *chat, const cJSON *view, int count, const cJSON *tools, bool add_prompt,
+static bool render(const struct gd_chat *chat, const struct variant *variant, const cJSON *view, int count, const cJSON *tools, bool add_prompt,
                    struct gd_buf *text, struct gd_render_spans *spans, struct gd_error *err)
 {
-    static const char *const names[] = {"bos_token", "eos_token", "pad_token"};
-    const int32_t ids[] = {gd_tokenizer_bos(chat->tokenizer), gd_tokenizer_eos(chat->tokenizer),
-                           gd_tokenizer_pad(chat->tokenizer)};
+    static const char *const names[] = {"bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token",
+                                        "mask_token"};
     cJSON *variables = cJSON_CreateObject(), *messages = cJSON_AddArrayToObject(variables, "messages");
     const cJSON *message = view->child;
     for (int i = 0; i < count; i++, message = message->next)
@@ -32,14 +40,14 @@ static bool render(const struct gd_chat *chat, const cJSON *view, int count, con
         cJSON_AddNullToObject(variables, "tools");
     cJSON_AddNullToObject(variables, "documents");
     cJSON_AddBoolToObject(variables, "add_generation_prompt", add_prompt);
-    for (size_t i = 0; i < GD_COUNT(ids); i++) {
-        const char *token = ids[i] < 0 ? NULL : gd_tokenizer_token(chat->tokenizer, ids[i]);
+    for (size_t i = 0; i < GD_COUNT(names); i++) {
+        const char *token = gd_tokenizer_token(chat->tokenizer, gd_tokenizer_named(chat->tokenizer, names[i]));
         if (token != NULL)
             cJSON_AddStringToObject(variables, names[i], token);
     }
     if (chat->now != 0)
         cJSON_AddNumberToObject(variables, GD_TEMPLATE_NOW, (double)chat->now);
-    bool ok = gd_template_render(chat->tmpl, variables, text, spans, err);
+    bool ok = gd_template_render(variant->tmpl, variables, text, spans, err);
     cJSON_Delete(variables);
     return ok;
 }
@@ -53,13 +61,13 @@ static const char probe[] =
     "{\"role\":\"assistant\",\"content\":\"answer\"}]";
 
 /* True when these habits render the probe with its arguments as JSON and without a stray None. */
-static bool probe_fits(const struct gd_chat *chat, const cJSON *messages)
+static bool probe_fits(const struct gd_chat *chat, const struct variant *variant, const cJSON *messages)
 {
     struct gd_error ignored = {0};
     struct gd_buf text;
     gd_buf_init(&text, 0);
-    cJSON *view = gd_chat_view(messages, &chat->habits);
-    bool fits = render(chat, view, cJSON_GetArraySize(view), NULL, false, &text, NULL, &ignored) && text.length > 0 &&
+    cJSON *view = gd_chat_view(messages, &variant->habits);
+    bool fits = render(chat, variant, view, cJSON_GetArraySize(view), NULL, false, &text, NULL, &ignored) && text.length > 0 &&
                 strstr(text.data, "\"needle\"") != NULL && strstr(text.data, "None") == NULL;
     cJSON_Delete(view);
     gd_buf_release(&text);
@@ -67,24 +75,33 @@ static bool probe_fits(const struct gd_chat *chat, const cJSON *messages)
 }
 
 /* Arguments as an object, else as text; content null, else "". The first that fits; nothing fits: object and null. */
-static void learn_habits(struct gd_chat *chat, const char *source)
+static void learn_habits(const struct gd_chat *chat, struct variant *variant, const char *source)
 {
     struct gd_error ignored = {0};
-    chat->habits.keeps_developer = strstr(source, "developer") != NULL;
-    chat->habits.has_tools = strstr(source, "tools") != NULL;
-    chat->habits.has_tool_calls = strstr(source, "tool_calls") != NULL;
-    if (!chat->habits.has_tool_calls)
+    struct gd_chat_habits *habits = &variant->habits;
+    habits->keeps_developer = strstr(source, "developer") != NULL;
+    habits->has_tools = strstr(source, "tools") != NULL;
+    habits->has_tool_calls = strstr(source, "tool_calls") != NULL;
+    if (!habits->has_tool_calls)
         return;
     cJSON *messages = gd_json_parse(probe, strlen(probe), sizeof probe, &ignored);
     bool fits = false;
     for (int i = 0; i < 4 && !fits; i++) {
-        chat->habits.arguments_as_text = i >= 2;
-        chat->habits.empty_for_null = i % 2 == 1;
-        fits = probe_fits(chat, messages);
+        habits->arguments_as_text = i >= 2;
+        habits->empty_for_null = i % 2 == 1;
+        fits = probe_fits(chat, variant, messages);
     }
     if (!fits)
-        chat->habits.arguments_as_text = chat->habits.empty_for_null = false;
+        habits->arguments_as_text = habits->empty_for_null = false;
     cJSON_Delete(messages);
+}
+
+static bool add_variant(struct gd_chat *chat, struct variant *variant, const char *source, struct gd_error *err)
+{
+    if (!gd_template_compile(&variant->tmpl, source, strlen(source), err))
+        return false;
+    learn_habits(chat, variant, source);
+    return true;
 }
 
 bool gd_chat_create(struct gd_chat **out, const struct gd_tokenizer *tokenizer, const char *template_source,
@@ -94,14 +111,24 @@ bool gd_chat_create(struct gd_chat **out, const struct gd_tokenizer *tokenizer, 
     struct gd_chat *chat = gd_alloc(sizeof *chat);
     chat->tokenizer = tokenizer;
     if (template_source != NULL) {
-        if (!gd_template_compile(&chat->tmpl, template_source, strlen(template_source), err)) {
+        if (!add_variant(chat, &chat->plain, template_source, err)) {
             gd_free(chat);
             return false;
         }
         gd_hash_sha256(template_source, strlen(template_source), chat->digest);
-        learn_habits(chat, template_source);
     }
     *out = chat;
+    return true;
+}
+
+bool gd_chat_add_tools_template(struct gd_chat *chat, const char *source, struct gd_error *err)
+{
+    assert(chat->plain.tmpl != NULL && chat->with_tools.tmpl == NULL);
+    if (!add_variant(chat, &chat->with_tools, source, err))
+        return false;
+    char *both = gd_format("%s %s", chat->digest, source);
+    gd_hash_sha256(both, strlen(both), chat->digest);
+    gd_free(both);
     return true;
 }
 
@@ -109,13 +136,14 @@ void gd_chat_destroy(struct gd_chat *chat)
 {
     if (chat == NULL)
         return;
-    gd_template_destroy(chat->tmpl);
+    gd_template_destroy(chat->plain.tmpl);
+    gd_template_destroy(chat->with_tools.tmpl);
     gd_free(chat);
 }
 
 bool gd_chat_has_template(const struct gd_chat *chat)
 {
-    return chat->tmpl != NULL;
+    return chat->plain.tmpl != NULL;
 }
 
 void gd_chat_template_digest(const struct gd_chat *chat, char out[65])
@@ -153,19 +181,20 @@ static bool finish(bool ok, struct gd_chat_encoding *encoding)
 /* What the template has no place for would be dropped without a word. */
 static bool check_fits(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools, struct gd_error *err)
 {
+    const struct gd_chat_habits *habits = &pick(chat, tools)->habits;
     const cJSON *message;
     int index = 0;
-    if (chat->tmpl == NULL)
+    if (chat->plain.tmpl == NULL)
         return gd_fail_param(err, GD_UNSUPPORTED, "messages",
                              "this model has no chat template; use prompts and completions instead of messages");
-    if (cJSON_GetArraySize(tools) > 0 && !chat->habits.has_tools)
+    if (cJSON_GetArraySize(tools) > 0 && !habits->has_tools)
         return gd_fail_param(err, GD_UNSUPPORTED, "tools", "this model's chat template has no place for tools");
     cJSON_ArrayForEach(message, messages) {
         bool calls = cJSON_IsArray(gd_json_find(message, "tool_calls")) ||
                      cJSON_IsObject(gd_json_find(message, "function_call"));
         char path[64];
         (void)snprintf(path, sizeof path, "messages[%d].tool_calls", index++);
-        if (calls && !chat->habits.has_tool_calls)
+        if (calls && !habits->has_tool_calls)
             return gd_fail_param(err, GD_UNSUPPORTED, path, "%s: this model's chat template has no place for tool calls",
                                  path);
     }
@@ -192,8 +221,8 @@ bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON *messages, co
     if (!gd_chat_check_messages(messages, "messages", false, err) || !gd_chat_check_tools(tools, "tools", err) ||
         !check_fits(chat, messages, tools, err))
         return finish(false, out);
-    cJSON *view = gd_chat_view(messages, &chat->habits);
-    bool ok = render(chat, view, cJSON_GetArraySize(view), tools, true, &out->text, &spans, err) &&
+    cJSON *view = gd_chat_view(messages, &pick(chat, tools)->habits);
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, true, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     cJSON_Delete(view);
     gd_render_spans_release(&spans);
@@ -300,8 +329,8 @@ static bool weigh_message(const struct gd_chat *chat, const cJSON *view, int ind
     struct gd_buf before, after;
     gd_buf_init(&before, 0);
     gd_buf_init(&after, 0);
-    bool ok = render(chat, view, index, tools, true, &before, NULL, err) &&
-              render(chat, view, index + 1, tools, false, &after, NULL, err);
+    bool ok = render(chat, pick(chat, tools), view, index, tools, true, &before, NULL, err) &&
+              render(chat, pick(chat, tools), view, index + 1, tools, false, &after, NULL, err);
     if (!ok)
         gd_error_context(err, "rendering the conversation up to messages[%d]", index);
     if (ok && (!begins_with(&after, &before) || !begins_with(&encoding->text, &after)))
@@ -341,8 +370,8 @@ bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, 
     if (!gd_chat_check_messages(messages, "messages", true, err) || !gd_chat_check_tools(tools, "tools", err) ||
         !check_fits(chat, messages, tools, err))
         return finish(false, out);
-    cJSON *view = gd_chat_view(messages, &chat->habits);
-    bool ok = render(chat, view, cJSON_GetArraySize(view), tools, false, &out->text, &spans, err) &&
+    cJSON *view = gd_chat_view(messages, &pick(chat, tools)->habits);
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, false, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     if (ok)
         ok = spans.has_generation ? weigh_generations(messages, &spans, out, err)
@@ -412,7 +441,8 @@ static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const c
 {
     struct gd_render_spans spans = {0};
     int32_t eos = gd_tokenizer_eos(chat->tokenizer);
-    bool ok = render(chat, view, cJSON_GetArraySize(view) - 1, tools, true, &out->text, &spans, err) && tokenize(chat, &spans, out, err);
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view) - 1, tools, true, &out->text, &spans, err) &&
+              tokenize(chat, &spans, out, err);
     gd_render_spans_release(&spans);
     int32_t end = (int32_t)out->text.length;
     if (ok && eos >= 0 && (out->tokens.count == 0 || out->tokens.ids[out->tokens.count - 1] != eos))
@@ -424,7 +454,7 @@ static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const c
 static bool is_plain(const struct gd_chat *chat, const cJSON *view, const cJSON *tools)
 {
     const cJSON *role = gd_json_find(cJSON_GetArrayItem(view, 0), "role"), *text = gd_json_find(cJSON_GetArrayItem(view, 0), "content");
-    return chat->tmpl == NULL && cJSON_GetArraySize(tools) == 0 && cJSON_GetArraySize(view) == 2 && strcmp(role->valuestring, "user") == 0 &&
+    return chat->plain.tmpl == NULL && cJSON_GetArraySize(tools) == 0 && cJSON_GetArraySize(view) == 2 && strcmp(role->valuestring, "user") == 0 &&
            cJSON_IsString(text);
 }
 
@@ -435,7 +465,7 @@ bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *mess
     if (!gd_chat_check_messages(messages, "messages", true, err) || !gd_chat_check_tools(tools, "tools", err))
         return finish(false, out);
     int last = cJSON_GetArraySize(messages) - 1;
-    cJSON *view = gd_chat_view(messages, &chat->habits);
+    cJSON *view = gd_chat_view(messages, &pick(chat, tools)->habits);
     const cJSON *answer = gd_json_find(cJSON_GetArrayItem(view, cJSON_GetArraySize(view) - 1), "content");
     bool ok = cJSON_IsString(answer) ||
               gd_fail_param(err, GD_INVALID, "messages", "messages[%d].content: the answer of a model with an encoder is text", last);

@@ -21,9 +21,11 @@ struct gd_chat;
 /* template_source NULL: the model has no template; chat calls fail with the way out (use prompt/completion). */
 GD_MUST_CHECK bool gd_chat_create(struct gd_chat **out, const struct gd_tokenizer *tokenizer,
                                   const char *template_source, struct gd_error *err);
+/* The template that renders whatever comes with tools ("tool_use" of a model that has several). */
+GD_MUST_CHECK bool gd_chat_add_tools_template(struct gd_chat *chat, const char *source, struct gd_error *err);
 void gd_chat_destroy(struct gd_chat *chat);
 bool gd_chat_has_template(const struct gd_chat *chat);
-void gd_chat_template_digest(const struct gd_chat *chat, char out[65]); /* SHA-256 of the source, "" when none */
+void gd_chat_template_digest(const struct gd_chat *chat, char out[65]); /* SHA-256 of the sources, "" when none */
 /* The clock that templates see through strftime_now (0 = the real one). A job sets the time of its creation, so that a
  * resumed run trains on the same text. */
 void gd_chat_set_now(struct gd_chat *chat, int64_t unix_seconds);

@@ -39,6 +39,7 @@ struct gd_tokenizer *gd_tokenizer_create(size_t tokens_expected, size_t merges_e
     gd_vocab_init(&tokenizer->vocab, tokens_expected);
     gd_bpe_init(&tokenizer->bpe, &tokenizer->vocab, merges_expected);
     tokenizer->bos = tokenizer->eos = tokenizer->pad = -1;
+    tokenizer->unk = tokenizer->sep = tokenizer->cls = tokenizer->mask = -1;
     return tokenizer;
 }
 
@@ -221,6 +222,20 @@ int32_t gd_tokenizer_eos(const struct gd_tokenizer *tokenizer)
 int32_t gd_tokenizer_pad(const struct gd_tokenizer *tokenizer)
 {
     return tokenizer->pad;
+}
+
+int32_t gd_tokenizer_named(const struct gd_tokenizer *tokenizer, const char *name)
+{
+    const struct {
+        const char *name;
+        int32_t id;
+    } named[] = {{"bos_token", tokenizer->bos}, {"eos_token", tokenizer->eos},   {"pad_token", tokenizer->pad},
+                 {"unk_token", tokenizer->unk}, {"sep_token", tokenizer->sep},   {"cls_token", tokenizer->cls},
+                 {"mask_token", tokenizer->mask}};
+    for (size_t i = 0; i < GD_COUNT(named); i++)
+        if (strcmp(name, named[i].name) == 0)
+            return named[i].id;
+    return -1;
 }
 
 const char *gd_tokenizer_kind(const struct gd_tokenizer *tokenizer)

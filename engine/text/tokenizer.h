@@ -109,6 +109,8 @@ bool gd_tokenizer_is_special(const struct gd_tokenizer *tokenizer, int32_t id);
 int32_t gd_tokenizer_bos(const struct gd_tokenizer *tokenizer);              /* -1 = none */
 int32_t gd_tokenizer_eos(const struct gd_tokenizer *tokenizer);
 int32_t gd_tokenizer_pad(const struct gd_tokenizer *tokenizer);
+/* "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token" as the config names them; -1 = none */
+int32_t gd_tokenizer_named(const struct gd_tokenizer *tokenizer, const char *name);
 const char *gd_tokenizer_kind(const struct gd_tokenizer *tokenizer);         /* "BPE (byte-level)" for inspect */
 /* SHA-256 over a canonical form of everything that decides ids; the same for a model's json and gguf is not promised. */
 void gd_tokenizer_digest(const struct gd_tokenizer *tokenizer, char out[65]);

@@ -111,6 +111,7 @@ static bool add_tokens(struct gd_tokenizer *tokenizer, const struct gd_tokenizer
     tokenizer->bos = meta->bos_id;
     tokenizer->eos = meta->eos_id;
     tokenizer->pad = meta->padding_id;
+    tokenizer->unk = meta->unknown_id;
     return true;
 }
 
@@ -246,6 +247,7 @@ static bool add_ends(struct gd_tokenizer *tokenizer, const struct gd_tokenizer_g
     tokenizer->bos = meta->bos_id;
     tokenizer->eos = meta->eos_id;
     tokenizer->pad = meta->padding_id;
+    tokenizer->unk = meta->unknown_id;
     for (size_t i = 0; i < GD_COUNT(ids); i++) {
         struct gd_added flags = {.id = ids[i], .special = true};
         const char *text = gd_tokenizer_token(tokenizer, ids[i]);

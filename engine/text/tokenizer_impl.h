@@ -41,6 +41,7 @@ struct gd_tokenizer {
     int32_t between[GD_TEMPLATE_IDS_MAX], ending[GD_TEMPLATE_IDS_MAX]; /* of two texts: between them, and behind the second */
     int between_count, ending_count;
     int32_t bos, eos, pad;
+    int32_t unk, sep, cls, mask;          /* for templates only */
     const char *kind;
 };
 

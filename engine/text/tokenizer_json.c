@@ -205,6 +205,14 @@ static bool read_config_tokens(struct gd_tokenizer *tokenizer, const cJSON *conf
             return gd_fail_param(err, GD_BAD_MODEL, ends[i].key, "%s is not in the vocabulary", ends[i].key);
         gd_log_warn("tokenizer", "pad_token=absent the model's vocabulary has no such token, padding is not needed here");
     }
+    const struct {
+        const char *key;
+        int32_t *id;
+    } others[] = {{"unk_token", &tokenizer->unk}, {"sep_token", &tokenizer->sep}, {"cls_token", &tokenizer->cls},
+                  {"mask_token", &tokenizer->mask}};
+    for (size_t i = 0; i < GD_COUNT(others); i++)
+        if (!read_special(tokenizer, gd_json_find(config, others[i].key), others[i].key, others[i].id, err))
+            return false;
     if (!gd_json_get_array(config, "", "additional_special_tokens", false, &more, err))
         return false;
     for (const cJSON *item = more != NULL ? more->child : NULL; item != NULL; item = item->next) {

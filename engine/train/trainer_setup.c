@@ -333,7 +333,9 @@ static bool set_up(struct gd_trainer *trainer, const struct gd_trainer_options *
         spec->seed = 0;
     if ((!spec->classes.on && !gd_model_generates(trainer->model, err)) || !check_encoder(trainer, err) || !gd_trainer_choose_experts(trainer, err) || !gd_mkdirs(trainer->folder, err) ||
         !sweep(trainer, err) ||
-        !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err))
+        !gd_chat_create(&trainer->chat, trainer->model->tokenizer, trainer->model->chat_template, err) ||
+        (trainer->model->tools_template != NULL &&
+         !gd_chat_add_tools_template(trainer->chat, trainer->model->tools_template, err)))
         return false;
     gd_chat_set_now(trainer->chat, options->created_at);
     if (!gd_trainer_make_graft(trainer, options->init_path, err) || !gd_trainer_make_data(trainer, err) || !gd_trainer_make_steps(trainer, spec->batch_size, err))

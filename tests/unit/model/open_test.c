@@ -226,7 +226,32 @@ static void templates_come_from_where_the_rules_say(void **state)
     scratch_write(&scratch, "tokenizer_config.json", list, strlen(list));
     model = must_open(scratch.folder);
     assert_string_equal(model->chat_template, "D");
+    assert_string_equal(model->tools_template, "T");
     gd_model_destroy(model);
+
+    scratch_write(&scratch, "chat_template.json", "{\"chat_template\": \"J\"}", 22);
+    scratch_write(&scratch, "chat_template.jinja", "F", 1);
+    model = must_open(scratch.folder);
+    assert_string_equal(model->chat_template, "F");
+    assert_string_equal(model->tools_template, "T");
+    gd_model_destroy(model);
+    drop(&scratch, "chat_template.jinja");
+    scratch_write(&scratch, "tokenizer_config.json", "{}", 2);
+    model = must_open(scratch.folder);
+    assert_string_equal(model->chat_template, "J");
+    assert_null(model->tools_template);
+    gd_model_destroy(model);
+    char *more = gd_format("%s/additional_chat_templates", scratch.folder);
+    assert_int_equal(mkdir(more, 0700), 0);
+    scratch_write(&scratch, "additional_chat_templates/tool_use.jinja", "{{ tools|length }}", 18);
+    model = must_open(scratch.folder);
+    assert_string_equal(model->chat_template, "J");
+    assert_string_equal(model->tools_template, "{{ tools|length }}");
+    gd_model_destroy(model);
+    drop(&scratch, "additional_chat_templates/tool_use.jinja");
+    assert_int_equal(rmdir(more), 0);
+    gd_free(more);
+    drop(&scratch, "chat_template.json");
 
     scratch_write(&scratch, "tokenizer_config.json", "{}", 2);
     model = must_open(scratch.folder);

@@ -433,6 +433,40 @@ static void the_clock_of_templates_can_be_held(void **state)
     gd_tokenizer_destroy(tokenizer);
 }
 
+/* Tools go to the template for tools, where the model has one; its habits are its own. */
+static void tools_take_the_template_for_tools(void **state)
+{
+    static const char *const tools = "[{\"type\":\"function\",\"function\":{\"name\":\"find\"}}]";
+    struct gd_tokenizer *tokenizer = tiny();
+    struct gd_chat *chat = chat_of(tokenizer, "{{ messages[0].content }} plain {{ bos_token is defined }}{{ eos_token }}");
+    struct gd_error err = {0};
+    char before[65], after[65];
+    gd_chat_template_digest(chat, before);
+    assert_true(gd_chat_add_tools_template(chat, "{{ messages[0].content }} with {{ tools[0].function.name }}", &err));
+    gd_chat_template_digest(chat, after);
+    assert_string_not_equal(before, after);
+    cJSON *messages = cJSON_Parse("[{\"role\":\"user\",\"content\":\"hi\"}]"), *list = cJSON_Parse(tools), *none = cJSON_Parse("[]");
+    const struct {
+        const cJSON *tools;
+        const char *text;
+    } cases[] = {{NULL, "hi plain True<|im_end|>"}, {none, "hi plain True<|im_end|>"}, {list, "hi with find"}};
+    for (size_t i = 0; i < GD_COUNT(cases); i++) {
+        struct gd_chat_encoding encoding;
+        if (!gd_chat_encode_prompt(chat, messages, cases[i].tools, &encoding, &err))
+            fail_msg("%s", err.message);
+        assert_string_equal(encoding.text.data, cases[i].text);
+        gd_chat_encoding_release(&encoding);
+    }
+    cJSON_Delete(messages);
+    cJSON_Delete(list);
+    cJSON_Delete(none);
+    gd_chat_destroy(chat);
+    chat = chat_of(tokenizer, "x");
+    assert_false(gd_chat_add_tools_template(chat, "{% if", &err));
+    gd_chat_destroy(chat);
+    gd_tokenizer_destroy(tokenizer);
+}
+
 static void bad_messages_are_named_by_path(void **state)
 {
     static const struct {
@@ -517,6 +551,7 @@ int main(void)
         cmocka_unit_test(tool_call_arguments_take_the_form_that_the_template_prints),
         cmocka_unit_test(what_the_template_cannot_show_is_refused),
         cmocka_unit_test(the_clock_of_templates_can_be_held),
+        cmocka_unit_test(tools_take_the_template_for_tools),
         cmocka_unit_test(bad_messages_are_named_by_path),
         cmocka_unit_test(good_messages_pass),
     };
