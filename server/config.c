@@ -6,6 +6,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/json.h"
+#include "engine/base/memory.h"
 #include "engine/eval/sandbox.h"
 #include "engine/worker/protocol.h"
 
@@ -17,7 +18,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+/* What the server itself takes. */
+#define SERVER_BYTES (UINT64_C(48) << 20)
 
 enum kind { TEXT, BOOL, INT, BYTES, LISTEN };
 
@@ -32,6 +35,7 @@ struct setting {
 static const struct setting settings[] = {
     {"engine.cache_bytes", BYTES, AT(cache_bytes), 1 << 20, INT64_C(1) << 46},
     {"engine.device", TEXT, AT(device), 0, 0},
+    {"engine.memory_limit", BYTES, AT(memory_limit), INT64_C(160) << 20, INT64_C(1) << 46},
     {"engine.threads", INT, AT(threads), 0, 4096},
     {"graders.python", TEXT, AT(python), 0, 0},
     {"graders.python_memory_bytes", BYTES, AT(python_memory_bytes), INT64_C(64) << 20, INT64_C(1) << 46},
@@ -50,16 +54,6 @@ static const struct setting settings[] = {
     {"server.upload_max_bytes", BYTES, AT(upload_max_bytes), 1024, INT64_C(1) << 46},
 };
 
-/* An eighth of the machine's memory, from 512 MiB to 64 GiB: a request without max_tokens reserves pages for the whole
- * context. */
-static uint64_t default_cache_bytes(void)
-{
-    const uint64_t least = UINT64_C(512) << 20, most = UINT64_C(64) << 30;
-    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-    uint64_t bytes = pages > 0 && page_bytes > 0 ? (uint64_t)pages * (uint64_t)page_bytes / 8 : least;
-    return bytes < least ? least : bytes > most ? most : bytes;
-}
-
 void gd_config_init(struct gd_config *config)
 {
     *config = (struct gd_config){
@@ -69,7 +63,6 @@ void gd_config_init(struct gd_config *config)
         .upload_max_bytes = UINT64_C(512) << 20,
         .connection_limit = 1024,
         .request_timeout_seconds = 30,
-        .cache_bytes = default_cache_bytes(),
         .keep_checkpoints = 3,
         .jobs_per_pass = 4,
         .python = gd_strdup(GD_SANDBOX_INTERPRETER),
@@ -352,6 +345,26 @@ bool gd_config_check(const struct gd_config *config, struct gd_error *err)
         entry += length;
     }
     return true;
+}
+
+/* From 512 MiB to 64 GiB, but never more than a quarter of the worker's share: a request without max_tokens reserves pages for
+ * the whole context. */
+uint64_t gd_config_cache_bytes(const struct gd_config *config)
+{
+    const uint64_t least = UINT64_C(512) << 20, most = UINT64_C(64) << 30;
+    if (config->cache_bytes > 0)
+        return config->cache_bytes;
+    uint64_t worker = gd_config_worker_bytes(config), bytes = worker / 8;
+    bytes = bytes < least ? least : bytes > most ? most : bytes;
+    return bytes < worker / 4 ? bytes : worker / 4;
+}
+
+uint64_t gd_config_worker_bytes(const struct gd_config *config)
+{
+    uint64_t all = gd_memory_bytes();
+    if (config->memory_limit > 0 && config->memory_limit < all)
+        all = config->memory_limit;
+    return all > 2 * SERVER_BYTES ? all - SERVER_BYTES : all / 2;
 }
 
 void gd_config_apply_sandbox(const struct gd_config *config)

@@ -9,7 +9,7 @@
  * Life     gd_config_init -> load_file / set ... -> gd_config_check -> gd_config_release.
  *
  * File (inih): [server] data_dir, models, listen, api_key_file, cors_origins, upload_max_bytes, connection_limit,
- * request_timeout_seconds, allowed_hosts, insecure_http; [engine] device, threads, cache_bytes; [graders] python,
+ * request_timeout_seconds, allowed_hosts, insecure_http; [engine] device, threads, cache_bytes, memory_limit; [graders] python,
  * python_seconds, python_memory_bytes; [jobs] keep_checkpoints, jobs_per_pass.
  */
 #ifndef GD_SERVER_CONFIG_H
@@ -31,7 +31,8 @@ struct gd_config {
     uint64_t upload_max_bytes;       /* 512 MiB */
     int connection_limit;            /* 1024 */
     int request_timeout_seconds;     /* 30: idle or half-open clients */
-    uint64_t cache_bytes;            /* KV cache bound of a worker: an eighth of the memory */
+    uint64_t cache_bytes;            /* KV cache bound of a worker; 0: an eighth of the memory */
+    uint64_t memory_limit;           /* of all processes; 0: the machine's or the control group's */
     int keep_checkpoints;            /* 3 */
     int jobs_per_pass;               /* 4: jobs of one base that train side by side; 1: one after the other */
     char *python;                    /* interpreter of python graders, or "off" */
@@ -50,6 +51,9 @@ GD_MUST_CHECK bool gd_config_load_environment(struct gd_config *config, struct g
 GD_MUST_CHECK bool gd_config_check_python(const struct gd_config *config, struct gd_error *err);
 /* Tells engine/eval/sandbox.h what the operator decided about Python. */
 void gd_config_apply_sandbox(const struct gd_config *config);
+/* Of memory_limit, or else of what there is: what a worker may use, and its key/value cache. */
+uint64_t gd_config_worker_bytes(const struct gd_config *config);
+uint64_t gd_config_cache_bytes(const struct gd_config *config);
 GD_MUST_CHECK bool gd_config_check(const struct gd_config *config, struct gd_error *err);
 
 #endif

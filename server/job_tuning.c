@@ -172,6 +172,7 @@ static enum gd_turn_result prepare_done(struct gd_job *job, struct gd_turn *turn
     record->step = record->total_steps;
     gd_free(record->fine_tuned_model);
     record->fine_tuned_model = gd_job_model_name(record, job->app->organization_id);
+    replace_json(&record->memory, gd_json_find(turn->frame, "memory"));
     change->adapter_folder = relative_folder(job, gd_frame_text(turn->frame, "adapter_folder", "adapter"));
     char *results = gd_job_results_file_id(record->id);
     gd_free(record->result_files);

@@ -40,6 +40,8 @@ static const char serve_help[] =
     "  --device D           auto (default), cpu\n"
     "  --threads N          threads of arithmetic (default: all cores)\n"
     "  --jobs-per-pass N    LoRA jobs of one base that train side by side, 1 to 8 (default 4)\n"
+    "  --memory-limit BYTES of all processes together (512M, 8G; default: the machine's, or the control group's): what\n"
+    "                       cannot fit is refused, caches give way\n"
     "  --config FILE        settings file; flags and GRAFTD_* variables come before it\n"
     "  --api-key-file FILE  one 'KEY [project]' a line; then every endpoint but /healthz asks for a key\n"
     "  --help               this text\n"
@@ -53,6 +55,7 @@ static const struct flag serve_flags[] = {
     {"data-dir", "server.data_dir"},   {"models", "server.models"},   {"listen", "server.listen"},
     {"device", "engine.device"},       {"threads", "engine.threads"}, {"api-key-file", "server.api_key_file"},
     {"jobs-per-pass", "jobs.jobs_per_pass"},
+    {"memory-limit", "engine.memory_limit"},
 };
 
 /* Two passes, so that the file is read before the environment and the flags that come before it. */

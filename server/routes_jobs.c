@@ -8,6 +8,7 @@
 #include "server/job_attached.h"
 #include "server/job_change.h"
 #include "server/job_json.h"
+#include "server/job_plan.h"
 #include "server/metadata.h"
 #include "server/models.h"
 #include "server/scheduler.h"
@@ -248,6 +249,42 @@ static bool adopt_start(struct create *create, struct gd_error *err)
     return true;
 }
 
+/* The error in OpenAI's shape, and in it the account and what would fit. */
+static void refuse_for_memory(struct create *create, const cJSON *memory)
+{
+    struct gd_error err = {0};
+    const cJSON *message = gd_json_find(memory, "message"), *param = gd_json_find(memory, "param"), *advice = gd_json_find(memory, "advice");
+    gd_fail_param(&err, GD_NO_ROOM, cJSON_IsString(param) ? param->valuestring : "", "%s",
+                  cJSON_IsString(message) ? message->valuestring : "the job does not fit the memory");
+    cJSON *body = gd_error_body(&err, NULL), *error = cJSON_GetObjectItemCaseSensitive(body, "error"), *account = cJSON_Duplicate(memory, true);
+    static const char *const inner[] = {"message", "param", "advice", "fits", "peak_bytes"};
+    for (size_t i = 0; i < GD_COUNT(inner); i++)
+        cJSON_DeleteItemFromObjectCaseSensitive(account, inner[i]);
+    cJSON_AddItemToObject(error, "memory", account);
+    cJSON_AddItemToObject(error, "fits", advice != NULL ? cJSON_Duplicate(advice, true) : cJSON_CreateObject());
+    gd_http_reply(create->request, gd_code_http(err.code), body);
+    release_create(create);
+}
+
+static void on_planned(void *context, const cJSON *memory)
+{
+    struct create *create = context;
+    struct gd_job_record record;
+    if (memory != NULL && cJSON_IsFalse(gd_json_find(memory, "fits"))) {
+        refuse_for_memory(create, memory);
+        return;
+    }
+    if (memory != NULL) {
+        cJSON *account = cJSON_Duplicate(memory, true);
+        cJSON_DeleteItemFromObjectCaseSensitive(account, "fits");
+        gd_free(create->record.memory);
+        create->record.memory = gd_json_print(account);
+        cJSON_Delete(account);
+    }
+    gd_job_record_copy(&record, &create->record);
+    gd_scheduler_submit(create->app->scheduler, &record, on_created, create);
+}
+
 static void on_looked_up(void *argument, const struct gd_error *stored)
 {
     struct create *create = argument;
@@ -264,10 +301,10 @@ static void on_looked_up(void *argument, const struct gd_error *stored)
     } else if (!gd_attached_check_bases(create->app, create->spec.evaluation.evals, &err)) {
         fail_create(create, &err);
     } else {
-        struct gd_job_record record;
         renew_body(create);
-        gd_job_record_copy(&record, &create->record);
-        gd_scheduler_submit(create->app->scheduler, &record, on_created, create);
+        cJSON *spec = gd_job_spec_json(&create->spec);
+        gd_job_plan(create->app, spec, &create->record, on_planned, create);
+        cJSON_Delete(spec);
     }
 }
 

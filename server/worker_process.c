@@ -200,13 +200,14 @@ static int spawn(struct gd_worker_process *process, int worker_fd)
 {
     const struct gd_worker_process_options *options = &process->options;
     const struct gd_sandbox_settings *python = gd_sandbox_settings();
-    char threads[16], cache_bytes[24], seconds[16], memory[24];
+    char threads[16], cache_bytes[24], memory_bytes[24], seconds[16], memory[24];
     snprintf(threads, sizeof threads, "%d", options->threads);
     snprintf(cache_bytes, sizeof cache_bytes, "%llu", (unsigned long long)options->cache_bytes);
+    snprintf(memory_bytes, sizeof memory_bytes, "%llu", (unsigned long long)options->memory_bytes);
     snprintf(seconds, sizeof seconds, "%d", python->seconds);
     snprintf(memory, sizeof memory, "%llu", (unsigned long long)python->memory_bytes);
     char *args[] = {"graftd", "worker", "--fd", "3", "--device", (char *)options->device, "--threads", threads,
-                    "--cache-bytes", cache_bytes, "--python-seconds", seconds, "--python-memory", memory,
+                    "--cache-bytes", cache_bytes, "--memory-limit", memory_bytes, "--python-seconds", seconds, "--python-memory", memory,
                     python->interpreter != NULL ? "--python" : NULL, (char *)python->interpreter, NULL};
     uv_stdio_container_t stdio[4] = {
         {.flags = UV_IGNORE},

@@ -23,7 +23,7 @@ struct gd_worker_process_options {
     uv_loop_t *loop;
     const char *device;
     int threads;
-    uint64_t cache_bytes;
+    uint64_t cache_bytes, memory_bytes;
     void *context;
     void (*frame)(void *context, const cJSON *frame); /* borrowed */
     void (*gone)(void *context, const char *why);     /* "signal 9 (Killed)", "exit code 0", ... */

@@ -15,6 +15,7 @@
 
 #include "engine/adapter/rank.h"
 #include "engine/base/alloc.h"
+#include "engine/base/memory.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,5 +1,6 @@
 #include "engine/base/alloc.h"
 #include "engine/base/log.h"
+#include "engine/base/memory.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -8,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #define HUGE_PAGE_FROM_BYTES ((size_t)4 << 20) /* below this, huge pages waste more than they speed up */
@@ -91,10 +91,15 @@ bool gd_large_alloc(void **out, size_t size_bytes, const char *what, struct gd_e
     size_t mapped = mapped_bytes(size_bytes);
     if (mapped == 0)
         return gd_fail(err, GD_NO_MEMORY, "%zu bytes for %s are more than the address space holds", size_bytes, what);
+    if (!gd_memory_take(mapped))
+        return gd_fail(err, GD_NO_MEMORY, "%.1f MiB for %s do not fit: %.1f of the limit of %.1f MiB are in use", (double)size_bytes / 1048576.0,
+                       what, (double)gd_memory_taken() / 1048576.0, (double)gd_memory_limit() / 1048576.0);
     void *memory = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
+    if (memory == MAP_FAILED) {
+        gd_memory_give(mapped);
         return gd_fail(err, GD_NO_MEMORY, "%zu bytes (%.1f MiB) for %s are not available", size_bytes,
                        (double)size_bytes / 1048576.0, what);
+    }
     if (mapped >= HUGE_PAGE_FROM_BYTES)
         (void)madvise(memory, mapped, MADV_HUGEPAGE); /* only advice: a kernel without huge pages refuses it */
     *out = memory;
@@ -103,39 +108,8 @@ bool gd_large_alloc(void **out, size_t size_bytes, const char *what, struct gd_e
 
 void gd_large_free(void *memory, size_t size_bytes)
 {
-    if (memory != NULL)
-        (void)munmap(memory, mapped_bytes(size_bytes));
-}
-
-/* memory.max of the control group (version 2), or SIZE_MAX. */
-static size_t group_limit(void)
-{
-    char line[512], path[640], *end;
-    size_t limit = SIZE_MAX;
-    FILE *file = fopen("/proc/self/cgroup", "re");
-    bool found = file != NULL && fgets(line, sizeof(line), file) != NULL && strncmp(line, "0::/", 4) == 0;
-    if (file != NULL)
-        fclose(file);
-    if (!found)
-        return limit;
-    line[strcspn(line, "\n")] = '\0';
-    snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.max", line + 3);
-    file = fopen(path, "re");
-    if (file != NULL && fgets(line, sizeof(line), file) != NULL) {
-        unsigned long long value = strtoull(line, &end, 10);
-        limit = end != line && value > 0 && value < SIZE_MAX ? (size_t)value : limit; /* "max": none */
-    }
-    if (file != NULL)
-        fclose(file);
-    return limit;
-}
-
-size_t gd_memory_bytes(void)
-{
-    long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-    size_t most = pages > 0 && page_bytes > 0 ? (size_t)pages * (size_t)page_bytes : SIZE_MAX, group = group_limit();
-    struct rlimit space;
-    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY && space.rlim_cur < most)
-        most = (size_t)space.rlim_cur;
-    return group < most ? group : most;
+    if (memory == NULL)
+        return;
+    (void)munmap(memory, mapped_bytes(size_bytes));
+    gd_memory_give(mapped_bytes(size_bytes));
 }

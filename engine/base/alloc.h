@@ -6,7 +6,7 @@
  *          worker is restarted by the server and its jobs continue from their checkpoint.
  * Memory   Free with gd_free (gd_alloc family) or gd_large_free (gd_large_alloc).
  * Threads  Any.
- * Errors   gd_large_alloc: GD_NO_MEMORY with the size and what for.
+ * Errors   gd_large_alloc: GD_NO_MEMORY with the size and what for; also where memory.h's limit would be passed.
  * Limits   none
  * Life     none
  */
@@ -27,8 +27,5 @@ char *gd_format(const char *format, ...) __attribute__((format(printf, 1, 2))); 
 /* Page-aligned (64-byte at least), zeroed lazily by the kernel. `what` names it in the error. */
 GD_MUST_CHECK bool gd_large_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err);
 void gd_large_free(void *memory, size_t size_bytes);
-
-/* Bytes that this process may use at most: the machine's memory, or less where its control group or RLIMIT_AS says so. */
-size_t gd_memory_bytes(void);
 
 #endif

@@ -27,6 +27,7 @@
     X(BAD_FILE,      400, "invalid_request_error",  "invalid_file")                \
     X(CONTEXT,       400, "invalid_request_error",  "context_length_exceeded")     \
     X(UNSUPPORTED,   400, "invalid_request_error",  "unsupported_value")           \
+    X(NO_ROOM,       400, "invalid_request_error",  "insufficient_memory")         \
     X(UNAUTHORIZED,  401, "authentication_error",   "invalid_api_key")             \
     X(FORBIDDEN,     403, "permission_error",       "forbidden")                   \
     X(NOT_FOUND,     404, "not_found_error",        "not_found")                   \

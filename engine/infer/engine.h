@@ -97,6 +97,15 @@ GD_MUST_CHECK bool gd_infer_create(struct gd_infer **out, struct gd_model *model
                                    struct gd_error *err);
 void gd_infer_destroy(struct gd_infer *infer);
 
+/* What an engine on this model takes while it serves `tokens` tokens at a time, without making anything. */
+struct gd_infer_need {
+    size_t forward;              /* activations, logits */
+    size_t kv;                   /* pages of the tokens, at most cache_bytes */
+    size_t weights;              /* layouts that are not there yet */
+};
+GD_MUST_CHECK bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, int64_t tokens, struct gd_infer_need *need,
+                                     struct gd_error *err);
+
 /* Queues a sequence. It is admitted, in order of submission, when pages for its prompt and all of max_tokens are free or
  * promised to nobody, so that a running sequence never waits for memory. A prompt whose beginning is just being computed
  * for another one waits for it and then takes its pages; so n choices of one prompt are n cheap submits. prompt is copied. graft NULL = base; it must outlive the sequence. Refused: prompt + max_tokens

@@ -77,18 +77,37 @@ static bool reserve_arena(struct gd_forward *forward, size_t bytes, struct gd_er
     return true;
 }
 
+static int logit_rows(const struct gd_model *model)
+{
+    size_t row_bytes = (size_t)model->config.vocab * sizeof(float);
+    int rows = LOGIT_ROWS_MAX;
+    while (rows > LOGIT_ROWS_MIN && (size_t)rows * row_bytes > LOGITS_BYTES)
+        rows /= 2;
+    return rows;
+}
+
+bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *bytes, size_t *weights, struct gd_error *err)
+{
+    struct gd_forward forward = {.model = model, .act = act};
+    struct gd_forward_plan *largest = plan_create(&forward, GD_FORWARD_ROWS, GD_WEAR_DEPTHS - 1, true, err);
+    if (largest == NULL)
+        return false;
+    *bytes = gd_plan_arena_bytes(largest->plan) + gd_plan_table_bytes(largest->plan) +
+             (size_t)logit_rows(model) * ((size_t)model->config.vocab * sizeof(float) + (size_t)model->config.width * (act == GD_BF16 ? 2 : 4));
+    *weights = gd_plan_weight_bytes(largest->plan) + gd_weight_prepare_cost(model->head, GD_WEIGHT_LINEAR, act);
+    plan_destroy(largest);
+    return true;
+}
+
 bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_dtype act, struct gd_error *err)
 {
     assert(*out == NULL);
     struct gd_forward *forward = gd_alloc(sizeof(*forward));
     forward->model = model;
     forward->act = act;
-    size_t row_bytes = (size_t)model->config.vocab * sizeof(float);
-    int rows = LOGIT_ROWS_MAX;
-    while (rows > LOGIT_ROWS_MIN && (size_t)rows * row_bytes > LOGITS_BYTES)
-        rows /= 2;
+    int rows = logit_rows(model);
     forward->logit_rows_max = rows;
-    forward->logits_bytes = (size_t)rows * row_bytes;
+    forward->logits_bytes = (size_t)rows * (size_t)model->config.vocab * sizeof(float);
     forward->chosen = gd_alloc_array((size_t)rows * (size_t)model->config.width, act == GD_BF16 ? 2 : 4);
     void *logits = NULL;
     bool ok = gd_large_alloc(&logits, forward->logits_bytes, "logits", err);

@@ -24,7 +24,7 @@ struct gd_kv_cache {
     uint32_t slot_mask;
 };
 
-static size_t page_bytes(const struct gd_kv_shape *shape)
+size_t gd_kv_page_bytes(const struct gd_kv_shape *shape)
 {
     return (size_t)shape->layers * 2 * (size_t)shape->kv_heads * GD_KV_PAGE_TOKENS * (size_t)shape->head_dim *
            (shape->dtype == GD_BF16 ? 2 : 4);
@@ -34,7 +34,7 @@ bool gd_kv_cache_create(struct gd_kv_cache **out, const struct gd_kv_shape *shap
 {
     assert(*out == NULL);
     assert(shape->dtype == GD_F32 || shape->dtype == GD_BF16);
-    size_t bytes = page_bytes(shape), count = cache_bytes / bytes;
+    size_t bytes = gd_kv_page_bytes(shape), count = cache_bytes / bytes;
     if (count == 0)
         return gd_fail(err, GD_INVALID, "a key/value cache of %zu bytes holds not even one page of %zu bytes (%d tokens)",
                        cache_bytes, bytes, GD_KV_PAGE_TOKENS);

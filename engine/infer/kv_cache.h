@@ -33,6 +33,7 @@ struct gd_kv_cache;
 
 GD_MUST_CHECK bool gd_kv_cache_create(struct gd_kv_cache **out, const struct gd_kv_shape *shape, size_t cache_bytes,
                                       struct gd_error *err);
+size_t gd_kv_page_bytes(const struct gd_kv_shape *shape);
 void gd_kv_cache_destroy(struct gd_kv_cache *cache);
 
 int gd_kv_cache_total(const struct gd_kv_cache *cache);

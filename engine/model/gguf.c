@@ -405,6 +405,11 @@ bool gd_gguf_open(struct gd_gguf **out, const char *path, struct gd_error *err)
     return true;
 }
 
+void gd_gguf_forget(const struct gd_gguf *file)
+{
+    gd_map_forget(&file->map, 0, file->map.size_bytes);
+}
+
 void gd_gguf_close(struct gd_gguf *file)
 {
     if (file == NULL)

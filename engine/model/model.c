@@ -32,6 +32,7 @@ static bool load(struct gd_model *model, struct gd_error *err)
     gd_chat_template_digest(model->chat, model->template_digest);
     gd_model_make_sites(model);
     gd_model_make_digest(model);
+    gd_model_forget_files(model);
     return true;
 }
 
@@ -103,4 +104,13 @@ void gd_model_destroy(struct gd_model *model)
     gd_free(model->id);
     gd_free(model->path);
     gd_free(model);
+}
+
+void gd_model_forget_files(const struct gd_model *model)
+{
+    const struct gd_files *files = gd_model_files(model);
+    for (int i = 0; i < files->shard_count; i++)
+        gd_safetensors_forget(files->shards[i]);
+    if (files->gguf != NULL)
+        gd_gguf_forget(files->gguf);
 }

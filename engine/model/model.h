@@ -140,6 +140,10 @@ void gd_model_destroy(struct gd_model *model);
  * whole blocks (NF4), or because they choose experts; all of them: GD_UNSUPPORTED with param "quantization". */
 GD_MUST_CHECK bool gd_model_quantise(struct gd_model *model, enum gd_quantization quantization, int *plain, struct gd_error *err);
 
+/* Gives back the pages of the model's files that this process has touched: after opening, and once weights are laid out. What
+ * is needed again is read again. */
+void gd_model_forget_files(const struct gd_model *model);
+
 /* Lists the models of a folder: every subfolder with config.json and every NAME.gguf, sorted. Broken entries are
  * listed too (opening says why). Ids are printable and without '/'; a file NAME.gguf beside a folder NAME keeps its
  * whole name as id; hidden entries are skipped. The array and strings are the caller's (gd_model_list_release). */

@@ -266,6 +266,11 @@ bool gd_safetensors_open(struct gd_safetensors **out, const char *path, struct g
     return true;
 }
 
+void gd_safetensors_forget(const struct gd_safetensors *file)
+{
+    gd_map_forget(&file->map, 0, file->map.size_bytes);
+}
+
 void gd_safetensors_close(struct gd_safetensors *file)
 {
     if (file == NULL)

@@ -1,4 +1,5 @@
 #include "engine/tensor/device.h"
+#include "engine/base/memory.h"
 #include "engine/tensor/backend.h"
 #include "engine/tensor/gemm.h"
 #include <assert.h>
@@ -74,6 +75,7 @@ bool gd_device_init(const char *device, int threads, struct gd_error *err)
     snprintf(info.isa, sizeof(info.isa), "%s", isa);
     omp_set_dynamic(0);
     omp_set_num_threads(info.threads);
+    gd_memory_note_start();
     return true;
 }
 

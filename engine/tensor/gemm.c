@@ -245,11 +245,27 @@ static bool packed_desc(dnnl_memory_desc_t *out, int64_t k, int64_t n, enum gd_d
     return true;
 }
 
+/* Planners ask again and again for the few shapes of a model. */
 size_t gd_gemm_packed_bytes(int64_t k, int64_t n, enum gd_dtype dtype)
 {
+    static struct {
+        int64_t k, n;
+        enum gd_dtype dtype;
+        size_t bytes;
+    } known[32];
+    static int next;
     struct gd_error ignored = {0};
     dnnl_memory_desc_t desc;
-    return packed_desc(&desc, k, n, dtype, &ignored) ? dnnl_memory_desc_get_size(&desc) : 0;
+    for (size_t i = 0; i < GD_COUNT(known); i++)
+        if (known[i].k == k && known[i].n == n && known[i].dtype == dtype && known[i].bytes > 0)
+            return known[i].bytes;
+    size_t bytes = packed_desc(&desc, k, n, dtype, &ignored) ? dnnl_memory_desc_get_size(&desc) : 0;
+    known[next].k = k;
+    known[next].n = n;
+    known[next].dtype = dtype;
+    known[next].bytes = bytes;
+    next = (next + 1) % (int)GD_COUNT(known);
+    return bytes;
 }
 
 static bool reorder(struct gd_gemm_packed *packed, const void *b, bool transposed, struct gd_error *err)

@@ -370,6 +370,42 @@ size_t gd_plan_arena_bytes(const struct gd_plan *plan)
     return plan->arena_bytes;
 }
 
+size_t gd_plan_share_bytes(const struct gd_plan *plan, int begin, int end)
+{
+    size_t *all = gd_alloc_array((size_t)plan->step_count + 2, sizeof(size_t));
+    size_t *part = gd_alloc_array((size_t)plan->step_count + 2, sizeof(size_t));
+    for (int b = 0; b < plan->block_count; b++) { /* differences from step to step; sums wrap and come out right */
+        const struct gd_block *block = &plan->blocks[b];
+        int index = plan->steps[block->first].call->index;
+        int last = block->last < plan->step_count ? block->last : plan->step_count - 1;
+        all[block->first] += block->size_bytes;
+        all[last + 1] -= block->size_bytes;
+        if (index >= begin && index < end) {
+            part[block->first] += block->size_bytes;
+            part[last + 1] -= block->size_bytes;
+        }
+    }
+    size_t most = 0, share = 0, live = 0, held = 0;
+    for (int s = 0; s < plan->step_count; s++) {
+        live += all[s];
+        held += part[s];
+        if (live > most) {
+            most = live;
+            share = held;
+        }
+    }
+    gd_free(all);
+    gd_free(part);
+    return share;
+}
+
+size_t gd_plan_table_bytes(const struct gd_plan *plan)
+{
+    int calls = gd_graph_call_count(plan->graph);
+    return (size_t)plan->step_count * (sizeof(struct step) + (GD_CALL_OUTPUTS_MAX + 1) * sizeof(struct gd_block)) +
+           (size_t)plan->value_count * (sizeof(struct slot) + sizeof(struct gd_value) + 32) + (size_t)calls * sizeof(struct gd_call);
+}
+
 size_t gd_plan_weight_bytes(const struct gd_plan *plan)
 {
     return plan->weight_bytes;

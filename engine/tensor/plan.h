@@ -23,6 +23,9 @@ GD_MUST_CHECK bool gd_plan_create(struct gd_plan **out, struct gd_graph *graph, 
 void gd_plan_destroy(struct gd_plan *plan);
 
 size_t gd_plan_arena_bytes(const struct gd_plan *plan);   /* computed values and scratch, peak */
+/* What of it calls [begin, end) of the graph hold at the fullest step: their results and scratch. */
+size_t gd_plan_share_bytes(const struct gd_plan *plan, int begin, int end);
+size_t gd_plan_table_bytes(const struct gd_plan *plan);   /* of the plan and its graph themselves */
 size_t gd_plan_weight_bytes(const struct gd_plan *plan);  /* layouts that prepare added or would add */
 
 /* `arena`: 64-byte aligned, at least gd_plan_arena_bytes; used only while gd_plan_run is running,

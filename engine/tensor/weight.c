@@ -21,7 +21,7 @@ struct gd_weight {
     float add;
     void *quantised;                           /* the source's data, where the weight was quantised here */
     size_t quantised_bytes;
-    bool unpacked_each_time;
+    bool unpacked_each_time, pretended;
     struct slot slots[GD_WEIGHT_USE_COUNT][2]; /* [use][compute is BF16] */
 };
 
@@ -101,7 +101,12 @@ bool gd_weight_quantise(struct gd_weight *weight, enum gd_dtype dtype, struct gd
 
 bool gd_weight_quantised(const struct gd_weight *weight)
 {
-    return weight->unpacked_each_time;
+    return weight->unpacked_each_time || weight->pretended;
+}
+
+void gd_weight_pretend_quantised(struct gd_weight *weight, bool on)
+{
+    weight->pretended = on;
 }
 
 const char *gd_weight_name(const struct gd_weight *weight)

@@ -39,6 +39,8 @@ void gd_weight_destroy(struct gd_weight *weight);
  * GD_UNSUPPORTED where rows are not whole blocks. */
 GD_MUST_CHECK bool gd_weight_quantise(struct gd_weight *weight, enum gd_dtype dtype, struct gd_error *err);
 bool gd_weight_quantised(const struct gd_weight *weight);
+/* For dry plans only: it counts as quantised, and nothing is made of it. */
+void gd_weight_pretend_quantised(struct gd_weight *weight, bool on);
 
 const char *gd_weight_name(const struct gd_weight *weight);
 const struct gd_tensor *gd_weight_source(const struct gd_weight *weight);

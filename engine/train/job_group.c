@@ -2,6 +2,7 @@
 
 #include "engine/base/alloc.h"
 #include "engine/base/log.h"
+#include "engine/base/memory.h"
 #include "engine/tensor/device.h"
 #include "engine/train/trainer_internal.h"
 

@@ -11,6 +11,7 @@ enum kind { EVALUATION, TRAINING, REFERENCE, PROBE };
 struct gd_pass {
     int tokens, encoder_tokens; /* the second of a model with an encoder; else 0 */
     enum kind kind;
+    int head_begin, head_end;          /* calls of the vocabulary product and the loss */
     struct gd_graph *graph;
     struct gd_plan *plan;
     struct gd_model_inputs inputs;
@@ -122,6 +123,7 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
         pass->inputs.expert_load = &pass->expert_load;
     const struct gd_sites *sites = bare(passes, pass) ? &none : &pass->graft.sites;
     struct gd_value *hidden = gd_model_hidden(g, passes->model, &pass->inputs, sites);
+    pass->head_begin = gd_graph_call_count(g);
     if (pass->kind == PROBE) {
         pass->outputs.logprob = gd_token_logprob(g, hidden, gd_model_head(g, passes->model, sites), inputs->labels, 1.0, inputs->softcap);
         return;
@@ -131,6 +133,7 @@ static void build_loss(struct gd_passes *passes, struct gd_pass *pass)
     if (passes->graft->config.score)
         inputs->score = pass->graft.params[passes->graft->param_count - 1];
     passes->objective->build(g, hidden, gd_model_head(g, passes->model, sites), inputs, &pass->outputs);
+    pass->head_end = gd_graph_call_count(g);
     pass->loss = pass->outputs.loss;
     if (pass->kind == TRAINING)
         add_terms(passes, pass);
@@ -261,25 +264,35 @@ bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size
     *arena_bytes = gd_plan_arena_bytes(pass->plan);
     if (reference != NULL && gd_plan_arena_bytes(reference->plan) > *arena_bytes)
         *arena_bytes = gd_plan_arena_bytes(reference->plan);
-    return ensure_arena(passes, *arena_bytes, err);
+    return true;
 }
 
-bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, size_t *weight_bytes,
-                        struct gd_error *err)
+bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, struct gd_pass_need *need, struct gd_error *err)
 {
     int bucket = gd_token_bucket(tokens);
     bool live = has_reference(passes) && passes->reference != GD_REFERENCE_PRECOMPUTED;
-    *arena_bytes = *weight_bytes = 0;
+    *need = (struct gd_pass_need){0};
     for (int i = live ? 0 : 1; i < 2; i++) {
         struct gd_pass *pass = pass_make(passes, bucket, fewest_encoded(passes), i == 0 ? REFERENCE : training ? TRAINING : EVALUATION, true, err);
         if (pass == NULL)
             return false;
         size_t arena = gd_plan_arena_bytes(pass->plan);
-        *arena_bytes = arena > *arena_bytes ? arena : *arena_bytes;
-        *weight_bytes = gd_plan_weight_bytes(pass->plan); /* the last one's use is the wider */
+        if (arena > need->arena) {
+            need->arena = arena;
+            need->head = gd_plan_share_bytes(pass->plan, pass->head_begin, pass->head_end);
+        }
+        need->weights = gd_plan_weight_bytes(pass->plan); /* the last one's uses are the more */
+        need->tables += gd_plan_table_bytes(pass->plan);
         pass_destroy(pass);
     }
     return true;
+}
+
+void gd_passes_rest(struct gd_passes *passes)
+{
+    gd_large_free(passes->arena, passes->arena_bytes);
+    passes->arena = NULL;
+    passes->arena_bytes = 0;
 }
 
 static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_batch *batch, int32_t *dropout_key,

@@ -71,12 +71,20 @@ void gd_passes_init(struct gd_passes *passes, const struct gd_model *model, cons
                     const struct gd_objective *objective, const struct gd_preference *preference, enum gd_dtype act,
                     float *block, float *grad);
 void gd_passes_release(struct gd_passes *passes);
-/* Builds the pass for `tokens` now and returns its arena need (an account before the first step). */
+/* Builds the pass for `tokens` now and returns its arena need; the arena itself comes with the first run. */
 GD_MUST_CHECK bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes,
                                      struct gd_error *err);
-/* What gd_passes_prepare would need, without making anything: *weight_bytes of layouts that are not there yet. */
-GD_MUST_CHECK bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, size_t *weight_bytes,
+/* What gd_passes_prepare would need, without making anything. */
+struct gd_pass_need {
+    size_t arena;               /* of it: */
+    size_t head;                /* the vocabulary product and the loss, where the arena is fullest */
+    size_t weights;             /* of layouts that are not there yet */
+    size_t tables;              /* of graphs and plans */
+};
+GD_MUST_CHECK bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, struct gd_pass_need *need,
                                       struct gd_error *err);
+/* Gives the arena back until the next run: something else needs memory now. */
+void gd_passes_rest(struct gd_passes *passes);
 /* log p of each segment under the reference. */
 GD_MUST_CHECK bool gd_passes_reference(struct gd_passes *passes, struct gd_batch *batch, const struct gd_run_options *options,
                                        float *logps, struct gd_error *err);

@@ -13,7 +13,7 @@
 #ifndef GD_TRAIN_TRAINER_H
 #define GD_TRAIN_TRAINER_H
 
-#include "engine/train/spec.h"
+#include "engine/train/memory.h"
 
 enum gd_train_command { GD_TRAIN_GO, GD_TRAIN_PAUSE, GD_TRAIN_CANCEL };
 
@@ -59,7 +59,12 @@ struct gd_trainer_options {
     const char *init_path;       /* spec->init_from's folder; not needed once the job's own folder has a copy (start.h) */
     int keep_checkpoints;        /* newest kept; at least 2 */
     int64_t created_at;          /* Unix seconds: the date that templates see, the same in every attempt */
+    struct gd_memory_room room;  /* zero: the machine's, and nothing is served */
 };
+
+/* How the job's files are read; tasks: of a method by task. */
+void gd_job_dataset_options(struct gd_dataset_options *options, const struct gd_job_spec *spec, const struct gd_model *model,
+                            int virtual_rows, const struct gd_tasks *tasks);
 
 struct gd_trainer;
 
@@ -82,7 +87,7 @@ void gd_trainer_destroy(struct gd_trainer *trainer);
 /* The step of the checkpoint that create continued from; 0 = from the start. */
 int64_t gd_trainer_resumed_from(const struct gd_trainer *trainer);
 int64_t gd_trainer_trained_tokens(const struct gd_trainer *trainer);
-/* {"weights_bytes","activations_bytes","optimizer_bytes",...}: the plan's account, known before the first step. */
+/* The plan's account (gd_job_memory_json), known before the first step; after the last one with the peak of the process. */
 cJSON *gd_trainer_memory(const struct gd_trainer *trainer);
 
 #endif

@@ -36,26 +36,35 @@ bool gd_trainer_has_answers(const struct gd_trainer *trainer)
     return trainer->spec->preference.term_count > 0;
 }
 
+void gd_job_dataset_options(struct gd_dataset_options *options, const struct gd_job_spec *spec, const struct gd_model *model,
+                            int virtual_rows, const struct gd_tasks *tasks)
+{
+    enum gd_answers answers = spec->preference.term_count > 0 ? gd_preference_answers(&spec->preference) : GD_ANSWERS_PAIR;
+    bool has_answers = spec->preference.term_count > 0;
+    *options = (struct gd_dataset_options){
+        .context = spec->max_length > 0 ? spec->max_length : model->config.context - virtual_rows,
+        .virtual_rows = virtual_rows,
+        .overlong = spec->overlong,
+        .drop_incomparable = spec->drop_incomparable,
+        .pairs = has_answers && answers != GD_ANSWERS_LABELLED,
+        .triples = has_answers && answers == GD_ANSWERS_TRIPLE,
+        .labelled = has_answers && answers == GD_ANSWERS_LABELLED,
+        .apart = gd_model_encodes(model),
+        .tasks = spec->adapter.method->by_task ? tasks : NULL,
+    };
+}
+
 bool gd_trainer_open_data(struct gd_trainer *trainer, struct gd_dataset **out, const char *path, const char *param,
                           struct gd_error *err)
 {
     int virtual_rows = trainer->graft->virtual_rows.count, room = trainer->model->config.context - virtual_rows;
     const struct gd_classes classes = {.tokenizer = trainer->model->tokenizer, .labels = &trainer->labels,
                                        .multi = trainer->spec->classes.multi, .typed = trainer->model->config.types > 1};
-    struct gd_dataset_options options = {
-        .context = trainer->spec->max_length > 0 ? trainer->spec->max_length : room,
-        .virtual_rows = virtual_rows,
-        .overlong = trainer->spec->overlong,
-        .drop_incomparable = trainer->spec->drop_incomparable,
-        .pairs = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) != GD_ANSWERS_LABELLED,
-        .triples = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_TRIPLE,
-        .labelled = gd_trainer_has_answers(trainer) && gd_preference_answers(&trainer->spec->preference) == GD_ANSWERS_LABELLED,
-        .classes = trainer->spec->classes.on ? &classes : NULL,
-        .apart = gd_model_encodes(trainer->model),
-        .tasks = trainer->spec->adapter.method->by_task ? &trainer->tasks : NULL,
-        .progress = gd_trainer_dataset_progress,
-        .progress_context = trainer,
-    };
+    struct gd_dataset_options options;
+    gd_job_dataset_options(&options, trainer->spec, trainer->model, virtual_rows, &trainer->tasks);
+    options.progress = gd_trainer_dataset_progress;
+    options.progress_context = trainer;
+    options.classes = trainer->spec->classes.on ? &classes : NULL;
     if (options.context > room && virtual_rows > 0)
         return gd_fail_param(err, GD_INVALID, "data.max_length",
                              "max_length is %d; the model's context is %d, of which the adapter's virtual tokens take %d",

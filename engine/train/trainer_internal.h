@@ -13,6 +13,7 @@
 
 #include "engine/train/checkpoint.h"
 #include "engine/train/leaves.h"
+#include "engine/train/memory.h"
 #include "engine/train/passes.h"
 #include "engine/train/reference.h"
 #include "engine/train/start.h"
@@ -65,6 +66,9 @@ struct gd_trainer {
     struct gd_checkpoint state;      /* step, counters, and the flat blocks */
     float *grad;
     size_t block_bytes, activation_bytes;
+    struct gd_memory_room room;
+    struct gd_job_memory memory;     /* as planned */
+    int largest, longest_valid, surveyed; /* rows of the largest micro-batch, of the longest row of each kind */
 
     int64_t total_steps, steps_per_epoch, resumed_from;
     int64_t checkpointed_step;

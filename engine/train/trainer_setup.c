@@ -3,6 +3,7 @@
 #include "engine/train/trainer_internal.h"
 
 #include "engine/base/alloc.h"
+#include "engine/base/memory.h"
 #include "engine/base/fsio.h"
 #include "engine/tensor/device.h"
 #include "engine/train/matching.h"
@@ -24,29 +25,9 @@ size_t gd_trainer_held_bytes(const struct gd_trainer *trainer)
     return 6 * trainer->block_bytes + gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
 }
 
-/* Values, moments, gradients, and two copies while a result is read back; before anything is touched, and again when the
- * activations are known. */
-static bool check_memory(const struct gd_trainer *trainer, struct gd_error *err)
-{
-    const double gib = 1073741824.0;
-    size_t floats = gd_trainer_held_bytes(trainer);
-    size_t need = floats + trainer->activation_bytes + gd_trainer_weight_bytes(trainer), limit = gd_memory_bytes();
-    if (need <= limit)
-        return true;
-    return gd_fail_param(err, GD_NO_MEMORY, "adapter",
-                         "the job needs at least %.2f GiB and this machine grants %.2f: %.2f for values, moments and gradients of "
-                         "%lld numbers, %.2f for activations, %.2f for the base's weights; train fewer modules or layers, choose a "
-                         "method with fewer parameters, or lower tokens_per_batch or gradient_leaves",
-                         (double)need / gib, (double)limit / gib, (double)floats / gib,
-                         (long long)trainer->graft->parameter_count, (double)trainer->activation_bytes / gib,
-                         (double)gd_trainer_weight_bytes(trainer) / gib);
-}
-
 static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
 {
     trainer->block_bytes = (size_t)gd_graft_floats(trainer->graft) * sizeof(float);
-    if (!check_memory(trainer, err))
-        return false;
     void *memory[4] = {NULL};
     static const char *const what[] = {"adapter parameters", "first moments", "second moments", "micro-batch gradient"};
     bool ok = true;
@@ -80,6 +61,17 @@ static int longest_survey(const struct gd_trainer *trainer)
     return longest;
 }
 
+static size_t data_bytes(const struct gd_trainer *trainer)
+{
+    const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
+    size_t bytes = 0;
+    for (size_t i = 0; i < GD_COUNT(sets); i++)
+        if (sets[i] != NULL)
+            bytes += (size_t)sets[i]->token_count * (sizeof(int32_t) + sizeof(float)) +
+                     (size_t)sets[i]->row_count * sizeof(struct gd_dataset_row);
+    return bytes;
+}
+
 static bool first_parameters(const struct gd_trainer *trainer, float *block, struct gd_error *err)
 {
     if (trainer->start != NULL)
@@ -103,64 +95,56 @@ static bool set_reference(struct gd_trainer *trainer, struct gd_error *err)
     return first_parameters(trainer, block, err);
 }
 
-/* "auto": layers are made again where the job would not fit without. A resumed job may choose otherwise: its bits are the same. */
-static bool choose_checkpointing(struct gd_trainer *trainer, int tokens, struct gd_error *err)
+/* What the job needs, before anything large is made. A resumed job may choose checkpointing otherwise: its bits are the same. */
+static bool plan_memory(struct gd_trainer *trainer, struct gd_error *err)
 {
     struct gd_job_spec *spec = trainer->spec;
-    trainer->passes.recompute = spec->gradient_checkpointing == GD_CHECKPOINTING_ON;
-    if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
-        return true;
-    size_t with = 0, without = 0, weights = 0, limit = gd_memory_bytes();
-    if (!gd_passes_estimate(&trainer->passes, tokens, true, &without, &weights, err))
+    struct gd_job_memory *memory = &trainer->memory;
+    struct gd_memory_advice advice;
+    struct gd_memory_shape shape = {.longest = longest_row(trainer->train), .valid = trainer->valid != NULL ? longest_row(trainer->valid) : 0,
+                                    .surveyed = longest_survey(trainer), .data_bytes = data_bytes(trainer)};
+    for (int64_t i = 0; i < trainer->train->row_count && shape.step_tokens < spec->tokens_per_batch; i++)
+        shape.step_tokens += gd_dataset_row_space(trainer->train, i);
+    trainer->largest = gd_memory_largest(spec, &shape);
+    trainer->surveyed = shape.surveyed;
+    trainer->longest_valid = shape.valid;
+    if (!gd_job_memory_plan(memory, trainer->model, trainer->graft, spec, &shape, &trainer->room, err))
         return false;
-    size_t rest = gd_trainer_held_bytes(trainer) + gd_trainer_weight_bytes(trainer) + weights;
-    if (rest + without > limit) {
-        trainer->passes.recompute = true;
-        if (!gd_passes_estimate(&trainer->passes, tokens, true, &with, &weights, err))
-            return false;
-        trainer->passes.recompute = with < without;
+    if (memory->total > memory->limit) {
+        gd_job_memory_advise(&advice, trainer->model, spec, &shape, &trainer->room);
+        return gd_job_memory_check(memory, &advice, err);
     }
-    spec->gradient_checkpointing = trainer->passes.recompute ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
-    if (trainer->passes.recompute)
-        gd_trainer_say(trainer, "info", "Gradient checkpointing is on: activations need %.0f MiB instead of %.0f, which would not fit "
-                       "the %.0f MiB that there are; each layer is computed twice", (double)with / 1048576, (double)without / 1048576,
-                       (double)limit / 1048576);
+    if (memory->recompute && spec->gradient_checkpointing == GD_CHECKPOINTING_AUTO)
+        gd_trainer_say(trainer, "info", "Gradient checkpointing is on: activations need %.0f MiB instead of %.0f, with which the job would "
+                       "not fit the %.0f that there are; each layer is computed twice", (double)(memory->part[GD_MEMORY_ACTIVATIONS] +
+                       memory->part[GD_MEMORY_HEAD]) / 1048576, (double)memory->without / 1048576, (double)memory->limit / 1048576);
+    spec->gradient_checkpointing = memory->recompute ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
     return true;
 }
 
 static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
 {
     const struct gd_job_spec *spec = trainer->spec;
-    enum gd_dtype act = strcmp(spec->precision, "f32") == 0 ? GD_F32 : strcmp(spec->precision, "bf16") == 0 ? GD_BF16
-                                                                                                        : gd_device()->compute;
+    enum gd_dtype act = gd_job_act(spec);
     strcpy(trainer->spec->precision, act == GD_F32 ? "f32" : "bf16");
-    const struct gd_objective *objective = gd_objective_find(spec->classes.on ? "classification" : spec->adapter.score ? "reward" : gd_trainer_has_answers(trainer) ? "preference" : "supervised");
+    const struct gd_objective *objective = gd_job_objective(spec);
     gd_passes_init(&trainer->passes, trainer->model, trainer->graft, objective, &spec->preference, act, trainer->state.block,
                    trainer->grad);
     trainer->passes.router_loss = spec->router_aux_loss_coef > 0 ? spec->router_aux_loss_coef : 0;
     if (!set_reference(trainer, err))
         return false;
 
-    int64_t step_tokens = 0;
-    for (int64_t i = 0; i < trainer->train->row_count && step_tokens < spec->tokens_per_batch; i++)
-        step_tokens += gd_dataset_row_space(trainer->train, i);
-    int longest = longest_row(trainer->train), longest_valid = trainer->valid ? longest_row(trainer->valid) : 0;
-    int largest = step_tokens < spec->tokens_per_batch ? (int)step_tokens : spec->tokens_per_batch;
-    largest = longest > largest ? longest : largest;
-    int capacity = gd_token_bucket(longest_valid > largest ? longest_valid : largest);
-    if (capacity < gd_token_bucket(spec->tokens_per_batch))
-        capacity = gd_token_bucket(spec->tokens_per_batch);
+    trainer->passes.recompute = trainer->memory.recompute;
+    int most = trainer->largest > trainer->longest_valid ? trainer->largest : trainer->longest_valid;
+    most = most > trainer->surveyed ? most : trainer->surveyed;
+    most = most > spec->tokens_per_batch ? most : spec->tokens_per_batch;
     size_t need = 0, survey_need = 0;
-    int surveyed = longest_survey(trainer);
-    if (capacity < gd_token_bucket(surveyed))
-        capacity = gd_token_bucket(surveyed);
-    gd_batch_init(&trainer->batch, capacity, GD_BATCH_SEGMENTS_MAX);
-    if (!choose_checkpointing(trainer, largest, err) || !gd_passes_prepare(&trainer->passes, largest, true, &need, err) ||
-        (surveyed > 0 && !gd_passes_prepare(&trainer->passes, surveyed, false, &survey_need, err)))
-        return false;
-    need = survey_need > need ? survey_need : need;
-    trainer->activation_bytes = need;
-    return check_memory(trainer, err);
+    gd_batch_init(&trainer->batch, gd_token_bucket(most), GD_BATCH_SEGMENTS_MAX);
+    bool ok = gd_passes_prepare(&trainer->passes, trainer->largest, true, &need, err) &&
+              (trainer->surveyed == 0 || gd_passes_prepare(&trainer->passes, trainer->surveyed, false, &survey_need, err));
+    trainer->activation_bytes = survey_need > need ? survey_need : need;
+    gd_model_forget_files(trainer->model);
+    return ok;
 }
 
 /* What the job's "quantization" came to. */
@@ -294,7 +278,7 @@ bool gd_trainer_make_steps(struct gd_trainer *trainer, int batch_size, struct gd
     trainer->packed_rows = gd_alloc_array((size_t)batch_size, sizeof(int64_t));
     trainer->micro_begin = gd_alloc_array((size_t)batch_size + 1, sizeof(int));
     trainer->leaf_of = gd_alloc_array((size_t)batch_size, sizeof(int));
-    return make_blocks(trainer, err) && make_passes(trainer, err);
+    return plan_memory(trainer, err) && make_blocks(trainer, err) && make_passes(trainer, err);
 }
 
 void gd_trainer_release_steps(struct gd_trainer *trainer)
@@ -357,6 +341,7 @@ bool gd_trainer_create(struct gd_trainer **out, const struct gd_model *model, st
     trainer->training_path = options->training_path;
     trainer->validation_path = options->validation_path;
     trainer->keep_checkpoints = options->keep_checkpoints;
+    trainer->room = options->room;
     trainer->observer = *observer;
     trainer->epoch = -1;
     if (!set_up(trainer, options, err)) {
@@ -398,22 +383,7 @@ int64_t gd_trainer_resumed_from(const struct gd_trainer *trainer)
 
 cJSON *gd_trainer_memory(const struct gd_trainer *trainer)
 {
-    size_t weights = gd_trainer_weight_bytes(trainer);
-    size_t leaves = gd_leaves_bytes(trainer->graft->parameter_count, trainer->spec->leaf_count);
-    const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
-    size_t data = 0;
-    for (size_t i = 0; i < GD_COUNT(sets); i++)
-        if (sets[i] != NULL)
-            data += (size_t)sets[i]->token_count * (sizeof(int32_t) + sizeof(float)) +
-                    (size_t)sets[i]->row_count * sizeof(struct gd_dataset_row);
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddNumberToObject(json, "weights_bytes", (double)weights);
-    cJSON_AddNumberToObject(json, "adapter_bytes", (double)trainer->block_bytes);
-    cJSON_AddNumberToObject(json, "gradients_bytes", (double)(trainer->block_bytes + leaves));
-    cJSON_AddNumberToObject(json, "optimizer_bytes", (double)(2 * trainer->block_bytes));
-    cJSON_AddNumberToObject(json, "activations_bytes", (double)trainer->activation_bytes);
-    cJSON_AddNumberToObject(json, "data_bytes", (double)data);
-    cJSON_AddNumberToObject(json, "total_bytes",
-                            (double)(weights + 4 * trainer->block_bytes + leaves + trainer->activation_bytes + data));
-    return json;
+    struct gd_job_memory memory = trainer->memory;
+    memory.peak = trainer->state.step == trainer->total_steps ? gd_memory_peak() : 0;
+    return gd_job_memory_json(&memory);
 }

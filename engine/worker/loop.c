@@ -4,6 +4,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/log.h"
+#include "engine/base/memory.h"
 #include "engine/eval/sandbox.h"
 #include "engine/tensor/device.h"
 #include "engine/worker/command.h"
@@ -19,18 +20,6 @@
 
 #define HEARTBEAT_MS 1000
 
-static int64_t resident_bytes(void)
-{
-    long long pages = 0;
-    FILE *file = fopen("/proc/self/statm", "r");
-    if (file == NULL)
-        return 0;
-    if (fscanf(file, "%*d %lld", &pages) != 1)
-        pages = 0;
-    fclose(file);
-    return pages * sysconf(_SC_PAGESIZE);
-}
-
 static void *heartbeat(void *context)
 {
     struct gd_worker *worker = context;
@@ -45,7 +34,7 @@ static void *heartbeat(void *context)
         cJSON_AddStringToObject(json, "type", "heartbeat");
         cJSON_AddStringToObject(json, "busy", busy);
         cJSON_AddItemToObject(json, "job_id", job[0] ? cJSON_CreateString(job) : cJSON_CreateNull());
-        cJSON_AddNumberToObject(json, "rss_bytes", (double)resident_bytes());
+        cJSON_AddNumberToObject(json, "rss_bytes", (double)gd_memory_resident());
         cJSON_AddNumberToObject(json, "step_watermark", (double)atomic_load(&worker->watermark));
         cJSON *infer = cJSON_AddObjectToObject(json, "infer");
         cJSON_AddNumberToObject(infer, "running", stats.running);
@@ -177,7 +166,7 @@ static void loop(struct gd_worker *worker)
 struct options {
     int fd, threads;
     const char *device;
-    size_t cache_bytes;
+    size_t cache_bytes, memory_limit;
     struct gd_sandbox_settings python;
 };
 
@@ -186,6 +175,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
     static const struct option known[] = {{"fd", required_argument, NULL, 'f'}, {"device", required_argument, NULL, 'd'},
                                           {"threads", required_argument, NULL, 't'},
                                           {"cache-bytes", required_argument, NULL, 'c'},
+                                          {"memory-limit", required_argument, NULL, 'l'},
                                           {"python", required_argument, NULL, 'p'},
                                           {"python-seconds", required_argument, NULL, 's'},
                                           {"python-memory", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
@@ -205,6 +195,9 @@ static bool parse_options(int argc, char **argv, struct options *options)
             break;
         case 'c':
             options->cache_bytes = strtoull(optarg, NULL, 10);
+            break;
+        case 'l':
+            options->memory_limit = strtoull(optarg, NULL, 10);
             break;
         case 'p':
             options->python.interpreter = optarg;
@@ -242,6 +235,7 @@ int gd_command_worker(int argc, char **argv)
     }
     static struct gd_worker worker;
     gd_channel_init(&worker.channel, options.fd);
+    gd_memory_set_limit(options.memory_limit > 0 ? options.memory_limit : gd_memory_bytes());
     gd_residents_init(&worker.residents, options.cache_bytes);
     pthread_mutex_init(&worker.status_mutex, NULL);
     worker.pending_jobs = cJSON_CreateArray();

@@ -30,6 +30,7 @@
  *   render      {id, model_path, row_text, line}              (preview of one training row)
  *   tokenize    {id, model_path, text, add_special_tokens} ; detokenize {id, model_path, tokens[]}
  *   describe    {id, model_path}                              (gd_model_describe)
+ *   plan        {id, spec{..}, model_path, training_path, validation_path|null, init_path|null}  (what a job would need)
  *   release_adapter {adapter_path}                            (deleted: forget it when unused)
  *   shutdown    {}                                            (running job: checkpoint, report "requeue", exit 0)
  *
@@ -46,14 +47,14 @@
  *   job_message {job_id, level, message}
  *   job_checkpoint {job_id, step, folder, metrics{}}          (folder is durable; the worker
  *                waits for job_checkpoint_stored before it completes the checkpoint)
- *   job_done    {job_id, adapter_folder, trained_tokens}
+ *   job_done    {job_id, adapter_folder, trained_tokens, memory{..}}  (with the measured peak)
  *   job_stopped {job_id, how}                                 (after job_stop or shutdown; pause/requeue: checkpoint is there;
  *                how "no_room": it does not fit beside the jobs that run, and did nothing)
  *   job_failed  {job_id, error{code, message, param}}
  *   token       {id, token, text, piece (bytes as [ints] only when not valid UTF-8, else string), logprob|null, top[[id, piece, logprob]..], prompt: bool}
  *   generated   {id, finish: "stop"|"length"|"cancelled", tail, usage{prompt_tokens, cached_tokens, completion_tokens}}
  *   scored      {id, score, usage{prompt_tokens, cached_tokens}}
- *   result      {id, ...}                                     (render, tokenize, detokenize, describe)
+ *   result      {id, ...}                                     (render, tokenize, detokenize, describe, plan)
  *   failed      {id, error{code, message, param}}             (generate, render, ...: the only and last answer)
  */
 #ifndef GD_WORKER_PROTOCOL_H

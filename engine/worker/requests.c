@@ -2,7 +2,9 @@
 #include "engine/worker/worker.h"
 
 #include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
 #include "engine/worker/choices.h"
+#include "engine/worker/plan.h"
 
 #include <errno.h>
 #include <math.h>
@@ -466,12 +468,35 @@ static bool describe(struct gd_worker *worker, const cJSON *message, cJSON *resu
     return true;
 }
 
+/* What a job would need: {memory}. */
+static bool plan_job(struct gd_worker *worker, const cJSON *message, cJSON *result, struct gd_error *err)
+{
+    const cJSON *body = NULL;
+    const char *model = NULL;
+    struct gd_plan_request request = {0};
+    struct gd_job_spec spec;
+    cJSON *memory = NULL;
+    if (!gd_json_get_object(message, "", "spec", true, &body, err) ||
+        !gd_json_get_string(message, "", "model_path", true, 1, GD_PATH_BYTES_MAX, &model, err) ||
+        !gd_json_get_string(message, "", "training_path", true, 1, GD_PATH_BYTES_MAX, &request.training_path, err) ||
+        !gd_json_get_string(message, "", "validation_path", false, 1, GD_PATH_BYTES_MAX, &request.validation_path, err) ||
+        !gd_json_get_string(message, "", "init_path", false, 1, GD_PATH_BYTES_MAX, &request.init_path, err) ||
+        !gd_job_spec_parse(&spec, body, err))
+        return false;
+    bool ok = gd_plan_job(&worker->residents, &spec, model, &request, &memory, err);
+    if (ok)
+        cJSON_AddItemToObject(result, "memory", memory);
+    gd_job_spec_release(&spec);
+    return ok;
+}
+
 void gd_worker_request(struct gd_worker *worker, const char *type, const cJSON *message)
 {
     static const struct {
         const char *type;
         bool (*run)(struct gd_worker *worker, const cJSON *message, cJSON *result, struct gd_error *err);
-    } requests[] = {{"render", render}, {"tokenize", tokenize}, {"detokenize", detokenize}, {"describe", describe}};
+    } requests[] = {{"render", render}, {"tokenize", tokenize}, {"detokenize", detokenize}, {"describe", describe},
+                  {"plan", plan_job}};
     struct gd_error err = {0};
     const cJSON *id = gd_json_find(message, "id");
     if (!cJSON_IsNumber(id))

@@ -7,6 +7,7 @@
 #include "engine/worker/attached.h"
 #include "engine/eval/task.h"
 #include "engine/worker/command.h"
+#include "engine/worker/plan.h"
 #include "engine/worker/read_back.h"
 #include "engine/worker/run_eval.h"
 #include "engine/worker/usage.h"
@@ -200,6 +201,15 @@ static bool on_read_back(void *context, const char *folder, const struct gd_prob
     return ok;
 }
 
+static void print_memory(const struct gd_trainer *trainer)
+{
+    cJSON *json = gd_trainer_memory(trainer);
+    char *text = gd_json_print(json);
+    printf("memory %s\n", text);
+    gd_free(text);
+    cJSON_Delete(json);
+}
+
 static bool refuse_old_run(const char *out, bool resume, struct gd_error *err)
 {
     char *pattern = gd_format("%s/state/step-*", out), *adapter = gd_format("%s/adapter", out);
@@ -257,8 +267,11 @@ static bool run_job(const struct options *options, struct gd_error *err)
                                                      .validation_path = spec.validation_file,
                                                      .init_path = spec.init_from, .keep_checkpoints = 2,
                                                      .created_at = changed_at(options->job)};
+        gd_plan_room(&trainer_options.room, progress.resident->model, &spec, CACHE_BYTES);
         ok = gd_trainer_create(&trainer, model, &spec, &trainer_options, &observer, err) && gd_trainer_run(trainer, err);
         end_line(&progress);
+        if (ok)
+            print_memory(trainer);
     }
     if (ok)
         printf("adapter %s/adapter\n", options->out);

@@ -1,6 +1,7 @@
 /* tuning.c - fine-tuning jobs inside the worker, several side by side: trainer callbacks become frames; requests are served
  * between ops. */
 #include "engine/worker/attached.h"
+#include "engine/worker/plan.h"
 #include "engine/worker/read_back.h"
 #include "engine/worker/worker.h"
 
@@ -209,6 +210,7 @@ static bool begin_training(struct tuning *tuning, const cJSON *message, struct g
     struct gd_train_observer observer = {.context = tuning, .poll = poll_job, .message = on_message, .started = on_started,
                                          .step = on_step, .checkpoint = on_checkpoint, .evaluate = on_evaluate,
                                          .read_back = on_read_back};
+    gd_plan_room(&options.room, resident->model, &tuning->spec, residents->cache_bytes);
     return gd_trainer_create(&tuning->trainer, tuning->model, &tuning->spec, &options, &observer, err);
 }
 
@@ -220,6 +222,7 @@ static void end_tuning(struct tuning *tuning, bool ok, const struct gd_error *er
         json = gd_worker_job_frame(&tuning->job, "job_done");
         cJSON_AddStringToObject(json, "adapter_folder", adapter);
         cJSON_AddNumberToObject(json, "trained_tokens", (double)gd_trainer_trained_tokens(tuning->trainer));
+        cJSON_AddItemToObject(json, "memory", gd_trainer_memory(tuning->trainer));
         gd_free(adapter);
     }
     gd_trainer_destroy(tuning->trainer);
@@ -253,9 +256,11 @@ static void begin_tuning(struct gd_worker *worker, struct gd_job_group *group, c
         gd_free(tuning);
         return;
     }
-    if (!begin_training(tuning, message, &err)) {
+    bool begun = begin_training(tuning, message, &err), crowded = !begun && err.code == GD_NO_MEMORY && group->count > 0;
+    if (!begun && !crowded) {
         end_tuning(tuning, false, &err);
-    } else if (!gd_job_group_takes(group, tuning->trainer)) {
+    } else if (crowded || !gd_job_group_takes(group, tuning->trainer)) {
+        gd_error_clear(&err);
         tuning->job.stop = tuning->job.stop == GD_STOP_NONE ? GD_STOP_NO_ROOM : tuning->job.stop;
         gd_fail(&err, GD_CANCELLED, "no room beside the others");
         end_tuning(tuning, false, &err);

@@ -76,7 +76,7 @@ static struct outcome run(const struct gd_model *model, const struct gd_graft *g
     struct gd_pass_result result;
     struct outcome outcome = {.grad = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float))};
     float *block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
-    size_t estimate = 0, weights = 0;
+    struct gd_pass_need need;
     gd_graft_init(graft, block, 3);
     for (int64_t i = 0; i < graft->parameter_count; i++) /* nothing is zero: gradients flow everywhere */
         block[i] += 0.02f * (float)((i * 7919) % 1000 - 500) / 500;
@@ -85,9 +85,10 @@ static struct outcome run(const struct gd_model *model, const struct gd_graft *g
     passes.recompute = recompute;
     gd_batch_init(&batch, 256, GD_BATCH_SEGMENTS_MAX);
     gd_batch_fill(&batch, &data, rows, ROWS, gd_token_bucket(ROWS * LENGTH));
-    must(gd_passes_estimate(&passes, ROWS * LENGTH, true, &estimate, &weights, &err), &err);
+    must(gd_passes_estimate(&passes, ROWS * LENGTH, true, &need, &err), &err);
     must(gd_passes_prepare(&passes, ROWS * LENGTH, true, &outcome.arena_bytes, &err), &err);
-    assert_int_equal(estimate, outcome.arena_bytes);
+    assert_int_equal(need.arena, outcome.arena_bytes);
+    assert_true(need.head > 0 && need.head <= need.arena);
     must(gd_passes_run(&passes, true, &batch, 1.0 / 100, key, NULL, &result, &err), &err);
     outcome.loss = result.loss;
     gd_passes_release(&passes);

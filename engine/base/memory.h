@@ -1,0 +1,42 @@
+/*
+ * memory.h - how much memory there is, and how much of it this process has.
+ *
+ * Why      Work that does not fit is refused before it begins; what slips through fails as an error and not by the kernel's
+ *          hand: large blocks stop at the limit.
+ * Memory   none
+ * Threads  Any.
+ * Errors   none
+ * Limits   none
+ * Life     gd_memory_set_limit once, before the first large block
+ *
+ * Pages of mapped files are not counted: the kernel takes them back when it needs them.
+ */
+#ifndef GD_BASE_MEMORY_H
+#define GD_BASE_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Bytes that this process may use at most: the machine's memory, or less where its control group (version 1 or 2, or one
+ * above it), RLIMIT_AS or gd_memory_set_limit says so. */
+size_t gd_memory_bytes(void);
+/* From now on gd_large_alloc refuses what would exceed `bytes` less what small blocks and libraries need; 0: no limit. */
+void gd_memory_set_limit(size_t bytes);
+size_t gd_memory_limit(void);       /* SIZE_MAX: none */
+
+size_t gd_memory_room(void);        /* for further large blocks */
+
+/* Generated code and scratch of the library that multiplies, thread stacks, heap that is not given back. */
+#define GD_MEMORY_LIBRARY_BYTES ((size_t)10 << 20)
+
+/* Large blocks (alloc.c). */
+bool gd_memory_take(size_t bytes);
+void gd_memory_give(size_t bytes);
+size_t gd_memory_taken(void);
+
+void gd_memory_note_start(void);    /* the program and its libraries are there, and nothing else; the first call counts */
+size_t gd_memory_start(void);
+size_t gd_memory_resident(void);    /* now, with touched pages of files */
+size_t gd_memory_peak(void);        /* the most so far */
+
+#endif
