@@ -110,6 +110,22 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"model_type\":\"qwen3\",\"attention_bias\":true}", GD_UNSUPPORTED, "config.json.attention_bias true|qwen3"},
         {"{\"model_type\":\"qwen3\",\"attention_bias\":3}", GD_BAD_MODEL, "config.json.attention_bias"},
         {"{\"model_type\":\"qwen3\",\"num_key_value_heads\":4,\"head_dim\":7}", GD_BAD_MODEL, "head_dim 7"},
+        {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1,1,1,1,1,1,\"x\"]}}", GD_BAD_MODEL,
+         "short_factor[7]"},
+        {"{\"model_type\":\"gpt2\",\"n_head\":5}", GD_BAD_MODEL, "n_head 5|n_embd 768"},
+        {"{\"model_type\":\"gpt2\",\"n_inner\":0}", GD_BAD_MODEL, "config.json.n_inner"},
+        {"{\"model_type\":\"gpt2\",\"scale_attn_by_inverse_layer_idx\":true}", GD_UNSUPPORTED, "scale_attn_by_inverse_layer_idx true|gpt2"},
+        {"{\"model_type\":\"gpt_neox\",\"rotary_pct\":0.1}", GD_BAD_MODEL, "rotates 1|16"},
+        {"{\"model_type\":\"gpt_neox\",\"use_parallel_residual\":1}", GD_BAD_MODEL, "use_parallel_residual"},
+        {"{\"model_type\":\"opt\",\"layer_norm_elementwise_affine\":false}", GD_UNSUPPORTED, "layer_norm_elementwise_affine"},
+        {"{\"model_type\":\"opt\",\"_remove_final_layer_norm\":true}", GD_UNSUPPORTED, "_remove_final_layer_norm true|opt"},
+        {"{\"model_type\":\"gemma2\",\"attn_logit_softcapping\":0}", GD_BAD_MODEL, "attn_logit_softcapping"},
+        {"{\"model_type\":\"gemma2\",\"query_pre_attn_scalar\":-4}", GD_BAD_MODEL, "query_pre_attn_scalar"},
+        {"{\"model_type\":\"gemma2\",\"hidden_activation\":\"mish\"}", GD_UNSUPPORTED, "hidden_activation|mish"},
+        {"{\"model_type\":\"gemma3_text\",\"sliding_window_pattern\":0}", GD_BAD_MODEL, "sliding_window_pattern"},
+        {"{\"model_type\":\"gemma3_text\",\"use_bidirectional_attention\":true}", GD_UNSUPPORTED, "use_bidirectional_attention true|gemma3_text"},
+        {"{\"model_type\":\"gemma3_text\",\"rope_parameters\":{\"sliding_attention\":{\"rope_type\":\"longrope\"}}}", GD_UNSUPPORTED,
+         "rope_parameters.sliding_attention|longrope"},
         {"{\"model_type\":\"qwen2\",\"layer_types\":[\"full_attention\"]}", GD_BAD_MODEL, "layer_types has 1"},
         {"{\"model_type\":\"qwen2\",\"layer_types\":[\"x\",\"full_attention\"]}", GD_UNSUPPORTED, "layer_types|\"x\""},
     };
@@ -294,6 +310,78 @@ static void scalings_equal_the_reference(void **state)
                       mscale, 0.9405715251010841);
 }
 
+/* Numbers by transformers 5.23: longrope's two tables, Gemma 3's by kind of layer. */
+static void several_tables_equal_the_reference(void **state)
+{
+    static const double longrope[12] = {1, 0.205184266, 0.0421962552, 0.00833333284, 0.00143628952, 0.000232079474,
+                                        1, 0.14362897,  0.0185663532, 0.00249999994, 0.000359072379, 5.80198684e-05};
+    static const double gemma3[16] = {0.125, 0.0222284924, 0.00395284733, 0.000702926656, 0.000125000006, 2.22284925e-05, 3.95284678e-06,
+                                      7.02926684e-07, 1, 0.316227764, 0.100000001, 0.0316227786, 0.00999999978, 0.00316227786,
+                                      0.00100000005, 0.000316227786};
+    static const struct {
+        const char *text;
+        const double *expected;
+        int count, long_from;
+        double factor;
+    } cases[] = {
+        {"{\"model_type\":\"phi3\",\"max_position_embeddings\":1024,\"original_max_position_embeddings\":256,\"partial_rotary_factor\":0.75,"
+         "\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1.05,1.1,1.2,1.5,2],\"long_factor\":[1,1.5,2.5,4,6,8]}}",
+         longrope, 12, 256, 1.118033988749895},
+        {"{\"model_type\":\"gemma3_text\",\"head_dim\":16,\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"linear\",\"factor\":8,"
+         "\"rope_theta\":1000000},\"sliding_attention\":{\"rope_type\":\"default\",\"rope_theta\":10000}}}",
+         gemma3, 16, 0, 1},
+        {"{\"model_type\":\"gemma3_text\",\"head_dim\":16,\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":8},\"rope_theta\":1000000,"
+         "\"rope_local_base_freq\":10000}",
+         gemma3, 16, 0, 1},
+    };
+    for (size_t i = 0; i < GD_COUNT(cases); i++) {
+        struct gd_model_config c = must_read(LLAMA, cases[i].text, NULL);
+        assert_int_equal(gd_model_frequencies(&c), cases[i].count);
+        for (int j = 0; j < cases[i].count; j++)
+            if (fabs(c.inv_freq[j] / cases[i].expected[j] - 1) > 1e-6)
+                fail_msg("%s: inv_freq[%d] %.9g instead of %.9g", cases[i].text, j, (double)c.inv_freq[j], cases[i].expected[j]);
+        assert_true(fabs(c.attention_factor - cases[i].factor) < 1e-12);
+        assert_int_equal(c.long_from, cases[i].long_from);
+        gd_model_config_release(&c);
+    }
+}
+
+static void other_families_say_things_in_their_own_way(void **state)
+{
+    struct gd_model_config c = must_read("{\"model_type\":\"gpt2\"}", "{\"n_embd\":48,\"n_head\":4}", NULL);
+    assert_int_equal(c.head_dim, 12);
+    assert_int_equal(c.ffn_width, 192);
+    assert_int_equal(c.positions, 1024);
+    assert_int_equal(c.eos_ids[0], 50256);
+    assert_int_equal(gd_model_frequencies(&c), 1);
+    assert_true(c.learned_positions && c.transposed && c.layer_norm && c.tied && c.attention_scale == 1 / sqrt(12));
+    gd_model_config_release(&c);
+
+    c = must_read("{\"model_type\":\"gpt_neox\"}", "{\"rope_parameters\":{\"rope_theta\":500,\"partial_rotary_factor\":0.5}}", NULL);
+    assert_int_equal(c.rotary_dim, 48);
+    assert_true(c.rope_theta == 500 && c.parallel_residual && c.activation == GD_ACTIVATION_GELU);
+    gd_model_config_release(&c);
+    c = must_read("{\"model_type\":\"gpt_neox\"}", "{\"rotary_emb_base\":700,\"use_parallel_residual\":false}", NULL);
+    assert_int_equal(c.rotary_dim, 24); /* a quarter of 96 */
+    assert_true(c.rope_theta == 700 && !c.parallel_residual);
+    gd_model_config_release(&c);
+
+    c = must_read("{\"model_type\":\"opt\"}", "{\"do_layer_norm_before\":false,\"enable_bias\":false}", NULL);
+    assert_true(c.norm_after && !c.qkv_bias && !c.mlp_bias);
+    assert_int_equal(c.positions, 2050);
+    gd_model_config_release(&c);
+
+    c = must_read("{\"model_type\":\"gemma2\"}", "{\"query_pre_attn_scalar\":144,\"final_logit_softcapping\":null,\"num_hidden_layers\":3}", NULL);
+    assert_true(c.attention_scale == 1.0 / 12 && c.score_softcap == 50 && c.logit_softcap == 0);
+    assert_true(c.slides[0] && !c.slides[1] && c.slides[2]);
+    gd_model_config_release(&c);
+    c = must_read("{\"model_type\":\"gemma3_text\"}", "{\"num_hidden_layers\":13}", NULL);
+    for (int layer = 0; layer < 13; layer++)
+        assert_int_equal(c.slides[layer], layer != 5 && layer != 11);
+    assert_true(c.score_softcap == 0 && c.logit_softcap == 0 && c.qk_norm && c.norm_offset == 1);
+    gd_model_config_release(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -305,6 +393,8 @@ int main(void)
         cmocka_unit_test(frequencies_are_those_of_the_formula),
         cmocka_unit_test(a_scaling_of_one_is_no_scaling),
         cmocka_unit_test(scalings_equal_the_reference),
+        cmocka_unit_test(several_tables_equal_the_reference),
+        cmocka_unit_test(other_families_say_things_in_their_own_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

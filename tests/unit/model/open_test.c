@@ -121,6 +121,44 @@ static void other_architectures_are_refused_by_name(void **state)
     refuse("bloom", &scratch, GD_UNSUPPORTED, "\"bloom\"|gemma2, |llama, mistral, |qwen3");
 }
 
+/* GPT-2 as it is published: no "transformer." before the names, and the masks of its layers in the file. */
+static void files_of_a_body_without_its_head_are_read(void **state)
+{
+    static const char *const others[] = {"config.json", "tokenizer.json", "tokenizer_config.json"};
+    struct scratch scratch = scratch_begin();
+    struct gd_error err = {0};
+    struct gd_safetensors *file = NULL;
+    struct gd_safetensors_entry entries[64];
+    struct gd_model *model = NULL;
+    float mask[4] = {0};
+    char *from = fixture_path("tiny-gpt2/model.safetensors"), *to = scratch_path(&scratch, "model.safetensors");
+    assert_true(gd_safetensors_open(&file, from, &err));
+    int count = gd_safetensors_count(file);
+    for (int i = 0; i < count; i++)
+        entries[i] = (struct gd_safetensors_entry){gd_safetensors_name(file, i) + strlen("transformer."), gd_safetensors_at(file, i)};
+    entries[count++] = (struct gd_safetensors_entry){"h.0.attn.bias", {GD_F32, 2, {2, 2}, mask}};
+    entries[count++] = (struct gd_safetensors_entry){"h.1.attn.masked_bias", {GD_F32, 1, {1}, mask}};
+    assert_true(gd_safetensors_write(to, entries, count, NULL, &err));
+    for (size_t i = 0; i < GD_COUNT(others); i++)
+        scratch_copy(&scratch, "tiny-gpt2", others[i]);
+    if (!gd_model_open(&model, "gpt2", scratch.folder, &err))
+        fail_msg("%s", err.message);
+    assert_int_equal(model->weight_count, 28);
+    assert_string_equal(gd_weight_name(model->layer[0].qkv), "transformer.h.0.attn.c_attn.weight");
+    gd_model_destroy(model);
+    /* [in, out], as Conv1D has it: what is square may lie either way, what is not is refused */
+    for (int i = 0; i < count; i++)
+        if (strcmp(entries[i].name, "h.0.mlp.c_fc.weight") == 0)
+            entries[i].tensor = (struct gd_tensor){GD_F32, 2, {64, 16}, entries[i].tensor.data};
+    assert_true(gd_safetensors_write(to, entries, count, NULL, &err));
+    assert_false(gd_model_open(&model, "gpt2", scratch.folder, &err));
+    check_error("turned", &err, GD_BAD_MODEL, "h.0.mlp.c_fc.weight|[64, 16]|[16, 64]");
+    gd_safetensors_close(file);
+    gd_free(from);
+    gd_free(to);
+    scratch_end(&scratch);
+}
+
 /* The tensors of tiny-llama, with one more or one as another dtype. */
 static void rewrite(const struct scratch *scratch, const char *replaced, struct gd_safetensors_entry extra)
 {
@@ -440,6 +478,7 @@ int main(void)
         cmocka_unit_test(a_folder_that_lacks_a_file_says_which),
         cmocka_unit_test(a_config_that_its_tensors_do_not_fit_is_refused),
         cmocka_unit_test(other_architectures_are_refused_by_name),
+        cmocka_unit_test(files_of_a_body_without_its_head_are_read),
         cmocka_unit_test(each_tensor_is_used_once_or_ignored_by_rule),
         cmocka_unit_test(shards_stay_in_their_folder_and_agree_with_the_index),
         cmocka_unit_test(templates_come_from_where_the_rules_say),
