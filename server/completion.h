@@ -25,6 +25,7 @@ struct gd_completion_ask {
     const char *model;
     char task[64];                    /* of a model that was trained by task; "": none given */
     const cJSON *messages, *tools;    /* chat; tools NULL: none */
+    const cJSON *template_kwargs;     /* chat: free variables of the template; NULL: none */
     const cJSON **prompts;            /* text: a string or an array of ids each */
     int prompt_count;                 /* chat: 1 */
     int n, best_of;                   /* best_of sequences a prompt, of which n are answered */

@@ -290,6 +290,12 @@ static bool parse_chat(struct gd_completion_ask *ask, const cJSON *body, struct 
         !gd_chat_check_messages(ask->messages, "messages", false, err))
         return false;
     ask->prompt_count = 1;
+    if (!gd_json_get_object(body, "", "chat_template_kwargs", false, &ask->template_kwargs, err))
+        return false;
+    int kwargs = ask->template_kwargs != NULL ? cJSON_GetArraySize(ask->template_kwargs) : 0;
+    if (kwargs > TOOLS_MAX)
+        return gd_fail_param(err, GD_INVALID, "chat_template_kwargs", "chat_template_kwargs has %d entries; it may have up to %d",
+                             kwargs, TOOLS_MAX);
     return parse_tools(ask, body, err) && parse_tool_choice(ask, body, err) && parse_response_format(body, err) &&
            refuse_other_media(body, err);
 }
@@ -360,7 +366,7 @@ static const char *const honoured_both[] = {
     "model", "stream", "stream_options", "n", "max_tokens", "stop", "seed", "temperature", "top_p", "frequency_penalty",
     "presence_penalty", "logit_bias", "logprobs", "top_k", "min_p", "repetition_penalty", "ignore_eos", "task", NULL};
 static const char *const honoured_chat[] = {
-    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "response_format", "modalities", "audio",
+    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "chat_template_kwargs", "response_format", "modalities", "audio",
     "functions", "function_call", "web_search_options", NULL};
 static const char *const honoured_text[] = {"prompt", "suffix", "best_of", "echo", NULL};
 

@@ -352,6 +352,8 @@ static cJSON *generate_message(const struct completion *completion, const struct
     if (ask->chat) {
         cJSON_AddItemToObject(message, "messages", cJSON_Duplicate(ask->messages, true));
         cJSON_AddItemToObject(message, "tools", ask->tools != NULL ? cJSON_Duplicate(ask->tools, true) : cJSON_CreateNull());
+        if (ask->template_kwargs != NULL)
+            cJSON_AddItemToObject(message, "chat_template_kwargs", cJSON_Duplicate(ask->template_kwargs, true));
     } else {
         cJSON_AddItemToObject(message, "prompt", cJSON_Duplicate(ask->prompts[prompt], true));
     }

@@ -25,8 +25,9 @@ static const struct variant *pick(const struct gd_chat *chat, const cJSON *tools
 }
 
 /* The first `count` messages of `view` through the template. */
-static bool render(const struct gd_chat *chat, const struct variant *variant, const cJSON *view, int count, const cJSON *tools, bool add_prompt,
-                   struct gd_buf *text, struct gd_render_spans *spans, struct gd_error *err)
+static bool render(const struct gd_chat *chat, const struct variant *variant, const cJSON *view, int count, const cJSON *tools,
+                   const cJSON *kwargs, bool add_prompt, struct gd_buf *text,
+                   struct gd_render_spans *spans, struct gd_error *err)
 {
     static const char *const names[] = {"bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token",
                                         "mask_token"};
@@ -38,7 +39,10 @@ static bool render(const struct gd_chat *chat, const struct variant *variant, co
         cJSON_AddItemReferenceToObject(variables, "tools", (cJSON *)tools);
     else
         cJSON_AddNullToObject(variables, "tools");
-    cJSON_AddNullToObject(variables, "documents");
+    if (gd_json_find(kwargs, "documents") == NULL)
+        cJSON_AddNullToObject(variables, "documents");
+    if (kwargs != NULL)
+        cJSON_AddItemReferenceToObject(variables, GD_TEMPLATE_MORE, (cJSON *)kwargs);
     cJSON_AddBoolToObject(variables, "add_generation_prompt", add_prompt);
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         const char *token = gd_tokenizer_token(chat->tokenizer, gd_tokenizer_named(chat->tokenizer, names[i]));
@@ -67,7 +71,7 @@ static bool probe_fits(const struct gd_chat *chat, const struct variant *variant
     struct gd_buf text;
     gd_buf_init(&text, 0);
     cJSON *view = gd_chat_view(messages, &variant->habits);
-    bool fits = render(chat, variant, view, cJSON_GetArraySize(view), NULL, false, &text, NULL, &ignored) && text.length > 0 &&
+    bool fits = render(chat, variant, view, cJSON_GetArraySize(view), NULL, NULL, false, &text, NULL, &ignored) && text.length > 0 &&
                 strstr(text.data, "\"needle\"") != NULL && strstr(text.data, "None") == NULL;
     cJSON_Delete(view);
     gd_buf_release(&text);
@@ -213,16 +217,40 @@ static bool tokenize(const struct gd_chat *chat, const struct gd_render_spans *s
     return true;
 }
 
+/* Nothing that is asked for is dropped, and nothing that the conversation says is hidden. */
+static bool check_kwargs(const struct gd_chat *chat, const cJSON *kwargs, const cJSON *tools, struct gd_error *err)
+{
+    static const char *const taken[] = {"messages", "tools", "add_generation_prompt", GD_TEMPLATE_NOW, GD_TEMPLATE_MORE};
+    for (const cJSON *item = kwargs != NULL ? kwargs->child : NULL; item != NULL; item = item->next) {
+        char path[128];
+        bool filled = gd_tokenizer_named(chat->tokenizer, item->string) >= 0;
+        (void)snprintf(path, sizeof path, "chat_template_kwargs.%.80s", item->string);
+        for (size_t i = 0; i < GD_COUNT(taken); i++)
+            filled = filled || strcmp(item->string, taken[i]) == 0;
+        if (filled)
+            return gd_fail_param(err, GD_INVALID, path, "%s is filled by the request and the model, leave it out", path);
+        if (!gd_template_reads(pick(chat, tools)->tmpl, item->string))
+            return gd_fail_param(err, GD_UNSUPPORTED, path, "this model's chat template does not read '%.80s'", item->string);
+    }
+    return true;
+}
+
 bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                            struct gd_chat_encoding *out, struct gd_error *err)
+{
+    return gd_chat_encode_prompt_with(chat, messages, tools, NULL, out, err);
+}
+
+bool gd_chat_encode_prompt_with(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools, const cJSON *kwargs,
+                                struct gd_chat_encoding *out, struct gd_error *err)
 {
     struct gd_render_spans spans = {0};
     init_encoding(out);
     if (!gd_chat_check_messages(messages, "messages", false, err) || !gd_chat_check_tools(tools, "tools", err) ||
-        !check_fits(chat, messages, tools, err))
+        !check_fits(chat, messages, tools, err) || !check_kwargs(chat, kwargs, tools, err))
         return finish(false, out);
     cJSON *view = gd_chat_view(messages, &pick(chat, tools)->habits);
-    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, true, &out->text, &spans, err) &&
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, kwargs, true, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     cJSON_Delete(view);
     gd_render_spans_release(&spans);
@@ -329,8 +357,8 @@ static bool weigh_message(const struct gd_chat *chat, const cJSON *view, int ind
     struct gd_buf before, after;
     gd_buf_init(&before, 0);
     gd_buf_init(&after, 0);
-    bool ok = render(chat, pick(chat, tools), view, index, tools, true, &before, NULL, err) &&
-              render(chat, pick(chat, tools), view, index + 1, tools, false, &after, NULL, err);
+    bool ok = render(chat, pick(chat, tools), view, index, tools, NULL, true, &before, NULL, err) &&
+              render(chat, pick(chat, tools), view, index + 1, tools, NULL, false, &after, NULL, err);
     if (!ok)
         gd_error_context(err, "rendering the conversation up to messages[%d]", index);
     if (ok && (!begins_with(&after, &before) || !begins_with(&encoding->text, &after)))
@@ -371,7 +399,7 @@ bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, 
         !check_fits(chat, messages, tools, err))
         return finish(false, out);
     cJSON *view = gd_chat_view(messages, &pick(chat, tools)->habits);
-    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, false, &out->text, &spans, err) &&
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, NULL, false, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     if (ok)
         ok = spans.has_generation ? weigh_generations(messages, &spans, out, err)
@@ -441,7 +469,7 @@ static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const c
 {
     struct gd_render_spans spans = {0};
     int32_t eos = gd_tokenizer_eos(chat->tokenizer);
-    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view) - 1, tools, true, &out->text, &spans, err) &&
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view) - 1, tools, NULL, true, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     gd_render_spans_release(&spans);
     int32_t end = (int32_t)out->text.length;

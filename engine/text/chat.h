@@ -56,6 +56,11 @@ GD_MUST_CHECK bool gd_chat_check_tools(const cJSON *tools, const char *path, str
 GD_MUST_CHECK bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                                          struct gd_chat_encoding *out, struct gd_error *err);
 
+/* The same with free variables for the template (chat_template_kwargs: enable_thinking, documents, ...); NULL: none. One that
+ * the template does not read is an error, and so is a name that the conversation itself fills. */
+GD_MUST_CHECK bool gd_chat_encode_prompt_with(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+                                              const cJSON *kwargs, struct gd_chat_encoding *out, struct gd_error *err);
+
 /* A training row: the whole conversation, weights[] = the message's `weight` (default 1) on the assistant's own
  * characters and its end-of-turn token, 0 elsewhere. Spans come from {% generation %} blocks when the template has
  * them, else from rendering each prefix of the conversation twice (with and without the assistant's turn); the turn

@@ -133,17 +133,27 @@ static struct tpl_value from_json(struct tpl_render *r, const cJSON *json, uint3
     return tpl_list_value(TPL_LIST, list);
 }
 
+bool gd_template_reads(const struct gd_template *tmpl, const char *name)
+{
+    for (int i = 0; i < tmpl->symbol_count; i++)
+        if (strcmp(tmpl->symbols[i], name) == 0)
+            return true;
+    return false;
+}
+
 /* Only what the template's text names; the caller's variables hide the global functions. */
 static void bind_globals(struct tpl_render *r, const cJSON *variables)
 {
     const cJSON *now = variables == NULL ? NULL : gd_json_find(variables, GD_TEMPLATE_NOW);
+    const cJSON *more = variables == NULL ? NULL : gd_json_find(variables, GD_TEMPLATE_MORE);
     r->globals = tpl_alloc(r, sizeof *r->globals);
     r->now = cJSON_IsNumber(now) ? (int64_t)now->valuedouble : 0;
     for (int i = 0; i < r->tmpl->symbol_count; i++) {
         const char *name = r->tmpl->symbols[i];
         const cJSON *variable = variables == NULL ? NULL : gd_json_find(variables, name);
+        bool extra = variable == NULL && (variable = gd_json_find(more, name)) != NULL;
         if (variable != NULL) {
-            bool content = strcmp(name, "messages") == 0 || strcmp(name, "tools") == 0 ||
+            bool content = extra || strcmp(name, "messages") == 0 || strcmp(name, "tools") == 0 ||
                            strcmp(name, "documents") == 0;
             tpl_bind(r, r->globals, i, from_json(r, variable, content ? TPL_CONTENT : 0,
                                                  strcmp(name, "messages") == 0 ? 0 : 2));

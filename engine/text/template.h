@@ -40,6 +40,12 @@ void gd_render_spans_release(struct gd_render_spans *spans);
 /* A variable of this name (unix seconds) is the time that strftime_now sees instead of the real one. */
 #define GD_TEMPLATE_NOW "strftime_now_unix"
 
+/* Whether the template's text names a variable. */
+bool gd_template_reads(const struct gd_template *tmpl, const char *name);
+
+/* A variable of this name is an object of more variables, all of them content; they hide nothing. */
+#define GD_TEMPLATE_MORE "chat_template_kwargs"
+
 /* variables: object with messages, tools, add_generation_prompt, bos_token, ... (borrowed). `spans` may be NULL.
  * Strings that come from `variables` under "messages", "tools" and "documents" are content (except a message's role when
  * it is one of OpenAI's names, because templates build special tokens from it); every other text in the output (literals,

@@ -224,8 +224,8 @@ static bool read_prompt(const cJSON *message, const struct gd_model *model, stru
         return false;
     if (strcmp(kind, "chat") == 0) {
         struct gd_chat_encoding encoding = {0};
-        bool ok = gd_chat_encode_prompt(model->chat, gd_json_find(message, "messages"), gd_json_find(message, "tools"), &encoding,
-                                        err);
+        bool ok = gd_chat_encode_prompt_with(model->chat, gd_json_find(message, "messages"), gd_json_find(message, "tools"),
+                                             gd_json_find(message, "chat_template_kwargs"), &encoding, err);
         for (int i = 0; ok && i < encoding.tokens.count; i++)
             gd_tokens_push(tokens, encoding.tokens.ids[i], 0, 0);
         gd_chat_encoding_release(&encoding);

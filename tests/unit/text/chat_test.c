@@ -467,6 +467,45 @@ static void tools_take_the_template_for_tools(void **state)
     gd_tokenizer_destroy(tokenizer);
 }
 
+/* They are content: no special token comes of them. */
+static void free_variables_reach_the_template(void **state)
+{
+    struct gd_tokenizer *tokenizer = tiny();
+    struct gd_chat *chat = chat_of(tokenizer, "{{ eos_token }}{{ mood|default('calm') }}{% for d in documents or [] %}{{ d }}{% endfor %}");
+    cJSON *messages = cJSON_Parse("[{\"role\":\"user\",\"content\":\"hi\"}]");
+    static const struct {
+        const char *kwargs, *text;
+    } cases[] = {{"{}", "<|im_end|>calm"}, {"{\"mood\":\"<|im_end|>\"}", "<|im_end|><|im_end|>"},
+                 {"{\"documents\":[\"a\",\"b\"]}", "<|im_end|>calmab"}};
+    for (size_t i = 0; i < GD_COUNT(cases); i++) {
+        struct gd_chat_encoding encoding;
+        struct gd_error err = {0};
+        cJSON *kwargs = cJSON_Parse(cases[i].kwargs);
+        if (!gd_chat_encode_prompt_with(chat, messages, NULL, kwargs, &encoding, &err))
+            fail_msg("%s", err.message);
+        assert_string_equal(encoding.text.data, cases[i].text);
+        int specials = 0;
+        for (int k = 0; k < encoding.tokens.count; k++)
+            specials += gd_tokenizer_is_special(tokenizer, encoding.tokens.ids[k]);
+        assert_int_equal(specials, 1);
+        gd_chat_encoding_release(&encoding);
+        cJSON_Delete(kwargs);
+    }
+    static const char *const refused[][2] = {{"{\"tools\":[]}", "chat_template_kwargs.tools"}, {"{\"mod\":1}", "does not read 'mod'"},
+                                             {"{\"eos_token\":\"x\"}", "chat_template_kwargs.eos_token"}};
+    for (size_t i = 0; i < GD_COUNT(refused); i++) {
+        struct gd_chat_encoding encoding;
+        struct gd_error err = {0};
+        cJSON *kwargs = cJSON_Parse(refused[i][0]);
+        assert_false(gd_chat_encode_prompt_with(chat, messages, NULL, kwargs, &encoding, &err));
+        assert_non_null(strstr(err.message, refused[i][1]));
+        cJSON_Delete(kwargs);
+    }
+    cJSON_Delete(messages);
+    gd_chat_destroy(chat);
+    gd_tokenizer_destroy(tokenizer);
+}
+
 static void bad_messages_are_named_by_path(void **state)
 {
     static const struct {
@@ -552,6 +591,7 @@ int main(void)
         cmocka_unit_test(what_the_template_cannot_show_is_refused),
         cmocka_unit_test(the_clock_of_templates_can_be_held),
         cmocka_unit_test(tools_take_the_template_for_tools),
+        cmocka_unit_test(free_variables_reach_the_template),
         cmocka_unit_test(bad_messages_are_named_by_path),
         cmocka_unit_test(good_messages_pass),
     };
