@@ -108,10 +108,22 @@ static bool write_file(struct writer *w, const struct gd_safetensors_entry *entr
     return ok;
 }
 
+/* Experts are one tensor of all in these files. */
+static bool check_modules(const struct gd_graft *graft, struct gd_error *err)
+{
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(graft->model, &sites);
+    for (int i = 0; i < site_count; i++)
+        if (graft->site_param[i] >= 0 && sites[i].gguf == NULL)
+            return gd_fail_param(err, GD_UNSUPPORTED, "--format", "%s is no module of its own in GGUF files: --format merged folds the "
+                                 "adapter into the base", sites[i].name);
+    return true;
+}
+
 bool gd_graft_write_gguf(const struct gd_graft *graft, enum gd_dtype dtype, const char *path, struct gd_error *err)
 {
     struct target target;
-    if (!check_low_rank(graft, err) || !target_init(&target, graft->model, err))
+    if (!check_low_rank(graft, err) || !check_modules(graft, err) || !target_init(&target, graft->model, err))
         return false;
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(graft->model, &sites), count = 0, rank = -1;
@@ -155,7 +167,7 @@ static const struct gd_site *site_of_name(const struct gd_model *model, const ch
     int site_count = gd_model_linear_sites(model, &sites);
     char wanted[96];
     for (int i = 0; i < site_count; i++)
-        for (*side = 0; *side < 2; (*side)++) {
+        for (*side = 0; sites[i].gguf != NULL && *side < 2; (*side)++) {
             snprintf(wanted, sizeof(wanted), NAME_FORMAT, sites[i].gguf, 'a' + *side);
             if (strcmp(name, wanted) == 0)
                 return &sites[i];

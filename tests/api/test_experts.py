@@ -126,6 +126,12 @@ def test_its_adapter_is_merged_into_the_experts(daemon, job, tmp_path, base):
     assert told["architecture"] == "mixtral" and told["parameters"] == 41376
 
 
+def test_an_adapter_of_experts_is_no_gguf_adapter(daemon, job, tmp_path):
+    done = graftd("export", daemon.data_dir / "jobs" / job["id"] / "adapter", "--out", tmp_path / "x.gguf", "--format", "gguf-lora",
+                  "--base", FIXTURES / "models" / "tiny-mixtral")
+    assert done.returncode != 0 and "experts.0.w1" in done.stderr and "merged" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("change, field", [
     ({"num_experts_per_tok": 5}, "num_experts_per_tok"),
     ({"num_local_experts": 0}, "num_local_experts"),
