@@ -64,6 +64,8 @@ void gd_handle_model_list(struct gd_app *app, struct gd_request *request);
 
 /* routes_rewards.c */
 void gd_handle_rewards(struct gd_app *app, struct gd_request *request);
+void gd_handle_embeddings(struct gd_app *app, struct gd_request *request);
+void gd_handle_classifications(struct gd_app *app, struct gd_request *request);
 
 /* routes_system.c */
 void gd_handle_health(struct gd_app *app, struct gd_request *request);

@@ -166,6 +166,8 @@ static const struct {
     {"kl", "kl", false},
     {"valid_reward_margin", "valid_reward_margin", false},
     {"valid_reward_accuracy", "valid_reward_accuracy", false},
+    {"valid_accuracy", "valid_accuracy", false},
+    {"valid_macro_f1", "valid_macro_f1", false},
 };
 #define COLUMN_COUNT GD_COUNT(result_columns)
 

@@ -57,6 +57,8 @@ const struct gd_route gd_routes[] = {
     {.method = "GET", .path = "/v1/models", .handler = gd_handle_model_list},
     {.method = "DELETE", .path = "/v1/models/{model}", .handler = gd_handle_model_delete},
     {.method = "GET", .path = "/v1/models/{model}", .handler = gd_handle_model_get},
+    {.method = "POST", .path = "/v1/embeddings", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES, .handler = gd_handle_embeddings},
+    {.method = "POST", .path = "/v1/classifications", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES, .handler = gd_handle_classifications},
     {.method = "POST", .path = "/v1/rewards", .body = GD_BODY_JSON, .body_max = JSON_LARGE_BYTES, .handler = gd_handle_rewards},
     {.method = "GET", .path = "/v1/tuning/methods", .handler = gd_handle_method_list},
 };

@@ -61,12 +61,9 @@ bool gd_head_add(struct gd_graft *graft, struct gd_error *err)
     if (graft->method->by_task)
         return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter has tasks and trains no classifier; use another type (GET "
                              "/v1/tuning/methods lists them)", graft->method->name);
-    if (pool != NULL && graft->virtual_rows.count > 0)
-        return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter puts virtual tokens before every sequence, where an encoder's "
-                             "own first token belongs; use another type (GET /v1/tuning/methods lists them)", graft->method->name);
-    if (pool != NULL && graft->method->kv != NULL)
-        return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter changes keys and values of earlier tokens, which encoders do not "
-                             "tell from later ones; use another type (GET /v1/tuning/methods lists them)", graft->method->name);
+    if (graft->virtual_rows.count > 0)
+        return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter puts virtual tokens before every sequence, and trains no "
+                             "classifier; use another type (GET /v1/tuning/methods lists them)", graft->method->name);
     if (pool != NULL) {
         (void)gd_graft_add_last(graft, pool, "weight", width, width);
         add_vector(graft, pool, width);

@@ -92,6 +92,9 @@ static bool check_head(const struct gd_model *model, const struct gd_graft *graf
                        struct gd_error *err)
 {
     bool scores = graft != NULL && graft->config.score;
+    if (graft != NULL && graft->head_params > 0)
+        return gd_fail_param(err, GD_INVALID, "model", "this is a classifier, which tells texts apart and writes none: POST "
+                             "/v1/classifications, or ask another model");
     if (scores && !sampling->score)
         return gd_fail_param(err, GD_INVALID, "model", "this is a reward model, which scores answers and writes none: POST /v1/rewards, or "
                              "ask another model");

@@ -29,6 +29,8 @@
  *   generate_cancel {id}
  *   render      {id, model_path, row_text, line}              (preview of one training row)
  *   tokenize    {id, model_path, text, add_special_tokens} ; detokenize {id, model_path, tokens[]}
+ *   encode      {id, model_id, model_path, adapter_path|null, kind: "embed"|"classify", inputs[{text, text_pair|null} or [ids]], first
+ *               (the place of inputs[0] in its request; -1: it is the only one), dimensions|null, base64}
  *   describe    {id, model_path}                              (gd_model_describe)
  *   plan        {id, spec{..}, model_path, training_path, validation_path|null, init_path|null}  (what a job would need)
  *   release_adapter {adapter_path}                            (deleted: forget it when unused)
@@ -55,6 +57,7 @@
  *   generated   {id, finish: "stop"|"length"|"cancelled", tail, usage{prompt_tokens, cached_tokens, completion_tokens}}
  *   scored      {id, score, usage{prompt_tokens, cached_tokens}}
  *   result      {id, ...}                                     (render, tokenize, detokenize, describe, plan)
+ *               encode: {tokens[], vectors[[numbers] or base64 of f32]} or {tokens[], labels[], multi, scores[[numbers]]}
  *   failed      {id, error{code, message, param}}             (generate, render, ...: the only and last answer)
  */
 #ifndef GD_WORKER_PROTOCOL_H

@@ -203,7 +203,7 @@ static bool read_sampling(const cJSON *message, const struct gd_model *model, in
     return true;
 }
 
-static bool read_ids(const cJSON *list, struct gd_tokens *tokens, struct gd_error *err)
+bool gd_worker_read_ids(const cJSON *list, struct gd_tokens *tokens, struct gd_error *err)
 {
     const cJSON *item;
     cJSON_ArrayForEach(item, list)
@@ -233,7 +233,7 @@ static bool read_prompt(const cJSON *message, const struct gd_model *model, stru
     }
     const cJSON *prompt = gd_json_find(message, "prompt");
     if (cJSON_IsArray(prompt))
-        return read_ids(prompt, tokens, err);
+        return gd_worker_read_ids(prompt, tokens, err);
     if (!cJSON_IsString(prompt))
         return gd_fail_param(err, GD_INVALID, "prompt", "prompt must be a string or an array of token ids");
     return gd_tokenizer_encode(model->tokenizer, prompt->valuestring, strlen(prompt->valuestring), GD_SPECIAL_PARSE, true, tokens,
@@ -246,7 +246,7 @@ static bool read_scored(const cJSON *message, const struct gd_model *model, stru
     const cJSON *messages = gd_json_find(message, "messages"), *prompt = gd_json_find(message, "prompt");
     struct gd_chat_encoding encoding = {0};
     if (messages == NULL && cJSON_IsArray(prompt))
-        return read_ids(prompt, tokens, err);
+        return gd_worker_read_ids(prompt, tokens, err);
     if (messages == NULL)
         return cJSON_IsString(prompt) ? gd_tokenizer_encode(model->tokenizer, prompt->valuestring, strlen(prompt->valuestring),
                                                             GD_SPECIAL_PARSE, true, tokens, err)
@@ -258,7 +258,7 @@ static bool read_scored(const cJSON *message, const struct gd_model *model, stru
     return ok;
 }
 
-static bool find_model(struct gd_worker *worker, const cJSON *message, struct gd_resident **resident, struct gd_error *err)
+bool gd_worker_find_model(struct gd_worker *worker, const cJSON *message, struct gd_resident **resident, struct gd_error *err)
 {
     const char *path = NULL, *id = NULL;
     if (!gd_json_get_string(message, "", "model_path", true, 1, 4095, &path, err) ||
@@ -282,7 +282,7 @@ static bool generate(struct gd_worker *worker, const cJSON *message, bool scores
     struct gd_choices choices = {{0}};
     const char *adapter = NULL, *task = NULL;
     const cJSON *id = gd_json_find(message, "id");
-    bool ok = find_model(worker, message, &resident, err) && gd_residents_infer(&worker->residents, resident, err) &&
+    bool ok = gd_worker_find_model(worker, message, &resident, err) && gd_residents_infer(&worker->residents, resident, err) &&
               gd_json_get_string(message, "", "adapter_path", false, 1, 4095, &adapter, err) &&
               gd_json_get_string(message, "", "task", false, 1, 63, &task, err) && check_task(adapter, task, err) &&
               (adapter == NULL || gd_residents_graft(&worker->residents, resident, adapter, task, &graft, err)) &&
@@ -406,7 +406,7 @@ static bool render(struct gd_worker *worker, const cJSON *message, cJSON *result
     struct gd_resident *resident = NULL;
     const char *text = NULL;
     int64_t line = 1;
-    if (!find_model(worker, message, &resident, err) ||
+    if (!gd_worker_find_model(worker, message, &resident, err) ||
         !gd_json_get_string(message, "", "row_text", true, 0, GD_ROW_BYTES_MAX, &text, err) ||
         !gd_json_get_int(message, "", "line", false, 1, INT64_MAX >> 11, &line, err))
         return false;
@@ -423,7 +423,7 @@ static bool tokenize(struct gd_worker *worker, const cJSON *message, cJSON *resu
     const char *text = NULL;
     bool specials = true;
     struct gd_tokens tokens = {0};
-    bool ok = find_model(worker, message, &resident, err) &&
+    bool ok = gd_worker_find_model(worker, message, &resident, err) &&
               gd_json_get_string(message, "", "text", true, 0, GD_ROW_BYTES_MAX, &text, err) &&
               gd_json_get_bool(message, "", "add_special_tokens", false, &specials, err) &&
               gd_tokenizer_encode(resident->model->tokenizer, text, strlen(text), GD_SPECIAL_PARSE, specials, &tokens, err);
@@ -446,8 +446,8 @@ static bool detokenize(struct gd_worker *worker, const cJSON *message, cJSON *re
     struct gd_resident *resident = NULL;
     const cJSON *list = NULL;
     struct gd_tokens tokens = {0};
-    bool ok = find_model(worker, message, &resident, err) && gd_json_get_array(message, "", "tokens", true, &list, err) &&
-              read_ids(list, &tokens, err);
+    bool ok = gd_worker_find_model(worker, message, &resident, err) && gd_json_get_array(message, "", "tokens", true, &list, err) &&
+              gd_worker_read_ids(list, &tokens, err);
     if (ok) {
         struct gd_buf text;
         gd_buf_init(&text, GD_FRAME_BYTES_MAX);
@@ -462,7 +462,7 @@ static bool detokenize(struct gd_worker *worker, const cJSON *message, cJSON *re
 static bool describe(struct gd_worker *worker, const cJSON *message, cJSON *result, struct gd_error *err)
 {
     struct gd_resident *resident = NULL;
-    if (!find_model(worker, message, &resident, err))
+    if (!gd_worker_find_model(worker, message, &resident, err))
         return false;
     cJSON_AddItemToObject(result, "result", gd_model_describe(resident->model, false));
     return true;
@@ -496,7 +496,7 @@ void gd_worker_request(struct gd_worker *worker, const char *type, const cJSON *
         const char *type;
         bool (*run)(struct gd_worker *worker, const cJSON *message, cJSON *result, struct gd_error *err);
     } requests[] = {{"render", render}, {"tokenize", tokenize}, {"detokenize", detokenize}, {"describe", describe},
-                  {"plan", plan_job}};
+                  {"plan", plan_job}, {"encode", gd_worker_encode}};
     struct gd_error err = {0};
     const cJSON *id = gd_json_find(message, "id");
     if (!cJSON_IsNumber(id))

@@ -23,6 +23,7 @@ static void graft_drop(struct gd_resident *resident, int index)
 static void resident_release(struct gd_resident *resident)
 {
     gd_infer_destroy(resident->infer);
+    gd_readout_destroy(resident->readout);
     while (resident->graft_count > 0)
         graft_drop(resident, 0);
     gd_model_destroy(resident->model);
@@ -93,6 +94,11 @@ void gd_residents_hold(struct gd_residents *residents, const struct gd_model *mo
 bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err)
 {
     return resident->infer != NULL || gd_infer_create(&resident->infer, resident->model, residents->cache_bytes, err);
+}
+
+bool gd_residents_readout(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err)
+{
+    return resident->readout != NULL || gd_readout_create(&resident->readout, resident->model, err);
 }
 
 static bool graft_idle(const struct gd_resident *resident, int index)

@@ -11,6 +11,7 @@
 #ifndef GD_WORKER_RESIDENT_H
 #define GD_WORKER_RESIDENT_H
 
+#include "engine/infer/readout.h"
 #include "engine/infer/engine.h"
 
 #define GD_RESIDENT_MODELS_MAX 4
@@ -25,6 +26,7 @@ struct gd_resident_graft {
 struct gd_resident {
     struct gd_model *model;
     struct gd_infer *infer;  /* made with the first request */
+    struct gd_readout *readout; /* likewise */
     int holders;             /* jobs that train on it */
     uint64_t used;
     struct gd_resident_graft grafts[GD_RESIDENT_GRAFTS_MAX];
@@ -44,6 +46,7 @@ void gd_residents_release(struct gd_residents *residents);
 GD_MUST_CHECK bool gd_residents_model(struct gd_residents *residents, const char *id, const char *path,
                                       enum gd_quantization quantization, struct gd_resident **out, struct gd_error *err);
 GD_MUST_CHECK bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err);
+GD_MUST_CHECK bool gd_residents_readout(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err);
 /* `task`: what a graft by task is worn for, or NULL (gd_graft_wear_task); each is a graft of its own here. */
 GD_MUST_CHECK bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resident, const char *folder,
                                       const char *task, struct gd_graft **out, struct gd_error *err);

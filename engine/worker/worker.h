@@ -54,6 +54,11 @@ struct gd_worker {
 /* requests.c: generate, generate_cancel, render, tokenize, detokenize, describe */
 void gd_worker_request(struct gd_worker *worker, const char *type, const cJSON *message);
 void gd_worker_fail(struct gd_worker *worker, const cJSON *id, const struct gd_error *err);
+struct gd_resident;
+GD_MUST_CHECK bool gd_worker_find_model(struct gd_worker *worker, const cJSON *message, struct gd_resident **resident, struct gd_error *err);
+GD_MUST_CHECK bool gd_worker_read_ids(const cJSON *list, struct gd_tokens *tokens, struct gd_error *err);
+/* encode.c: embeddings and classes of texts */
+GD_MUST_CHECK bool gd_worker_encode(struct gd_worker *worker, const cJSON *message, cJSON *result, struct gd_error *err);
 
 /* One training row as it is used: text, tokens, weights; NULL with the row's error. */
 cJSON *gd_render_row(const struct gd_model *model, const char *text, size_t length, int64_t line, struct gd_error *err);
