@@ -23,7 +23,7 @@ def arguments(text):
     parser.add_argument("--curves", action="store_true", help="also speed and memory against length, rank, threads and jobs, as plots")
     parser.add_argument("--cache", type=pathlib.Path, default=ROOT / ".cache" / "bench", help="what was built and brought (.cache/bench)")
     parser.add_argument("--out", type=pathlib.Path, help="results.json, results.md and plots go here (CACHE/results)")
-    parser.add_argument("--graftd", type=pathlib.Path, help="this program instead of a release build of the sources")
+    parser.add_argument("--graftd", type=pathlib.Path, help="this program of a build folder instead of a release build of the sources")
     chosen = parser.parse_args()
     chosen.cache = chosen.cache.resolve()
     chosen.out = (chosen.out or chosen.cache / "results").resolve()
@@ -59,7 +59,7 @@ def graftd(chosen):
     run(ROOT / "deploy" / "setup", "demo")
     if not (build / "build.ninja").exists():
         run("meson", "setup", build, "--buildtype=release", cwd=ROOT)
-    run("ninja", "-C", build, "graftd")
+    run("ninja", "-C", build, "graftd", "tests/bench/four_jobs")
     return build / "graftd"
 
 

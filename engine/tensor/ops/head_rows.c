@@ -2,10 +2,12 @@
 #include "engine/tensor/gemm.h"
 #include <inttypes.h>
 
-/* Logits of a chunk stay below this, within [CHUNK_MIN, CHUNK_MAX] rows. */
+/* Logits of a chunk stay below this, within [CHUNK_MIN, CHUNK_MAX] rows. Each chunk passes once over the gradient of a trained head,
+ * which is as large as three chunks of a small model: fewer and larger ones then. */
 #define CHUNK_BYTES ((int64_t)48 << 20)
 #define CHUNK_MIN 32
 #define CHUNK_MAX 256
+#define TRAINED_CHUNKS 3
 #define ROW_STEP 32 /* rows of a product are rounded up to it: few distinct shapes for the library */
 #define BLOCK 256   /* logits summed in f32 before they go into a double */
 
@@ -19,8 +21,8 @@ struct layout {
 static struct layout scratch_layout(int64_t rows, int64_t width, int64_t vocab, bool bf16, bool trained, bool dh, bool dtable)
 {
     size_t item = bf16 ? 2 : 4, narrow = bf16 && (dh || dtable) ? 2 : 0;
-    int64_t chunk = CHUNK_BYTES / (vocab * (int64_t)(4 + narrow)) / ROW_STEP * ROW_STEP;
-    chunk = chunk < CHUNK_MIN ? CHUNK_MIN : chunk > CHUNK_MAX ? CHUNK_MAX : chunk;
+    int64_t times = dtable ? TRAINED_CHUNKS : 1, chunk = times * CHUNK_BYTES / (vocab * (int64_t)(4 + narrow)) / ROW_STEP * ROW_STEP;
+    chunk = chunk < CHUNK_MIN ? CHUNK_MIN : chunk > times * CHUNK_MAX ? times * CHUNK_MAX : chunk;
     int64_t all = (rows + ROW_STEP - 1) / ROW_STEP * ROW_STEP;
     struct layout at = {.chunk = chunk < all ? chunk : all};
     size_t n = (size_t)at.chunk, chunk_bytes = (n * (size_t)width * item + 63) / 64 * 64;
