@@ -22,10 +22,10 @@ class Answer:
 
 
 class Daemon:
-    def __init__(self, data_dir, models, key=None, environment=None, threads=2, arguments=()):
+    def __init__(self, data_dir, models, key=None, environment=None, threads=2, arguments=(), enter=None):
         self.data_dir, self.models, self.key = pathlib.Path(data_dir), pathlib.Path(models), key
         self.environment = {**os.environ, **(environment or {})}
-        self.threads, self.arguments = threads, list(arguments)
+        self.threads, self.arguments, self.enter = threads, list(arguments), enter
         self.process, self.url, self.port = None, None, None
         self.log_path = self.data_dir.parent / (self.data_dir.name + ".log")
 
@@ -33,7 +33,7 @@ class Daemon:
         command = [GRAFTD, "serve", "--data-dir", str(self.data_dir), "--models", str(self.models), "--listen", "127.0.0.1:0",
                    "--threads", str(self.threads), *self.arguments]
         log = open(self.log_path, "ab")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=self.environment)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=self.environment, preexec_fn=self.enter)
         line = self.process.stdout.readline().decode().strip()
         assert line.startswith("listening on http://"), f"{line!r}\n{self.log()[-3000:]}"
         self.url = line[len("listening on "):]

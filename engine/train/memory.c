@@ -233,7 +233,9 @@ static int largest_that_fits(const struct search *search, bool (*try)(const stru
 void gd_job_memory_advise(struct gd_memory_advice *advice, const struct gd_model *model, const struct gd_job_spec *spec,
                           const struct gd_memory_shape *shape, const struct gd_memory_room *room)
 {
-    struct search search = {model, NULL, spec, shape, room};
+    struct gd_memory_room narrow = *room; /* so that what is said to fit does, whatever the rest of the file holds */
+    narrow.limit = (room->limit > 0 ? room->limit : gd_memory_bytes()) / 100 * 99;
+    struct search search = {model, NULL, spec, shape, &narrow};
     struct gd_graft *graft = NULL;
     struct gd_error ignored = {0};
     *advice = (struct gd_memory_advice){0};

@@ -241,6 +241,8 @@ static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error
     gd_large_free(passes->arena, passes->arena_bytes);
     passes->arena = NULL;
     passes->arena_bytes = 0;
+    if (passes->make_room != NULL)
+        passes->make_room(passes->room_context, bytes);
     if (!gd_large_alloc(&passes->arena, bytes, "activations of a micro-batch", err))
         return false;
     passes->arena_bytes = bytes;

@@ -51,6 +51,9 @@ struct gd_passes {
     bool recompute;             /* training passes make each layer again in the backward pass; before the first of them */
     float *block;               /* parameters */
     float *grad;                /* gradient of one micro-batch, same layout */
+    /* Before the arena is made: others give way where they can. May be NULL. */
+    void (*make_room)(void *context, size_t bytes);
+    void *room_context;
     void *arena;
     size_t arena_bytes;
     struct gd_pass *pass[GD_PASS_BUCKETS_MAX];

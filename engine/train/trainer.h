@@ -48,6 +48,8 @@ struct gd_train_observer {
      * far and this checkpoint are kept by whoever listens: a resumed run starts after it and does not tell them again. */
     bool (*checkpoint)(void *context, int64_t step, const char *folder, const struct gd_metric *metrics,
                        int metric_count, struct gd_error *err);
+    /* So many bytes are about to be taken: caches give way where they can. May be NULL. */
+    void (*make_room)(void *context, size_t bytes);
     /* The last step's adapter stands at `folder`: whoever serves it must get what the probe says, or the job fails. */
     bool (*read_back)(void *context, const char *folder, const struct gd_probe *probe, struct gd_error *err);
 };

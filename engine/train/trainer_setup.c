@@ -118,6 +118,9 @@ static bool plan_memory(struct gd_trainer *trainer, struct gd_error *err)
         gd_trainer_say(trainer, "info", "Gradient checkpointing is on: activations need %.0f MiB instead of %.0f, with which the job would "
                        "not fit the %.0f that there are; each layer is computed twice", (double)(memory->part[GD_MEMORY_ACTIVATIONS] +
                        memory->part[GD_MEMORY_HEAD]) / 1048576, (double)memory->without / 1048576, (double)memory->limit / 1048576);
+    size_t there = memory->part[GD_MEMORY_PROCESS] + memory->part[GD_MEMORY_MODEL_FILE] + gd_trainer_weight_bytes(trainer);
+    if (trainer->observer.make_room != NULL && memory->total > there)
+        trainer->observer.make_room(trainer->observer.context, memory->total - there);
     spec->gradient_checkpointing = memory->recompute ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
     return true;
 }
@@ -135,6 +138,8 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
         return false;
 
     trainer->passes.recompute = trainer->memory.recompute;
+    trainer->passes.make_room = trainer->observer.make_room;
+    trainer->passes.room_context = trainer->observer.context;
     int most = trainer->largest > trainer->longest_valid ? trainer->largest : trainer->longest_valid;
     most = most > trainer->surveyed ? most : trainer->surveyed;
     most = most > spec->tokens_per_batch ? most : spec->tokens_per_batch;

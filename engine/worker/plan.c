@@ -86,6 +86,7 @@ static bool open_longest(struct gd_dataset **out, const struct longest *longest,
 
 struct file_facts {
     int64_t rows, bytes;
+    size_t data_bytes;           /* of its rows as tokens, by the ratio that those have which were looked at */
     int longest, surveyed;
 };
 
@@ -110,6 +111,12 @@ static bool look_at_file(struct file_facts *facts, const char *path, const struc
         data->virtual_rows = graft->virtual_rows;
         for (int64_t i = 0; i < data->row_count; i++)
             facts->longest = gd_dataset_row_space(data, i) > facts->longest ? gd_dataset_row_space(data, i) : facts->longest;
+        size_t seen = 1;
+        for (int i = 0; i < PLAN_ROWS; i++)
+            seen += longest.length[i];
+        double share = (double)data->token_count / (double)seen;
+        facts->data_bytes = (size_t)((double)facts->bytes * share) * (sizeof(int32_t) + sizeof(float)) +
+                            (size_t)facts->rows * sizeof(struct gd_dataset_row);
         if (spec->preference.term_count > 0)
             facts->surveyed = gd_survey_longest(&spec->preference, data, options.context);
     }
@@ -150,7 +157,7 @@ static bool plan(struct gd_model *model, size_t cache_bytes, struct gd_job_spec 
         gd_plan_room(&room, model, spec, cache_bytes);
         struct gd_memory_shape shape = {.longest = train.longest, .step_tokens = train.bytes, .valid = valid.longest,
                                         .surveyed = train.surveyed > valid.surveyed ? train.surveyed : valid.surveyed,
-                                        .data_bytes = (size_t)(train.bytes + valid.bytes) * 2};
+                                        .data_bytes = train.data_bytes + valid.data_bytes};
         struct gd_memory_advice advice = {0};
         struct gd_error refused = {0};
         ok = gd_job_memory_plan(&memory, model, graft, spec, &shape, &room, err);

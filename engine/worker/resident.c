@@ -2,8 +2,10 @@
 
 #include "engine/base/alloc.h"
 #include "engine/base/log.h"
+#include "engine/base/memory.h"
 
 #include <assert.h>
+#include <stdint.h>
 #include <string.h>
 
 void gd_residents_init(struct gd_residents *residents, size_t cache_bytes)
@@ -41,6 +43,14 @@ static bool idle(const struct gd_resident *resident)
     return resident->holders == 0 && (resident->infer == NULL || !gd_infer_busy(resident->infer));
 }
 
+static void evict(struct gd_residents *residents, int index)
+{
+    gd_log_info("model", "model_id=%s state=evicted", residents->entry[index].model->id);
+    resident_release(&residents->entry[index]);
+    residents->entry[index] = residents->entry[--residents->count];
+    memset(&residents->entry[residents->count], 0, sizeof(residents->entry[0]));
+}
+
 static bool make_room(struct gd_residents *residents, struct gd_error *err)
 {
     if (residents->count < GD_RESIDENT_MODELS_MAX)
@@ -52,10 +62,7 @@ static bool make_room(struct gd_residents *residents, struct gd_error *err)
     if (oldest < 0)
         return gd_fail(err, GD_BUSY, "%d base models are in use on this worker, its most: try again when one is idle",
                        GD_RESIDENT_MODELS_MAX);
-    gd_log_info("model", "model_id=%s state=evicted", residents->entry[oldest].model->id);
-    resident_release(&residents->entry[oldest]);
-    residents->entry[oldest] = residents->entry[--residents->count];
-    memset(&residents->entry[residents->count], 0, sizeof(residents->entry[0]));
+    evict(residents, oldest);
     return true;
 }
 
@@ -91,9 +98,71 @@ void gd_residents_hold(struct gd_residents *residents, const struct gd_model *mo
             residents->entry[i].holders += change;
 }
 
+/* The engine that was used longest ago among those that nobody waits for. */
+static struct gd_resident *idle_engine(struct gd_residents *residents)
+{
+    struct gd_resident *oldest = NULL;
+    for (int i = 0; i < residents->count; i++) {
+        struct gd_resident *one = &residents->entry[i];
+        if (one->infer != NULL && !gd_infer_busy(one->infer) && (oldest == NULL || one->used < oldest->used))
+            oldest = one;
+    }
+    return oldest;
+}
+
+static bool evict_engine(struct gd_residents *residents)
+{
+    struct gd_resident *victim = idle_engine(residents);
+    if (victim == NULL)
+        return false;
+    gd_log_info("model", "model_id=%s state=engine_evicted", victim->model->id);
+    gd_infer_destroy(victim->infer);
+    victim->infer = NULL;
+    return true;
+}
+
+static bool evict_model(struct gd_residents *residents, const struct gd_model *keep)
+{
+    int oldest = -1;
+    for (int i = 0; i < residents->count; i++)
+        if (residents->entry[i].model != keep && idle(&residents->entry[i]) &&
+            (oldest < 0 || residents->entry[i].used < residents->entry[oldest].used))
+            oldest = i;
+    if (oldest >= 0)
+        evict(residents, oldest);
+    return oldest >= 0;
+}
+
+bool gd_residents_make_room(struct gd_residents *residents, const struct gd_model *keep, size_t bytes)
+{
+    while (gd_memory_room() < bytes)
+        if (!evict_engine(residents) && !evict_model(residents, keep))
+            return false;
+    return true;
+}
+
+#define CACHE_TOKENS_MIN 2048 /* an engine with less is of no use */
+
+/* Its cache takes what is left beside jobs; an idle engine gives way. */
 bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err)
 {
-    return resident->infer != NULL || gd_infer_create(&resident->infer, resident->model, residents->cache_bytes, err);
+    struct gd_infer_need least;
+    if (resident->infer != NULL)
+        return true;
+    if (gd_memory_limit() == SIZE_MAX)
+        return gd_infer_create(&resident->infer, resident->model, residents->cache_bytes, err);
+    if (!gd_infer_estimate(resident->model, residents->cache_bytes, CACHE_TOKENS_MIN, &least, err))
+        return false;
+    size_t packing = gd_dtype_bytes(GD_F32, gd_tensor_count(gd_weight_source(resident->model->head))); /* a weight on its way into a layout */
+    size_t fixed = least.forward + least.weights + packing;
+    while (gd_memory_room() < fixed + residents->cache_bytes && evict_engine(residents))
+        ;
+    size_t room = gd_memory_room();
+    if (room < fixed + least.kv)
+        return gd_fail(err, GD_BUSY, "serving '%s' needs %.0f MiB and %.0f are left beside what runs: try again later, or raise --memory-limit",
+                       resident->model->id, (double)(fixed + least.kv) / 1048576, (double)room / 1048576);
+    size_t cache = room - fixed < residents->cache_bytes ? room - fixed : residents->cache_bytes;
+    return gd_infer_create(&resident->infer, resident->model, cache, err);
 }
 
 bool gd_residents_readout(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err)

@@ -2,7 +2,8 @@
  * resident.h - the bases and grafts that a worker holds in memory, and the engines that generate on them.
  *
  * Why      Tuning and serving share one base; a graft is read once and worn by many requests.
- * Memory   Owns models, grafts, engines; evicts idle ones when GD_RESIDENT_MODELS_MAX bases are loaded.
+ * Memory   Owns models, grafts, engines; evicts idle ones when GD_RESIDENT_MODELS_MAX bases are loaded, and for jobs that need
+ *          their memory. An engine's cache is what is left, up to cache_bytes.
  * Threads  engine thread
  * Errors   those of gd_model_open and gd_graft_load
  * Limits   GD_RESIDENT_MODELS_MAX bases, GD_RESIDENT_GRAFTS_MAX grafts
@@ -51,6 +52,9 @@ GD_MUST_CHECK bool gd_residents_readout(struct gd_residents *residents, struct g
 GD_MUST_CHECK bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resident, const char *folder,
                                       const char *task, struct gd_graft **out, struct gd_error *err);
 /* A job trains on this base (+1) or does so no more (-1): a held base is not evicted. */
+/* Memory for a job on `keep`: engines that nobody waits for give way, then other bases that nobody holds. False: what is busy
+ * leaves too little. Pointers to residents are good no more. */
+bool gd_residents_make_room(struct gd_residents *residents, const struct gd_model *keep, size_t bytes);
 void gd_residents_hold(struct gd_residents *residents, const struct gd_model *model, int change);
 /* Drops a graft that was deleted, once nobody wears it. */
 void gd_residents_forget(struct gd_residents *residents, const char *folder);

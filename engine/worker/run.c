@@ -2,6 +2,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/log.h"
+#include "engine/base/memory.h"
 #include "engine/tensor/device.h"
 #include "engine/train/trainer.h"
 #include "engine/worker/attached.h"
@@ -243,6 +244,7 @@ static bool run_job(const struct options *options, struct gd_error *err)
     struct gd_trainer *trainer = NULL;
     char *id = NULL, *path = NULL;
     struct progress progress = {.terminal = isatty(STDOUT_FILENO) && getenv("NO_COLOR") == NULL};
+    gd_memory_set_limit(gd_memory_bytes());
     gd_residents_init(&progress.residents, CACHE_BYTES);
     cJSON *body = gd_json_parse_file(options->job, 16u << 20, err);
     bool parsed = body != NULL && gd_job_spec_parse(&spec, body, err);

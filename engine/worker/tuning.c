@@ -183,6 +183,18 @@ static bool on_read_back(void *context, const char *folder, const struct gd_prob
     return true;
 }
 
+/* Requests that are under way are answered first. */
+static void make_room(void *context, size_t bytes)
+{
+    struct tuning *tuning = context;
+    struct gd_worker *worker = tuning->job.worker;
+    while (!gd_residents_make_room(&worker->residents, tuning->model, bytes) && gd_residents_busy(&worker->residents) &&
+           tuning->job.stop == GD_STOP_NONE) {
+        gd_residents_turn(&worker->residents);
+        atomic_fetch_add(&worker->watermark, 1);
+    }
+}
+
 static bool begin_training(struct tuning *tuning, const cJSON *message, struct gd_error *err)
 {
     const char *folder = NULL, *model_path = NULL, *training = NULL, *validation = NULL, *init = NULL;
@@ -209,7 +221,7 @@ static bool begin_training(struct tuning *tuning, const cJSON *message, struct g
                                          .created_at = created_at};
     struct gd_train_observer observer = {.context = tuning, .poll = poll_job, .message = on_message, .started = on_started,
                                          .step = on_step, .checkpoint = on_checkpoint, .evaluate = on_evaluate,
-                                         .read_back = on_read_back};
+                                         .read_back = on_read_back, .make_room = make_room};
     gd_plan_room(&options.room, resident->model, &tuning->spec, residents->cache_bytes);
     return gd_trainer_create(&tuning->trainer, tuning->model, &tuning->spec, &options, &observer, err);
 }

@@ -1,10 +1,8 @@
 """What a job needs is known before it runs, and a job that cannot fit is refused when it is submitted."""
-import json
-import subprocess
-
 import pytest
 
-from daemon import GRAFTD, chat_rows, job_body
+from daemon import chat_rows, job_body
+from limits import Limit
 
 PARTS = ("weights", "model_file", "adapter", "gradients", "optimizer", "reference", "activations", "head", "evaluation", "kv_cache",
          "data", "process")
@@ -65,3 +63,27 @@ def test_a_job_that_cannot_fit_is_refused_with_what_fits(own_daemon):
     done = daemon.wait_job(job.json["id"])
     assert done["status"] == "succeeded", done["error"]
     assert done["memory"]["peak_bytes"] < done["memory"]["limit_bytes"]
+
+
+def test_a_daemon_trains_and_serves_inside_its_limit(own_daemon):
+    with Limit(208 << 20) as limit:
+        daemon = own_daemon(arguments=["--memory-limit", "192M"], enter=limit.enter).start()
+        limit.watch(daemon.process.pid)
+        file_id = daemon.upload(long_rows(256)).json["id"]
+        hyper = {"tokens_per_batch": 1048576, "batch_size": 256, "n_epochs": 1, "max_steps": 3}
+        job = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, hyper=hyper)).json
+        assert job["memory"]["gradient_checkpointing"] is True, job  # it fits only so
+        served = 0
+        while daemon.get("/v1/fine_tuning/jobs/" + job["id"]).json["status"] in ("validating_files", "queued", "running"):
+            answer = daemon.post("/v1/completions", {"model": "tiny-llama", "prompt": "number", "max_tokens": 8})
+            assert answer.status in (200, 429), answer.body
+            served += answer.status == 200
+        done = daemon.wait_job(job["id"])
+        assert done["status"] == "succeeded", done["error"]
+        events = [event["message"] for event in daemon.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=100").json["data"]]
+        assert any("Gradient checkpointing is on" in message for message in events), events
+        tuned = daemon.post("/v1/completions", {"model": done["fine_tuned_model"], "prompt": "number", "max_tokens": 8})
+        assert tuned.status == 200 and served > 0
+        assert limit.kills() == 0 and daemon.get("/healthz").status == 200
+        assert limit.peak() <= 208 << 20
+        daemon.stop()
