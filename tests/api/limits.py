@@ -18,11 +18,13 @@ def make_group(limit):
             folder.mkdir()
         except OSError:
             continue
-        try:
-            (folder / limit_name).write_text(str(limit))
-            return folder, peak_name
-        except OSError:
-            folder.rmdir()
+        if (folder / limit_name).exists() and (folder / "cgroup.procs").exists():  # else a folder like any other
+            try:
+                (folder / limit_name).write_text(str(limit))
+                return folder, peak_name
+            except OSError:
+                pass
+        folder.rmdir()
     return None
 
 
