@@ -24,20 +24,26 @@ static bool check_heads(const struct gd_model_config *config, const struct gd_mo
     return true;
 }
 
+/* Positions are learned rows, or distances have a bias, instead. */
+static bool rotates(const struct gd_model_config *config)
+{
+    return !config->learned_positions && config->bias_buckets == 0;
+}
+
 int gd_model_frequencies(const struct gd_model_config *config)
 {
-    return config->learned_positions ? 1 : config->rope_tables * (config->rotary_dim / 2);
+    return !rotates(config) ? 1 : config->rope_tables * (config->rotary_dim / 2);
 }
 
 static bool make_frequencies(struct gd_model_config *config, const struct gd_rope_scaling *ropes,
                              const struct gd_model_config_names *names, struct gd_error *err)
 {
     config->rope_tables = config->local_rope || config->long_from > 0 ? 2 : 1;
-    config->rotary_dim = config->learned_positions ? 0 : config->rotary_dim == 0 ? config->head_dim : config->rotary_dim;
+    config->rotary_dim = !rotates(config) ? 0 : config->rotary_dim == 0 ? config->head_dim : config->rotary_dim;
     int count = gd_model_frequencies(config), half = config->rotary_dim / 2;
     config->inv_freq = gd_alloc_array((size_t)count, sizeof config->inv_freq[0]);
     config->attention_factor = config->local_attention_factor = 1;
-    if (config->learned_positions)
+    if (!rotates(config))
         return true;
     double factors[2] = {1, 1}, thetas[2] = {config->rope_theta, config->local_rope ? config->local_rope_theta : config->rope_theta};
     for (int i = 0; i < config->rope_tables; i++)

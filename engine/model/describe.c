@@ -34,6 +34,11 @@ static cJSON *describe_config(const struct gd_model_config *c)
     cJSON *object = cJSON_CreateObject();
     add_number(object, "hidden_size", c->width);
     add_number(object, "layers", c->layers);
+    if (c->encoder_layers > 0) {
+        add_number(object, "encoder_layers", c->encoder_layers);
+        add_number(object, "position_buckets", c->bias_buckets);
+        add_number(object, "position_distance", c->bias_distance);
+    }
     add_number(object, "heads", c->heads);
     add_number(object, "kv_heads", c->kv_heads);
     add_number(object, "head_dim", c->head_dim);
@@ -165,7 +170,7 @@ static cJSON *describe_memory(const struct gd_model *model)
     for (int i = 0; i < model->weight_count; i++)
         if (gd_weight_rank(model->weights[i]) == 1)
             vectors += (double)gd_weight_dim(model->weights[i], 0);
-    double kv = 2.0 * c->layers * c->kv_heads * c->head_dim;
+    double kv = 2.0 * gd_model_decoder_layers(model) * c->kv_heads * c->head_dim;
     cJSON *memory = cJSON_CreateObject(), *serve = add_object(memory, "serve"), *tune = add_object(memory, "tune");
     add_number(serve, "weights_f32_bytes", 4 * (matrices + vectors));
     add_number(serve, "weights_bf16_bytes", 2 * matrices + 4 * vectors);

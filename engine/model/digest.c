@@ -28,6 +28,9 @@ static void add_config(struct gd_buf *text, const struct gd_model_config *c)
                       (int)c->activation);
     if (c->parallel_residual || c->norm_after || c->attention_scale != 1 / sqrt(c->head_dim))
         gd_buf_printf(text, "parallel %d after %d scale %.17g\n", c->parallel_residual, c->norm_after, c->attention_scale);
+    if (c->encoder_layers > 0)
+        gd_buf_printf(text, "encoder_layers %d gated %d activation %d scaled %d distance %d start %d\n", c->encoder_layers, c->gated,
+                      (int)c->activation, c->scaled_output, c->bias_distance, (int)c->decoder_start_id);
     gd_buf_printf(text, "biases %d %d %d tied %d inv_freq", c->qkv_bias, c->o_bias, c->mlp_bias, c->tied);
     for (int j = 0; j < gd_model_frequencies(c); j++)
         gd_buf_printf(text, " %.9g", (double)c->inv_freq[j]);

@@ -287,6 +287,35 @@ static void a_pair_shares_its_virtual_rows_and_its_prompt(void **state)
     free_dataset(data);
 }
 
+static void prompts_and_answers_apart_are_packed_on_two_sides(void **state)
+{
+    struct gd_dataset *data = dataset_of((int[]){7, 3, 5}, 3);
+    int64_t rows[] = {2, 0, 1};
+    struct gd_batch batch;
+    data->apart = true;
+    data->start_id = 77;
+    data->rows[0].encoded = 4;
+    data->rows[1].encoded = 1;
+    data->rows[2].encoded = 3;
+    gd_batch_init(&batch, 64, 8);
+    gd_batch_fill(&batch, data, rows, 3, 64);
+    static const int32_t encoder[] = {2000, 2001, 2002, 0, 1, 2, 3, 1000}, ids[] = {77, 2003, 77, 4, 5, 77, 1001};
+    static const int32_t labels[] = {-100, 2004, 4, 5, -100, 1001, 1002}, positions[] = {0, 1, 0, 1, 2, 0, 1};
+    static const float weights[] = {0, 0.5f, 0.5f, 1, 0, 0.5f, 1};
+    assert_int_equal(batch.encoder_used, 8);
+    assert_int_equal(batch.used, 7);
+    assert_int_equal(batch.encoder_capacity, 64);
+    assert_memory_equal(batch.encoder_ids, encoder, sizeof encoder);
+    assert_memory_equal(batch.ids, ids, sizeof ids);
+    assert_memory_equal(batch.labels, labels, sizeof labels);
+    assert_memory_equal(batch.positions, positions, sizeof positions);
+    assert_memory_equal(batch.weights, weights, sizeof weights);
+    assert_memory_equal(batch.encoder_cu_seqlens, ((int32_t[]){0, 3, 7, 8, 8, 8, 8, 8, 8}), 9 * sizeof(int32_t));
+    assert_memory_equal(batch.cu_seqlens, ((int32_t[]){0, 2, 5, 7, 7, 7, 7, 7, 7}), 9 * sizeof(int32_t));
+    gd_batch_release(&batch);
+    free_dataset(data);
+}
+
 static void buckets_round_up_in_steps(void **state)
 {
     static const int pairs[][2] = {{0, 64}, {1, 64}, {64, 64}, {65, 128}, {512, 512}, {513, 640}, {2048, 2048}, {2049, 2304}, {5000, 5120}};
@@ -310,6 +339,7 @@ int main(void)
         cmocka_unit_test(batches_shift_labels_inside_segments_only),
         cmocka_unit_test(virtual_rows_lead_every_segment_and_can_be_taken_out),
         cmocka_unit_test(a_pair_shares_its_virtual_rows_and_its_prompt),
+        cmocka_unit_test(prompts_and_answers_apart_are_packed_on_two_sides),
         cmocka_unit_test(buckets_round_up_in_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
