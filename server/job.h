@@ -74,7 +74,7 @@ struct gd_job {
     int crash_points;
     char *pass_key;                  /* once known; NULL: it runs alone */
     bool pass_key_known;
-    bool no_room;                    /* there was no memory for it beside others: it starts on a worker of its own */
+    bool alone;                      /* it did not fit beside others: it starts on a worker of its own */
     struct gd_step_metrics *steps;   /* reported and not yet stored */
     int step_count, step_capacity;
     bool steps_held;                 /* job_started came and is not stored yet: its cut would take the new steps along */

@@ -310,7 +310,7 @@ static void after_start(struct gd_job *job, struct gd_turn *turn)
         gd_job_leave_worker(job);
         return;
     }
-    job->no_room = false;
+    job->alone = false;
     job->rate_count = 0;
     job->live_step = job->record.step;
     job->live_total_steps = job->record.total_steps;
@@ -384,14 +384,14 @@ static enum gd_turn_result prepare_stopped(struct gd_job *job, struct gd_turn *t
     if (!gd_job_on_worker(&job->record))
         return GD_TURN_NOTHING; /* cancelled: stored before the worker was told */
     gd_job_take_steps(job, change);
-    bool no_room = strcmp(gd_frame_text(turn->frame, "how", ""), "no_room") == 0;
+    bool alone = strcmp(gd_frame_text(turn->frame, "how", ""), "alone") == 0;
     if (job->record.status == GD_JOB_PAUSING) {
         gd_job_move_to(change, GD_JOB_PAUSED);
         gd_job_change_message(change, "info", "The job is paused at step %" PRId64, change->record.step);
-    } else if (no_room) {
-        job->no_room = true;
+    } else if (alone) {
+        job->alone = true;
         gd_job_move_to(change, GD_JOB_QUEUED);
-        gd_job_change_message(change, "info", "There is no memory for the job beside those that run: it waits until they are done");
+        gd_job_change_message(change, "info", "The job does not fit beside those that run: it waits until they are done");
     } else {
         gd_job_move_to(change, GD_JOB_QUEUED);
         gd_job_change_message(change, "info", "The server is stopping: the job goes back to the queue at step %" PRId64,

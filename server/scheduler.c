@@ -199,7 +199,7 @@ static const char *pass_key(struct gd_job *job)
 /* One that was with two workers that ended, without a step in between, goes alone: then it is known whose fault the next end is. */
 static bool may_have_company(struct gd_job *job)
 {
-    return pass_key(job) != NULL && job->crash_points <= GD_CRASH_POINTS_SHARED && !job->no_room;
+    return pass_key(job) != NULL && job->crash_points <= GD_CRASH_POINTS_SHARED && !job->alone;
 }
 
 /* Only the next one in the queue may join: nobody is passed by for ever by jobs that come later. */

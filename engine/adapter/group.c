@@ -34,6 +34,8 @@ static struct gd_value *group_linear(void *context, struct gd_graph *g, const st
         touched |= group->member[k].graft->site_param[site->index] >= 0;
     if (!touched || y == NULL)
         return y;
+    if (x->group != NULL)
+        return gd_graph_fail(g, "'%s': rows that are sorted by expert are not a job's own", site->name);
     struct gd_value *xs = gd_split(g, x, group->rows, group->count), *ys = gd_split(g, y, group->rows, group->count);
     for (int k = 0; k < group->count; k++)
         out[k] = member_linear(&group->member[k], g, site, gd_value_output(xs, k), w, bias, gd_value_output(ys, k));

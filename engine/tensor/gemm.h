@@ -5,7 +5,8 @@
  * Memory   gd_gemm_packed owns its packed copy; primitives and their scratch are kept for the process.
  * Threads  engine thread
  * Errors   GD_NO_MEMORY for the packed copy; GD_INTERNAL with the library's status.
- * Limits   F32 and BF16 operands; sums in f32.
+ * Limits   F32 and BF16 operands; sums in f32. A row of c is computed from that row of a alone, in an order that does not depend
+ *          on how many rows there are: jobs that share a pass rely on it (rows_alone.h looks), whatever kernel stands here.
  * Life     process
  */
 #ifndef GD_TENSOR_GEMM_H

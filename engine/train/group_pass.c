@@ -2,6 +2,7 @@
 
 #include "engine/adapter/group.h"
 #include "engine/base/alloc.h"
+#include "engine/tensor/rows_alone.h"
 
 #include <string.h>
 
@@ -26,7 +27,9 @@ struct gd_group_pass {
 
 bool gd_passes_share(const struct gd_passes *passes)
 {
-    return gd_graft_shares_pass(passes->graft) && passes->objective->by_token && !gd_model_encodes(passes->model) && passes->model->config.experts == 0;
+    const struct gd_model *model = passes->model;
+    return gd_graft_shares_pass(passes->graft) && passes->objective->by_token && !gd_model_encodes(model) &&
+           !gd_model_is_encoder(model) && model->config.experts == 0; /* rows of several jobs would mix in the experts */
 }
 
 bool gd_passes_alike(const struct gd_passes *one, const struct gd_passes *other)
@@ -91,6 +94,7 @@ static struct gd_value *build_loss(struct gd_group_pass *pass)
     inputs->labels = gd_graph_input(g, "labels", GD_I32, 1, (int64_t[]){pass->tokens});
     inputs->weights = gd_graph_input(g, "weights", GD_F32, 1, (int64_t[]){pass->tokens});
     inputs->cu_seqlens = pass->inputs.cu_seqlens;
+    inputs->softcap = first->model->config.logit_softcap;
     gd_graft_group_sites(&pass->grafts, g, grafts, pass->rows, pass->count);
     struct gd_value *hidden = gd_model_hidden(g, first->model, &pass->inputs, &pass->grafts.sites);
     first->objective->build(g, hidden, gd_model_head(g, first->model, &pass->grafts.sites), inputs, &pass->outputs);
@@ -156,7 +160,41 @@ static void bind(struct gd_group_pass *pass)
     }
 }
 
-static bool pass_build(struct gd_group_pass *pass, struct gd_error *err)
+/* In the directions that the pass uses. */
+static bool check_weight(const struct gd_group_pass *pass, const struct gd_weight *weight, const int64_t *rows, struct gd_error *err)
+{
+    static const enum gd_weight_use uses[] = {GD_WEIGHT_LINEAR, GD_WEIGHT_LINEAR_BACK};
+    enum gd_dtype act = pass->of[0]->act;
+    for (int back = 0; back < 2; back++) {
+        bool same = true;
+        if (gd_weight_prepare_cost(weight, uses[back], act) == 0 && !gd_rows_alone(weight, back, act, rows, pass->count, &same, err))
+            return false;
+        if (!same)
+            return gd_fail(err, GD_UNSUPPORTED, "on this processor products of %d rows with '%s' differ from those of fewer",
+                           pass->tokens, gd_weight_name(weight));
+    }
+    return true;
+}
+
+/* The last layer's weights stand for all: layers are alike. The head has some rows at a time, padded. */
+static bool check_rows(struct gd_group_passes *group, const struct gd_group_pass *pass, struct gd_error *err)
+{
+    const struct gd_model *model = pass->of[0]->model;
+    const struct gd_site *sites;
+    int count = gd_model_linear_sites(model, &sites);
+    for (int i = 0; i < count; i++)
+        if (sites[i].layer == sites[count - 1].layer && !check_weight(pass, sites[i].weight, pass->rows, err))
+            return false;
+    int64_t few[GD_SPLIT_MAX];
+    for (int k = 0; k < pass->count; k++)
+        few[k] = 32;
+    if (!group->head_checked && !check_weight(pass, model->head, few, err))
+        return false;
+    group->head_checked = true;
+    return true;
+}
+
+static bool pass_build(struct gd_group_passes *group, struct gd_group_pass *pass, struct gd_error *err)
 {
     if (!gd_graph_create(&pass->graph, pass->of[0]->act, err))
         return false;
@@ -175,7 +213,7 @@ static bool pass_build(struct gd_group_pass *pass, struct gd_error *err)
     pass->weights = gd_alloc_array(tokens, sizeof(float));
     pass->cu_seqlens = gd_alloc_array((size_t)pass->count * SEGMENTS + 1, sizeof(int32_t));
     bind(pass);
-    return true;
+    return check_rows(group, pass, err);
 }
 
 static bool is_of(const struct gd_group_pass *pass, const struct gd_group_part *parts, int count)
@@ -198,7 +236,7 @@ static struct gd_group_pass *pass_make(struct gd_group_passes *group, const stru
         pass->rows[k] = parts[k].batch->capacity;
         pass->tokens += parts[k].batch->capacity;
     }
-    if (!pass_build(pass, err)) {
+    if (!pass_build(group, pass, err)) {
         gd_error_context(err, "build a training pass of %d jobs and %d tokens", count, pass->tokens);
         pass_destroy(pass);
         return NULL;

@@ -4,7 +4,8 @@
  * Why      What a small micro-batch waits for is the base's weights: four jobs that read them together wait once.
  * Memory   Owns graphs, plans and an arena. Borrows the jobs' passes and batches.
  * Threads  engine thread
- * Errors   those of passes.h; one of a pass is no job's own.
+ * Errors   those of passes.h; one of a pass is no job's own. GD_UNSUPPORTED where a row's products depend on the rows beside it
+ *          (tensor/rows_alone.h), which is looked at when a pass is made.
  * Limits   GD_SPLIT_MAX jobs; GD_GROUP_PASSES_MAX passes are kept, the longest unused one makes room
  * Life     init -> run ... (forget a job before its passes are released) -> release.
  *
@@ -34,6 +35,7 @@ struct gd_group_passes {
     int pass_count;
     void *arena;
     size_t arena_bytes;
+    bool head_checked;           /* its products stand alone */
 };
 
 /* Whether a job's training passes may be made together with others': what its graft does (adapter/group.h), that its loss is a sum over tokens, and that

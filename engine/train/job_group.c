@@ -12,7 +12,7 @@
 
 void gd_job_group_init(struct gd_job_group *group, const struct gd_job_group_observer *observer)
 {
-    *group = (struct gd_job_group){.observer = *observer};
+    *group = (struct gd_job_group){.observer = *observer, .most_tokens = GD_GROUP_TOKENS};
     gd_group_passes_init(&group->passes);
 }
 
@@ -44,7 +44,7 @@ bool gd_job_group_takes(const struct gd_job_group *group, const struct gd_traine
         return false;
     size_t activations = trainer->activation_bytes;
     for (int k = 0; k < group->count; k++) {
-        if (!gd_passes_alike(&group->trainer[k]->passes, &trainer->passes))
+        if (!gd_trainer_shares(group->trainer[k]) || !gd_passes_alike(&group->trainer[k]->passes, &trainer->passes))
             return false;
         if (group->trainer[k]->activation_bytes > activations)
             activations = group->trainer[k]->activation_bytes;
@@ -62,6 +62,8 @@ void gd_job_group_add(struct gd_job_group *group, struct gd_trainer *trainer)
 static void leave(struct gd_job_group *group, int at, bool ok, const struct gd_error *err)
 {
     struct gd_trainer *trainer = group->trainer[at];
+    if (group->most_tokens > 0)
+        group->most_tokens = GD_GROUP_TOKENS; /* there is more memory now */
     gd_group_passes_forget(&group->passes, &trainer->passes);
     memmove(group->trainer + at, group->trainer + at + 1, sizeof(group->trainer[0]) * (size_t)(--group->count - at));
     group->observer.left(group->observer.context, trainer, ok, err);
@@ -104,7 +106,7 @@ static size_t arena_limit(const struct gd_job_group *group)
 }
 
 /* False: it could not be made together. */
-static bool run_together(struct gd_job_group *group, struct gd_trainer *const *trainers, int count)
+static bool run_together(struct gd_job_group *group, struct gd_trainer *const *trainers, int count, int tokens)
 {
     struct gd_group_part parts[GD_SPLIT_MAX];
     struct gd_run_options options = {.between = group->observer.between, .context = group->observer.context};
@@ -113,9 +115,11 @@ static bool run_together(struct gd_job_group *group, struct gd_trainer *const *t
         parts[k] = (struct gd_group_part){.passes = &trainers[k]->passes, .batch = &trainers[k]->batch,
                                           .scale = 1.0 / trainers[k]->run.total_weight, .dropout_key = trainers[k]->run.key};
     if (!gd_group_passes_run(&group->passes, parts, count, arena_limit(group), &options, &err)) {
-        if (err.code != GD_CANCELLED)
-            gd_log_warn("job", "%d jobs cannot share a pass, each has its own: %s", count, err.message);
-        return err.code == GD_CANCELLED; /* everybody was stopped: they leave at the next turn */
+        if (err.code == GD_CANCELLED) /* everybody was stopped: they leave at the next turn */
+            return true;
+        gd_log_warn("job", "%d jobs cannot share a pass of %d tokens: %s", count, tokens, err.message);
+        group->most_tokens = err.code == GD_NO_MEMORY ? tokens - 1 : 0;
+        return false;
     }
     group->passes_made++;
     group->jobs_passed += count;
@@ -135,9 +139,9 @@ void gd_job_group_turn(struct gd_job_group *group)
     memcpy(waiting, group->trainer, sizeof(waiting));
     for (int begin = 0, end; begin < count; begin = end) {
         int tokens = waiting[begin]->batch.capacity;
-        for (end = begin + 1; end < count && tokens + waiting[end]->batch.capacity <= GD_GROUP_TOKENS; end++)
+        for (end = begin + 1; end < count && tokens + waiting[end]->batch.capacity <= group->most_tokens; end++)
             tokens += waiting[end]->batch.capacity;
-        if (end - begin > 1 && run_together(group, waiting + begin, end - begin))
+        if (end - begin > 1 && run_together(group, waiting + begin, end - begin, tokens))
             continue;
         for (int k = begin; k < end; k++)
             run_alone(group, waiting[k]);

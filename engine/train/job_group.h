@@ -4,8 +4,8 @@
  * Why      Small batches leave the machine waiting for the base's weights; several jobs' rows fill it.
  * Memory   Owns what the common passes need; borrows the trainers.
  * Threads  engine thread
- * Errors   A job's own (its rows, its files, a stop) end that job alone. Where a pass cannot be made together (memory), its
- *          jobs have theirs one after the other.
+ * Errors   A job's own (its rows, its files, a stop) end that job alone. Where a pass cannot be made together (memory, or a
+ *          processor whose products of more rows differ), its jobs have theirs one after the other.
  * Limits   GD_SPLIT_MAX jobs; GD_GROUP_TOKENS rows in a pass of several
  * Life     init -> add ... turn ... (jobs come and go between turns) -> release.
  *
@@ -36,6 +36,7 @@ struct gd_job_group {
     int count;
     struct gd_group_passes passes;
     struct gd_job_group_observer observer;
+    int most_tokens;             /* rows of a pass of several, as far as memory goes; 0: passes cannot be shared here */
     int64_t passes_made, jobs_passed; /* common passes so far, and jobs in them */
 };
 

@@ -56,7 +56,7 @@ bool gd_worker_job_begin(struct gd_worker_job *job, struct gd_worker *worker, co
 
 static const char *stop_name(enum gd_stop stop)
 {
-    static const char *const names[] = {[GD_STOP_PAUSE] = "pause", [GD_STOP_REQUEUE] = "requeue", [GD_STOP_NO_ROOM] = "no_room",
+    static const char *const names[] = {[GD_STOP_PAUSE] = "pause", [GD_STOP_REQUEUE] = "requeue", [GD_STOP_ALONE] = "alone",
                                         [GD_STOP_CANCEL] = "cancel"};
     return names[stop];
 }

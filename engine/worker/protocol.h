@@ -51,7 +51,7 @@
  *                waits for job_checkpoint_stored before it completes the checkpoint)
  *   job_done    {job_id, adapter_folder, trained_tokens, memory{..}}  (with the measured peak)
  *   job_stopped {job_id, how}                                 (after job_stop or shutdown; pause/requeue: checkpoint is there;
- *                how "no_room": it does not fit beside the jobs that run, and did nothing)
+ *                how "alone": it cannot train beside the jobs that run, and did nothing)
  *   job_failed  {job_id, error{code, message, param}}
  *   token       {id, token, text, piece (bytes as [ints] only when not valid UTF-8, else string), logprob|null, top[[id, piece, logprob]..], prompt: bool}
  *   generated   {id, finish: "stop"|"length"|"cancelled", tail, usage{prompt_tokens, cached_tokens, completion_tokens}}

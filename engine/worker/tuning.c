@@ -61,7 +61,7 @@ static enum gd_train_command poll_job(void *context)
         return GD_TRAIN_CANCEL;
     case GD_STOP_PAUSE:
     case GD_STOP_REQUEUE:
-    case GD_STOP_NO_ROOM:
+    case GD_STOP_ALONE:
         break;
     }
     return GD_TRAIN_PAUSE;
@@ -273,8 +273,8 @@ static void begin_tuning(struct gd_worker *worker, struct gd_job_group *group, c
         end_tuning(tuning, false, &err);
     } else if (crowded || !gd_job_group_takes(group, tuning->trainer)) {
         gd_error_clear(&err);
-        tuning->job.stop = tuning->job.stop == GD_STOP_NONE ? GD_STOP_NO_ROOM : tuning->job.stop;
-        gd_fail(&err, GD_CANCELLED, "no room beside the others");
+        tuning->job.stop = tuning->job.stop == GD_STOP_NONE ? GD_STOP_ALONE : tuning->job.stop;
+        gd_fail(&err, GD_CANCELLED, "it cannot train beside the others");
         end_tuning(tuning, false, &err);
     } else {
         gd_job_group_add(group, tuning->trainer);

@@ -21,7 +21,7 @@
 _Static_assert(GD_WORKER_JOBS_MAX == GD_SPLIT_MAX, "a worker runs as many jobs as a pass has room for");
 
 /* Rising: a stronger one replaces a weaker one. */
-enum gd_stop { GD_STOP_NONE, GD_STOP_PAUSE, GD_STOP_REQUEUE, GD_STOP_NO_ROOM, GD_STOP_CANCEL };
+enum gd_stop { GD_STOP_NONE, GD_STOP_PAUSE, GD_STOP_REQUEUE, GD_STOP_ALONE, GD_STOP_CANCEL };
 
 struct gd_worker;
 /* A running job. */

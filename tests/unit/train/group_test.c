@@ -29,10 +29,10 @@ static void write_rows(const char *name, int count, int longest)
     FILE *file = fopen(path, "w");
     assert_non_null(file);
     for (int i = 0; i < count; i++) {
-        fprintf(file, "{\"messages\": [{\"role\": \"user\", \"content\": \"%d\"}, {\"role\": \"assistant\", \"content\": \"", i);
+        fprintf(file, "{\"prompt\": \"%d\", \"completion\": \"", i);
         for (int j = 0; j <= (i * 7 + 3) % longest; j++)
             fprintf(file, "%s%c%c", j > 0 ? " " : "", 'a' + (i + j) % 26, 'a' + (i * j) % 26);
-        fprintf(file, "\"}]}\n");
+        fprintf(file, "\"}\n");
     }
     fclose(file);
     gd_free(path);
@@ -231,12 +231,105 @@ static void variants_and_other_linear_methods_stand_side_by_side(void **state)
     check(kinds, GD_COUNT(kinds));
 }
 
+/* One is cancelled in the middle and one paused; both would be at other steps alone, which the others do not notice. */
+static void those_who_leave_do_not_change_those_who_stay(void **state)
+{
+    struct job together[4] = {{0}}, alone[4] = {{0}};
+    struct gd_job_group group;
+    struct gd_job_group_observer observer = {.context = together, .left = on_left};
+    gd_job_group_init(&group, &observer);
+    for (int i = 0; i < 4; i++) {
+        char name[2] = {(char)('o' + i), '\0'};
+        begin(&together[i], name, "together", lora_kinds[i].rows, lora_kinds[i].what);
+        together[i].stop_at = i == 0 ? 3 : i == 3 ? 2 : 0;
+        together[i].stop_how = i == 0 ? GD_TRAIN_CANCEL : GD_TRAIN_PAUSE;
+        gd_job_group_add(&group, together[i].trainer);
+    }
+    while (group.count > 0)
+        gd_job_group_turn(&group);
+    gd_job_group_release(&group);
+    for (int i = 0; i < 4; i++) {
+        char name[2] = {(char)('o' + i), '\0'};
+        assert_true(together[i].left);
+        assert_int_equal(together[i].ok, i == 1 || i == 2);
+        if (i == 3) { /* it goes on alone from its checkpoint */
+            end(&together[3]);
+            together[3] = (struct job){0};
+            begin(&together[3], name, "together", lora_kinds[3].rows, lora_kinds[3].what);
+            assert_int_equal(gd_trainer_resumed_from(together[3].trainer), 2);
+            must(gd_trainer_run(together[3].trainer, &together[3].err), &together[3].err);
+        }
+        if (i == 0) {
+            assert_int_equal(together[0].err.code, GD_CANCELLED);
+            assert_int_equal(together[0].step, 3);
+        } else {
+            begin(&alone[i], name, "alone", lora_kinds[i].rows, lora_kinds[i].what);
+            must(gd_trainer_run(alone[i].trainer, &alone[i].err), &alone[i].err);
+            assert_same_file(alone[i].name, together[i].name, "adapter/adapter_model.safetensors");
+            end(&alone[i]);
+        }
+        end(&together[i]);
+    }
+}
+
+static void on_other_bases_too(void **state)
+{
+    static const char *const bases[] = {"tiny-qwen2", "tiny-phi3", "tiny-gemma2", "tiny-gpt2", "tiny-neox", "tiny-opt", "tiny-llama-q8_0.gguf"};
+    struct gd_model *first = model;
+    for (size_t i = 0; i < GD_COUNT(bases); i++) {
+        struct gd_error err = {0};
+        struct kind kinds[2];
+        char names[2][24], *path = gd_format("%s/models/%s", getenv("GD_FIXTURES"), bases[i]);
+        int plain;
+        model = NULL;
+        must(gd_model_open(&model, "tiny-llama", path, &err), &err);
+        if (strstr(bases[i], "q8_0") != NULL)
+            must(gd_model_quantise(model, GD_QUANTIZATION_FILE, &plain, &err), &err);
+        for (int k = 0; k < 2; k++) {
+            kinds[k] = lora_kinds[k];
+            kinds[k].what = k == 0 ? "\"adapter\": {\"type\": \"lora\", \"r\": 4}, " SUPERVISED("\"n_epochs\": 1, \"batch_size\": 3")
+                                   : "\"adapter\": {\"type\": \"lora\", \"r\": 2, \"lora_dropout\": 0.2}, " SUPERVISED("\"n_epochs\": 1, \"batch_size\": 2");
+            snprintf(names[k], sizeof(names[k]), "%d%.16s", k, bases[i]);
+            kinds[k].name = names[k];
+        }
+        check(kinds, 2);
+        gd_model_destroy(model);
+        gd_free(path);
+    }
+    model = first;
+}
+
+static void those_who_cannot_share_are_told_apart(void **state)
+{
+    struct job jobs[2] = {{0}};
+    struct gd_job_group group;
+    struct gd_job_group_observer observer = {.context = jobs, .left = on_left};
+    gd_job_group_init(&group, &observer);
+    begin(&jobs[0], "x", "together", "short", lora_kinds[0].what);
+    begin(&jobs[1], "y", "together", "short", "\"adapter\": {\"type\": \"ia3\"}, " SUPERVISED("\"n_epochs\": 1"));
+    assert_true(gd_trainer_shares(jobs[0].trainer));
+    assert_false(gd_trainer_shares(jobs[1].trainer));
+    assert_true(gd_job_group_takes(&group, jobs[1].trainer));
+    gd_job_group_add(&group, jobs[0].trainer);
+    assert_false(gd_job_group_takes(&group, jobs[1].trainer));
+    char *key = gd_job_spec_pass_key(&jobs[0].spec);
+    assert_non_null(key);
+    assert_null(gd_job_spec_pass_key(&jobs[1].spec));
+    gd_free(key);
+    gd_job_group_release(&group);
+    end(&jobs[0]);
+    end(&jobs[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(four_loras_of_other_ranks_lengths_and_dropouts_end_as_alone),
         cmocka_unit_test(in_bf16_too),
         cmocka_unit_test(variants_and_other_linear_methods_stand_side_by_side),
+        cmocka_unit_test(those_who_leave_do_not_change_those_who_stay),
+        cmocka_unit_test(on_other_bases_too),
+        cmocka_unit_test(those_who_cannot_share_are_told_apart),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
