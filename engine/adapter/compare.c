@@ -16,6 +16,7 @@ static const char *const texts[] = {"The capital of France is Paris, and the riv
 /* The texts as one packed batch; each is cut to what the context holds. */
 struct batch {
     int32_t ids[GD_COUNT(texts) * TOKENS_MAX], positions[GD_COUNT(texts) * TOKENS_MAX], cu_seqlens[GD_COUNT(texts) + 1];
+    int32_t types[GD_COUNT(texts) * TOKENS_MAX]; /* 0 */
     int count;
 };
 
@@ -68,6 +69,8 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
         gd_plan_bind(plan, inputs.positions, batch->positions);
         gd_plan_bind(plan, inputs.cu_seqlens, batch->cu_seqlens);
         gd_plan_bind(plan, inputs.inv_freq, worn->model->config.inv_freq);
+        if (inputs.types != NULL)
+            gd_plan_bind(plan, inputs.types, batch->types);
         if (inputs.encoder_ids != NULL) {
             gd_plan_bind(plan, inputs.encoder_ids, batch->ids);
             gd_plan_bind(plan, inputs.encoder_cu_seqlens, batch->cu_seqlens);
@@ -92,7 +95,7 @@ static bool logits_of(const struct gd_worn *worn, struct batch *batch, float *lo
 
 bool gd_worn_difference(const struct gd_worn *a, const struct gd_worn *b, double *difference, struct gd_error *err)
 {
-    struct batch batch;
+    struct batch batch = {0};
     if (a->model->config.vocab != b->model->config.vocab)
         return gd_fail(err, GD_INTERNAL, "vocabularies of %d and %d entries", a->model->config.vocab, b->model->config.vocab);
     if (!make_batch(a->model, &batch, err))

@@ -152,6 +152,14 @@ static bool new_bias(void *context, const struct gd_site *site, float *values)
 
 bool gd_graft_merge(const struct gd_graft *graft, enum gd_dtype dtype, const char *path, struct gd_error *err)
 {
-    struct gd_rewrite rewrite = {.context = (void *)(uintptr_t)graft, .changes = changes, .change = change, .bias = new_bias};
+    struct gd_rewrite_head head = {.count = graft->head_params, .labels = graft->config.labels.names,
+                                   .label_count = graft->config.labels.count, .multi_label = graft->config.multi_label};
+    for (int i = 0; i < graft->head_params; i++) {
+        const struct gd_graft_param *param = &graft->params[graft->param_count - graft->head_params + i];
+        head.tensor[i] = (struct gd_rewrite_tensor){param->name + strlen("base_model.model."), param->rank,
+                                                    {param->shape[0], param->shape[1]}, graft->block + param->offset};
+    }
+    struct gd_rewrite rewrite = {.context = (void *)(uintptr_t)graft, .changes = changes, .change = change, .bias = new_bias,
+                                 .head = graft->head_params > 0 ? &head : NULL};
     return gd_graft_mergeable(graft, err) && gd_model_rewrite(graft->model, &rewrite, dtype, path, err);
 }

@@ -14,6 +14,7 @@
 struct piece {
     const struct gd_file_tensor *source;
     const struct gd_site *site;
+    const float *values;        /* of a new head */
     bool changed;
 };
 
@@ -61,16 +62,42 @@ static bool changes(const struct rewriter *r, const struct gd_file_tensor *sourc
     return any;
 }
 
+/* A tensor that a new head takes the place of. */
+static bool of_old_head(const struct gd_model *model, const struct gd_weight *weight)
+{
+    const struct gd_weight *const old[] = {model->pool, model->pool_bias, model->label_head, model->label_bias, model->mask_dense,
+                                           model->mask_dense_bias, model->mask_norm, model->mask_norm_bias, model->mask_bias,
+                                           model->head != model->embed ? model->head : NULL};
+    for (size_t i = 0; i < GD_COUNT(old); i++)
+        if (weight != NULL && weight == old[i])
+            return true;
+    return false;
+}
+
+static void add_head(struct rewriter *r)
+{
+    const struct gd_rewrite_head *head = r->rewrite->head;
+    enum gd_dtype dtype = r->dtype != GD_DTYPE_COUNT ? r->dtype : gd_weight_source(r->model->embed)->dtype;
+    for (int i = 0; head != NULL && i < head->count; i++) {
+        const struct gd_rewrite_tensor *tensor = &head->tensor[i];
+        add_piece(r, tensor->name, (struct piece){.values = tensor->values, .changed = true},
+                  (struct gd_tensor){.dtype = dtype, .rank = tensor->rank, .shape = {tensor->shape[0], tensor->shape[1]}});
+    }
+}
+
 static void add_sources(struct rewriter *r)
 {
     for (int i = 0; i < r->files->tensor_count; i++) {
         const struct gd_file_tensor *source = &r->files->tensors[i];
         if (source->tensor.rank < 1 || (source->weight == NULL && !r->gguf))
             continue; /* it holds nothing of the model: the reader's account says so */
+        if (r->rewrite->head != NULL && of_old_head(r->model, source->weight))
+            continue;
         bool changed = source->weight != NULL && changes(r, source);
         struct gd_tensor tensor = source->tensor;
         tensor.dtype = dtype_of(r, source, changed);
-        add_piece(r, source->name, (struct piece){.source = source, .changed = changed}, tensor);
+        /* Beside a head the body is below the base's name. */
+        add_piece(r, r->rewrite->head != NULL && source->stack == NULL ? gd_weight_name(source->weight) : source->name, (struct piece){.source = source, .changed = changed}, tensor);
     }
 }
 
@@ -151,6 +178,11 @@ static bool provide(void *context, int index, const void **bytes, struct gd_erro
         *bytes = piece->source->tensor.data;
         return true;
     }
+    if (piece->values != NULL) {
+        gd_convert_from_f32(r->bytes, tensor->dtype, piece->values, count);
+        *bytes = r->bytes;
+        return true;
+    }
     const int32_t *order = piece->source != NULL ? piece->source->rows : bias_rows(r, piece->site);
     if (piece->site != NULL) {
         memset(r->values, 0, (size_t)count * sizeof(float));
@@ -202,6 +234,31 @@ static const char *dtype_in_config(enum gd_dtype dtype)
     return dtype == GD_F32 ? "float32" : dtype == GD_BF16 ? "bfloat16" : "float16";
 }
 
+/* What config.json says of a classifier. */
+static void describe_head(const struct gd_rewrite_head *head, const struct gd_family *family, cJSON *json)
+{
+    static const char *const replaced[] = {"architectures", "id2label", "label2id", "num_labels", "problem_type"};
+    const char *end = family->class_name;
+    for (const struct gd_class *each = family->body->classes; each->suffix != NULL; each++) {
+        size_t length = strlen(family->class_name), tail = strlen(each->suffix);
+        if (length > tail && strcmp(family->class_name + length - tail, each->suffix) == 0)
+            end = family->class_name + length - tail;
+    }
+    char class_name[128], number[16];
+    const char *names[] = {class_name};
+    snprintf(class_name, sizeof class_name, "%.*sForSequenceClassification", (int)(end - family->class_name), family->class_name);
+    for (size_t i = 0; i < GD_COUNT(replaced); i++)
+        cJSON_DeleteItemFromObjectCaseSensitive(json, replaced[i]);
+    cJSON_AddItemToObject(json, "architectures", cJSON_CreateStringArray(names, 1));
+    cJSON *by_number = cJSON_AddObjectToObject(json, "id2label"), *by_name = cJSON_AddObjectToObject(json, "label2id");
+    for (int i = 0; i < head->label_count; i++) {
+        snprintf(number, sizeof number, "%d", i);
+        cJSON_AddStringToObject(by_number, number, head->labels[i]);
+        cJSON_AddNumberToObject(by_name, head->labels[i], i);
+    }
+    cJSON_AddStringToObject(json, "problem_type", head->multi_label ? "multi_label_classification" : "single_label_classification");
+}
+
 static bool write_config(const struct rewriter *r, const char *folder, struct gd_error *err)
 {
     char *from = gd_format("%s/config.json", r->model->path), *to = gd_format("%s/config.json", folder);
@@ -218,6 +275,8 @@ static bool write_config(const struct rewriter *r, const char *folder, struct gd
         for (size_t i = 0; i < GD_COUNT(names) && r->dtype != GD_DTYPE_COUNT; i++)
             if (cJSON_GetObjectItemCaseSensitive(json, names[i]) != NULL)
                 cJSON_ReplaceItemInObjectCaseSensitive(json, names[i], cJSON_CreateString(dtype_in_config(r->dtype)));
+        if (r->rewrite->head != NULL)
+            describe_head(r->rewrite->head, r->model->config.family, json);
         char *text = gd_json_print(json);
         ok = gd_file_write_durable(to, text, strlen(text), err);
         gd_free(text);
@@ -313,13 +372,14 @@ bool gd_model_rewrite(const struct gd_model *model, const struct gd_rewrite *rew
     r.gguf = r.files->gguf != NULL;
     if (gd_path_exists(path))
         return gd_fail_param(err, GD_CONFLICT, "--out", "%s exists already", path);
-    size_t most = (size_t)r.files->tensor_count + (size_t)model->config.layers * GD_PARTS_MAX;
+    size_t most = (size_t)r.files->tensor_count + (size_t)model->config.layers * GD_PARTS_MAX + GD_COUNT(rewrite->head->tensor);
     r.entries = gd_alloc_array(most, sizeof(*r.entries));
     r.pieces = gd_alloc_array(most, sizeof(*r.pieces));
     bool ok = choose_biases(&r, err);
     if (ok) {
         add_sources(&r);
         add_biases(&r, &names);
+        add_head(&r);
         ok = reserve(&r, err) && (r.gguf ? write_gguf(&r, path, err) : write_folder(&r, path, err));
     }
     if (r.values != NULL)

@@ -13,6 +13,21 @@
 
 #include "engine/model/model.h"
 
+/* A classifier's head, in place of whatever head the base has. */
+struct gd_rewrite_tensor {
+    const char *name;            /* "classifier.weight" */
+    int rank;
+    int64_t shape[2];
+    const float *values;
+};
+struct gd_rewrite_head {
+    struct gd_rewrite_tensor tensor[4];
+    int count;
+    char *const *labels;
+    int label_count;
+    bool multi_label;
+};
+
 struct gd_rewrite {
     void *context;
     /* Will `change` change this weight? */
@@ -22,6 +37,7 @@ struct gd_rewrite {
     /* The bias that the linear site gets although the base has none there: fills values [out] (values NULL: only
      * says so); false: it stays zero. NULL: none of the model's linear sites gets one. */
     bool (*bias)(void *context, const struct gd_site *site, float *values);
+    const struct gd_rewrite_head *head; /* a folder's class becomes ...ForSequenceClassification; NULL: it stays */
 };
 
 /* A folder gives a folder at `path`, a GGUF file a file. dtype: of the changed tensors; GD_DTYPE_COUNT: as they are, bf16

@@ -2,13 +2,19 @@
 import base64
 import json
 import math
+import pathlib
+import re
 import struct
+import subprocess
+import textwrap
 
 import pytest
 
+from daemon import GRAFTD
 from test_contract import check, schema_of
 from test_preference import series
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 GOOD, BAD = "good great fine film".split(), "bad awful dull plot".split()
 
 
@@ -187,3 +193,53 @@ def test_a_classifier_goes_on_from_a_classifier(daemon, classifier, reviews, hel
     job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", made).json["id"])
     assert job["status"] == "succeeded", job["error"]
     assert last_metric(daemon, job, "valid_loss") <= last_metric(daemon, classifier, "valid_loss") + 0.05
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_readmes_examples_work(daemon, tmp_path, number):
+    section = (ROOT / "README.md").read_text().split("## Encoders and classifiers\n", 1)[1].split("\n## ", 1)[0]
+    block = re.findall(r"((?:^    .*\n)+)", section, re.MULTILINE)[number]
+    script = textwrap.dedent(block).replace("http://127.0.0.1:8900", daemon.url).replace("all-MiniLM-L6-v2", "tiny-minilm")
+    made = json.loads(subprocess.run(["bash", "-euc", script], cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout)
+    if number == 0:
+        assert [len(item["embedding"]) for item in made["data"]] == [16, 16]
+        return
+    job = daemon.wait_job(made["id"])
+    assert job["status"] == "succeeded", job["error"]
+    labels = [item["labels"] for item in classify(daemon, job["fine_tuned_model"], ["great film, fine story", "dull plot, awful film"])["data"]]
+    assert all(len(each) == 1 for each in labels)
+
+
+@pytest.mark.parametrize("model", ["tiny-bert-mlm", "tiny-minilm", "tiny-llama"])
+def test_a_merged_classifier_answers_as_the_adapter(daemon, own_daemon, models, reviews, tmp_path, model):
+    job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", body(reviews, model)).json["id"])
+    assert job["status"] == "succeeded", job["error"]
+    folder = tmp_path / "models" / "merged"
+    folder.parent.mkdir()
+    subprocess.run([GRAFTD, "export", str(daemon.data_dir / "jobs" / job["id"] / "adapter"), "--format", "merged", "--out", str(folder),
+                    "--models", str(models)], check=True, stdout=subprocess.PIPE)
+    texts = [row["text"] for row in rows(6, 900)]
+    ours = classify(daemon, job["fine_tuned_model"], texts)["data"]
+    other = own_daemon()
+    other.models = folder.parent
+    other.start()
+    merged = classify(other, "merged", texts)["data"]
+    for a, b in zip(ours, merged):
+        assert a["labels"] == b["labels"]
+        assert [s["score"] for s in a["scores"]] == pytest.approx([s["score"] for s in b["scores"]], abs=2e-2)
+
+
+def test_a_paused_job_ends_as_one_that_ran_through(daemon, reviews):
+    options = {"hyperparameters": {"n_epochs": 6, "batch_size": 8, "learning_rate": 0.01, "checkpoint_interval": 5}}
+    finals = []
+    for pauses in (False, True):
+        job = daemon.post("/v1/fine_tuning/jobs", body(reviews, options=options)).json["id"]
+        if pauses:
+            daemon.wait_step(job, 3)
+            daemon.post(f"/v1/fine_tuning/jobs/{job}/pause")
+            state = daemon.wait_job(job, until=("paused", "succeeded"))
+            if state["status"] == "paused":
+                daemon.post(f"/v1/fine_tuning/jobs/{job}/resume")
+        assert daemon.wait_job(job)["status"] == "succeeded"
+        finals.append((daemon.data_dir / "jobs" / job / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert finals[0] == finals[1]
