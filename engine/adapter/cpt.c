@@ -107,7 +107,7 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     if (graft->bakes)
         fill_rows(graft);
     gd_graft_add_named(graft, graft->bakes ? "prompt_encoder.delta_embedding.weight" : "prompt_embeddings", ids->count,
-                       graft->model->config.width);
+                       graft->model->config.embed_width);
     return true;
 }
 
@@ -128,7 +128,7 @@ static struct gd_value *embed(struct gd_graft_training *training, struct gd_grap
 
 static void project(const struct gd_graft *graft, float *block)
 {
-    int64_t width = graft->model->config.width;
+    int64_t width = graft->model->config.embed_width;
     double scale = sqrt((double)width / 2048);
     double text = scale * gd_adapter_value(&graft->config, "opt_projection_epsilon");
     double format = scale * gd_adapter_value(&graft->config, "opt_projection_format_epsilon");
@@ -148,7 +148,7 @@ static void project(const struct gd_graft *graft, float *block)
 static bool keep(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block,
                  struct gd_error *err)
 {
-    int64_t width = graft->model->config.width;
+    int64_t width = graft->model->config.embed_width;
     for (int row = 0; row < graft->virtual_rows.count; row++) {
         gd_weight_row_f32(graft->model->embed, graft->virtual_rows.ids[row], kept_block + row * width);
         for (int64_t i = 0; i < width; i++)
@@ -161,7 +161,7 @@ static void describe(const struct gd_graft *graft, cJSON *json)
 {
     cJSON_AddNumberToObject(json, "num_virtual_tokens", graft->virtual_rows.count);
     cJSON_AddStringToObject(json, "tokenizer_name_or_path", graft->model->id);
-    gd_graft_describe_virtual(graft, graft->model->config.width, graft->model->config.heads, json);
+    gd_graft_describe_virtual(graft, graft->model->config.embed_width, graft->model->config.heads, json);
 }
 
 static const char *const refused[] = {"modules_to_save", NULL};

@@ -52,7 +52,7 @@ bool gd_dept_measure(struct gd_graft *graft, struct gd_error *err)
 
 bool gd_dept_create(struct gd_graft *graft, struct gd_error *err)
 {
-    int64_t r = (int64_t)gd_adapter_value(&graft->config, "r"), width = graft->model->config.width;
+    int64_t r = (int64_t)gd_adapter_value(&graft->config, "r"), width = graft->model->config.embed_width;
     int length = (int)gd_adapter_value(&graft->config, "max_length");
     bool from_text = gd_adapter_value(&graft->config, "prompt_tuning_init") == GD_DEPT_TEXT;
     if (!gd_graft_check_start(graft, "prompt_tuning_init_text", from_text, "prompt_tuning_init is \"TEXT\"", err))
@@ -83,7 +83,7 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
         return gd_fail_param(err, GD_INVALID, "adapter.budget_tokens",
                              "no_budget_left_for_rank: %d virtual tokens leave nothing of a budget of %d", count, budget);
     if (budget > 0) {
-        int width = graft->model->config.width, length = (int)gd_adapter_value(&graft->config, "max_length");
+        int width = graft->model->config.embed_width, length = (int)gd_adapter_value(&graft->config, "max_length");
         int64_t r = (int64_t)(budget - count) * width / (length + width);
         if (r < 1 || r > GD_WEAR_RANK_MAX)
             return gd_fail_param(err, GD_INVALID, "adapter.budget_tokens",
@@ -107,7 +107,7 @@ void gd_dept_init(const struct gd_graft *graft, float *block, uint64_t seed)
         return;
     switch ((enum gd_dept_start)gd_adapter_value(&graft->config, "prompt_tuning_init")) {
     case GD_DEPT_RANDOM:
-        gd_fill_normal(block, (int64_t)count * graft->model->config.width, 1.0f, seed, 0);
+        gd_fill_normal(block, (int64_t)count * graft->model->config.embed_width, 1.0f, seed, 0);
         break;
     case GD_DEPT_VOCABULARY:
         gd_fill_vocabulary(graft->model, block, count, seed);
@@ -159,10 +159,10 @@ void gd_dept_wear(struct gd_graft *graft, const struct gd_site *site, const stru
 
 void gd_dept_describe(const struct gd_graft *graft, cJSON *json)
 {
-    gd_graft_describe_virtual(graft, graft->model->config.width, graft->model->config.heads, json);
+    gd_graft_describe_virtual(graft, graft->model->config.embed_width, graft->model->config.heads, json);
     bool from_text = gd_adapter_value(&graft->config, "prompt_tuning_init") == GD_DEPT_TEXT;
     cJSON_AddItemToObject(json, "tokenizer_name_or_path", gd_adapter_text_json(from_text ? graft->model->id : NULL));
-    cJSON_AddNumberToObject(json, "hidden_size", graft->model->config.width);
+    cJSON_AddNumberToObject(json, "hidden_size", graft->model->config.embed_width);
 }
 
 static const char *const refused[] = {"modules_to_save", NULL};

@@ -57,7 +57,7 @@ static struct parts parts_of(const struct gd_graft *graft)
 /* Numbers beside those of DePT with rank r. */
 static int64_t extra_count(const struct gd_graft *graft, int64_t r)
 {
-    int64_t width = graft->model->config.width, k = (int64_t)gd_adapter_value(&graft->config, "fusion_width");
+    int64_t width = graft->model->config.embed_width, k = (int64_t)gd_adapter_value(&graft->config, "fusion_width");
     int64_t spaces = (int64_t)gd_adapter_value(&graft->config, "space_count");
     int64_t rank = (int64_t)gd_adapter_value(&graft->config, "space_rank");
     return (r > 0 && k > 0 ? 2 * width * k + 1 : 0) + (spaces > 1 ? 2 * (spaces - 1) * rank * width + spaces : 0);
@@ -65,7 +65,7 @@ static int64_t extra_count(const struct gd_graft *graft, int64_t r)
 
 static bool apply_budget(struct gd_graft *graft, struct gd_error *err)
 {
-    int64_t budget = (int64_t)gd_adapter_value(&graft->config, "budget_tokens"), width = graft->model->config.width;
+    int64_t budget = (int64_t)gd_adapter_value(&graft->config, "budget_tokens"), width = graft->model->config.embed_width;
     int64_t length = (int64_t)gd_adapter_value(&graft->config, "max_length");
     int64_t fixed = (int64_t)graft->virtual_rows.count * width + extra_count(graft, 1);
     if (budget == 0)
@@ -92,7 +92,7 @@ static void add(struct gd_graft *graft, const char *name, int64_t rows, int64_t 
 
 static bool create(struct gd_graft *graft, struct gd_error *err)
 {
-    int64_t width = graft->model->config.width, k = (int64_t)gd_adapter_value(&graft->config, "fusion_width");
+    int64_t width = graft->model->config.embed_width, k = (int64_t)gd_adapter_value(&graft->config, "fusion_width");
     int64_t spaces = (int64_t)gd_adapter_value(&graft->config, "space_count");
     int64_t inner = (spaces - 1) * (int64_t)gd_adapter_value(&graft->config, "space_rank");
     if (gd_adapter_value(&graft->config, "num_virtual_tokens") < 1)
@@ -185,7 +185,7 @@ static void result(struct gd_graft_training *training, struct gd_graph *g, struc
 static bool keep(const struct gd_graft *graft, const float *block, const struct gd_graft *kept, float *kept_block,
                  struct gd_error *err)
 {
-    int64_t prompt = (int64_t)graft->virtual_rows.count * graft->model->config.width;
+    int64_t prompt = (int64_t)graft->virtual_rows.count * graft->model->config.embed_width;
     struct parts parts = parts_of(graft);
     memcpy(kept_block, block, (size_t)kept->parameter_count * sizeof(float)); /* A and B stand where they stood */
     if (parts.query < 0 && parts.down < 0)

@@ -57,7 +57,7 @@ bool gd_head_add(struct gd_graft *graft, struct gd_error *err)
 {
     const struct gd_model *model = graft->model;
     const char *pool = pool_name(model), *label = label_name(model);
-    int width = model->config.width, labels = graft->config.labels.count;
+    int width = model->config.embed_width, labels = graft->config.labels.count;
     if (graft->method->by_task)
         return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter has tasks and trains no classifier; use another type (GET "
                              "/v1/tuning/methods lists them)", graft->method->name);
@@ -199,8 +199,8 @@ bool gd_head_read(struct gd_adapter_config *config, const struct gd_model *model
              (named || gd_model_is_encoder(model) || head.shape[0] > 1);
     if (!*found)
         return true;
-    if (head.shape[0] < 1 || head.shape[0] > GD_LABELS_MAX || head.shape[1] != model->config.width)
+    if (head.shape[0] < 1 || head.shape[0] > GD_LABELS_MAX || head.shape[1] != model->config.embed_width)
         return gd_fail(err, GD_BAD_MODEL, "adapter_model.safetensors: '%s' is [%lld, %lld]; this base needs at most %d rows of %d", name,
-                       (long long)head.shape[0], (long long)head.shape[1], GD_LABELS_MAX, model->config.width);
+                       (long long)head.shape[0], (long long)head.shape[1], GD_LABELS_MAX, model->config.embed_width);
     return read_names(config, model, facts, (int)head.shape[0], err);
 }

@@ -33,7 +33,7 @@ static void add_layer(struct gd_graft *graft, const char *weight, const char *bi
 
 static bool create(struct gd_graft *graft, struct gd_error *err)
 {
-    int64_t width = graft->model->config.width, hidden = (int64_t)gd_adapter_value(&graft->config, "encoder_hidden_size");
+    int64_t width = graft->model->config.embed_width, hidden = (int64_t)gd_adapter_value(&graft->config, "encoder_hidden_size");
     if (!gd_graft_begin_virtual(graft, err))
         return false;
     hidden = hidden > 0 ? hidden : width;
@@ -87,7 +87,7 @@ static bool keep(const struct gd_graft *graft, const float *block, const struct 
 
 static void describe(const struct gd_graft *graft, cJSON *json)
 {
-    gd_graft_describe_virtual(graft, graft->model->config.width, graft->model->config.heads, json);
+    gd_graft_describe_virtual(graft, graft->model->config.embed_width, graft->model->config.heads, json);
 }
 
 static const char *const refused[] = {"modules_to_save", NULL};

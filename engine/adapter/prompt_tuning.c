@@ -24,7 +24,7 @@ static bool create(struct gd_graft *graft, struct gd_error *err)
     if (!gd_graft_begin_virtual(graft, err) ||
         !gd_graft_check_start(graft, "prompt_tuning_init_text", from_text, "prompt_tuning_init is \"TEXT\"", err))
         return false;
-    gd_graft_add_named(graft, "prompt_embeddings", graft->virtual_rows.count, graft->model->config.width);
+    gd_graft_add_named(graft, "prompt_embeddings", graft->virtual_rows.count, graft->model->config.embed_width);
     return true;
 }
 
@@ -51,7 +51,7 @@ static struct gd_value *embed(struct gd_graft_training *training, struct gd_grap
 
 static void describe(const struct gd_graft *graft, cJSON *json)
 {
-    gd_graft_describe_virtual(graft, graft->model->config.width, graft->model->config.heads, json);
+    gd_graft_describe_virtual(graft, graft->model->config.embed_width, graft->model->config.heads, json);
     bool from_text = gd_adapter_value(&graft->config, "prompt_tuning_init") == START_TEXT;
     cJSON_AddItemToObject(json, "tokenizer_name_or_path", gd_adapter_text_json(from_text ? graft->model->id : NULL));
 }

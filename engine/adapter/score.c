@@ -12,21 +12,21 @@ bool gd_score_add(struct gd_graft *graft, struct gd_error *err)
     if (graft->method->choose != NULL || graft->method->by_task)
         return gd_fail_param(err, GD_UNSUPPORTED, "adapter.type", "a %s adapter, which chooses what it trains or has tasks, trains no "
                              "reward model; use another type (GET /v1/tuning/methods lists them)", graft->method->name);
-    (void)gd_graft_add_last(graft, "score", "weight", 1, graft->model->config.width);
+    (void)gd_graft_add_last(graft, "score", "weight", 1, graft->model->config.embed_width);
     return true;
 }
 
 void gd_score_init(const struct gd_graft *graft, float *block, uint64_t seed)
 {
     if (graft->config.score)
-        gd_fill_normal(block + graft->params[graft->param_count - 1].offset, graft->model->config.width, DEVIATION, seed, STREAM);
+        gd_fill_normal(block + graft->params[graft->param_count - 1].offset, graft->model->config.embed_width, DEVIATION, seed, STREAM);
 }
 
 void gd_score_copy(const struct gd_graft *from, const float *block, const struct gd_graft *to, float *to_block)
 {
     const float *head = gd_graft_score(from, block);
     if (head != NULL && to->config.score)
-        memcpy(to_block + to->params[to->param_count - 1].offset, head, (size_t)from->model->config.width * sizeof(float));
+        memcpy(to_block + to->params[to->param_count - 1].offset, head, (size_t)from->model->config.embed_width * sizeof(float));
 }
 
 void gd_score_describe(const struct gd_graft *graft, cJSON *json)

@@ -75,7 +75,7 @@ void gd_fill_vocabulary(const struct gd_model *model, float *out, int count, uin
     for (int i = 0; i < count; i++) {
         struct gd_philox word = gd_philox4(seed, key, (uint64_t)i);
         double place = gd_uniform_from_bits64(word.v[0], word.v[1]);
-        gd_model_embedding_row(model, (int64_t)(place * model->config.vocab), out + (int64_t)i * model->config.width);
+        gd_model_embedding_row(model, (int64_t)(place * model->config.vocab), out + (int64_t)i * model->config.embed_width);
     }
 }
 
@@ -86,7 +86,7 @@ void gd_fill_text(const struct gd_model *model, float *out, int count, const cha
     bool encoded = encode(model, text, &tokens, &none); /* as it was when the graft was made */
     assert(encoded && tokens.count > 0);
     for (int i = 0; encoded && i < count; i++)
-        gd_model_embedding_row(model, tokens.ids[i % tokens.count], out + (int64_t)i * model->config.width);
+        gd_model_embedding_row(model, tokens.ids[i % tokens.count], out + (int64_t)i * model->config.embed_width);
     gd_tokens_release(&tokens);
 }
 
@@ -205,7 +205,7 @@ static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct
     struct gd_plan *plan = NULL;
     void *arena = NULL;
     gd_model_inputs_create(&inputs, g, graft->model, count, 1, false);
-    capture->rows = gd_graph_input(g, "virtual_rows", GD_F32, 2, (int64_t[]){count, config->width});
+    capture->rows = gd_graph_input(g, "virtual_rows", GD_F32, 2, (int64_t[]){count, config->embed_width});
     gd_model_hidden(g, graft->model, &inputs, &sites);
     if (!gd_graph_ok(g, err) || !gd_plan_create(&plan, g, capture->kept, 2 * layers, false, err))
         return false;

@@ -93,7 +93,7 @@ bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *byte
     if (largest == NULL)
         return false;
     *bytes = gd_plan_arena_bytes(largest->plan) + gd_plan_table_bytes(largest->plan) +
-             (size_t)logit_rows(model) * ((size_t)model->config.vocab * sizeof(float) + (size_t)model->config.width * (act == GD_BF16 ? 2 : 4));
+             (size_t)logit_rows(model) * ((size_t)model->config.vocab * sizeof(float) + (size_t)model->config.embed_width * (act == GD_BF16 ? 2 : 4));
     *weights = gd_plan_weight_bytes(largest->plan) + gd_weight_prepare_cost(model->head, GD_WEIGHT_LINEAR, act);
     plan_destroy(largest);
     return true;
@@ -108,7 +108,7 @@ bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_
     int rows = logit_rows(model);
     forward->logit_rows_max = rows;
     forward->logits_bytes = (size_t)rows * (size_t)model->config.vocab * sizeof(float);
-    forward->chosen = gd_alloc_array((size_t)rows * (size_t)model->config.width, act == GD_BF16 ? 2 : 4);
+    forward->chosen = gd_alloc_array((size_t)rows * (size_t)model->config.embed_width, act == GD_BF16 ? 2 : 4);
     void *logits = NULL;
     bool ok = gd_large_alloc(&logits, forward->logits_bytes, "logits", err);
     forward->logits = logits;
@@ -177,7 +177,7 @@ static int group_of(const struct gd_wear *wear, int32_t row)
 /* logits [begin, end) += what their graft adds to the head. */
 static bool wear_head(struct gd_forward *forward, const float *delta, int begin, int end, struct gd_error *err)
 {
-    int64_t width = forward->model->config.width, vocab = forward->model->config.vocab;
+    int64_t width = forward->model->config.embed_width, vocab = forward->model->config.vocab;
     struct gd_gemm gemm = {.m = end - begin, .n = vocab, .k = width, .transpose_b = true, .in = GD_F32, .out = GD_F32,
                            .accumulate = true, .alpha = 1.0f};
     float *h = gd_alloc_array((size_t)((end - begin) * width), sizeof(float));
@@ -215,7 +215,7 @@ bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int coun
 {
     assert(count >= 1);
     assert(count <= forward->logit_rows_max);
-    size_t row_bytes = (size_t)forward->model->config.width * (forward->act == GD_BF16 ? 2 : 4);
+    size_t row_bytes = (size_t)forward->model->config.embed_width * (forward->act == GD_BF16 ? 2 : 4);
     int padded = buckets[bucket_of(count)] < forward->logit_rows_max ? buckets[bucket_of(count)] : forward->logit_rows_max;
     for (int i = 0; i < count; i++)
         memcpy(forward->chosen + (size_t)i * row_bytes, forward->hidden + (size_t)rows[i] * row_bytes, row_bytes);

@@ -277,7 +277,7 @@ static void deliver(struct gd_infer *infer, const struct gd_wanted_row *wanted, 
 /* What a reward model's head says of the last row of each sequence that asks for it; the other rows stay wanted. */
 static void give_scores(struct gd_infer *infer)
 {
-    int width = infer->model->config.width, kept = 0;
+    int width = infer->model->config.embed_width, kept = 0;
     bool bf16 = infer->forward->act == GD_BF16;
     for (int i = 0; i < infer->wanted_count; i++) {
         struct gd_sequence *sequence = infer->wanted[i].sequence;

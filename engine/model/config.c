@@ -75,6 +75,8 @@ bool gd_model_config_finish(struct gd_model_config *config, const struct gd_rope
     if (config->attention_scale == 0)
         config->attention_scale = 1 / sqrt(config->head_dim);
     config->embed_scale = 1;
+    config->embed_width = config->embed_width == 0 ? config->width : config->embed_width;
+    config->projects = config->embed_width != config->width;
     if (config->learned_positions)
         config->positions = config->context + config->first_position;
     return make_frequencies(config, ropes, names, err);

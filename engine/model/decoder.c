@@ -42,15 +42,27 @@ static struct gd_value *layer_norm(const struct builder *b, int layer, int part,
     return norm(b, &b->files->norm_sites[index], x);
 }
 
-static struct gd_value *linear_copy(const struct builder *b, int layer, int part, int copy, struct gd_value *x)
+static struct gd_value *linear_site(const struct builder *b, const struct gd_site *site, struct gd_value *x)
 {
-    const struct gd_site *site = &b->files->linear_sites[layer * gd_linears_of_layer(&b->model->config) +
-                                                         gd_linears_before(&b->model->config, part) + copy];
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
     struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
     if (b->sites.linear != NULL)
         return b->sites.linear(b->sites.context, b->graph, site, x, w, added);
     return gd_site_linear_base(b->graph, x, w, added);
+}
+
+static struct gd_value *linear_copy(const struct builder *b, int layer, int part, int copy, struct gd_value *x)
+{
+    const struct gd_model_config *config = &b->model->config;
+    int index = layer * gd_linears_of_layer(config) + gd_linears_before(config, part) + copy;
+    return linear_site(b, &b->files->linear_sites[index], x);
+}
+
+/* Between the embeddings' width and the layers'. which: 0 there, 1 back. */
+static struct gd_value *project(const struct builder *b, int which, struct gd_value *x)
+{
+    int first = b->model->config.layers * gd_linears_of_layer(&b->model->config);
+    return b->model->config.projects ? linear_site(b, &b->files->linear_sites[first + which], x) : x;
 }
 
 static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
@@ -207,6 +219,7 @@ static struct gd_value *embed(const struct builder *b)
         x = gd_scale(b->graph, x, config->embed_scale);
     if (b->sites.embed != NULL)
         x = b->sites.embed(b->sites.context, b->graph, &b->files->embed_site, x);
+    x = project(b, 0, x);
     if (!config->learned_positions)
         return x;
     struct gd_value *table = gd_model_positions(b->graph, b->model, &b->sites);
@@ -226,6 +239,7 @@ struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model
     }
     gd_graph_mark(graph);
     struct gd_value *h = config->norm_after ? x : norm(&b, &b.files->norm_sites[config->layers * gd_norms_of_layer(config)], x);
+    h = project(&b, 1, h);
     if (b.sites.hidden != NULL)
         h = b.sites.hidden(b.sites.context, graph, &b.files->hidden_site, h);
     return h;

@@ -45,13 +45,15 @@ static const struct gd_part norms[GD_NORM_COUNT] = {
 };
 
 static const struct gd_part outer[GD_OUTER_COUNT] = {
-    [GD_OUTER_EMBED] = {GD_EXTENT_VOCAB, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(embed)},
+    [GD_OUTER_EMBED] = {GD_EXTENT_VOCAB, GD_EXTENT_EMBED, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(embed)},
     [GD_OUTER_POSITIONS] = {GD_EXTENT_POSITIONS, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(positions),
                             GD_PART_IF(learned_positions)},
     [GD_OUTER_NORM] = {GD_EXTENT_WIDTH, GD_EXTENT_NONE, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(final_norm),
                        GD_OUTER_BIAS(final_norm_bias, layer_norm), GD_PART_UNLESS(norm_after)},
-    [GD_OUTER_LABELS] = {GD_EXTENT_LABELS, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(label_head), GD_PART_IF(classifies)},
-    [GD_OUTER_HEAD] = {GD_EXTENT_VOCAB, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(head), GD_PART_UNLESS(tied)},
+    [GD_OUTER_LABELS] = {GD_EXTENT_LABELS, GD_EXTENT_EMBED, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(label_head), GD_PART_IF(classifies)},
+    [GD_OUTER_HEAD] = {GD_EXTENT_VOCAB, GD_EXTENT_EMBED, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(head), GD_PART_UNLESS(tied)},
+    [GD_OUTER_PROJECT_IN] = {GD_EXTENT_WIDTH, GD_EXTENT_EMBED, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(project_in), GD_PART_IF(projects)},
+    [GD_OUTER_PROJECT_OUT] = {GD_EXTENT_EMBED, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_OUTER_WEIGHT(project_out), GD_PART_IF(projects)},
 };
 
 static const struct gd_class classes[] = {

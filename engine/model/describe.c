@@ -160,7 +160,7 @@ static cJSON *describe_template(const struct gd_model *model)
 static cJSON *describe_memory(const struct gd_model *model)
 {
     const struct gd_model_config *c = &model->config;
-    double matrices = (double)c->vocab * c->width, vectors = 0, lora = 0;
+    double matrices = (double)c->vocab * c->embed_width, vectors = 0, lora = 0;
     const struct gd_site *sites = NULL;
     int count = gd_model_linear_sites(model, &sites);
     for (int i = 0; i < count; i++) {

@@ -26,6 +26,8 @@ static void add_config(struct gd_buf *text, const struct gd_model_config *c)
     if (c->score_softcap != 0 || c->logit_softcap != 0 || c->embed_scale != 1 || c->activation != GD_ACTIVATION_SILU)
         gd_buf_printf(text, "caps %.17g %.17g embed %.17g activation %d\n", c->score_softcap, c->logit_softcap, c->embed_scale,
                       (int)c->activation);
+    if (c->projects)
+        gd_buf_printf(text, "embed_width %d\n", c->embed_width);
     if (c->parallel_residual || c->norm_after || c->attention_scale != 1 / sqrt(c->head_dim))
         gd_buf_printf(text, "parallel %d after %d scale %.17g\n", c->parallel_residual, c->norm_after, c->attention_scale);
     if (c->encoder_layers > 0)

@@ -58,7 +58,7 @@ struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *mo
 
 struct gd_value *gd_model_positions(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
 {
-    return table(graph, &gd_model_files(model)->table_sites[1], sites);
+    return model->config.projects ? gd_graph_weight(graph, model->positions) : table(graph, &gd_model_files(model)->table_sites[1], sites);
 }
 
 struct gd_value *gd_model_cap(struct gd_graph *graph, const struct gd_model *model, struct gd_value *logits)
@@ -70,6 +70,6 @@ struct gd_value *gd_model_cap(struct gd_graph *graph, const struct gd_model *mod
 void gd_model_embedding_row(const struct gd_model *model, int64_t id, float *out)
 {
     gd_weight_row_f32(model->embed, id, out);
-    for (int i = 0; i < model->config.width; i++)
+    for (int i = 0; i < model->config.embed_width; i++)
         out[i] *= (float)model->config.embed_scale;
 }

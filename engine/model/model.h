@@ -31,6 +31,8 @@ struct gd_model_config {
     const struct gd_family *family;
     char architecture[32];      /* its model_type: "llama", "qwen3" */
     int width;                  /* d, hidden_size */
+    int embed_width;            /* of the embeddings and of what the head reads: width, unless `projects` */
+    bool projects;              /* two linear maps lead from one to the other and back (OPT-350m) */
     int layers, heads, kv_heads, head_dim, ffn_width, vocab;
     int context;                /* max_position_embeddings */
     double norm_eps, rope_theta;
@@ -114,6 +116,7 @@ struct gd_model {
     struct gd_model_config config;
     struct gd_weight *embed, *final_norm, *head; /* head == embed when tied */
     struct gd_weight *final_norm_bias;    /* final_norm: after a decoder's layers, after an encoder's embeddings */
+    struct gd_weight *project_in, *project_out; /* [width, embed_width] and back; or NULL */
     struct gd_weight *positions, *types;  /* learned tables; or NULL */
     struct gd_weight *pool, *pool_bias;   /* encoder.h; or NULL */
     struct gd_weight *label_head, *label_bias; /* [labels, width], [labels]; or NULL */
@@ -200,7 +203,7 @@ struct gd_value *gd_model_positions(struct gd_graph *graph, const struct gd_mode
 struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites);
 /* c tanh(z / c) of the logits [T, V], where the model caps them. */
 struct gd_value *gd_model_cap(struct gd_graph *graph, const struct gd_model *model, struct gd_value *logits);
-/* What the layers get for a token: row `id` of the table, scaled. out: [width] */
+/* What the layers get for a token: row `id` of the table, scaled. out: [embed_width] */
 void gd_model_embedding_row(const struct gd_model *model, int64_t id, float *out);
 
 /* {"architecture", "parameters", "dtypes", "tensors":[...], "tokenizer", "template", ...} for inspect. */

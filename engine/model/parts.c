@@ -8,6 +8,8 @@ int gd_extent_size(const struct gd_model_config *config, enum gd_extent extent)
     switch (extent) {
     case GD_EXTENT_WIDTH:
         return config->width;
+    case GD_EXTENT_EMBED:
+        return config->embed_width;
     case GD_EXTENT_FFN:
         return config->ffn_width;
     case GD_EXTENT_QUERY:

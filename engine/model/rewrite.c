@@ -116,8 +116,10 @@ static bool choose_biases(struct rewriter *r, struct gd_error *err)
     int site_count = gd_model_linear_sites(r->model, &sites);
     bool ok = true;
     for (int i = 0; ok && r->rewrite->bias != NULL && i < site_count; i++) {
-        int part = part_index(r, &sites[i]);
-        if (gd_part_has_bias(config, sites[i].part) || !r->rewrite->bias(r->rewrite->context, &sites[i], NULL))
+        if (sites[i].part != NULL && gd_part_has_bias(config, sites[i].part))
+            continue;
+        int part = sites[i].part != NULL ? part_index(r, &sites[i]) : -1;
+        if (!r->rewrite->bias(r->rewrite->context, &sites[i], NULL))
             continue;
         if (!config->family->bias_options)
             ok = gd_fail(err, GD_UNSUPPORTED, "%s would need a bias, and %s models have none there", sites[i].name,
@@ -137,7 +139,7 @@ static void add_biases(struct rewriter *r, struct gd_arena *names)
     const struct gd_site *sites;
     int site_count = gd_model_linear_sites(r->model, &sites);
     for (int i = 0; i < site_count; i++) {
-        if (!r->bias[part_index(r, &sites[i])] || gd_part_has_bias(&r->model->config, sites[i].part))
+        if (sites[i].part == NULL || !r->bias[part_index(r, &sites[i])] || gd_part_has_bias(&r->model->config, sites[i].part))
             continue;
         const char *name = gd_arena_format(names, "%s.bias", r->gguf ? sites[i].gguf : sites[i].name);
         enum gd_dtype dtype = r->gguf ? GD_F32 : r->dtype != GD_DTYPE_COUNT ? r->dtype : gd_weight_source(sites[i].weight)->dtype;

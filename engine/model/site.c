@@ -19,7 +19,7 @@ struct gd_value *gd_site_norm_base(struct gd_graph *g, const struct gd_site *sit
 int gd_model_linear_sites(const struct gd_model *model, const struct gd_site **sites)
 {
     *sites = gd_model_files(model)->linear_sites;
-    return gd_linear_index(&model->config, model->config.layers, 0);
+    return gd_linear_index(&model->config, model->config.layers, 0) + (model->config.projects ? 2 : 0);
 }
 
 int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sites)
@@ -107,13 +107,25 @@ static void make_layer(struct gd_model *model, struct gd_files *files, int layer
                                                  config->encoder_layers > 0 && layer >= config->encoder_layers ? names->decoder_mlp : names->mlp);
 }
 
+/* After those of the layers: project_in, project_out. */
+static void make_projections(struct gd_model *model, struct gd_files *files)
+{
+    struct gd_weight *const weights[] = {model->project_in, model->project_out};
+    static const int outer[] = {GD_OUTER_PROJECT_IN, GD_OUTER_PROJECT_OUT};
+    int first = gd_linear_index(&model->config, model->config.layers, 0);
+    for (int i = 0; i < 2 && model->config.projects; i++)
+        files->linear_sites[first + i] = (struct gd_site){
+            .kind = GD_SITE_LINEAR, .layer = -1, .index = first + i, .name = model->config.family->names->outer[outer[i]].hf,
+            .in = (int)gd_weight_dim(weights[i], 1), .out = (int)gd_weight_dim(weights[i], 0), .weight = weights[i]};
+}
+
 void gd_model_make_sites(struct gd_model *model)
 {
     struct gd_files *files = model->files;
     const struct gd_names *names = model->config.family->names;
     int last = gd_norm_index(&model->config, model->config.layers, 0), width = model->config.width;
     size_t layers = (size_t)model->config.layers, each = sizeof(struct gd_site);
-    files->linear_sites = gd_arena_alloc_array(&files->arena, (size_t)gd_linear_index(&model->config, model->config.layers, 0), each);
+    files->linear_sites = gd_arena_alloc_array(&files->arena, (size_t)gd_linear_index(&model->config, model->config.layers, 0) + 2, each);
     files->norm_sites = gd_arena_alloc_array(&files->arena, (size_t)last + 2, each);
     files->kv_sites = gd_arena_alloc_array(&files->arena, layers, each);
     files->block_sites = gd_arena_alloc_array(&files->arena, layers * 2, each);
@@ -128,14 +140,15 @@ void gd_model_make_sites(struct gd_model *model)
         files->norm_sites[last + 1] = (struct gd_site){.kind = GD_SITE_NORM, .layer = -1, .index = last + 1,
                                                        .name = names->outer[GD_OUTER_ENCODER_NORM].hf, .in = width, .out = width,
                                                        .weight = model->encoder_norm};
+    make_projections(model, files);
     files->embed_site = (struct gd_site){.kind = GD_SITE_EMBED, .layer = -1, .name = names->outer[GD_OUTER_EMBED].hf};
-    struct gd_weight *const tables[] = {model->embed, model->config.learned_positions ? model->positions : NULL, model->head != model->embed ? model->head : NULL};
+    struct gd_weight *const tables[] = {model->embed, model->config.learned_positions && !model->config.projects ? model->positions : NULL, model->head != model->embed ? model->head : NULL};
     static const int outer[] = {GD_OUTER_EMBED, GD_OUTER_POSITIONS, GD_OUTER_HEAD};
     for (int i = 0; i < 3; i++)
         if (tables[i] != NULL) {
             int index = files->table_count++;
             files->table_sites[index] = (struct gd_site){.kind = GD_SITE_TABLE, .layer = -1, .index = index, .name = names->outer[outer[i]].hf,
-                                                         .in = width, .out = (int)gd_weight_dim(tables[i], 0), .weight = tables[i]};
+                                                         .in = (int)gd_weight_dim(tables[i], 1), .out = (int)gd_weight_dim(tables[i], 0), .weight = tables[i]};
         }
     files->hidden_site = (struct gd_site){.kind = GD_SITE_HIDDEN, .layer = -1, .name = names->base};
 }

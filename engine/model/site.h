@@ -80,7 +80,8 @@ int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sit
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites);
 /* The embedded tokens. */
 const struct gd_site *gd_model_embed_site(const struct gd_model *model);
-/* The matrix of the embedding, that of learned positions where the model has them, that of the head unless it is tied. */
+/* The matrix of the embedding, that of learned positions where the model has them
+ * (in the width of the embeddings), that of the head unless it is tied. */
 int gd_model_table_sites(const struct gd_model *model, const struct gd_site **sites);
 
 #endif

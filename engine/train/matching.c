@@ -60,7 +60,7 @@ static bool reader_build(struct reader *reader, int tokens, struct gd_error *err
 static bool read_batch(struct reader *reader, float *out, struct gd_error *err)
 {
     struct gd_batch *batch = reader->batch;
-    int width = reader->model->config.width;
+    int width = reader->model->config.embed_width;
     if (!reader_build(reader, batch->capacity, err))
         return false;
     gd_plan_bind(reader->plan, reader->inputs.ids, batch->ids);
@@ -87,7 +87,7 @@ static bool read_prompts(struct reader *reader, const struct gd_dataset *data, c
                          void *context, struct gd_error *err)
 {
     struct gd_dataset bare = *data; /* the base has no virtual rows */
-    int width = reader->model->config.width;
+    int width = reader->model->config.embed_width;
     bool ok = true;
     float *x = gd_alloc_array((size_t)GD_BATCH_SEGMENTS_MAX * (size_t)width, sizeof(float));
     memset(&bare.virtual_rows, 0, sizeof(bare.virtual_rows));
@@ -147,7 +147,7 @@ static void keep_sample(void *context, int64_t row, const float *x)
 
 static bool fit(struct reader *reader, const struct gd_dataset *data, struct gd_density *density, double *told_apart, struct gd_error *err)
 {
-    struct sample sample = {.data = data, .width = reader->model->config.width};
+    struct sample sample = {.data = data, .width = reader->model->config.embed_width};
     void *x = NULL;
     bool ok = draw(&sample, data, reader->options->preference->matching.sample, reader->options->seed, err);
     size_t bytes = (size_t)sample.count * (size_t)sample.width * sizeof(float);

@@ -68,7 +68,9 @@ static bool base_of(const struct options *options, char **base, struct gd_error 
 /* How far logits may move: what rounding weights to the dtype (GD_DTYPE_COUNT: the base's) does to them, with room. */
 static double tolerance(enum gd_dtype dtype, const struct gd_model *base)
 {
-    dtype = dtype == GD_DTYPE_COUNT ? gd_weight_source(base->layer[0].q)->dtype : dtype;
+    const struct gd_site *sites;
+    (void)gd_model_linear_sites(base, &sites);
+    dtype = dtype == GD_DTYPE_COUNT ? gd_weight_source(sites[0].weight)->dtype : dtype;
     return dtype == GD_F32 ? 1e-4 : dtype == GD_F16 ? 1e-2 : 5e-2;
 }
 

@@ -1,5 +1,6 @@
 /*
- * opt.c - OPT (Zhang et al. 2022): learned positions from row 2 on, LayerNorm, ReLU; the 350m has its norms after the sums.
+ * opt.c - OPT (Zhang et al. 2022): learned positions from row 2 on, LayerNorm, ReLU; the 350m has its norms after the
+ * sums, and embeddings of a width of their own.
  */
 #include "engine/model/config_read.h"
 
@@ -12,6 +13,8 @@ static const struct gd_names names = {
         [GD_OUTER_NORM] = {"model.decoder.final_layer_norm"},
         [GD_OUTER_HEAD] = {"lm_head"},
         [GD_OUTER_LABELS] = {"score"},
+        [GD_OUTER_PROJECT_IN] = {"model.decoder.project_in"},
+        [GD_OUTER_PROJECT_OUT] = {"model.decoder.project_out"},
     },
     .attention = "self_attn",
     .mlp = "mlp", /* no module: fc1 and fc2 lie in the layer itself */
@@ -42,17 +45,13 @@ static bool read_hf(const struct gd_config_reader *r)
 {
     struct gd_model_config *config = r->config;
     bool before = true, affine = true;
-    int embed_width = config->width;
     if (!gd_config_read_activation(r, "activation_function") || !gd_config_read_bool(r, "do_layer_norm_before", &before) ||
         !gd_config_read_bool(r, "enable_bias", &config->qkv_bias) || !gd_config_refuse_flag(r, "_remove_final_layer_norm") ||
         !gd_config_read_bool(r, "layer_norm_elementwise_affine", &affine) ||
-        !gd_config_read_int(r, "word_embed_proj_dim", GD_WIDTH_MAX, &embed_width))
+        !gd_config_read_int(r, "word_embed_proj_dim", GD_WIDTH_MAX, &config->embed_width))
         return false;
     if (!affine)
         return gd_config_refuse(r, "layer_norm_elementwise_affine", "false", "true");
-    if (embed_width != config->width)
-        return gd_fail_param(r->err, GD_UNSUPPORTED, GD_CONFIG_PATH ".word_embed_proj_dim", GD_CONFIG_PATH ".word_embed_proj_dim %d differs "
-                             "from hidden_size %d, which is not supported", embed_width, config->width);
     config->norm_after = !before;
     config->o_bias = config->mlp_bias = config->qkv_bias;
     return true;

@@ -273,7 +273,7 @@ static void norms_of_heads_are_kept_and_merged(void **state)
 static void every_family_merges_in_its_own_layout(void **state)
 {
     static const char *const bases[] = {"tiny-gemma2", "tiny-gemma3", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt",
-                                        "tiny-opt-after", "tiny-phi3-long"};
+                                        "tiny-opt-after", "tiny-opt-350m", "tiny-phi3-long"};
     static const char *const options[] = {"{\"type\": \"lora\", \"r\": 4, \"lora_alpha\": 6}",
                                           "{\"type\": \"ln_tuning\"}",
                                           "{\"type\": \"full\", \"train_embeddings\": true}"};

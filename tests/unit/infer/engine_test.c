@@ -246,7 +246,7 @@ static void check_recomputed(struct gd_model *model, const struct gd_graft *graf
 
 static const char *const models[] = {"tiny-llama", "tiny-qwen2", "tiny-qwen2-window", "tiny-mistral", "tiny-llama3-rope",
                                      "tiny-llama-yarn", "tiny-llama-sharded", "tiny-llama-q8_0.gguf", "tiny-qwen3", "tiny-phi3",
-                                     "tiny-gemma2", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt", "tiny-opt-after", "tiny-phi3-long",
+                                     "tiny-gemma2", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt", "tiny-opt-after", "tiny-opt-350m", "tiny-phi3-long",
                                      "tiny-mixtral", "tiny-mixtral.gguf"};
 
 static void decoding_with_the_cache_equals_full_recomputation(void **state)

@@ -71,7 +71,7 @@ static struct parity compare(const struct gd_model *model, const struct referenc
 static const char *const tiny_names[] = {"tiny-llama",   "tiny-llama-sharded", "tiny-llama-yarn",  "tiny-llama3-rope",
                                          "tiny-mistral", "tiny-qwen2",         "tiny-qwen2-window", "tiny-qwen3", "tiny-phi3",
                                          "tiny-gemma2",  "tiny-gemma3",        "tiny-gpt2",         "tiny-neox",
-                                         "tiny-opt",     "tiny-opt-after",     "tiny-phi3-long"};
+                                         "tiny-opt",     "tiny-opt-after", "tiny-opt-350m",     "tiny-phi3-long"};
 
 static void f32_logits_equal_the_reference(void **state)
 {
@@ -297,7 +297,7 @@ static void decoding_through_the_cache_equals_the_whole(void **state)
 {
     static const char *const names[] = {"tiny-llama", "tiny-mistral", "tiny-qwen2-window", "tiny-qwen3", "tiny-phi3",
                                          "tiny-gemma2",  "tiny-gemma3",        "tiny-gpt2",         "tiny-neox",
-                                         "tiny-opt",     "tiny-opt-after",     "tiny-phi3-long"};
+                                         "tiny-opt",     "tiny-opt-after", "tiny-opt-350m",     "tiny-phi3-long"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         char *path = gd_format("%s/reference.safetensors", names[i]);
         struct reference reference = open_reference(path);
