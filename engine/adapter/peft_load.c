@@ -3,6 +3,7 @@
 #include "engine/adapter/export.h"
 #include "engine/adapter/head.h"
 #include "engine/adapter/score.h"
+#include "engine/adapter/stacked.h"
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
@@ -387,6 +388,7 @@ bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const ch
         ok = json != NULL;
     }
     ok = ok && check_facts(model, folder, err) && gd_safetensors_open(&file, weights_path, err) &&
+         (!gd_stacked_is(model, json) || gd_stacked_unfold(model, json, &file, err)) &&
          read_config(&config, model, json, folder, file, err) && read_tasks(&config, folder, err) &&
          make_graft(&graft, model, &config, file, json, folder, err);
     if (ok) {

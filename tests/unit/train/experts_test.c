@@ -3,6 +3,7 @@
  * balance, gradients of the bare weights and of a LoRA on everything; from a folder and from GGUF.
  */
 #include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
@@ -262,6 +263,77 @@ static void gradients_of_the_weights_equal_transformers(void **state)
     end(s);
 }
 
+/* ---- adapters as PEFT writes them from stacked experts ---- */
+
+static void save_peft(const struct setting *s, const char *folder, const char *config)
+{
+    struct gd_error err = {0};
+    struct gd_safetensors_entry entries[64];
+    int count = 0;
+    char *path = gd_format("%s/adapter_model.safetensors", folder), *config_path = gd_format("%s/adapter_config.json", folder);
+    for (int i = 0; i < gd_safetensors_count(s->file); i++)
+        if (strncmp(gd_safetensors_name(s->file, i), "peft.", 5) == 0)
+            entries[count++] = (struct gd_safetensors_entry){gd_safetensors_name(s->file, i) + 5, gd_safetensors_at(s->file, i)};
+    assert_true(count > 0);
+    must(gd_safetensors_write(path, entries, count, NULL, &err), &err);
+    must(gd_file_write_durable(config_path, config, strlen(config), &err), &err);
+    gd_free(path);
+    gd_free(config_path);
+}
+
+/* scale B A of a module, into out [out, in]. */
+static void product(const struct gd_graft *graft, int at, double scale, double *out)
+{
+    const struct gd_graft_param *a = &graft->params[at], *b = a + 1;
+    for (int64_t o = 0; o < b->shape[0]; o++)
+        for (int64_t i = 0; i < a->shape[1]; i++) {
+            double sum = 0;
+            for (int64_t r = 0; r < a->shape[0]; r++)
+                sum += (double)graft->block[b->offset + o * b->shape[1] + r] * (double)graft->block[a->offset + r * a->shape[1] + i];
+            out[o * a->shape[1] + i] = scale * sum;
+        }
+}
+
+static void stacked_adapters_of_peft_are_read(void **state)
+{
+    static const char *const good = "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 4, \"target_modules\": [\"q_proj\"], "
+                                    "\"target_parameters\": [\"gate_up_proj\", \"gate.weight\", \"down_proj\"], "
+                                    "\"rank_pattern\": {\".*\\\\.gate_up_proj\": 4}, \"alpha_pattern\": {\".*\\\\.gate_up_proj\": 8}}";
+    static const char *const bad = "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 4, \"target_parameters\": [\"gate_up_proj\"], "
+                                   "\"rank_pattern\": {\"q_proj\": 4}}";
+    struct setting *s = begin("tiny-mixtral", lora, 0);
+    struct gd_error err = {0};
+    struct gd_graft *read = NULL;
+    char folder[] = "/tmp/graftd-experts-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    for (int i = 0; i < s->graft->param_count; i++) {
+        struct gd_tensor start = tensor(s, "lora.", s->graft->params[i].name);
+        memcpy(s->block + s->graft->params[i].offset, start.data, (size_t)gd_tensor_count(&start) * sizeof(float));
+    }
+    s->graft->block = s->block;
+    save_peft(s, folder, good);
+    must(gd_graft_load(&read, s->model, folder, &err), &err);
+    const struct gd_site *sites;
+    int site_count = gd_model_linear_sites(s->model, &sites);
+    for (int i = 0; i < site_count; i++) {
+        double wanted[32 * 32], got[32 * 32];
+        assert_true(read->site_param[i] >= 0);
+        product(s->graft, s->graft->site_param[i], s->graft->scale, wanted);
+        product(read, read->site_param[i], read->scale, got);
+        for (int k = 0; k < sites[i].in * sites[i].out; k++)
+            if (!(fabs(got[k] - wanted[k]) < 1e-6))
+                fail_msg("%s: entry %d is %g, not %g", sites[i].name, k, got[k], wanted[k]);
+    }
+    gd_graft_destroy(read);
+    read = NULL;
+    save_peft(s, folder, bad);
+    assert_false(gd_graft_load(&read, s->model, folder, &err));
+    assert_string_equal(err.param, "rank_pattern");
+    s->graft->block = NULL;
+    assert_true(gd_remove_tree(folder, &err));
+    end(s);
+}
+
 /* Layers made again in the backward pass dispatch their rows again. */
 static void layers_made_again_give_the_same_bits(void **state)
 {
@@ -340,6 +412,7 @@ int main(void)
         cmocka_unit_test(logits_equal_transformers),
         cmocka_unit_test(gradients_of_a_lora_on_everything_equal_transformers),
         cmocka_unit_test(gradients_of_the_weights_equal_transformers),
+        cmocka_unit_test(stacked_adapters_of_peft_are_read),
         cmocka_unit_test(layers_made_again_give_the_same_bits),
         cmocka_unit_test(all_linear_leaves_the_router_to_those_who_name_it),
         cmocka_unit_test(every_method_trains_on_experts),
