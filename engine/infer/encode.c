@@ -55,7 +55,7 @@ void gd_encoder_destroy(struct gd_encoder *encoder)
     gd_free(encoder);
 }
 
-static bool plan_build(struct gd_encoder *encoder, struct encode_plan *p, struct gd_error *err)
+static bool plan_build(struct gd_encoder *encoder, struct encode_plan *p, bool dry, struct gd_error *err)
 {
     struct gd_graft_serving serving = {0};
     struct gd_model_inputs inputs = {0};
@@ -67,8 +67,10 @@ static bool plan_build(struct gd_encoder *encoder, struct encode_plan *p, struct
     if (p->depth != GD_WEAR_NONE)
         gd_graft_serving_sites(&serving, p->graph, encoder->model, p->depth);
     gd_model_encode(p->graph, encoder->model, &inputs, p->depth != GD_WEAR_NONE ? &serving.sites : NULL, p->kv);
-    if (!gd_graph_ok(p->graph, err) || !gd_plan_create(&p->plan, p->graph, p->kv, parts, false, err))
+    if (!gd_graph_ok(p->graph, err) || !gd_plan_create(&p->plan, p->graph, p->kv, parts, dry, err))
         return false;
+    if (dry)
+        return true;
     gd_plan_bind(p->plan, inputs.encoder_ids, encoder->ids);
     gd_plan_bind(p->plan, inputs.encoder_cu_seqlens, encoder->cu_seqlens);
     if (p->depth != GD_WEAR_NONE)
@@ -114,12 +116,25 @@ static struct encode_plan *plan_get(struct gd_encoder *encoder, int rows, enum g
     struct encode_plan *p = gd_alloc(sizeof(*p));
     p->rows = rows;
     p->depth = depth;
-    if (!plan_build(encoder, p, err)) {
+    if (!plan_build(encoder, p, false, err)) {
         gd_error_context(err, "plan the encoding of %d rows", rows);
         plan_destroy(p);
         return NULL;
     }
     return encoder->plans[encoder->plan_count++] = p;
+}
+
+bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, size_t *bytes, size_t *weights, struct gd_error *err)
+{
+    struct gd_encoder encoder = {.model = model, .act = act};
+    struct encode_plan *p = gd_alloc(sizeof(*p));
+    p->rows = padded(rows);
+    p->depth = GD_WEAR_DEPTHS - 1;
+    bool ok = plan_build(&encoder, p, true, err);
+    *bytes = ok ? gd_plan_arena_bytes(p->plan) : 0;
+    *weights = ok ? gd_plan_weight_bytes(p->plan) : 0;
+    plan_destroy(p);
+    return ok;
 }
 
 static bool reserve_arena(struct gd_encoder *encoder, size_t bytes, struct gd_error *err)

@@ -21,6 +21,10 @@ struct gd_encoder;
 void gd_encoder_create(struct gd_encoder **out, struct gd_model *model, enum gd_dtype act);
 void gd_encoder_destroy(struct gd_encoder *encoder);
 
+/* What encoding `rows` rows takes, without making anything: activations, and layouts of weights that are not there yet. */
+GD_MUST_CHECK bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, size_t *bytes, size_t *weights,
+                                       struct gd_error *err);
+
 /* graft: or NULL */
 GD_MUST_CHECK bool gd_encoder_run(struct gd_encoder *encoder, const int32_t *ids, int count, const struct gd_graft *graft,
                                   struct gd_error *err);

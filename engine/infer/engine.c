@@ -44,11 +44,18 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
 bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, int64_t tokens, struct gd_infer_need *need, struct gd_error *err)
 {
     enum gd_dtype act = gd_device()->compute;
-    struct gd_kv_shape shape = {act, model->config.layers, model->config.kv_heads, model->config.head_dim};
+    struct gd_kv_shape shape = {act, gd_model_decoder_layers(model), model->config.kv_heads, model->config.head_dim};
     size_t page = gd_kv_page_bytes(&shape), pages = (size_t)(tokens + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
     *need = (struct gd_infer_need){0};
     need->kv = pages < cache_bytes / page ? pages * page : cache_bytes / page * page;
-    return gd_forward_estimate(model, act, &need->forward, &need->weights, err);
+    size_t encoder = 0, encoder_weights = 0;
+    int rows = model->config.context < GD_INFER_ENCODED_TOKENS ? model->config.context : GD_INFER_ENCODED_TOKENS;
+    if (!gd_forward_estimate(model, act, &need->forward, &need->weights, err) ||
+        (gd_model_encodes(model) && !gd_encoder_estimate(model, act, rows, &encoder, &encoder_weights, err)))
+        return false;
+    need->forward += encoder;
+    need->weights += encoder_weights;
+    return true;
 }
 
 void gd_infer_destroy(struct gd_infer *infer)

@@ -228,10 +228,13 @@ static struct gd_pass *pass_of(struct gd_passes *passes, const struct gd_batch *
     return pass_get(passes, batch->capacity, gd_model_encodes(passes->model) ? batch->encoder_capacity : 0, kind, err);
 }
 
-/* A row of the decoder costs more than one of the encoder: a budget of tokens is used up most by as few of these as can be. */
-static int fewest_encoded(const struct gd_passes *passes)
+/* With an encoder: how a budget of tokens is used up most, all on the side with more layers. */
+static void widest_sides(const struct gd_passes *passes, int bucket, int *tokens, int *encoder_tokens)
 {
-    return gd_model_encodes(passes->model) ? gd_token_bucket(1) : 0;
+    const struct gd_model_config *config = &passes->model->config;
+    bool encoder = config->encoder_layers > config->layers - config->encoder_layers;
+    *tokens = encoder ? gd_token_bucket(1) : bucket;
+    *encoder_tokens = encoder ? bucket : gd_model_encodes(passes->model) ? gd_token_bucket(1) : 0;
 }
 
 static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error *err)
@@ -257,10 +260,11 @@ static bool has_reference(const struct gd_passes *passes)
 
 bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size_t *arena_bytes, struct gd_error *err)
 {
-    int bucket = gd_token_bucket(tokens);
+    int sides[2];
+    widest_sides(passes, gd_token_bucket(tokens), &sides[0], &sides[1]);
     bool live = has_reference(passes) && passes->reference != GD_REFERENCE_PRECOMPUTED;
-    struct gd_pass *reference = live ? pass_get(passes, bucket, fewest_encoded(passes), REFERENCE, err) : NULL;
-    struct gd_pass *pass = pass_get(passes, bucket, fewest_encoded(passes), training ? TRAINING : EVALUATION, err);
+    struct gd_pass *reference = live ? pass_get(passes, sides[0], sides[1], REFERENCE, err) : NULL;
+    struct gd_pass *pass = pass_get(passes, sides[0], sides[1], training ? TRAINING : EVALUATION, err);
     if (pass == NULL || (live && reference == NULL))
         return false;
     *arena_bytes = gd_plan_arena_bytes(pass->plan);
@@ -271,11 +275,12 @@ bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool training, size
 
 bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, struct gd_pass_need *need, struct gd_error *err)
 {
-    int bucket = gd_token_bucket(tokens);
+    int sides[2];
+    widest_sides(passes, gd_token_bucket(tokens), &sides[0], &sides[1]);
     bool live = has_reference(passes) && passes->reference != GD_REFERENCE_PRECOMPUTED;
     *need = (struct gd_pass_need){0};
     for (int i = live ? 0 : 1; i < 2; i++) {
-        struct gd_pass *pass = pass_make(passes, bucket, fewest_encoded(passes), i == 0 ? REFERENCE : training ? TRAINING : EVALUATION, true, err);
+        struct gd_pass *pass = pass_make(passes, sides[0], sides[1], i == 0 ? REFERENCE : training ? TRAINING : EVALUATION, true, err);
         if (pass == NULL)
             return false;
         size_t arena = gd_plan_arena_bytes(pass->plan);
