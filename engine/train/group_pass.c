@@ -55,11 +55,18 @@ static void pass_destroy(struct gd_group_pass *pass)
     gd_free(pass);
 }
 
+void gd_group_passes_rest(struct gd_group_passes *group)
+{
+    gd_large_free(group->arena, group->arena_bytes);
+    group->arena = NULL;
+    group->arena_bytes = 0;
+}
+
 void gd_group_passes_release(struct gd_group_passes *group)
 {
     for (int i = 0; i < group->pass_count; i++)
         pass_destroy(group->pass[i]);
-    gd_large_free(group->arena, group->arena_bytes);
+    gd_group_passes_rest(group);
     memset(group, 0, sizeof(*group));
 }
 
@@ -269,9 +276,7 @@ static bool ensure_arena(struct gd_group_passes *group, size_t bytes, size_t lim
                        (double)limit / 1048576);
     if (bytes <= group->arena_bytes)
         return true;
-    gd_large_free(group->arena, group->arena_bytes);
-    group->arena = NULL;
-    group->arena_bytes = 0;
+    gd_group_passes_rest(group);
     if (!gd_large_alloc(&group->arena, bytes, "activations of several jobs", err))
         return false;
     group->arena_bytes = bytes;

@@ -49,6 +49,8 @@ void gd_group_passes_init(struct gd_group_passes *group);
 GD_MUST_CHECK bool gd_group_passes_run(struct gd_group_passes *group, struct gd_group_part *parts, int count, size_t arena_limit,
                                        const struct gd_run_options *options, struct gd_error *err);
 void gd_group_passes_forget(struct gd_group_passes *group, const struct gd_passes *passes);
+/* Gives the arena back until the next run. */
+void gd_group_passes_rest(struct gd_group_passes *group);
 void gd_group_passes_release(struct gd_group_passes *group);
 
 #endif

@@ -52,9 +52,21 @@ bool gd_job_group_takes(const struct gd_job_group *group, const struct gd_traine
     return held_bytes(group) + gd_trainer_held_bytes(trainer) + activations + gd_trainer_weight_bytes(trainer) <= gd_memory_bytes();
 }
 
+void gd_job_group_rest(struct gd_job_group *group)
+{
+    gd_group_passes_rest(&group->passes);
+}
+
+static void make_room(void *context)
+{
+    gd_job_group_rest(context);
+}
+
 void gd_job_group_add(struct gd_job_group *group, struct gd_trainer *trainer)
 {
     assert(gd_job_group_takes(group, trainer));
+    trainer->make_room = make_room;
+    trainer->room_context = group;
     group->trainer[group->count++] = trainer;
     gd_trainer_begin(trainer);
 }
@@ -64,8 +76,11 @@ static void leave(struct gd_job_group *group, int at, bool ok, const struct gd_e
     struct gd_trainer *trainer = group->trainer[at];
     if (group->most_tokens > 0)
         group->most_tokens = GD_GROUP_TOKENS; /* there is more memory now */
+    trainer->make_room = NULL;
     gd_group_passes_forget(&group->passes, &trainer->passes);
     memmove(group->trainer + at, group->trainer + at + 1, sizeof(group->trainer[0]) * (size_t)(--group->count - at));
+    if (group->count < 2)
+        gd_job_group_rest(group);
     group->observer.left(group->observer.context, trainer, ok, err);
 }
 
@@ -75,6 +90,8 @@ static void advance_all(struct gd_job_group *group)
     for (int k = 0; k < group->count;) {
         struct gd_error err = {0};
         bool over = false, ok = gd_trainer_advance(group->trainer[k], &over, &err);
+        if (group->count > 1)
+            gd_passes_rest(&group->trainer[k]->passes); /* its own evaluation is over; common passes have their arena */
         if (ok && !over)
             k++;
         else
@@ -94,8 +111,11 @@ static void fail_part(struct gd_job_group *group, const struct gd_trainer *train
 static void run_alone(struct gd_job_group *group, struct gd_trainer *trainer)
 {
     struct gd_error err = {0};
+    gd_job_group_rest(group);
     if (!gd_trainer_run_pass(trainer, &err))
         fail_part(group, trainer, &err);
+    else if (group->count > 1)
+        gd_passes_rest(&trainer->passes);
 }
 
 /* What is left for activations, beside the jobs and their base. */
@@ -118,7 +138,7 @@ static bool run_together(struct gd_job_group *group, struct gd_trainer *const *t
         if (err.code == GD_CANCELLED) /* everybody was stopped: they leave at the next turn */
             return true;
         gd_log_warn("job", "%d jobs cannot share a pass of %d tokens: %s", count, tokens, err.message);
-        group->most_tokens = err.code == GD_NO_MEMORY ? tokens - 1 : 0;
+        group->most_tokens = err.code == GD_NO_MEMORY || err.code == GD_NO_ROOM ? tokens - 1 : 0;
         return false;
     }
     group->passes_made++;

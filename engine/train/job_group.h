@@ -46,6 +46,8 @@ void gd_job_group_init(struct gd_job_group *group, const struct gd_job_group_obs
 bool gd_trainer_shares(const struct gd_trainer *trainer);
 bool gd_job_group_takes(const struct gd_job_group *group, const struct gd_trainer *trainer);
 void gd_job_group_add(struct gd_job_group *group, struct gd_trainer *trainer);
+/* Gives activations back until the next turn: a job that may join needs memory. */
+void gd_job_group_rest(struct gd_job_group *group);
 /* Every job's next micro-batch has its pass, or the job leaves. */
 void gd_job_group_turn(struct gd_job_group *group);
 void gd_job_group_release(struct gd_job_group *group);

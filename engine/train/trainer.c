@@ -132,6 +132,8 @@ static bool after_step(struct gd_trainer *trainer, struct gd_error *err)
     metrics[count++] = (struct gd_metric){"tokens_per_second", seconds > 0 ? (double)result->tokens / seconds : 0.0};
     struct gd_step_result valid;
     bool evaluated = trainer->valid != NULL && (last || step % spec->eval_interval == 0);
+    if (evaluated && trainer->make_room != NULL)
+        trainer->make_room(trainer->room_context);
     if (evaluated && !gd_trainer_evaluate(trainer, &valid, err))
         return false;
     count += evaluated ? add_row_metrics(metrics + count, VALID, spec, &valid) : 0;
@@ -151,6 +153,13 @@ static bool after_step(struct gd_trainer *trainer, struct gd_error *err)
     ok = ok && (!keep || gd_trainer_end_checkpoint(trainer, folder, metrics, count, err));
     gd_free(folder);
     return ok;
+}
+
+void gd_trainer_rest(struct gd_trainer *trainer)
+{
+    gd_passes_rest(&trainer->passes);
+    if (trainer->make_room != NULL)
+        trainer->make_room(trainer->room_context);
 }
 
 void gd_trainer_begin(struct gd_trainer *trainer)

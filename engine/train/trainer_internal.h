@@ -50,6 +50,8 @@ struct gd_trainer {
     const char *training_path, *validation_path; /* the caller's, while it sets up */
     int keep_checkpoints;
     struct gd_train_observer observer;
+    void (*make_room)(void *context); /* of whoever else holds activations, before this job needs memory for something; or NULL */
+    void *room_context;
     enum gd_train_command command;
 
     struct gd_chat *chat;            /* the model's template with the job's own clock */
@@ -86,6 +88,9 @@ void gd_trainer_say(struct gd_trainer *trainer, const char *level, const char *f
 /* gd_run_options.between, and the data's progress: whether to go on. */
 bool gd_trainer_between_ops(void *context);
 bool gd_trainer_dataset_progress(void *context, int64_t rows_done, int64_t rows_total);
+
+/* Activations make room for copies of results, and for evals. */
+void gd_trainer_rest(struct gd_trainer *trainer);
 
 /* ---- rows (trainer_data.c) ---- */
 /* Whether rows are answers that are compared or labelled. */

@@ -24,7 +24,7 @@ cJSON *gd_trainer_facts(const struct gd_trainer *trainer)
 /* The adapter of this step, whole and durable. *folder: gd_free it. */
 bool gd_trainer_begin_checkpoint(struct gd_trainer *trainer, char **folder, struct gd_error *err)
 {
-    gd_passes_rest(&trainer->passes); /* copies of the adapter, and evals, have their turn */
+    gd_trainer_rest(trainer); /* copies of the adapter, and evals, have their turn */
     cJSON *json = gd_trainer_facts(trainer);
     bool ok = gd_checkpoint_write_adapter(trainer->folder, trainer->graft, &trainer->state, json, folder, err);
     cJSON_Delete(json);
@@ -108,7 +108,7 @@ static bool read_back(struct gd_trainer *trainer, const char *folder, struct gd_
     float *shifted = gd_alloc_array((size_t)count, sizeof(float));
     for (int i = 1; i < count; i++)
         shifted[i] = logprob[first + i - 1];
-    gd_passes_rest(&trainer->passes);
+    gd_trainer_rest(trainer);
     bool by_task = trainer->graft->method->by_task;
     struct gd_probe probe = {.ids = trainer->batch.ids + first, .logprob = shifted, .count = count, .act = trainer->passes.act,
                              .encoder_ids = trainer->batch.encoder_ids, .encoder_count = trainer->batch.encoder_used,
@@ -128,7 +128,7 @@ bool gd_trainer_write_result(struct gd_trainer *trainer, struct gd_error *err)
         ok = load_best(trainer, &best, err);
         step = trainer->state.best.step;
     }
-    gd_passes_rest(&trainer->passes);
+    gd_trainer_rest(trainer);
     cJSON *json = gd_trainer_facts(trainer);
     cJSON_AddNumberToObject(json, "step", (double)step);
     const struct gd_graft *graft = best != NULL ? best : trainer->graft;

@@ -293,6 +293,7 @@ void gd_worker_tune(struct gd_worker *worker, const cJSON *message)
             cJSON *next = gd_worker_next_tuning(worker);
             if (next == NULL)
                 break;
+            gd_job_group_rest(&group);
             begin_tuning(worker, &group, next);
             cJSON_Delete(next);
         }
