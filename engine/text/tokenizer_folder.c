@@ -5,15 +5,12 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/text/tokenizer_parts.h"
+#include "engine/text/tokenizer_patterns.h"
 
 #include <string.h>
 
 #define FILE_BYTES_MAX ((size_t)256 << 20)
 #define SMALL_BYTES_MAX ((size_t)64 << 20)
-
-#define QWEN2_PATTERN                                                                                                       \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"          \
-    "\\s+(?!\\S)|\\s+"
 
 struct special {
     const char *content;
@@ -183,7 +180,7 @@ static bool open_tree(struct gd_tokenizer **out, struct folder *f, const struct 
     if (class == &qwen2)
         cJSON_ReplaceItemInObjectCaseSensitive(
             cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(pre, "pretokenizers")->child, "pattern"), "Regex",
-            cJSON_CreateString(QWEN2_PATTERN));
+            cJSON_CreateString(GD_PATTERN_QWEN2));
     else if (prefix && class != &bert)
         cJSON_ReplaceItemInObjectCaseSensitive(pre, "add_prefix_space", cJSON_CreateTrue());
     if (normalizer != NULL)

@@ -4,6 +4,7 @@
 #include "engine/base/log.h"
 #include "engine/text/tokenizer_char.h"
 #include "engine/text/tokenizer_parts.h"
+#include "engine/text/tokenizer_patterns.h"
 #include "engine/text/tokenizer_spm.h"
 
 #include <math.h>
@@ -11,18 +12,6 @@
 #include <string.h>
 
 #define META GD_SPM_SPACE
-
-#define LLAMA3_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define LLAMA3_HEAD "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
-
-#define ENGLISH "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-#define MARKS_HEAD ENGLISH "|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|"
-#define MARKS_TAIL "| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
-#define LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
-#define UPPER_THEN "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER
-#define UPPER_FIRST "[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER
-#define SLASH_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
 /* What a family's own tokenizer does before BPE; every pattern isolates what it matches, one after the other. */
 struct family {
@@ -35,14 +24,14 @@ struct family {
 static const struct family families[] = {
     {.names = {"smollm", "starcoder", "refact", "command-r", "codeshell"}, .patterns = {GD_PATTERN_GPT2}, .digits = true},
     {.names = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"},
-     .patterns = {LLAMA3_HEAD "\\p{N}{1,3}" LLAMA3_TAIL}, .ignore_merges = true, .add_bos = 1},
-    {.names = {"dbrx", "smaug-bpe"}, .patterns = {LLAMA3_HEAD "\\p{N}{1,3}" LLAMA3_TAIL}}, /* Phi-4 */
-    {.names = {"qwen2", "deepseek-r1-qwen", "megrez"}, .patterns = {LLAMA3_HEAD "\\p{N}" LLAMA3_TAIL}, .nfc = true},
-    {.names = {"qwen35"}, .patterns = {MARKS_HEAD "\\p{N}" MARKS_TAIL}, .nfc = true},
-    {.names = {"tekken"}, .patterns = {UPPER_THEN "+|" UPPER_FIRST "*|\\p{N}" SLASH_TAIL}, .ignore_merges = true,
+     .patterns = {GD_PATTERN_LLAMA3}, .ignore_merges = true, .add_bos = 1},
+    {.names = {"dbrx", "smaug-bpe"}, .patterns = {GD_PATTERN_LLAMA3}}, /* Phi-4 */
+    {.names = {"qwen2", "deepseek-r1-qwen", "megrez"}, .patterns = {GD_PATTERN_QWEN2}, .nfc = true},
+    {.names = {"qwen35"}, .patterns = {GD_PATTERN_QWEN35}, .nfc = true},
+    {.names = {"tekken"}, .patterns = {GD_PATTERN_TEKKEN}, .ignore_merges = true,
      .add_bos = 1}, /* Mistral Nemo */
     {.names = {"gpt-4o", "llama4"},
-     .patterns = {UPPER_THEN "+" ENGLISH "?|" UPPER_FIRST "*" ENGLISH "?|\\p{N}{1,3}" SLASH_TAIL}},
+     .patterns = {GD_PATTERN_GPT4O}},
     {.names = {"gpt-2", "phi-2", "roberta-bpe", "jina-es", "jina-de"}, .patterns = {GD_PATTERN_GPT2}},
     {.names = {"mpt", "olmo"}, .patterns = {GD_PATTERN_GPT2}, .nfc = true}, /* GPT-NeoX */
     {.names = {"default"}, .patterns = {"[\\p{P}\\$\\+<=>\\^~\\|]+", GD_PATTERN_GPT2, "\\p{N}+", "[0-9][0-9][0-9]"}},

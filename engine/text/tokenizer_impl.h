@@ -61,6 +61,4 @@ GD_MUST_CHECK bool gd_steps_add(struct gd_steps *steps, enum gd_step_kind kind, 
 GD_MUST_CHECK bool gd_decoders_add(struct gd_decoders *decoders, enum gd_decoder_kind kind, struct gd_decoder **step,
                                    struct gd_error *err);
 
-#define GD_PATTERN_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-
 #endif

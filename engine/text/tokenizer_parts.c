@@ -1,6 +1,7 @@
 #include "engine/text/tokenizer_parts.h"
 #include "engine/base/alloc.h"
 #include "engine/text/tokenizer_char.h"
+#include "engine/text/tokenizer_patterns.h"
 
 #include <stdio.h>
 #include <string.h>

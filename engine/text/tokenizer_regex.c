@@ -3,6 +3,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/buf.h"
 #include "engine/text/tokenizer_char.h"
+#include "engine/text/tokenizer_patterns.h"
 
 #include <pcre2.h>
 #include <stdio.h>
@@ -11,8 +12,10 @@
 
 #define MATCH_STEPS 1000000u      /* per match, plus one per byte: real patterns need a handful */
 #define HEAP_KIB 65536u           /* of the interpreter, when JIT cannot be used */
-#define SECONDS_BASE 5.0          /* real patterns take 0.1 s per MiB */
-#define SECONDS_PER_BYTE (2.0 / (1 << 20))
+#define SECONDS_BASE 1.5          /* real patterns take 0.1 s per MiB */
+#define SECONDS_PER_BYTE (1.0 / (1 << 20))
+#define WORK_BASE (1u << 27)      /* of all matches: items tried and bytes gone over, as callouts count them */
+#define WORK_PER_BYTE 512u
 #define MATCHES_PER_CHECK 256u     /* the clock is a system call */
 
 struct gd_regex {
@@ -230,7 +233,18 @@ static bool translate(struct translation *t)
     return true;
 }
 
-static pcre2_code *compile(const char *pattern, size_t length, const char *where, struct gd_error *err)
+/* Patterns whose work is linear. Compiled code counts only some of its steps, so all others call back at every item. */
+static bool is_known(const char *pattern, size_t length)
+{
+    static const char *const known[] = {GD_PATTERN_GPT2,   GD_PATTERN_LLAMA3, GD_PATTERN_QWEN2,
+                                        GD_PATTERN_QWEN35, GD_PATTERN_TEKKEN, GD_PATTERN_GPT4O};
+    for (size_t i = 0; i < GD_COUNT(known); i++)
+        if (strlen(known[i]) == length && memcmp(known[i], pattern, length) == 0)
+            return true;
+    return false;
+}
+
+static pcre2_code *compile(const char *pattern, size_t length, bool watched, const char *where, struct gd_error *err)
 {
     int code = 0;
     PCRE2_SIZE offset = 0;
@@ -238,7 +252,7 @@ static pcre2_code *compile(const char *pattern, size_t length, const char *where
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     /* Ruby's ^ and $ always match at line ends. */
     pcre2_code *compiled =
-        pcre2_compile((PCRE2_SPTR)pattern, length, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+        pcre2_compile((PCRE2_SPTR)pattern, length, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | (watched ? PCRE2_AUTO_CALLOUT : 0),
                       &code, &offset, context);
     pcre2_compile_context_free(context);
     if (compiled == NULL) {
@@ -265,10 +279,10 @@ bool gd_regex_compile(struct gd_regex **out, const char *pattern, size_t length,
     if (syntax == GD_REGEX_RUBY) {
         struct translation t = {.text = pattern, .length = length, .where = where, .err = err};
         gd_buf_init(&t.out, 0);
-        code = translate(&t) ? compile(t.out.data, t.out.length, where, err) : NULL;
+        code = translate(&t) ? compile(t.out.data, t.out.length, !is_known(pattern, length), where, err) : NULL;
         gd_buf_release(&t.out);
     } else if (syntax == GD_REGEX_PCRE) {
-        code = compile(pattern, length, where, err);
+        code = compile(pattern, length, false, where, err);
     }
     if (code == NULL && syntax != GD_REGEX_LITERAL)
         return false;
@@ -303,13 +317,28 @@ static double thread_seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+static int count_work(pcre2_callout_block *block, void *context)
+{
+    struct gd_regex_run *run = context;
+    size_t at = block->current_position;
+    size_t work = 1 + (at > run->last ? at - run->last : run->last - at);
+    run->last = at;
+    if (work > run->work)
+        return PCRE2_ERROR_CALLOUT;
+    run->work -= work;
+    return 0;
+}
+
 void gd_regex_run_init(struct gd_regex_run *run, size_t text_length)
 {
     run->match_data = pcre2_match_data_create(1, NULL);
     run->match_context = pcre2_match_context_create(NULL);
     run->matches = 0;
     run->deadline = thread_seconds() + SECONDS_BASE + SECONDS_PER_BYTE * (double)text_length;
+    run->work = WORK_BASE + WORK_PER_BYTE * text_length;
+    run->last = 0;
     pcre2_set_heap_limit(run->match_context, HEAP_KIB);
+    pcre2_set_callout(run->match_context, count_work, run);
 }
 
 void gd_regex_run_release(struct gd_regex_run *run)
@@ -332,6 +361,7 @@ static bool match(const struct gd_regex *regex, struct gd_regex_run *run, const 
         return too_much(regex, from, err);
     pcre2_set_match_limit(run->match_context, MATCH_STEPS + (uint32_t)length);
     options |= PCRE2_NO_UTF_CHECK;
+    run->last = (size_t)from;
     int rc = pcre2_match(regex->code, (PCRE2_SPTR)text, (PCRE2_SIZE)length, (PCRE2_SIZE)from, options, run->match_data,
                          run->match_context);
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter keeps its frames on the heap */
@@ -342,7 +372,7 @@ static bool match(const struct gd_regex *regex, struct gd_regex_run *run, const 
         return true;
     }
     if (rc == PCRE2_ERROR_MATCHLIMIT || rc == PCRE2_ERROR_DEPTHLIMIT || rc == PCRE2_ERROR_HEAPLIMIT ||
-        rc == PCRE2_ERROR_NOMEMORY)
+        rc == PCRE2_ERROR_NOMEMORY || rc == PCRE2_ERROR_CALLOUT)
         return too_much(regex, from, err);
     const PCRE2_SIZE *range = pcre2_get_ovector_pointer(run->match_data);
     if (rc < 0 || range[0] > range[1] || range[0] < (PCRE2_SIZE)from) /* \K can turn a match round */

@@ -35,6 +35,8 @@ const char *gd_regex_source(const struct gd_regex *regex);
 struct gd_regex_run {
     void *match_data, *match_context;
     double deadline; /* seconds of this thread's processor time */
+    size_t work;     /* left */
+    size_t last;     /* where the last item was tried */
     unsigned matches;
 };
 void gd_regex_run_init(struct gd_regex_run *run, size_t text_length);

@@ -278,17 +278,37 @@ static char *repeat(const char *part, size_t length)
     return text;
 }
 
+/* Work that grows faster than the text, whether compiled code counts it (groups) or not (single characters). */
 static void patterns_without_bound_end_in_an_error(void **state)
 {
+    static const char *const patterns[] = {REGEX("(a+)+$"), REGEX("(a|aa)+b|a"), REGEX(".*.*=.*|a"), REGEX("(?=(a+)+b)|a"),
+                                           REGEX("(?:a?){20}a{20}c|a")};
     char *text = repeat("a", 100000);
     text[99999] = 'c';
-    struct gd_tokenizer *tokenizer = open_text(REGEX("(a+)+$"));
-    encode_in_time(tokenizer, text, 100000, GD_BAD_MODEL, 30);
-    gd_tokenizer_destroy(tokenizer);
-    tokenizer = open_text(REGEX("(a|aa)+b|a"));
-    encode_in_time(tokenizer, text, 100000, GD_BAD_MODEL, 60);
-    gd_tokenizer_destroy(tokenizer);
+    for (size_t i = 0; i < GD_COUNT(patterns); i++) {
+        struct gd_tokenizer *tokenizer = open_text(patterns[i]);
+        encode_in_time(tokenizer, text, 100000, GD_BAD_MODEL, 20);
+        gd_tokenizer_destroy(tokenizer);
+    }
     gd_free(text);
+}
+
+static void many_added_tokens_are_found_in_time(void **state)
+{
+    struct gd_buf json;
+    gd_buf_init(&json, 0);
+    gd_buf_append_text(&json, "{" MODEL ",\"added_tokens\":[");
+    for (int i = 0; i < 100000; i++)
+        gd_buf_printf(&json, "%s{\"id\":%d,\"content\":\"<%d>\",\"special\":true}", i > 0 ? "," : "", i + 10, i);
+    gd_buf_append_text(&json, "]}");
+    double start = gd_time_monotonic();
+    struct gd_tokenizer *tokenizer = open_text(json.data);
+    char *text = repeat("<", 300000);
+    encode_in_time(tokenizer, text, 300000, GD_OK, 20);
+    assert_true(gd_time_monotonic() - start < 30);
+    gd_free(text);
+    gd_tokenizer_destroy(tokenizer);
+    gd_buf_release(&json);
 }
 
 static void an_empty_match_moves_on(void **state)
@@ -461,6 +481,7 @@ int main(void)
         cmocka_unit_test(gaps_between_ids_are_no_tokens),
         cmocka_unit_test(deep_nesting_is_refused),
         cmocka_unit_test(patterns_without_bound_end_in_an_error),
+        cmocka_unit_test(many_added_tokens_are_found_in_time),
         cmocka_unit_test(an_empty_match_moves_on),
         cmocka_unit_test(huge_runs_are_encoded_in_time),
         cmocka_unit_test(text_that_is_not_utf8_is_refused),
