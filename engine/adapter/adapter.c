@@ -166,11 +166,8 @@ void gd_graft_destroy(struct gd_graft *graft)
 
 size_t gd_graft_bytes(const struct gd_graft *graft)
 {
-    const struct gd_model_config *config = &graft->model->config;
     int64_t floats = graft->derived_floats + (graft->block != NULL ? gd_graft_floats(graft) : 0);
-    if (graft->prefix != NULL)
-        floats += (int64_t)config->layers * 2 * graft->virtual_rows.count * config->kv_heads * config->head_dim;
-    return (size_t)floats * sizeof(float);
+    return (size_t)floats * sizeof(float) + (graft->prefix != NULL ? gd_graft_prefix_bytes(graft) : 0);
 }
 
 void gd_graft_init(const struct gd_graft *graft, float *block, uint64_t seed)

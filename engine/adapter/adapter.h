@@ -160,7 +160,8 @@ struct gd_graft {
     float **derived;             /* what the parts need beside the block (gd_graft_derive) */
     int derived_count;
     int64_t derived_floats;
-    float *prefix;               /* keys and values of the virtual rows, [layer][key, value][row][width of keys]; or NULL */
+    float *prefix;               /* keys and values of the virtual rows, [layer][key, value][row][width of keys], then those of
+                                  * long sequences where the model has a rope for them (config.long_from); or NULL */
     char digest[65];             /* of everything that changes what the graft computes */
 };
 
@@ -335,6 +336,9 @@ GD_MUST_CHECK bool gd_graft_load(struct gd_graft **out, const struct gd_model *m
                                  struct gd_error *err);
 /* Makes a loaded graft's prefix where it has virtual rows: what is served needs it. */
 GD_MUST_CHECK bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error *err);
+/* Numbers of one of the prefix's tables; bytes of all. */
+size_t gd_graft_prefix_floats(const struct gd_graft *graft);
+size_t gd_graft_prefix_bytes(const struct gd_graft *graft);
 /* The same without what serving needs: the block holds the parameters as they are in the file. */
 GD_MUST_CHECK bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const char *folder,
                                  struct gd_error *err);

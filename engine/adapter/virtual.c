@@ -195,7 +195,7 @@ static void capture_kv(void *context, struct gd_graph *g, const struct gd_site *
 }
 
 static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct capture *capture, float *prefix,
-                        struct gd_error *err)
+                        bool is_long, struct gd_error *err)
 {
     const struct gd_model_config *config = &graft->model->config;
     int count = graft->virtual_rows.count, layers = config->layers;
@@ -213,11 +213,12 @@ static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct
     bool ok = gd_large_alloc(&arena, bytes, "the keys and values of virtual rows", err);
     if (ok) {
         int32_t *positions = gd_alloc_array((size_t)count, sizeof(int32_t)), bounds[2] = {0, count};
+        int32_t *ids = gd_alloc_array((size_t)count, sizeof(int32_t));
         for (int i = 0; i < count; i++)
-            positions[i] = i;
+            positions[i] = is_long ? i | GD_POSITION_LONG : i;
         gd_plan_attach(plan, arena);
         gd_plan_bind(plan, capture->rows, graft->block + graft->params[0].offset);
-        gd_plan_bind(plan, inputs.ids, positions); /* their embeddings are not looked at */
+        gd_plan_bind(plan, inputs.ids, ids); /* their embeddings are not looked at */
         gd_plan_bind(plan, inputs.positions, positions);
         gd_plan_bind(plan, inputs.cu_seqlens, bounds);
         gd_plan_bind(plan, inputs.inv_freq, config->inv_freq);
@@ -226,29 +227,34 @@ static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct
             gd_convert_to_f32(prefix + i * count * kv_width, gd_plan_data(plan, capture->kept[i]), capture->kept[i]->dtype,
                               count * kv_width);
         gd_free(positions);
+        gd_free(ids);
     }
     gd_large_free(arena, bytes);
     gd_plan_destroy(plan);
     return ok;
 }
 
-static bool capture_prefix(const struct gd_graft *graft, float *prefix, struct gd_error *err)
+static bool capture_prefix(const struct gd_graft *graft, float *prefix, bool is_long, struct gd_error *err)
 {
     struct gd_graph *g = NULL;
     if (!gd_graph_create(&g, gd_device()->compute, err))
         return false;
     struct capture capture = {.kept = gd_alloc_array((size_t)graft->model->config.layers * 2, sizeof(struct gd_value *))};
-    bool ok = run_capture(graft, g, &capture, prefix, err);
+    bool ok = run_capture(graft, g, &capture, prefix, is_long, err);
     gd_graph_destroy(g);
     gd_free(capture.kept);
     return ok;
 }
 
-static size_t prefix_bytes(const struct gd_graft *graft)
+size_t gd_graft_prefix_floats(const struct gd_graft *graft)
 {
     const struct gd_model_config *config = &graft->model->config;
-    return (size_t)graft->virtual_rows.count * (size_t)config->layers * 2 * (size_t)config->kv_heads *
-           (size_t)config->head_dim * sizeof(float);
+    return (size_t)graft->virtual_rows.count * (size_t)config->layers * 2 * (size_t)config->kv_heads * (size_t)config->head_dim;
+}
+
+size_t gd_graft_prefix_bytes(const struct gd_graft *graft)
+{
+    return gd_graft_prefix_floats(graft) * sizeof(float) * (graft->model->config.long_from > 0 ? 2 : 1);
 }
 
 bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error *err)
@@ -256,12 +262,15 @@ bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error *err)
     void *memory = NULL;
     if (graft->virtual_rows.count == 0 || graft->prefix != NULL)
         return true;
-    bool ok = gd_large_alloc(&memory, prefix_bytes(graft), "the keys and values of virtual rows", err);
+    bool ok = gd_large_alloc(&memory, gd_graft_prefix_bytes(graft), "the keys and values of virtual rows", err);
     graft->prefix = memory;
-    if (ok && graft->method->prefix != NULL)
-        graft->method->prefix(graft, graft->prefix);
-    else if (ok)
-        ok = capture_prefix(graft, graft->prefix, err);
+    for (int table = 0; ok && table < (graft->model->config.long_from > 0 ? 2 : 1); table++) {
+        float *rows = graft->prefix + (size_t)table * gd_graft_prefix_floats(graft);
+        if (graft->method->prefix != NULL)
+            graft->method->prefix(graft, rows);
+        else
+            ok = capture_prefix(graft, rows, table == 1, err);
+    }
     if (!ok) {
         gd_graft_drop_prefix(graft);
         gd_error_context(err, "the virtual rows of an adapter");
@@ -271,6 +280,6 @@ bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error *err)
 
 void gd_graft_drop_prefix(struct gd_graft *graft)
 {
-    gd_large_free(graft->prefix, prefix_bytes(graft));
+    gd_large_free(graft->prefix, gd_graft_prefix_bytes(graft));
     graft->prefix = NULL;
 }

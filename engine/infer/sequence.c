@@ -150,10 +150,6 @@ bool gd_sequence_create(struct gd_sequence **out, struct gd_model *model, const 
         !check_range("score_from", sampling->score_from, 0, prompt_count - 1, err) ||
         !check_encoded(model, prompt_count, sampling, err) || !check_sampling(sampling, model->config.vocab, err) || !check_outputs(sampling, model->config.vocab, err))
         return false;
-    if (lead > 0 && is_long(model, lead + prompt_count + sampling->max_tokens))
-        return gd_fail_param(err, GD_UNSUPPORTED, "max_tokens", "prompt and max_tokens are %d tokens with the %d virtual ones of this tuned "
-                             "model; beyond %d its virtual tokens would need another rotation (longrope), which is not supported",
-                             lead + prompt_count + sampling->max_tokens, lead, model->config.long_from);
     struct gd_sequence *sequence = gd_alloc(sizeof(*sequence));
     sequence->model = model;
     sequence->graft = graft;

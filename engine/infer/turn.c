@@ -93,6 +93,7 @@ static void put_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
                 size_t to = (((page * 2 * (size_t)kv->layer_count + part) * heads + head) * GD_KV_PAGE_TOKENS +
                              (size_t)(row % GD_KV_PAGE_TOKENS)) * dim;
                 size_t from = ((part * (size_t)sequence->lead + (size_t)row) * heads + head) * dim;
+                from += sequence->long_bit != 0 ? gd_graft_prefix_floats(sequence->graft) : 0;
                 gd_convert_from_f32((char *)kv->pages + to * element, kv->dtype, sequence->graft->prefix + from, (int64_t)dim);
             }
 }

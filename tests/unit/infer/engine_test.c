@@ -766,6 +766,37 @@ static void methods_share_a_batch_but_no_pages(void **state)
     check_company("tiny-mixtral"); /* whose experts get some of each graft's rows */
 }
 
+/* Short and long ones of one graft beside each other: each kind has a rope and pages of its own. */
+static void long_requests_have_a_rope_of_their_own(void **state)
+{
+    static const char *const options[] = {NULL, "{\"type\": \"lora\", \"r\": 4}", "{\"type\": \"prompt_tuning\", \"num_virtual_tokens\": 3}",
+                                          "{\"type\": \"prefix_tuning\", \"num_virtual_tokens\": 4}"};
+    enum { COUNT = GD_COUNT(options) };
+    struct gd_model *model = open_model("tiny-phi3-long");
+    struct gd_infer *infer = make_infer(model, PAGES_BYTES);
+    struct gd_graft *grafts[COUNT] = {NULL};
+    struct heard *heard[2 * COUNT];
+    struct gd_sampling sampling = greedy;
+    int32_t prompt[40];
+    make_prompt(prompt, 40, 3, model->config.vocab);
+    for (int i = 0; i < 2 * COUNT; i++) {
+        if (i < COUNT && options[i] != NULL)
+            grafts[i] = make_graft(model, (uint64_t)i, options[i], 0.1f);
+        sampling.max_tokens = i < COUNT ? 20 : 4;
+        heard[i] = submit(infer, grafts[i % COUNT], prompt, i < COUNT ? 40 : 7, &sampling);
+    }
+    run_all(infer);
+    for (int i = 0; i < 2 * COUNT; i++) {
+        check_recomputed(model, grafts[i % COUNT], prompt, i < COUNT ? 40 : 7, heard[i], true);
+        heard_destroy(heard[i]);
+    }
+    check_empty(infer);
+    gd_infer_destroy(infer);
+    for (int i = 0; i < COUNT; i++)
+        gd_graft_destroy(grafts[i]);
+    gd_model_destroy(model);
+}
+
 /* Methods with rows before the tokens: fewer than a page, a page, more; beside other methods and the base. */
 static void virtual_rows_lead_and_are_shared(void **state)
 {
@@ -1016,6 +1047,7 @@ int main(void)
         cmocka_unit_test(scoring_an_end_alone_takes_what_stands_before_from_the_cache),
         cmocka_unit_test(outputs_that_are_given_are_the_only_ones),
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
+        cmocka_unit_test(long_requests_have_a_rope_of_their_own),
         cmocka_unit_test(virtual_rows_lead_and_are_shared),
         cmocka_unit_test(trained_tables_are_served_as_they_were_trained),
         cmocka_unit_test(trained_tensors_are_served_as_they_were_trained),
