@@ -9,7 +9,7 @@
  * Life     gd_config_init -> load_file / set ... -> gd_config_check -> gd_config_release.
  *
  * File (inih): [server] data_dir, models, listen, api_key_file, cors_origins, upload_max_bytes, connection_limit,
- * request_timeout_seconds, allowed_hosts, insecure_http; [engine] device, threads, cache_bytes, memory_limit; [graders] python,
+ * request_timeout_seconds, allowed_hosts, insecure_http; [engine] device, threads, cache_bytes, memory_limit, packed_cache_bytes; [graders] python,
  * python_seconds, python_memory_bytes; [jobs] keep_checkpoints, jobs_per_pass.
  */
 #ifndef GD_SERVER_CONFIG_H
@@ -32,6 +32,7 @@ struct gd_config {
     int connection_limit;            /* 1024 */
     int request_timeout_seconds;     /* 30: idle or half-open clients */
     uint64_t cache_bytes;            /* KV cache bound of a worker; 0: an eighth of the memory */
+    uint64_t packed_cache_bytes;     /* 8 GiB: bound of DATA_DIR/cache/packed, bases laid out for products; 0: none is kept */
     uint64_t memory_limit;           /* of all processes; 0: the machine's or the control group's */
     int keep_checkpoints;            /* 3 */
     int jobs_per_pass;               /* 4: jobs of one base that train side by side; 1: one after the other */

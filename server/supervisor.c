@@ -365,6 +365,8 @@ static void start_worker(struct worker *worker)
         .threads = config->threads,
         .cache_bytes = gd_config_cache_bytes(config),
         .memory_bytes = gd_config_worker_bytes(config),
+        .data_dir = config->data_dir,
+        .packed_cache_bytes = config->packed_cache_bytes,
         .context = worker,
         .frame = on_worker_frame,
         .gone = on_gone,

@@ -200,14 +200,17 @@ static int spawn(struct gd_worker_process *process, int worker_fd)
 {
     const struct gd_worker_process_options *options = &process->options;
     const struct gd_sandbox_settings *python = gd_sandbox_settings();
-    char threads[16], cache_bytes[24], memory_bytes[24], seconds[16], memory[24];
+    char threads[16], cache_bytes[24], memory_bytes[24], packed_bytes[24], seconds[16], memory[24];
     snprintf(threads, sizeof threads, "%d", options->threads);
     snprintf(cache_bytes, sizeof cache_bytes, "%llu", (unsigned long long)options->cache_bytes);
     snprintf(memory_bytes, sizeof memory_bytes, "%llu", (unsigned long long)options->memory_bytes);
+    snprintf(packed_bytes, sizeof packed_bytes, "%llu", (unsigned long long)options->packed_cache_bytes);
+    char *packed = gd_format("%s/cache/packed", options->data_dir != NULL ? options->data_dir : ".");
     snprintf(seconds, sizeof seconds, "%d", python->seconds);
     snprintf(memory, sizeof memory, "%llu", (unsigned long long)python->memory_bytes);
     char *args[] = {"graftd", "worker", "--fd", "3", "--device", (char *)options->device, "--threads", threads,
-                    "--cache-bytes", cache_bytes, "--memory-limit", memory_bytes, "--python-seconds", seconds, "--python-memory", memory,
+                    "--cache-bytes", cache_bytes, "--memory-limit", memory_bytes, "--packed-cache", packed,
+                    "--packed-cache-bytes", options->data_dir != NULL ? packed_bytes : "0", "--python-seconds", seconds, "--python-memory", memory,
                     python->interpreter != NULL ? "--python" : NULL, (char *)python->interpreter, NULL};
     uv_stdio_container_t stdio[4] = {
         {.flags = UV_IGNORE},
@@ -227,6 +230,7 @@ static int spawn(struct gd_worker_process *process, int worker_fd)
     };
     int status = uv_spawn(options->loop, &process->process, &spawn_options);
     gd_free(environment);
+    gd_free(packed);
     return status;
 }
 

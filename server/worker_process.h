@@ -24,6 +24,8 @@ struct gd_worker_process_options {
     const char *device;
     int threads;
     uint64_t cache_bytes, memory_bytes;
+    const char *data_dir;
+    uint64_t packed_cache_bytes;
     void *context;
     void (*frame)(void *context, const cJSON *frame); /* borrowed */
     void (*gone)(void *context, const char *why);     /* "signal 9 (Killed)", "exit code 0", ... */

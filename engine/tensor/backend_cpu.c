@@ -3,6 +3,7 @@
 #include "engine/tensor/few_rows.h"
 #include "engine/tensor/gemm.h"
 #include "engine/tensor/kernel.h"
+#include "engine/tensor/pack_cache.h"
 #include "engine/tensor/weight_rows.h"
 #include <assert.h>
 
@@ -78,7 +79,7 @@ static bool pack_plain(struct gd_layout *layout, const struct gd_weight *weight,
 }
 
 /* By way of a row-major copy in `compute`, unless the file has it so already. */
-static bool pack(struct gd_layout *layout, const struct gd_weight *weight, bool forward, enum gd_dtype compute,
+static bool pack_anew(struct gd_layout *layout, const struct gd_weight *weight, bool forward, enum gd_dtype compute,
                  struct gd_error *err)
 {
     const void *mapped = gd_weight_plain(weight, compute);
@@ -97,6 +98,21 @@ static bool pack(struct gd_layout *layout, const struct gd_weight *weight, bool 
     ok = ok && pack_plain(layout, weight, forward, compute, plain, err);
     gd_large_free(block, block ? block_bytes : 0);
     gd_large_free(plain, plain ? plain_bytes : 0);
+    return ok;
+}
+
+static bool pack(struct gd_layout *layout, const struct gd_weight *weight, bool forward, enum gd_dtype compute, struct gd_error *err)
+{
+    int64_t out = gd_weight_dim(weight, 0), in = gd_weight_dim(weight, 1), k = forward ? in : out, n = forward ? out : in;
+    bool known = gd_pack_cache_on() && gd_weight_identity(weight)[0] != '\0';
+    char *what = known ? gd_format("%s %s %s", gd_weight_identity(weight), gd_weight_name(weight), forward ? "forward" : "backward") : NULL;
+    bool ok = known && gd_pack_cache_load(&layout->packed, what, k, n, compute);
+    if (!ok) {
+        ok = pack_anew(layout, weight, forward, compute, err);
+        if (ok && known)
+            gd_pack_cache_store(layout->packed, what, k, n, compute);
+    }
+    gd_free(what);
     return ok;
 }
 

@@ -2,6 +2,8 @@
 #include "engine/base/alloc.h"
 #include <assert.h>
 #include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <oneapi/dnnl/dnnl.h>
 
 /* Making a primitive generates code (milliseconds), so they are kept, keyed by shape and not by weight: the layers of
@@ -29,6 +31,7 @@ struct gd_gemm_packed {
     dnnl_memory_t memory;
     void *data;
     size_t size_bytes;
+    struct gd_map map;                /* that data are in; else they are ours */
 };
 
 static struct {
@@ -317,9 +320,71 @@ void gd_gemm_packed_destroy(struct gd_gemm_packed *packed)
     if (packed == NULL)
         return;
     dnnl_memory_destroy(packed->memory);
-    if (packed->data != NULL)
+    if (packed->map.size_bytes > 0)
+        gd_map_release(&packed->map);
+    else if (packed->data != NULL)
         gd_large_free(packed->data, packed->size_bytes);
     gd_free(packed);
+}
+
+static void append(char *text, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static void append(char *text, size_t size, const char *format, ...)
+{
+    size_t used = strlen(text);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text + used, size - used, format, arguments);
+    va_end(arguments);
+}
+
+bool gd_gemm_packed_layout(int64_t k, int64_t n, enum gd_dtype dtype, char *text, size_t size)
+{
+    struct gd_error ignored = {0};
+    dnnl_memory_desc_t desc;
+    if (!packed_desc(&desc, k, n, dtype, &ignored) || desc.format_kind != dnnl_blocked || desc.extra.flags != dnnl_memory_extra_flag_none)
+        return false;
+    const dnnl_blocking_desc_t *blocking = &desc.format_desc.blocking;
+    const dnnl_version_t *version = dnnl_version();
+    text[0] = '\0';
+    append(text, size, "oneDNN %d.%d.%d %s %s", version->major, version->minor, version->patch, version->hash, gd_gemm_isa());
+    for (int i = 0; i < desc.ndims; i++)
+        append(text, size, " %" PRId64 "/%" PRId64 "+%" PRId64, desc.padded_dims[i], blocking->strides[i], desc.padded_offsets[i]);
+    append(text, size, " from %" PRId64, desc.offset0);
+    for (int i = 0; i < blocking->inner_nblks; i++)
+        append(text, size, " %" PRId64 "of%" PRId64, blocking->inner_blks[i], blocking->inner_idxs[i]);
+    return strlen(text) + 1 < size;
+}
+
+const void *gd_gemm_packed_data(const struct gd_gemm_packed *packed)
+{
+    return packed->data;
+}
+
+size_t gd_gemm_packed_size(const struct gd_gemm_packed *packed)
+{
+    return packed->size_bytes;
+}
+
+bool gd_gemm_packed_map(struct gd_gemm_packed **out, int64_t k, int64_t n, enum gd_dtype dtype, struct gd_map *map, size_t offset,
+                        struct gd_error *err)
+{
+    assert(*out == NULL);
+    struct gd_gemm_packed *packed = gd_alloc(sizeof(*packed));
+    packed->k = k;
+    packed->n = n;
+    packed->dtype = dtype;
+    packed->map = *map;
+    bool ok = packed_desc(&packed->desc, k, n, dtype, err);
+    packed->size_bytes = ok ? dnnl_memory_desc_get_size(&packed->desc) : 0;
+    packed->data = (void *)(uintptr_t)(map->data + offset); /* products only read it */
+    ok = ok && (packed->size_bytes == map->size_bytes - offset || gd_fail(err, GD_BAD_FILE, "a packed weight has another size")) &&
+         check(dnnl_memory_create(&packed->memory, &packed->desc, library.engine, packed->data), "make a view", err);
+    if (!ok) {
+        gd_gemm_packed_destroy(packed);
+        return false;
+    }
+    *out = packed;
+    return true;
 }
 
 bool gd_gemm_run_packed(const struct gd_gemm_packed *packed, const void *a, void *c, enum gd_dtype out, int64_t rows,

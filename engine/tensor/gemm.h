@@ -12,7 +12,7 @@
 #ifndef GD_TENSOR_GEMM_H
 #define GD_TENSOR_GEMM_H
 
-#include "engine/base/error.h"
+#include "engine/base/fsio.h"
 #include "engine/tensor/tensor.h"
 
 /* c[M, N] (+)= alpha * op(a)[M, K] op(b)[K, N]; a and b in one dtype, row-major, transposed ones stored [K, M], [N, K]. */
@@ -34,6 +34,14 @@ size_t gd_gemm_packed_bytes(int64_t k, int64_t n, enum gd_dtype dtype);
 GD_MUST_CHECK bool gd_gemm_pack(struct gd_gemm_packed **out, int64_t k, int64_t n, enum gd_dtype dtype, const void *b,
                                 bool transposed, const char *what, struct gd_error *err);
 void gd_gemm_packed_destroy(struct gd_gemm_packed *packed);
+/* How packed copies of this shape lie in memory here, with the library's version and the instruction set: where this text is the
+ * same, the bytes of one matrix are. False: the layout is more than strides and blocks. */
+bool gd_gemm_packed_layout(int64_t k, int64_t n, enum gd_dtype dtype, char *text, size_t size);
+const void *gd_gemm_packed_data(const struct gd_gemm_packed *packed);
+size_t gd_gemm_packed_size(const struct gd_gemm_packed *packed);
+/* Such bytes in a file, from `offset` on. Takes the map over, on failure too. */
+GD_MUST_CHECK bool gd_gemm_packed_map(struct gd_gemm_packed **out, int64_t k, int64_t n, enum gd_dtype dtype, struct gd_map *map, size_t offset,
+                                      struct gd_error *err);
 /* c[rows, N] (+)= a[rows, K] * packed */
 GD_MUST_CHECK bool gd_gemm_run_packed(const struct gd_gemm_packed *packed, const void *a, void *c, enum gd_dtype out,
                                       int64_t rows, bool accumulate, struct gd_error *err);

@@ -22,6 +22,7 @@ struct gd_weight {
     void *quantised;                           /* the source's data, where the weight was quantised here */
     size_t quantised_bytes;
     bool unpacked_each_time, pretended;
+    char identity[65];
     struct slot slots[GD_WEIGHT_USE_COUNT][2]; /* [use][compute is BF16] */
 };
 
@@ -107,6 +108,16 @@ bool gd_weight_quantised(const struct gd_weight *weight)
 void gd_weight_pretend_quantised(struct gd_weight *weight, bool on)
 {
     weight->pretended = on;
+}
+
+void gd_weight_identify(struct gd_weight *weight, const char digest[65])
+{
+    memcpy(weight->identity, digest, sizeof(weight->identity));
+}
+
+const char *gd_weight_identity(const struct gd_weight *weight)
+{
+    return weight->identity;
 }
 
 const char *gd_weight_name(const struct gd_weight *weight)

@@ -42,6 +42,10 @@ bool gd_weight_quantised(const struct gd_weight *weight);
 /* For dry plans only: it counts as quantised, and nothing is made of it. */
 void gd_weight_pretend_quantised(struct gd_weight *weight, bool on);
 
+/* Which content this is, among all files: the digest of its model. Copied; with it layouts are kept on disk (pack_cache.h). */
+void gd_weight_identify(struct gd_weight *weight, const char digest[65]);
+const char *gd_weight_identity(const struct gd_weight *weight); /* "": unknown */
+
 const char *gd_weight_name(const struct gd_weight *weight);
 const struct gd_tensor *gd_weight_source(const struct gd_weight *weight);
 int gd_weight_rank(const struct gd_weight *weight);

@@ -7,6 +7,7 @@
 #include "engine/base/memory.h"
 #include "engine/eval/sandbox.h"
 #include "engine/tensor/device.h"
+#include "engine/tensor/pack_cache.h"
 #include "engine/worker/command.h"
 
 #include <getopt.h>
@@ -167,6 +168,8 @@ struct options {
     int fd, threads;
     const char *device;
     size_t cache_bytes, memory_limit;
+    const char *packed_cache;
+    uint64_t packed_cache_bytes;
     struct gd_sandbox_settings python;
 };
 
@@ -176,6 +179,8 @@ static bool parse_options(int argc, char **argv, struct options *options)
                                           {"threads", required_argument, NULL, 't'},
                                           {"cache-bytes", required_argument, NULL, 'c'},
                                           {"memory-limit", required_argument, NULL, 'l'},
+                                          {"packed-cache", required_argument, NULL, 'k'},
+                                          {"packed-cache-bytes", required_argument, NULL, 'K'},
                                           {"python", required_argument, NULL, 'p'},
                                           {"python-seconds", required_argument, NULL, 's'},
                                           {"python-memory", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
@@ -198,6 +203,12 @@ static bool parse_options(int argc, char **argv, struct options *options)
             break;
         case 'l':
             options->memory_limit = strtoull(optarg, NULL, 10);
+            break;
+        case 'k':
+            options->packed_cache = optarg;
+            break;
+        case 'K':
+            options->packed_cache_bytes = strtoull(optarg, NULL, 10);
             break;
         case 'p':
             options->python.interpreter = optarg;
@@ -235,6 +246,7 @@ int gd_command_worker(int argc, char **argv)
     }
     static struct gd_worker worker;
     gd_channel_init(&worker.channel, options.fd);
+    gd_pack_cache_configure(options.packed_cache, options.packed_cache_bytes);
     gd_memory_set_limit(options.memory_limit > 0 ? options.memory_limit : gd_memory_bytes());
     gd_residents_init(&worker.residents, options.cache_bytes);
     pthread_mutex_init(&worker.status_mutex, NULL);
