@@ -25,8 +25,8 @@ static const struct variant *pick(const struct gd_chat *chat, const cJSON *tools
 }
 
 /* The first `count` messages of `view` through the template. */
-static bool render(const struct gd_chat *chat, const struct variant *variant, const cJSON *view, int count, const cJSON *tools,
-                   const cJSON *kwargs, bool add_prompt, struct gd_buf *text,
+static bool render(const struct gd_chat *chat, const struct variant *variant, const cJSON *view, int count,
+                   const cJSON *tools, const cJSON *kwargs, bool add_prompt, struct gd_buf *text,
                    struct gd_render_spans *spans, struct gd_error *err)
 {
     static const char *const names[] = {"bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token",
@@ -71,7 +71,8 @@ static bool probe_fits(const struct gd_chat *chat, const struct variant *variant
     struct gd_buf text;
     gd_buf_init(&text, 0);
     cJSON *view = gd_chat_view(messages, &variant->habits);
-    bool fits = render(chat, variant, view, cJSON_GetArraySize(view), NULL, NULL, false, &text, NULL, &ignored) && text.length > 0 &&
+    bool fits = render(chat, variant, view, cJSON_GetArraySize(view), NULL, NULL, false, &text, NULL, &ignored) &&
+                text.length > 0 &&
                 strstr(text.data, "\"needle\"") != NULL && strstr(text.data, "None") == NULL;
     cJSON_Delete(view);
     gd_buf_release(&text);
