@@ -90,20 +90,25 @@ static struct gd_value *value_again(const struct walk *walk, struct gd_value *va
 }
 
 /* What gradients do not read of it the plan leaves out. */
+static bool repeat_call(struct walk *walk, const struct gd_call *call)
+{
+    struct gd_value *in[GD_CALL_INPUTS_MAX] = {NULL};
+    for (int j = 0; j < call->in_count; j++)
+        in[j] = value_again(walk, call->in[j]);
+    struct gd_value *first = gd_graph_call(walk->graph, call->op, in, call->in_count, &call->params);
+    if (first == NULL)
+        return false;
+    walk->again[call->index] = first->producer;
+    for (int k = 0; k < call->out_count; k++)
+        first->producer->out[k]->needs_gradient = call->out[k]->needs_gradient;
+    return true;
+}
+
 static bool repeat_calls(struct walk *walk, int begin, int end)
 {
-    for (int i = begin; i < end; i++) {
-        const struct gd_call *call = gd_graph_call_at(walk->graph, i);
-        struct gd_value *in[GD_CALL_INPUTS_MAX] = {NULL};
-        for (int j = 0; j < call->in_count; j++)
-            in[j] = value_again(walk, call->in[j]);
-        struct gd_value *first = gd_graph_call(walk->graph, call->op, in, call->in_count, &call->params);
-        if (first == NULL)
+    for (int i = begin; i < end; i++)
+        if (!repeat_call(walk, gd_graph_call_at(walk->graph, i)))
             return false;
-        walk->again[i] = first->producer;
-        for (int k = 0; k < call->out_count; k++)
-            first->producer->out[k]->needs_gradient = call->out[k]->needs_gradient;
-    }
     return true;
 }
 
@@ -113,6 +118,23 @@ static bool enter_stretch(struct walk *walk, int index)
     if (walk->again[index] != NULL || !gd_graph_stretch(walk->graph, index, &begin, &end))
         return true;
     return repeat_calls(walk, begin, end);
+}
+
+/* The call with what light ops give it made again, once for all calls that read it; those of a stretch come with that. */
+static bool read_again(struct walk *walk, const struct gd_call *call, struct gd_call *reads)
+{
+    int begin, end;
+    *reads = *call;
+    for (int j = 0; j < call->in_count; j++) {
+        const struct gd_call *producer = call->in[j] != NULL ? call->in[j]->producer : NULL;
+        if (producer == NULL || !producer->op->light)
+            continue;
+        if (walk->again[producer->index] == NULL && !gd_graph_stretch(walk->graph, producer->index, &begin, &end) &&
+            !repeat_call(walk, producer))
+            return false;
+        reads->in[j] = value_again(walk, call->in[j]);
+    }
+    return true;
 }
 
 /* ---- the walk ---- */
@@ -153,11 +175,14 @@ static bool walk_call(struct walk *walk, const struct gd_call *call)
     if (!enter_stretch(walk, call->index))
         return false;
     const struct gd_call *made = walk->again[call->index] != NULL ? walk->again[call->index] : call;
+    struct gd_call reads;
+    if (made == call && !read_again(walk, call, &reads))
+        return false;
     for (int j = 0; j < call->in_count; j++)
         if (call->in[j] != NULL && walk->wanted[call->in[j]->index])
             begin_part(walk, call->in[j]);
     int first_new_call = gd_graph_call_count(graph);
-    if (!call->op->gradient(graph, made, out_grad, in_grad)) {
+    if (!call->op->gradient(graph, made == call ? &reads : made, out_grad, in_grad)) {
         gd_graph_fail(graph, "op '%s' has no gradient for these inputs", call->op->name);
         return false;
     }

@@ -86,6 +86,7 @@ struct gd_op {
     /* Optional input that the kernel adds to out[0] on the way (same shape and dtype): sums of gradients ride on the
      * products that make them. 0: none. */
     int addend;
+    bool light;   /* cheap, of inputs that its own gradient reads: the backward pass makes it again instead of keeping its outputs */
     bool views;   /* its outputs are rows of in[0], in order, and lie where that lies; the kernel does nothing */
     bool joins;   /* out[0] is the inputs side by side; the kernel leaves alone what lies where it belongs */
     enum gd_group_rule groups;

@@ -146,6 +146,7 @@ const struct gd_op gd_op_rms_norm = {
     .run_cpu = run_cpu,
     .gradient = gradient,
     .inplace = -1,
+    .light = true,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };

@@ -68,6 +68,7 @@ const struct gd_op gd_op_swiglu = {
     .gradient = gradient,
     .inplace = 0,
     .groups = GD_GROUPS_KEPT,
+    .light = true,
     .reference = reference,
     .cases = cases, .case_count = GD_COUNT(cases),
 };
