@@ -81,7 +81,8 @@ static void translate_list(const struct gd_model *model, struct gd_modules *modu
 void gd_graft_translate_fallbacks(struct gd_graft *graft)
 {
     const struct gd_adapter_method *method = graft->config.method;
-    if (graft->model->config.family->body != &gd_body_decoder)
+    const struct gd_body *body = graft->model->config.family->body;
+    if (body != &gd_body_decoder && !body->encoder)
         return;
     for (int i = 0; i < method->option_count; i++)
         if (method->options[i].type == GD_OPTION_MODULES && is_fallback(&method->options[i], &graft->config.modules[i]))

@@ -11,20 +11,20 @@
 #include <assert.h>
 #include <math.h>
 
-static const struct gd_part linears[GD_ENCODER_LINEARS] = {
-    [GD_ENCODER_Q] = {GD_EXTENT_QUERY, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(q), GD_PART_BIAS(q_bias, qkv_bias)},
-    [GD_ENCODER_K] = {GD_EXTENT_KV, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(k), GD_PART_BIAS(k_bias, qkv_bias)},
-    [GD_ENCODER_V] = {GD_EXTENT_KV, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(v), GD_PART_BIAS(v_bias, qkv_bias)},
-    [GD_ENCODER_O] = {GD_EXTENT_WIDTH, GD_EXTENT_QUERY, GD_ROWS_PLAIN, GD_PART_WEIGHT(o), GD_PART_BIAS(o_bias, o_bias)},
-    [GD_ENCODER_UP] = {GD_EXTENT_FFN, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(up), GD_PART_BIAS(up_bias, mlp_bias)},
-    [GD_ENCODER_DOWN] = {GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_ROWS_PLAIN, GD_PART_WEIGHT(down), GD_PART_BIAS(down_bias, mlp_bias)},
+static const struct gd_part linears[GD_LINEAR_COUNT] = {
+    [GD_LINEAR_Q] = {GD_EXTENT_QUERY, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(q), GD_PART_BIAS(q_bias, qkv_bias)},
+    [GD_LINEAR_K] = {GD_EXTENT_KV, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(k), GD_PART_BIAS(k_bias, qkv_bias)},
+    [GD_LINEAR_V] = {GD_EXTENT_KV, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(v), GD_PART_BIAS(v_bias, qkv_bias)},
+    [GD_LINEAR_O] = {GD_EXTENT_WIDTH, GD_EXTENT_QUERY, GD_ROWS_PLAIN, GD_PART_WEIGHT(o), GD_PART_BIAS(o_bias, o_bias)},
+    [GD_LINEAR_UP] = {GD_EXTENT_FFN, GD_EXTENT_WIDTH, GD_ROWS_PLAIN, GD_PART_WEIGHT(up), GD_PART_BIAS(up_bias, mlp_bias)},
+    [GD_LINEAR_DOWN] = {GD_EXTENT_WIDTH, GD_EXTENT_FFN, GD_ROWS_PLAIN, GD_PART_WEIGHT(down), GD_PART_BIAS(down_bias, mlp_bias)},
 };
 
-static const struct gd_part norms[GD_ENCODER_NORMS] = {
-    [GD_ENCODER_NORM_ATTENTION] = {GD_EXTENT_WIDTH, GD_EXTENT_NONE, GD_ROWS_PLAIN, GD_PART_WEIGHT(post_norm),
-                                   GD_PART_BIAS(post_norm_bias, layer_norm)},
-    [GD_ENCODER_NORM_OUTPUT] = {GD_EXTENT_WIDTH, GD_EXTENT_NONE, GD_ROWS_PLAIN, GD_PART_WEIGHT(output_norm),
-                                GD_PART_BIAS(output_norm_bias, layer_norm)},
+static const struct gd_part norms[GD_NORM_COUNT] = {
+    [GD_NORM_INPUT] = {GD_EXTENT_WIDTH, GD_EXTENT_NONE, GD_ROWS_PLAIN, GD_PART_WEIGHT(input_norm),
+                       GD_PART_BIAS(input_norm_bias, layer_norm)},
+    [GD_NORM_POST] = {GD_EXTENT_WIDTH, GD_EXTENT_NONE, GD_ROWS_PLAIN, GD_PART_WEIGHT(post_norm),
+                      GD_PART_BIAS(post_norm_bias, layer_norm)},
 };
 
 static const struct gd_part outer[GD_OUTER_COUNT] = {
@@ -55,20 +55,20 @@ static struct gd_value *attention(const struct gd_builder *b, int layer, struct 
     const struct gd_model_config *config = &b->model->config;
     struct gd_attention_options options = {.heads = config->heads, .kv_heads = config->kv_heads, .head_dim = config->head_dim,
                                            .scale = 1 / sqrt(config->head_dim), .bidirectional = true};
-    struct gd_value *q = gd_build_linear(b, layer, GD_ENCODER_Q, x), *k = gd_build_linear(b, layer, GD_ENCODER_K, x);
-    struct gd_value *v = gd_build_linear(b, layer, GD_ENCODER_V, x);
+    struct gd_value *q = gd_build_linear(b, layer, GD_LINEAR_Q, x), *k = gd_build_linear(b, layer, GD_LINEAR_K, x);
+    struct gd_value *v = gd_build_linear(b, layer, GD_LINEAR_V, x);
     struct gd_value *y = gd_attention(b->graph, q, k, v, b->inputs->cu_seqlens, NULL, &options);
-    return gd_build_linear(b, layer, GD_ENCODER_O, y);
+    return gd_build_linear(b, layer, GD_LINEAR_O, y);
 }
 
 static struct gd_value *encoder_layer(const struct gd_builder *b, int layer, struct gd_value *x)
 {
     struct gd_graph *g = b->graph;
     struct gd_value *a = gd_build_block(b, layer, 0, x, attention(b, layer, x));
-    struct gd_value *u = gd_build_layer_norm(b, layer, GD_ENCODER_NORM_ATTENTION, gd_add(g, x, a));
-    struct gd_value *inner = gd_activation(g, gd_build_linear(b, layer, GD_ENCODER_UP, u), b->model->config.activation);
-    struct gd_value *f = gd_build_block(b, layer, 1, u, gd_build_linear(b, layer, GD_ENCODER_DOWN, inner));
-    return gd_build_layer_norm(b, layer, GD_ENCODER_NORM_OUTPUT, gd_add(g, u, f));
+    struct gd_value *u = gd_build_layer_norm(b, layer, GD_NORM_INPUT, gd_add(g, x, a));
+    struct gd_value *inner = gd_activation(g, gd_build_linear(b, layer, GD_LINEAR_UP, u), b->model->config.activation);
+    struct gd_value *f = gd_build_block(b, layer, 1, u, gd_build_linear(b, layer, GD_LINEAR_DOWN, inner));
+    return gd_build_layer_norm(b, layer, GD_NORM_POST, gd_add(g, u, f));
 }
 
 static struct gd_value *hidden(struct gd_graph *graph, const struct gd_model *model, const struct gd_model_inputs *inputs,
@@ -90,8 +90,8 @@ const struct gd_body gd_body_encoder = {
     .encoder = true,
     .linears = linears,
     .norms = norms,
-    .linear_count = GD_ENCODER_LINEARS,
-    .norm_count = GD_ENCODER_NORMS,
+    .linear_count = GD_LINEAR_COUNT,
+    .norm_count = GD_NORM_COUNT,
     .outer = outer,
     .classes = classes,
     .hidden = hidden,

@@ -13,9 +13,7 @@
 
 #include "engine/model/family.h"
 
-/* The parts of gd_body_encoder, in graph order. */
-enum { GD_ENCODER_Q, GD_ENCODER_K, GD_ENCODER_V, GD_ENCODER_O, GD_ENCODER_UP, GD_ENCODER_DOWN, GD_ENCODER_LINEARS };
-enum { GD_ENCODER_NORM_ATTENTION, GD_ENCODER_NORM_OUTPUT, GD_ENCODER_NORMS };
+/* Its parts have a decoder's numbers (parts.h), as far as it has them; the norms stand behind attention and feed-forward part. */
 extern const struct gd_body gd_body_encoder;
 
 /* tanh(W h + b) of each row: the pooler, or what a classifier has in its place. rows: act [S, d], those of the first tokens. */

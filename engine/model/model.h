@@ -99,8 +99,8 @@ enum gd_quantization {
 extern const char *const gd_quantization_names[GD_QUANTIZATION_COUNT]; /* "none", "file", "nf4" */
 
 struct gd_model_layer {
-    struct gd_weight *input_norm, *post_norm, *output_norm, *attention_out_norm, *mlp_out_norm;
-    struct gd_weight *input_norm_bias, *post_norm_bias, *output_norm_bias;
+    struct gd_weight *input_norm, *post_norm, *attention_out_norm, *mlp_out_norm;
+    struct gd_weight *input_norm_bias, *post_norm_bias;
     struct gd_weight *q_norm, *k_norm; /* [head_dim]; or NULL */
     struct gd_weight *q, *k, *v, *o, *gate, *up, *down;
     struct gd_weight *cross_norm, *cross_q, *cross_k, *cross_v, *cross_o; /* of a decoder beside an encoder; or NULL */

@@ -188,6 +188,18 @@ def test_bad_rows_are_named(daemon, data, options, word):
     assert job["status"] == "failed" and word in job["error"]["message"], job["error"]
 
 
+@pytest.mark.parametrize("method", ["ln_tuning", "ia3", "full", "houlsby"])
+def test_methods_name_an_encoders_modules_by_themselves(daemon, reviews, held_out, method):
+    made = daemon.post("/v1/fine_tuning/jobs", body(reviews, validation_file=held_out, adapter={"type": method}))
+    assert made.status == 200, made.json
+    job = daemon.wait_job(made.json["id"])
+    assert job["status"] == "succeeded", job["error"]
+    held = rows(32, 500)
+    answer = classify(daemon, job["fine_tuned_model"], [row["text"] for row in held])
+    right = sum(item["labels"] == [row["label"]] for item, row in zip(answer["data"], held))
+    assert right / 32 == pytest.approx(last_metric(daemon, job, "valid_accuracy")) and right > 16
+
+
 def test_a_classifier_goes_on_from_a_classifier(daemon, classifier, reviews, held_out):
     made = {**body(reviews, validation_file=held_out), "model": classifier["fine_tuned_model"]}
     job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", made).json["id"])

@@ -19,16 +19,16 @@ static const struct gd_names names = {
     .attention = "attention",
     .mlp = "output",
     .linears = {
-        [GD_ENCODER_Q] = {"attention.self.query", NULL},
-        [GD_ENCODER_K] = {"attention.self.key", NULL},
-        [GD_ENCODER_V] = {"attention.self.value", NULL},
-        [GD_ENCODER_O] = {"attention.output.dense", NULL},
-        [GD_ENCODER_UP] = {"intermediate.dense", NULL},
-        [GD_ENCODER_DOWN] = {"output.dense", NULL},
+        [GD_LINEAR_Q] = {"attention.self.query", NULL},
+        [GD_LINEAR_K] = {"attention.self.key", NULL},
+        [GD_LINEAR_V] = {"attention.self.value", NULL},
+        [GD_LINEAR_O] = {"attention.output.dense", NULL},
+        [GD_LINEAR_UP] = {"intermediate.dense", NULL},
+        [GD_LINEAR_DOWN] = {"output.dense", NULL},
     },
     .norms = {
-        [GD_ENCODER_NORM_ATTENTION] = {"attention.output.LayerNorm", NULL},
-        [GD_ENCODER_NORM_OUTPUT] = {"output.LayerNorm", NULL},
+        [GD_NORM_INPUT] = {"attention.output.LayerNorm", NULL},
+        [GD_NORM_POST] = {"output.LayerNorm", NULL},
     },
 };
 
