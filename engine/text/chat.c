@@ -437,6 +437,13 @@ bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const c
 
 /* ---- two texts apart ---- */
 
+void gd_chat_end_text(const struct gd_chat *chat, struct gd_tokens *tokens)
+{
+    int32_t eos = gd_tokenizer_eos(chat->tokenizer), end = tokens->count > 0 && tokens->with_offsets ? tokens->end[tokens->count - 1] : 0;
+    if (eos >= 0 && (tokens->count == 0 || tokens->ids[tokens->count - 1] != eos))
+        gd_tokens_push(tokens, eos, end, end);
+}
+
 /* Appends the tokens of a text and weighs them; offsets count from the text's begin. */
 static bool append_text(const struct gd_chat *chat, const char *text, enum gd_special_mode mode, float weight,
                         struct gd_chat_encoding *out, struct gd_error *err)
@@ -469,13 +476,11 @@ static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const c
                           struct gd_error *err)
 {
     struct gd_render_spans spans = {0};
-    int32_t eos = gd_tokenizer_eos(chat->tokenizer);
     bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view) - 1, tools, NULL, true, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     gd_render_spans_release(&spans);
-    int32_t end = (int32_t)out->text.length;
-    if (ok && eos >= 0 && (out->tokens.count == 0 || out->tokens.ids[out->tokens.count - 1] != eos))
-        gd_tokens_push(&out->tokens, eos, end, end);
+    if (ok)
+        gd_chat_end_text(chat, &out->tokens);
     return ok;
 }
 

@@ -74,6 +74,9 @@ GD_MUST_CHECK bool gd_chat_encode_training(const struct gd_chat *chat, const cJS
 GD_MUST_CHECK bool gd_chat_encode_pair(const struct gd_chat *chat, const char *prompt, const char *completion,
                                        struct gd_chat_encoding *out, struct gd_error *err);
 
+/* What an encoder reads ends with eos: appends it unless it is there. */
+void gd_chat_end_text(const struct gd_chat *chat, struct gd_tokens *tokens);
+
 /* For models with an encoder, two texts apart: the prompt, then the completion, whose tokens have weight 1. Each ends as the
  * tokenizer ends a text, and with eos, which is not doubled. */
 GD_MUST_CHECK bool gd_chat_encode_pair_apart(const struct gd_chat *chat, const char *prompt, const char *completion,

@@ -255,6 +255,8 @@ static bool encode_chat(const struct gd_model *model, const struct gd_ask *ask, 
     for (int i = 0; ok && i < encoding.tokens.count; i++)
         gd_tokens_push(tokens, encoding.tokens.ids[i], 0, 0);
     gd_chat_encoding_release(&encoding);
+    if (ok && gd_model_encodes(model))
+        gd_chat_end_text(model->chat, tokens);
     return ok;
 }
 

@@ -105,6 +105,8 @@ static bool generate(const struct options *options, struct gd_error *err)
                (gd_graft_load(&graft, model, options->adapter, err) && gd_graft_wear_task(graft, options->task, err) &&
                 gd_graft_make_prefix(graft, err))) &&
               encode(model, options, &chat, &tokens, err) && gd_infer_create(&infer, model, (size_t)512 << 20, err);
+    if (ok && gd_model_encodes(model))
+        gd_chat_end_text(model->chat, &tokens);
     if (ok) {
         int room = gd_model_encodes(model) ? model->config.context : model->config.context - tokens.count - (graft != NULL ? graft->virtual_rows.count : 0);
         struct gd_sampling sampling = {.temperature = options->temperature, .top_p = options->top_p, .repetition_penalty = 1,

@@ -229,6 +229,8 @@ static bool read_prompt(const cJSON *message, const struct gd_model *model, stru
         for (int i = 0; ok && i < encoding.tokens.count; i++)
             gd_tokens_push(tokens, encoding.tokens.ids[i], 0, 0);
         gd_chat_encoding_release(&encoding);
+        if (ok && gd_model_encodes(model))
+            gd_chat_end_text(model->chat, tokens);
         return ok;
     }
     const cJSON *prompt = gd_json_find(message, "prompt");
@@ -236,8 +238,11 @@ static bool read_prompt(const cJSON *message, const struct gd_model *model, stru
         return gd_worker_read_ids(prompt, tokens, err);
     if (!cJSON_IsString(prompt))
         return gd_fail_param(err, GD_INVALID, "prompt", "prompt must be a string or an array of token ids");
-    return gd_tokenizer_encode(model->tokenizer, prompt->valuestring, strlen(prompt->valuestring), GD_SPECIAL_PARSE, true, tokens,
-                               err);
+    if (!gd_tokenizer_encode(model->tokenizer, prompt->valuestring, strlen(prompt->valuestring), GD_SPECIAL_PARSE, true, tokens, err))
+        return false;
+    if (gd_model_encodes(model))
+        gd_chat_end_text(model->chat, tokens);
+    return true;
 }
 
 /* The whole conversation as training has it, or a text, or ids. */

@@ -1,10 +1,11 @@
 """An encoder-decoder (T5): seq2seq jobs, completions of base and tuned model, and what it cannot do, by name."""
 import json
+import shutil
 import struct
 
 import pytest
 
-from daemon import FIXTURES, job_body
+from daemon import Daemon, FIXTURES, job_body
 
 HYPER = {"n_epochs": 10, "learning_rate": 1e-2, "checkpoint_interval": 20, "lr_scheduler_type": "constant"}
 ADAPTER = {"type": "lora", "r": 8, "lora_dropout": 0.05, "target_modules": ["q", "v", "wi_0", "wo"]}
@@ -131,3 +132,27 @@ def test_what_it_cannot_do_is_refused_by_name(daemon):
         made = daemon.post("/v1/fine_tuning/jobs", request)
         error = made.json["error"] if made.status != 200 else daemon.wait_job(made.json["id"])["error"]
         assert error["param"] == param and words in error["message"], error
+
+
+def test_a_template_makes_chats_of_it(tmp_path):
+    folder = tmp_path / "models" / "t5-chat"
+    shutil.copytree(FIXTURES / "models" / "tiny-t5-gated", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }} {% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    daemon = Daemon(tmp_path / "data", folder.parent).start()
+    try:
+        chats = [{"messages": [{"role": "user", "content": f"the {WORDS[i % 2]} {i}?"}, {"role": "assistant", "content": WORDS[i % 2]}]}
+                 for i in range(40)]
+        made = daemon.post("/v1/fine_tuning/jobs", body(daemon.upload(chats).json["id"], model="t5-chat"))
+        job = daemon.wait_job(made.json["id"])
+        assert job["status"] == "succeeded", job["error"]
+        said = []
+        for i in range(6):
+            answer = daemon.post("/v1/chat/completions", {"model": job["fine_tuned_model"], "temperature": 0, "max_tokens": 4,
+                                                          "messages": chats[i]["messages"][:1]})
+            assert answer.status == 200, answer.json
+            said.append(answer.json["choices"][0]["message"]["content"].strip())
+        assert sum(words == WORDS[i % 2] for i, words in enumerate(said)) >= 5, said
+    finally:
+        daemon.kill()
