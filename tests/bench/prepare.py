@@ -45,6 +45,7 @@ def run(*command, log=None, **options):
 def environment(cache):
     python = cache / "venv" / "bin" / "python"
     if not (cache / "venv" / "ready").exists():
+        run(ROOT / "deploy" / "setup", "bench")
         say("PyTorch, transformers, PEFT and TRL are brought into the cache")
         run(sys.executable, "-m", "venv", cache / "venv")
         run(python, "-m", "pip", "install", "--quiet", *PACKAGES)
@@ -56,7 +57,7 @@ def graftd(chosen):
     if chosen.graftd is not None:
         return chosen.graftd.resolve()
     build = ROOT / "build-release"
-    run(ROOT / "deploy" / "setup", "demo")
+    run(ROOT / "deploy" / "setup", "bench")
     if not (build / "build.ninja").exists():
         run("meson", "setup", build, "--buildtype=release", cwd=ROOT)
     run("ninja", "-C", build, "graftd", "tests/bench/four_jobs")
