@@ -260,7 +260,8 @@ static bool read_all(struct gd_model_config *config, struct gd_gguf *file, struc
     gd_model_config_begin(config, family);
     config->eos_count = 0;
     config->head_dim = 0;
-    if (!check_plain(file, a, err) || !read_sizes(config, file, a, err) || !read_window(config, file, err) || !read_caps(config, file, a, err) ||
+    if (!check_plain(file, a, err) || !read_sizes(config, file, a, err) || !read_window(config, file, err) ||
+        !read_caps(config, file, a, err) ||
         !read_rope(config, &ropes[0], file, a, err) || !read_ids(config, file, err) ||
         (family->read_gguf != NULL && !family->read_gguf(config, file, err)))
         return false;

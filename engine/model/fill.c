@@ -226,7 +226,9 @@ static bool fill_part(const struct filler *f, int layer, const struct gd_part *p
     order.added = kind == GD_SITE_NORM && f->gguf ? (float)config->norm_offset : 0; /* GGUF holds the sum */
     if (part->copies != 0)
         return fill_copies(f, owner, layer, part, name, shape);
-    return fill_one(f, gd_part_weight(owner, part, 0), layer, name, part->tensor != NULL ? part->tensor : "weight", part->in == GD_EXTENT_NONE ? 1 : 2, shape, order) &&
+    const char *tensor = part->tensor != NULL ? part->tensor : "weight";
+    int rank = part->in == GD_EXTENT_NONE ? 1 : 2;
+    return fill_one(f, gd_part_weight(owner, part, 0), layer, name, tensor, rank, shape, order) &&
            (!gd_part_has_bias(config, part) || fill_one(f, gd_part_bias(owner, part), layer, name, "bias", 1, shape, plain));
 }
 
@@ -253,7 +255,8 @@ static bool fill_outer(const struct filler *f)
         model->head = model->embed;
     if (model->config.scaled_embed) {
         float scale = sqrtf((float)model->config.width);
-        model->config.embed_scale = (double)(gd_weight_source(model->embed)->dtype == GD_BF16 ? gd_bf16_to_f32(gd_f32_to_bf16(scale)) : scale);
+        bool rounded = gd_weight_source(model->embed)->dtype == GD_BF16;
+        model->config.embed_scale = (double)(rounded ? gd_bf16_to_f32(gd_f32_to_bf16(scale)) : scale);
     }
     return true;
 }

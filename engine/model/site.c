@@ -119,6 +119,22 @@ static void make_projections(struct gd_model *model, struct gd_files *files)
             .in = (int)gd_weight_dim(weights[i], 1), .out = (int)gd_weight_dim(weights[i], 0), .weight = weights[i]};
 }
 
+static void make_tables(struct gd_model *model, struct gd_files *files)
+{
+    bool positions = model->config.learned_positions && !model->config.projects;
+    struct gd_weight *const tables[] = {model->embed, positions ? model->positions : NULL,
+                                        model->head != model->embed ? model->head : NULL};
+    static const int outer[] = {GD_OUTER_EMBED, GD_OUTER_POSITIONS, GD_OUTER_HEAD};
+    for (int i = 0; i < 3; i++) {
+        if (tables[i] == NULL)
+            continue;
+        int index = files->table_count++;
+        files->table_sites[index] = (struct gd_site){
+            .kind = GD_SITE_TABLE, .layer = -1, .index = index, .name = model->config.family->names->outer[outer[i]].hf,
+            .in = (int)gd_weight_dim(tables[i], 1), .out = (int)gd_weight_dim(tables[i], 0), .weight = tables[i]};
+    }
+}
+
 void gd_model_make_sites(struct gd_model *model)
 {
     struct gd_files *files = model->files;
@@ -142,13 +158,6 @@ void gd_model_make_sites(struct gd_model *model)
                                                        .weight = model->encoder_norm};
     make_projections(model, files);
     files->embed_site = (struct gd_site){.kind = GD_SITE_EMBED, .layer = -1, .name = names->outer[GD_OUTER_EMBED].hf};
-    struct gd_weight *const tables[] = {model->embed, model->config.learned_positions && !model->config.projects ? model->positions : NULL, model->head != model->embed ? model->head : NULL};
-    static const int outer[] = {GD_OUTER_EMBED, GD_OUTER_POSITIONS, GD_OUTER_HEAD};
-    for (int i = 0; i < 3; i++)
-        if (tables[i] != NULL) {
-            int index = files->table_count++;
-            files->table_sites[index] = (struct gd_site){.kind = GD_SITE_TABLE, .layer = -1, .index = index, .name = names->outer[outer[i]].hf,
-                                                         .in = (int)gd_weight_dim(tables[i], 1), .out = (int)gd_weight_dim(tables[i], 0), .weight = tables[i]};
-        }
+    make_tables(model, files);
     files->hidden_site = (struct gd_site){.kind = GD_SITE_HIDDEN, .layer = -1, .name = names->base};
 }
