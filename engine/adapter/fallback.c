@@ -51,6 +51,8 @@ static const char *translate(const struct gd_model *model, const char *name)
 {
     const struct gd_model_config *config = &model->config;
     const struct gd_names *names = config->family->names;
+    if (gd_model_encodes(model)) /* its parts are others: who means them names them */
+        return name;
     for (int i = 0; i < GD_LINEAR_COUNT; i++)
         if (named(gd_names_llama.linears[i].hf, name))
             return linear_for(config, i, name);
