@@ -40,6 +40,7 @@ static int serve_main(const char *folder)
     config.data_dir = gd_format("%s/data", folder);
     config.models_dir = gd_format("%s/models", folder);
     config.listen_port = 0;
+    config.jobs_per_pass = 1; /* the fake worker has one job */
     int code = gd_app_run(&config);
     gd_config_release(&config);
     return code;
