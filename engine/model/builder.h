@@ -47,16 +47,24 @@ static inline struct gd_value *gd_build_outer_norm(const struct gd_builder *b, s
     return gd_build_norm(b, &b->files->norm_sites[gd_norm_index(config, config->layers, 0)], x);
 }
 
-/* part: of the body's linear modules. */
-static inline struct gd_value *gd_build_linear(const struct gd_builder *b, int layer, int part, struct gd_value *x)
+static inline struct gd_value *gd_build_linear_site(const struct gd_builder *b, const struct gd_site *site, struct gd_value *x)
 {
-    const struct gd_model_config *config = &b->model->config;
-    const struct gd_site *site = &b->files->linear_sites[gd_linear_index(config, layer, part)];
     struct gd_value *w = gd_graph_weight(b->graph, site->weight);
     struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
     if (b->sites.linear != NULL)
         return b->sites.linear(b->sites.context, b->graph, site, x, w, added);
     return gd_site_linear_base(b->graph, x, w, added);
+}
+
+/* part: of the body's linear modules; copy: the expert it belongs to, 0 of others. */
+static inline struct gd_value *gd_build_linear_copy(const struct gd_builder *b, int layer, int part, int copy, struct gd_value *x)
+{
+    return gd_build_linear_site(b, &b->files->linear_sites[gd_linear_index(&b->model->config, layer, part) + copy], x);
+}
+
+static inline struct gd_value *gd_build_linear(const struct gd_builder *b, int layer, int part, struct gd_value *x)
+{
+    return gd_build_linear_copy(b, layer, part, 0, x);
 }
 
 /* which: 0 attention, 1 feed-forward. input: what entered it; output: what it made. */

@@ -12,74 +12,18 @@
  *   not gated          Wdown f(Wup n2) (GPT-2, GPT-NeoX, OPT)
  *   learned_positions  a row of a table is added to each embedding, in place of rope (GPT-2, OPT)
  */
-#include "engine/model/files.h"
-#include "engine/model/parts.h"
-#include "engine/tensor/ops.h"
+#include "engine/model/builder.h"
 #include <assert.h>
 
-struct builder {
-    struct gd_graph *graph;
-    const struct gd_model *model;
-    const struct gd_files *files;
-    const struct gd_model_inputs *inputs;
-    struct gd_sites sites;
-};
-
-/* Of rows of x, or of as many heads as fit in a row. */
-static struct gd_value *norm(const struct builder *b, const struct gd_site *site, struct gd_value *x)
-{
-    struct gd_value *w = gd_graph_weight(b->graph, site->weight);
-    struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
-    if (b->sites.norm != NULL)
-        return b->sites.norm(b->sites.context, b->graph, site, x, w, added, b->model->config.norm_eps);
-    return gd_site_norm_base(b->graph, site, x, w, added, b->model->config.norm_eps);
-}
-
-static struct gd_value *layer_norm(const struct builder *b, int layer, int part, struct gd_value *x)
-{
-    const struct gd_model_config *config = &b->model->config;
-    int index = layer * gd_norms_of_layer(config) + gd_norms_before(config, part);
-    return norm(b, &b->files->norm_sites[index], x);
-}
-
-static struct gd_value *linear_site(const struct builder *b, const struct gd_site *site, struct gd_value *x)
-{
-    struct gd_value *w = gd_graph_weight(b->graph, site->weight);
-    struct gd_value *added = site->bias != NULL ? gd_graph_weight(b->graph, site->bias) : NULL;
-    if (b->sites.linear != NULL)
-        return b->sites.linear(b->sites.context, b->graph, site, x, w, added);
-    return gd_site_linear_base(b->graph, x, w, added);
-}
-
-static struct gd_value *linear_copy(const struct builder *b, int layer, int part, int copy, struct gd_value *x)
-{
-    const struct gd_model_config *config = &b->model->config;
-    int index = layer * gd_linears_of_layer(config) + gd_linears_before(config, part) + copy;
-    return linear_site(b, &b->files->linear_sites[index], x);
-}
-
 /* Between the embeddings' width and the layers'. which: 0 there, 1 back. */
-static struct gd_value *project(const struct builder *b, int which, struct gd_value *x)
+static struct gd_value *project(const struct gd_builder *b, int which, struct gd_value *x)
 {
     int first = b->model->config.layers * gd_linears_of_layer(&b->model->config);
-    return b->model->config.projects ? linear_site(b, &b->files->linear_sites[first + which], x) : x;
-}
-
-static struct gd_value *linear(const struct builder *b, int layer, int part, struct gd_value *x)
-{
-    return linear_copy(b, layer, part, 0, x);
-}
-
-static struct gd_value *block(const struct builder *b, const struct gd_site *site, struct gd_value *input,
-                              struct gd_value *output)
-{
-    if (b->sites.block == NULL)
-        return output;
-    return b->sites.block(b->sites.context, b->graph, site, input, output);
+    return b->model->config.projects ? gd_build_linear_site(b, &b->files->linear_sites[first + which], x) : x;
 }
 
 /* Layers that slide may have frequencies of their own. */
-static struct gd_value *rope(const struct builder *b, int layer, struct gd_value *x)
+static struct gd_value *rope(const struct gd_builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
     bool local = config->local_rope && config->slides[layer];
@@ -91,7 +35,7 @@ static struct gd_value *rope(const struct builder *b, int layer, struct gd_value
 }
 
 /* q, k and v of the rows of one product. */
-static void part_qkv(const struct builder *b, struct gd_value *qkv, struct gd_value **q, struct gd_value **k, struct gd_value **v)
+static void part_qkv(const struct gd_builder *b, struct gd_value *qkv, struct gd_value **q, struct gd_value **k, struct gd_value **v)
 {
     const struct gd_model_config *config = &b->model->config;
     int64_t query = gd_extent_size(config, GD_EXTENT_QUERY), key = gd_extent_size(config, GD_EXTENT_KV);
@@ -108,20 +52,20 @@ static void part_qkv(const struct builder *b, struct gd_value *qkv, struct gd_va
     *v = gd_columns(b->graph, qkv, query + key, key);
 }
 
-static struct gd_value *attention(const struct builder *b, int layer, struct gd_value *x)
+static struct gd_value *attention(const struct gd_builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
     struct gd_value *q = NULL, *k = NULL, *v = NULL;
     if (config->fused_qkv) {
-        part_qkv(b, linear(b, layer, GD_LINEAR_QKV, x), &q, &k, &v);
+        part_qkv(b, gd_build_linear(b, layer, GD_LINEAR_QKV, x), &q, &k, &v);
     } else {
-        q = linear(b, layer, GD_LINEAR_Q, x);
-        k = linear(b, layer, GD_LINEAR_K, x);
-        v = linear(b, layer, GD_LINEAR_V, x);
+        q = gd_build_linear(b, layer, GD_LINEAR_Q, x);
+        k = gd_build_linear(b, layer, GD_LINEAR_K, x);
+        v = gd_build_linear(b, layer, GD_LINEAR_V, x);
     }
     if (config->qk_norm) {
-        q = layer_norm(b, layer, GD_NORM_Q, q);
-        k = layer_norm(b, layer, GD_NORM_K, k);
+        q = gd_build_layer_norm(b, layer, GD_NORM_Q, q);
+        k = gd_build_layer_norm(b, layer, GD_NORM_K, k);
     }
     q = rope(b, layer, q);
     k = rope(b, layer, k);
@@ -136,10 +80,10 @@ static struct gd_value *attention(const struct builder *b, int layer, struct gd_
         y = gd_attention_cached(b->graph, q, k, v, b->inputs->cache, layer, &options);
     else
         y = gd_attention(b->graph, q, k, v, b->inputs->cu_seqlens, b->inputs->prefix, &options);
-    return linear(b, layer, GD_LINEAR_O, y);
+    return gd_build_linear(b, layer, GD_LINEAR_O, y);
 }
 
-static struct gd_value *gated(const struct builder *b, struct gd_value *gate, struct gd_value *up)
+static struct gd_value *gated(const struct gd_builder *b, struct gd_value *gate, struct gd_value *up)
 {
     enum gd_activation activation = b->model->config.activation;
     return activation == GD_ACTIVATION_SILU ? gd_swiglu(b->graph, gate, up)
@@ -148,18 +92,18 @@ static struct gd_value *gated(const struct builder *b, struct gd_value *gate, st
 
 /* y = sum over the chosen experts of p_e Wdown_e(silu(Wgate_e x) * (Wup_e x)), p the softmax over the router's choice. Each
  * expert sees the rows that go to it. */
-static struct gd_value *experts(const struct builder *b, int layer, struct gd_value *x)
+static struct gd_value *experts(const struct gd_builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
     struct gd_graph *g = b->graph;
     struct gd_value *used = b->inputs->cache != NULL ? b->inputs->cache : b->inputs->cu_seqlens, *y = NULL;
-    struct gd_value *route = gd_expert_route(g, linear(b, layer, GD_LINEAR_ROUTER, x), config->experts_chosen);
+    struct gd_value *route = gd_expert_route(g, gd_build_linear(b, layer, GD_LINEAR_ROUTER, x), config->experts_chosen);
     struct gd_value *choice = gd_value_output(route, 1), *rows = gd_expert_dispatch(g, choice, used, config->experts);
     for (int e = 0; e < config->experts; e++) {
         struct gd_value *own = gd_expert_rows(g, x, rows, e, config->experts_chosen, NULL);
-        struct gd_value *gate = linear_copy(b, layer, GD_LINEAR_EXPERT_GATE, e, own);
-        struct gd_value *up = linear_copy(b, layer, GD_LINEAR_EXPERT_UP, e, own);
-        struct gd_value *out = linear_copy(b, layer, GD_LINEAR_EXPERT_DOWN, e, gated(b, gate, up));
+        struct gd_value *gate = gd_build_linear_copy(b, layer, GD_LINEAR_EXPERT_GATE, e, own);
+        struct gd_value *up = gd_build_linear_copy(b, layer, GD_LINEAR_EXPERT_UP, e, own);
+        struct gd_value *out = gd_build_linear_copy(b, layer, GD_LINEAR_EXPERT_DOWN, e, gated(b, gate, up));
         y = gd_expert_sum(g, out, route, y, x != NULL ? x->shape[0] : 0);
     }
     struct gd_value **load = b->inputs->expert_load;
@@ -170,56 +114,53 @@ static struct gd_value *experts(const struct builder *b, int layer, struct gd_va
     return y;
 }
 
-static struct gd_value *mlp(const struct builder *b, int layer, struct gd_value *x)
+static struct gd_value *mlp(const struct gd_builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
     struct gd_value *gate, *up;
     if (config->experts > 0)
         return experts(b, layer, x);
     if (config->fused_mlp) {
-        struct gd_value *both = linear(b, layer, GD_LINEAR_GATE_UP, x);
+        struct gd_value *both = gd_build_linear(b, layer, GD_LINEAR_GATE_UP, x);
         gate = gd_columns(b->graph, both, 0, config->ffn_width);
         up = gd_columns(b->graph, both, config->ffn_width, config->ffn_width);
     } else {
-        gate = config->gated ? linear(b, layer, GD_LINEAR_GATE, x) : NULL;
-        up = linear(b, layer, GD_LINEAR_UP, x);
+        gate = config->gated ? gd_build_linear(b, layer, GD_LINEAR_GATE, x) : NULL;
+        up = gd_build_linear(b, layer, GD_LINEAR_UP, x);
     }
     struct gd_value *inner = !config->gated ? gd_activation(b->graph, up, config->activation)
                                              : gated(b, gate, up);
-    return linear(b, layer, GD_LINEAR_DOWN, inner);
+    return gd_build_linear(b, layer, GD_LINEAR_DOWN, inner);
 }
 
 /* What a block adds to the residual stream; its site sees what the block made, before that is normalised. */
-static struct gd_value *added(const struct builder *b, int layer, int index, struct gd_value *input)
+static struct gd_value *added(const struct gd_builder *b, int layer, int index, struct gd_value *input)
 {
-    const struct gd_site *site = &b->files->block_sites[2 * layer + index];
-    struct gd_value *y = block(b, site, input, index == 0 ? attention(b, layer, input) : mlp(b, layer, input));
+    struct gd_value *y = gd_build_block(b, layer, index, input, index == 0 ? attention(b, layer, input) : mlp(b, layer, input));
     if (b->model->config.output_norms)
-        y = layer_norm(b, layer, index == 0 ? GD_NORM_ATTENTION_OUT : GD_NORM_MLP_OUT, y);
+        y = gd_build_layer_norm(b, layer, index == 0 ? GD_NORM_ATTENTION_OUT : GD_NORM_MLP_OUT, y);
     return y;
 }
 
-static struct gd_value *decoder_layer(const struct builder *b, int layer, struct gd_value *x)
+static struct gd_value *decoder_layer(const struct gd_builder *b, int layer, struct gd_value *x)
 {
     const struct gd_model_config *config = &b->model->config;
     if (config->norm_after) {
-        x = layer_norm(b, layer, GD_NORM_INPUT, gd_add(b->graph, x, added(b, layer, 0, x)));
-        return layer_norm(b, layer, GD_NORM_POST, gd_add(b->graph, x, added(b, layer, 1, x)));
+        x = gd_build_layer_norm(b, layer, GD_NORM_INPUT, gd_add(b->graph, x, added(b, layer, 0, x)));
+        return gd_build_layer_norm(b, layer, GD_NORM_POST, gd_add(b->graph, x, added(b, layer, 1, x)));
     }
-    struct gd_value *u = gd_add(b->graph, x, added(b, layer, 0, layer_norm(b, layer, GD_NORM_INPUT, x)));
-    struct gd_value *n2 = layer_norm(b, layer, GD_NORM_POST, config->parallel_residual ? x : u);
+    struct gd_value *u = gd_add(b->graph, x, added(b, layer, 0, gd_build_layer_norm(b, layer, GD_NORM_INPUT, x)));
+    struct gd_value *n2 = gd_build_layer_norm(b, layer, GD_NORM_POST, config->parallel_residual ? x : u);
     return gd_add(b->graph, u, added(b, layer, 1, n2));
 }
 
-static struct gd_value *embed(const struct builder *b)
+static struct gd_value *embed(const struct gd_builder *b)
 {
     const struct gd_model_config *config = &b->model->config;
     struct gd_value *x = gd_embed(b->graph, gd_model_embedding(b->graph, b->model, &b->sites), b->inputs->ids);
     if (config->embed_scale != 1)
         x = gd_scale(b->graph, x, config->embed_scale);
-    if (b->sites.embed != NULL)
-        x = b->sites.embed(b->sites.context, b->graph, &b->files->embed_site, x);
-    x = project(b, 0, x);
+    x = project(b, 0, gd_build_embedded(b, x));
     if (!config->learned_positions)
         return x;
     struct gd_value *table = gd_model_positions(b->graph, b->model, &b->sites);
@@ -229,7 +170,7 @@ static struct gd_value *embed(const struct builder *b)
 struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model *model,
                                    const struct gd_model_inputs *inputs, const struct gd_sites *sites)
 {
-    struct builder b = {graph, model, model->files, inputs, sites != NULL ? *sites : (struct gd_sites){0}};
+    struct gd_builder b = {graph, model, model->files, inputs, sites != NULL ? *sites : (struct gd_sites){0}};
     const struct gd_model_config *config = &model->config;
     assert((inputs->cache != NULL) + (inputs->cu_seqlens != NULL) <= 1);
     struct gd_value *x = embed(&b);
@@ -238,9 +179,5 @@ struct gd_value *gd_decoder_hidden(struct gd_graph *graph, const struct gd_model
         x = decoder_layer(&b, layer, x);
     }
     gd_graph_mark(graph);
-    struct gd_value *h = config->norm_after ? x : norm(&b, &b.files->norm_sites[config->layers * gd_norms_of_layer(config)], x);
-    h = project(&b, 1, h);
-    if (b.sites.hidden != NULL)
-        h = b.sites.hidden(b.sites.context, graph, &b.files->hidden_site, h);
-    return h;
+    return gd_build_hidden(&b, project(&b, 1, config->norm_after ? x : gd_build_outer_norm(&b, x)));
 }

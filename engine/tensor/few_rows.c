@@ -33,7 +33,7 @@ static bool runs_here(void)
 {
 #ifdef __x86_64__
     return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("f16c");
+           __builtin_cpu_supports("avx512dq");
 #else
     return false;
 #endif

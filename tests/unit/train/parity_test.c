@@ -84,7 +84,7 @@ static void must(bool ok, const struct gd_error *err)
 
 static struct gd_tensor tensor(const struct setting *s, const char *prefix, const char *name)
 {
-    struct gd_tensor found;
+    struct gd_tensor found = {0};
     char key[256];
     snprintf(key, sizeof(key), "%s%s", prefix, name);
     if (!gd_safetensors_find(s->file, key, &found))
