@@ -43,6 +43,8 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
 
 bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, int64_t tokens, struct gd_infer_need *need, struct gd_error *err)
 {
+    if (!gd_model_generates(model, err))
+        return false;
     enum gd_dtype act = gd_device()->compute;
     struct gd_kv_shape shape = {act, gd_model_decoder_layers(model), model->config.kv_heads, model->config.head_dim};
     size_t page = gd_kv_page_bytes(&shape), pages = (size_t)(tokens + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
