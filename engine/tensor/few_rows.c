@@ -359,7 +359,8 @@ void gd_few_rows_run(const struct gd_few_rows *few, const void *x, enum gd_dtype
     assert(rows <= GD_FEW_ROWS);
     for (int64_t row = 0; row < rows; row++)
         take_row(few, x, x_dtype, row, &digits);
-    GD_PARALLEL(few->out * few->in)
+    /* A thread that sleeps takes as long to wake as a million codes take to multiply. */
+    GD_PARALLEL(rows * few->out * few->in / 256)
     {
         struct gd_range range = gd_thread_range(few->groups, 1);
         shape->run(few, &digits, &to, rows, range.begin, range.end);
