@@ -1,5 +1,5 @@
 /*
- * job.h - an active job in memory, and the turns that its life consists of (scheduler.c and job_turns.c only).
+ * job.h - an active job in memory, and the turns that its life consists of (the scheduler's files and job_turns.c only).
  *
  * Why      Whatever happens to a job (a call, a frame, a lost worker) is a turn. Turns of a job run one after the other:
  *          look at the state, store the change, then act on it and tell. So nothing is announced that is not stored, and
@@ -133,7 +133,7 @@ double gd_job_tokens_per_second(const struct gd_job *job);
 bool gd_job_recover(struct gd_job_change *change);
 bool gd_job_reports_step(int64_t step, int64_t total_steps, bool validated);
 
-/* ---- scheduler.c ---- */
+/* ---- the scheduler ---- */
 /* At the end of the job's turns; the caller fills it and sees to it that turns are run (inside a turn they are). */
 struct gd_turn *gd_job_push_turn(struct gd_job *job, const struct gd_turn_kind *kind, cJSON *frame_taken);
 void gd_job_leave_worker(struct gd_job *job);
