@@ -15,6 +15,12 @@
 #include <math.h>
 #include <stdint.h>
 
+#ifdef __CUDACC__
+#define GD_ANYWHERE __host__ __device__
+#else
+#define GD_ANYWHERE
+#endif
+
 enum gd_random_purpose {
     GD_RANDOM_INIT = 1,     /* adapter initialisation */
     GD_RANDOM_SHUFFLE = 2,  /* order of rows in an epoch */
@@ -30,7 +36,7 @@ struct gd_philox {
     uint32_t v[4];
 };
 
-static inline struct gd_philox gd_philox4(uint64_t key, uint64_t counter_hi, uint64_t counter_lo)
+static GD_ANYWHERE inline struct gd_philox gd_philox4(uint64_t key, uint64_t counter_hi, uint64_t counter_lo)
 {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     uint32_t c0 = (uint32_t)counter_lo, c1 = (uint32_t)(counter_lo >> 32);
@@ -45,26 +51,27 @@ static inline struct gd_philox gd_philox4(uint64_t key, uint64_t counter_hi, uin
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return (struct gd_philox){{c0, c1, c2, c3}};
+    struct gd_philox out = {{c0, c1, c2, c3}};
+    return out;
 }
 
 /* Counter's high half: purpose (8 bits), step (32), leaf (24). The low half is the position. */
-static inline uint64_t gd_philox_stream(enum gd_random_purpose purpose, uint32_t step, uint32_t leaf)
+static GD_ANYWHERE inline uint64_t gd_philox_stream(enum gd_random_purpose purpose, uint32_t step, uint32_t leaf)
 {
     return ((uint64_t)purpose << 56) | ((uint64_t)step << 24) | (leaf & 0xFFFFFFu);
 }
 
-static inline float gd_uniform_from_bits(uint32_t bits) /* [0, 1), 24 bits */
+static GD_ANYWHERE inline float gd_uniform_from_bits(uint32_t bits) /* [0, 1), 24 bits */
 {
     return (float)(bits >> 8) * (1.0f / 16777216.0f);
 }
 
-static inline double gd_uniform_from_bits64(uint32_t hi, uint32_t lo) /* [0, 1), 53 bits */
+static GD_ANYWHERE inline double gd_uniform_from_bits64(uint32_t hi, uint32_t lo) /* [0, 1), 53 bits */
 {
     return (double)((((uint64_t)hi << 32) | lo) >> 11) * (1.0 / 9007199254740992.0);
 }
 
-static inline float gd_normal_from_bits(uint32_t a, uint32_t b) /* Box-Muller, one of the pair */
+static GD_ANYWHERE inline float gd_normal_from_bits(uint32_t a, uint32_t b) /* Box-Muller, one of the pair */
 {
     float u = ((float)(a >> 8) + 1.0f) * (1.0f / 16777216.0f);
     return sqrtf(-2.0f * logf(u)) * cosf(6.283185307179586f * gd_uniform_from_bits(b));
