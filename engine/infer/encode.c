@@ -124,7 +124,8 @@ static struct encode_plan *plan_get(struct gd_encoder *encoder, int rows, enum g
     return encoder->plans[encoder->plan_count++] = p;
 }
 
-bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, size_t *bytes, size_t *weights, struct gd_error *err)
+bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, size_t *bytes, struct gd_layout_cost *layouts,
+                         struct gd_error *err)
 {
     struct gd_encoder encoder = {.model = model, .act = act};
     struct encode_plan *p = gd_alloc(sizeof(*p));
@@ -132,7 +133,7 @@ bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, si
     p->depth = GD_WEAR_DEPTHS - 1;
     bool ok = plan_build(&encoder, p, true, err);
     *bytes = ok ? gd_plan_arena_bytes(p->plan) : 0;
-    *weights = ok ? gd_plan_weight_bytes(p->plan) : 0;
+    *layouts = ok ? *gd_plan_layouts(p->plan) : (struct gd_layout_cost){0};
     plan_destroy(p);
     return ok;
 }

@@ -22,7 +22,7 @@ void gd_encoder_create(struct gd_encoder **out, struct gd_model *model, enum gd_
 void gd_encoder_destroy(struct gd_encoder *encoder);
 
 /* What encoding `rows` rows takes, without making anything: activations, and layouts of weights that are not there yet. */
-GD_MUST_CHECK bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, size_t *bytes, size_t *weights,
+GD_MUST_CHECK bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, size_t *bytes, struct gd_layout_cost *layouts,
                                        struct gd_error *err);
 
 /* graft: or NULL */

@@ -50,13 +50,17 @@ bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, int64_t token
     size_t page = gd_kv_page_bytes(&shape), pages = (size_t)(tokens + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
     *need = (struct gd_infer_need){0};
     need->kv = pages < cache_bytes / page ? pages * page : cache_bytes / page * page;
-    size_t encoder = 0, encoder_weights = 0;
+    size_t encoder = 0;
+    struct gd_layout_cost encoder_weights = {0};
     int rows = model->config.context < GD_INFER_ENCODED_TOKENS ? model->config.context : GD_INFER_ENCODED_TOKENS;
-    if (!gd_forward_estimate(model, act, &need->forward, &need->weights, err) ||
+    if (!gd_forward_estimate(model, act, &need->forward, &need->weights, &need->few, err) ||
         (gd_model_encodes(model) && !gd_encoder_estimate(model, act, rows, &encoder, &encoder_weights, err)))
         return false;
     need->forward += encoder;
-    need->weights += encoder_weights;
+    for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++) { /* other weights than the decoder's */
+        need->weights.bytes[use] += encoder_weights.bytes[use];
+        need->few.bytes[use] += encoder_weights.bytes[use];
+    }
     return true;
 }
 

@@ -101,7 +101,8 @@ void gd_infer_destroy(struct gd_infer *infer);
 struct gd_infer_need {
     size_t forward;              /* activations, logits */
     size_t kv;                   /* pages of the tokens, at most cache_bytes */
-    size_t weights;              /* layouts that are not there yet */
+    struct gd_layout_cost weights; /* layouts that are not there yet, while only prompts are read */
+    struct gd_layout_cost few;   /* and when tokens are generated, or prompts of GD_FEW_ROWS tokens read */
 };
 GD_MUST_CHECK bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, int64_t tokens, struct gd_infer_need *need,
                                      struct gd_error *err);

@@ -1,6 +1,7 @@
 #include "engine/infer/forward.h"
 #include "engine/adapter/adapter.h"
 #include "engine/base/alloc.h"
+#include "engine/tensor/few_rows.h"
 #include "engine/tensor/gemm.h"
 #include "engine/tensor/plan.h"
 #include <assert.h>
@@ -86,15 +87,27 @@ static int logit_rows(const struct gd_model *model)
     return rows;
 }
 
-bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *bytes, size_t *weights, struct gd_error *err)
+bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *bytes, struct gd_layout_cost *layouts,
+                         struct gd_layout_cost *few, struct gd_error *err)
 {
     struct gd_forward forward = {.model = model, .act = act};
     struct gd_forward_plan *largest = plan_create(&forward, GD_FORWARD_ROWS, GD_WEAR_DEPTHS - 1, true, err);
-    if (largest == NULL)
+    struct gd_forward_plan *smallest = largest != NULL ? plan_create(&forward, GD_FEW_ROWS, GD_WEAR_DEPTHS - 1, true, err) : NULL;
+    if (smallest == NULL) {
+        plan_destroy(largest);
         return false;
+    }
     *bytes = gd_plan_arena_bytes(largest->plan) + gd_plan_table_bytes(largest->plan) +
              (size_t)logit_rows(model) * ((size_t)model->config.vocab * sizeof(float) + (size_t)model->config.embed_width * (act == GD_BF16 ? 2 : 4));
-    *weights = gd_plan_weight_bytes(largest->plan) + gd_weight_prepare_cost(model->head, GD_WEIGHT_LINEAR, act);
+    struct gd_layout_cost head = {0};
+    *layouts = *gd_plan_layouts(largest->plan);
+    *few = *gd_plan_layouts(smallest->plan);
+    gd_layout_cost_add(layouts, model->head, GD_WEIGHT_LINEAR, act);
+    gd_layout_cost_add(few, model->head, GD_WEIGHT_FEW_ROWS, act);
+    gd_layout_cost_add(&head, model->head, GD_WEIGHT_FEW_ROWS, act);
+    gd_layout_cost_join(layouts, &head); /* made with the first */
+    gd_layout_cost_join(few, layouts);
+    plan_destroy(smallest);
     plan_destroy(largest);
     return true;
 }

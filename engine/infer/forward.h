@@ -42,8 +42,10 @@ struct gd_forward {
 
 /* kv's shape and pages are the caller's to fill. */
 GD_MUST_CHECK bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_dtype act, struct gd_error *err);
-/* Bytes of activations, logits, and layouts that are not there yet; nothing is made. */
-GD_MUST_CHECK bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *bytes, size_t *weights, struct gd_error *err);
+/* Bytes of activations and logits; layouts that are not there yet, `few` with those that batches of few rows need besides.
+ * Nothing is made. */
+GD_MUST_CHECK bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *bytes, struct gd_layout_cost *layouts,
+                                       struct gd_layout_cost *few, struct gd_error *err);
 void gd_forward_destroy(struct gd_forward *forward);
 
 /* `depth`: the most that a graft of the batch does (each depth has plans of its own, without what it does not need). */

@@ -4,6 +4,7 @@
 #include "engine/base/alloc.h"
 #include "engine/infer/engine_internal.h"
 #include "engine/tensor/device.h"
+#include "engine/tensor/few_rows.h"
 #include <assert.h>
 #include <math.h>
 #include <omp.h>
@@ -14,6 +15,14 @@
 static bool is_ready(const struct gd_sequence *sequence)
 {
     return sequence->admitted && !sequence->finished && (sequence->encoder_count == 0 || sequence->encoded);
+}
+
+/* Of what is pending, the most that leaves no remainder of few rows: these have layouts of weights of their own, which a prompt
+ * alone is not worth. */
+static int slice_of(int pending, int budget)
+{
+    bool few_left = pending > budget && pending - budget <= GD_FEW_ROWS && budget > 2 * GD_FEW_ROWS;
+    return pending <= budget ? pending : few_left ? budget - GD_FEW_ROWS : budget;
 }
 
 /* Sequences with one token to go take a row each; longer ones share what is left of a slice of prefill. Together they
@@ -28,7 +37,7 @@ static void choose_slices(struct gd_infer *infer)
     for (int i = 0; i < infer->count; i++) {
         struct gd_sequence *sequence = infer->sequences[i];
         int pending = is_ready(sequence) ? gd_sequence_pending(sequence) : 0;
-        int count = pending == 1 ? 1 : pending < budget ? pending : budget;
+        int count = pending == 1 ? 1 : slice_of(pending, budget);
         if (count < 1)
             continue;
         budget -= pending == 1 ? 0 : count;

@@ -41,7 +41,8 @@ struct gd_plan {
     int block_count;
     int *first_in_block;            /* values that lie in it, newest first */
     struct gd_slabs *slabs;         /* while blocks are assigned */
-    size_t arena_bytes, weight_bytes;
+    size_t arena_bytes;
+    struct gd_layout_cost layouts;
     char *arena;
     bool dry, layout_is_old, args_are_old;
 };
@@ -285,7 +286,7 @@ static bool prepare_weights(struct gd_plan *plan, struct gd_error *err)
             if (priced[call->in[j]->index] & bit)
                 continue;
             priced[call->in[j]->index] |= bit;
-            plan->weight_bytes += gd_weight_prepare_cost(call->in[j]->weight, use, compute);
+            gd_layout_cost_add(&plan->layouts, call->in[j]->weight, use, compute);
             if (!plan->dry)
                 ok = gd_weight_prepare(call->in[j]->weight, use, compute, err);
         }
@@ -408,7 +409,12 @@ size_t gd_plan_table_bytes(const struct gd_plan *plan)
 
 size_t gd_plan_weight_bytes(const struct gd_plan *plan)
 {
-    return plan->weight_bytes;
+    return gd_layout_cost_sum(&plan->layouts);
+}
+
+const struct gd_layout_cost *gd_plan_layouts(const struct gd_plan *plan)
+{
+    return &plan->layouts;
 }
 
 void gd_plan_attach(struct gd_plan *plan, void *arena)

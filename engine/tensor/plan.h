@@ -27,6 +27,7 @@ size_t gd_plan_arena_bytes(const struct gd_plan *plan);   /* computed values and
 size_t gd_plan_share_bytes(const struct gd_plan *plan, int begin, int end);
 size_t gd_plan_table_bytes(const struct gd_plan *plan);   /* of the plan and its graph themselves */
 size_t gd_plan_weight_bytes(const struct gd_plan *plan);  /* layouts that prepare added or would add */
+const struct gd_layout_cost *gd_plan_layouts(const struct gd_plan *plan); /* the same by use */
 
 /* `arena`: 64-byte aligned, at least gd_plan_arena_bytes; used only while gd_plan_run is running,
  * except that outputs which are not bound stay there until the arena is used again. */

@@ -181,6 +181,26 @@ size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use
     return gd_backend()->layout_bytes(weight, use, compute);
 }
 
+void gd_layout_cost_add(struct gd_layout_cost *cost, const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
+{
+    cost->bytes[use_here(weight, use, compute)] += gd_weight_prepare_cost(weight, use, compute);
+}
+
+void gd_layout_cost_join(struct gd_layout_cost *cost, const struct gd_layout_cost *other)
+{
+    for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++)
+        if (other->bytes[use] > cost->bytes[use])
+            cost->bytes[use] = other->bytes[use];
+}
+
+size_t gd_layout_cost_sum(const struct gd_layout_cost *cost)
+{
+    size_t sum = 0;
+    for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++)
+        sum += cost->bytes[use];
+    return sum;
+}
+
 size_t gd_weight_prepared_bytes(const struct gd_weight *weight)
 {
     size_t bytes = weight->quantised_bytes;

@@ -58,6 +58,16 @@ GD_MUST_CHECK bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_us
 size_t gd_weight_prepared_bytes(const struct gd_weight *weight);
 size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute);
 
+/* What layouts cost, by use: passes over the same weights share those of a use, so together they need of each use what the one
+ * that needs most of it does. */
+struct gd_layout_cost {
+    size_t bytes[GD_WEIGHT_USE_COUNT];
+};
+/* What prepare(use) would add, under the use whose layout serves. */
+void gd_layout_cost_add(struct gd_layout_cost *cost, const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute);
+void gd_layout_cost_join(struct gd_layout_cost *cost, const struct gd_layout_cost *other);
+size_t gd_layout_cost_sum(const struct gd_layout_cost *cost);
+
 /* Row `row` as f32 into out[dim(1)] (out[dim(0)] with row = 0 for rank 1). */
 void gd_weight_row_f32(const struct gd_weight *weight, int64_t row, float *out);
 /* The whole weight as f32 [out, in] into memory of the caller (merge, PiSSA, tests). */

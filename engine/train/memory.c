@@ -3,6 +3,7 @@
 #include "engine/base/alloc.h"
 #include "engine/base/memory.h"
 #include "engine/tensor/device.h"
+#include "engine/tensor/few_rows.h"
 #include "engine/train/leaves.h"
 
 #include <stdio.h>
@@ -90,11 +91,16 @@ static bool add_passes(struct gd_job_memory *memory, struct gd_passes *passes, c
     memory->part[GD_MEMORY_HEAD] = most->head;
     memory->part[GD_MEMORY_ACTIVATIONS] = most->arena - most->head;
     memory->part[GD_MEMORY_EVALUATION] = larger(memory->part[GD_MEMORY_EVALUATION], valid.arena);
-    size_t more = room->serving_apart ? room->serving_weights : room->serving_weights > train.weights ? room->serving_weights - train.weights : 0;
+    bool few = room->serving_stays || shape->longest <= GD_FEW_ROWS;
+    const struct gd_layout_cost *serving = few ? &room->few_weights : &room->serving_weights;
+    struct gd_layout_cost both = train.weights;
+    gd_layout_cost_join(&both, serving);
+    size_t laid = gd_layout_cost_sum(&train.weights);
+    size_t more = gd_layout_cost_sum(room->serving_apart ? serving : &both) - (room->serving_apart ? 0 : laid);
     size_t served = room->serving + memory->part[GD_MEMORY_ADAPTER] + (room->serving_stays ? 0 : more);
     memory->part[GD_MEMORY_EVALUATION] = larger(memory->part[GD_MEMORY_EVALUATION], served);
     memory->part[GD_MEMORY_WEIGHTS] += room->serving_stays ? more : 0;
-    memory->part[GD_MEMORY_WEIGHTS] += train.weights;
+    memory->part[GD_MEMORY_WEIGHTS] += laid;
     memory->part[GD_MEMORY_PROCESS] += train.tables * (1 + PASSES_KEPT) + valid.tables + surveyed.tables;
     return true;
 }

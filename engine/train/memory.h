@@ -55,7 +55,8 @@ struct gd_memory_shape {
 struct gd_memory_room {
     size_t limit;                /* 0: gd_memory_bytes() */
     size_t serving, kv_cache;    /* of read-back and attached evals (gd_infer_estimate) */
-    size_t serving_weights;      /* layouts that they need */
+    struct gd_layout_cost serving_weights; /* layouts that they need */
+    struct gd_layout_cost few_weights; /* and for GD_FEW_ROWS at a time */
     bool serving_apart;          /* in another dtype than the job's: none of these is the job's too */
     bool serving_stays;          /* evals run between steps, and what they need stays */
 };

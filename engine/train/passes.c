@@ -288,7 +288,7 @@ bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, str
             need->arena = arena;
             need->head = gd_plan_share_bytes(pass->plan, pass->head_begin, pass->head_end);
         }
-        need->weights = gd_plan_weight_bytes(pass->plan); /* the last one's uses are the more */
+        gd_layout_cost_join(&need->weights, gd_plan_layouts(pass->plan));
         need->tables += gd_plan_table_bytes(pass->plan);
         pass_destroy(pass);
     }

@@ -81,7 +81,7 @@ GD_MUST_CHECK bool gd_passes_prepare(struct gd_passes *passes, int tokens, bool 
 struct gd_pass_need {
     size_t arena;               /* of it: */
     size_t head;                /* the vocabulary product and the loss, where the arena is fullest */
-    size_t weights;             /* of layouts that are not there yet */
+    struct gd_layout_cost weights; /* layouts that are not there yet */
     size_t tables;              /* of graphs and plans */
 };
 GD_MUST_CHECK bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, struct gd_pass_need *need,

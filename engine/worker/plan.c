@@ -28,6 +28,7 @@ void gd_plan_room(struct gd_memory_room *room, struct gd_model *model, const str
     room->serving = need.forward;
     room->kv_cache = need.kv;
     room->serving_weights = need.weights;
+    room->few_weights = need.few;
     room->serving_apart = gd_job_act(spec) != gd_device()->compute;
     room->serving_stays = evals;
 }

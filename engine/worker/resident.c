@@ -154,7 +154,7 @@ bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resi
     if (!gd_infer_estimate(resident->model, residents->cache_bytes, CACHE_TOKENS_MIN, &least, err))
         return false;
     size_t packing = gd_dtype_bytes(GD_F32, gd_tensor_count(gd_weight_source(resident->model->head))); /* a weight on its way into a layout */
-    size_t fixed = least.forward + least.weights + packing;
+    size_t fixed = least.forward + gd_layout_cost_sum(&least.few) + packing;
     while (gd_memory_room() < fixed + residents->cache_bytes && evict_engine(residents))
         ;
     size_t room = gd_memory_room();
