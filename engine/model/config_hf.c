@@ -86,8 +86,8 @@ static bool read_eos(struct gd_model_config *config, const cJSON *json, const ch
     return true;
 }
 
-/* Defaults that the vocabulary is too small for, and an explicit null, mean none. */
-static bool read_ids(const struct gd_config_reader *r, const cJSON *generation)
+/* Defaults that the vocabulary is too small for, and an explicit null, mean none. whole: config.json, of which r->json may be a part. */
+static bool read_ids(const struct gd_config_reader *r, const cJSON *whole, const cJSON *generation)
 {
     struct gd_model_config *config = r->config;
     const cJSON *json = r->json;
@@ -97,8 +97,33 @@ static bool read_ids(const struct gd_config_reader *r, const cJSON *generation)
     config->bos_id = (int32_t)bos;
     if (gd_json_find(json, "eos_token_id") != NULL || (config->eos_count > 0 && config->eos_ids[0] >= config->vocab))
         config->eos_count = 0;
-    return read_eos(config, json, PATH, r->err) &&
+    return read_eos(config, json, PATH, r->err) && (whole == json || read_eos(config, whole, PATH, r->err)) &&
            (generation == NULL || read_eos(config, generation, "generation_config.json", r->err));
+}
+
+/* The part of config.json that describes the language model becomes the reader's. */
+static bool enter_nested(struct gd_config_reader *r)
+{
+    const char *model_type = NULL;
+    char path[64];
+    if (r->family->nested == NULL)
+        return true;
+    snprintf(path, sizeof path, PATH ".%s", r->family->nested);
+    if (!gd_json_get_object(r->json, PATH, r->family->nested, true, &r->json, r->err) ||
+        !gd_json_get_string(r->json, path, "model_type", false, 1, 64, &model_type, r->err))
+        return false;
+    char own[64];
+    snprintf(own, sizeof own, "%s_text", r->family->model_type);
+    return model_type == NULL || strcmp(model_type, own) == 0 ||
+           gd_fail_param(r->err, GD_UNSUPPORTED, path, "%s.model_type \"%s\" is not supported for %s; %s is", path,
+                         gd_show_text(model_type).text, r->family->model_type, own);
+}
+
+/* Of a nested description, what the whole says is so. */
+static bool read_tied(const struct gd_config_reader *r, const cJSON *whole)
+{
+    return whole == r->json || r->config->classifies ||
+           gd_json_get_bool(whole, PATH, "tie_word_embeddings", false, &r->config->tied, r->err);
 }
 
 static bool read_all(struct gd_model_config *config, const cJSON *json, const cJSON *generation, struct gd_error *err)
@@ -115,9 +140,14 @@ static bool read_all(struct gd_model_config *config, const cJSON *json, const cJ
         !gd_family_find(&r.family, model_type, err))
         return false;
     gd_model_config_begin(config, r.family);
-    return gd_config_read_class(&r) && refuse_quantised(&r) && read_sizes(&r) && (r.family->read_hf == NULL || r.family->read_hf(&r)) &&
-           gd_config_read_rope(&r, &ropes) && read_ids(&r, generation) &&
-           gd_model_config_finish(config, ropes.table, &names, err);
+    if (!gd_config_read_class(&r) || !refuse_quantised(&r) || !enter_nested(&r))
+        return false;
+    if (refuse_quantised(&r) && read_sizes(&r) && read_tied(&r, json) && (r.family->read_hf == NULL || r.family->read_hf(&r)) &&
+        gd_config_read_rope(&r, &ropes) && read_ids(&r, json, generation) && gd_model_config_finish(config, ropes.table, &names, err))
+        return true;
+    if (r.family->nested != NULL)
+        gd_error_context(err, "%s", r.family->nested);
+    return false;
 }
 
 bool gd_model_config_from_json(struct gd_model_config *config, const cJSON *json, const cJSON *generation,

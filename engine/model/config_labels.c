@@ -14,20 +14,19 @@ static bool ends_with(const char *text, const char *end)
     return length >= tail && strcmp(text + length - tail, end) == 0;
 }
 
-/* The family's class without its suffix: "Llama". Returns its length; the whole name where the body knows no such suffix. */
-static size_t stem_length(const struct gd_family *family, enum gd_head_kind *head)
+/* What stands on the body of the family's own class. One of a suffix that its body does not know holds more than the body, and has
+ * what the body's first has. */
+static enum gd_head_kind own_head(const struct gd_family *family)
 {
-    *head = family->body->classes[0].head;
     for (const struct gd_class *each = family->body->classes; each->suffix != NULL; each++)
-        if (ends_with(family->class_name, each->suffix)) {
-            *head = each->head;
-            return strlen(family->class_name) - strlen(each->suffix);
-        }
-    return strlen(family->class_name);
+        if (ends_with(family->class_name, each->suffix))
+            return each->head;
+    return family->body->classes[0].head;
 }
 
-static bool refuse_class(const struct gd_config_reader *r, const char *name, size_t stem)
+static bool refuse_class(const struct gd_config_reader *r, const char *name)
 {
+    size_t stem = gd_family_stem(r->family);
     char known[256];
     int used = snprintf(known, sizeof known, "%s", r->family->class_name);
     for (const struct gd_class *each = r->family->body->classes; each->suffix != NULL; each++)
@@ -38,7 +37,8 @@ static bool refuse_class(const struct gd_config_reader *r, const char *name, siz
 
 static bool read_one_class(const struct gd_config_reader *r, const char *name)
 {
-    size_t stem = stem_length(r->family, &r->config->head);
+    size_t stem = gd_family_stem(r->family);
+    r->config->head = own_head(r->family);
     if (strcmp(name, r->family->class_name) == 0)
         return true;
     for (const struct gd_class *each = r->family->body->classes; each->suffix != NULL; each++)
@@ -46,7 +46,7 @@ static bool read_one_class(const struct gd_config_reader *r, const char *name)
             r->config->head = each->head;
             return true;
         }
-    return refuse_class(r, name, stem);
+    return refuse_class(r, name);
 }
 
 static void number_labels(struct gd_model_config *config, int count)
@@ -102,7 +102,7 @@ bool gd_config_read_class(const struct gd_config_reader *r)
 {
     const cJSON *classes = NULL;
     struct gd_model_config *config = r->config;
-    (void)stem_length(r->family, &config->head);
+    config->head = own_head(r->family);
     if (!gd_json_get_array(r->json, PATH, "architectures", false, &classes, r->err))
         return false;
     for (const cJSON *each = classes != NULL ? classes->child : NULL; each != NULL; each = each->next)

@@ -102,6 +102,24 @@ static cJSON *describe_dtypes(const struct gd_model *model)
     return object;
 }
 
+/* What else the files hold, which is not read. */
+static cJSON *describe_aside(const struct gd_model *model)
+{
+    const struct gd_files *files = gd_model_files(model);
+    double tensors = 0, numbers = 0;
+    for (int i = 0; i < files->tensor_count; i++)
+        if (files->tensors[i].aside) {
+            tensors++;
+            numbers += files->tensors[i].tensor.rank < 0 ? 0 : (double)gd_tensor_count(&files->tensors[i].tensor);
+        }
+    if (tensors == 0)
+        return NULL;
+    cJSON *object = cJSON_CreateObject();
+    add_number(object, "tensors", tensors);
+    add_number(object, "parameters", numbers);
+    return object;
+}
+
 static cJSON *describe_tensors(const struct gd_model *model)
 {
     cJSON *list = cJSON_CreateArray();
@@ -195,6 +213,9 @@ cJSON *gd_model_describe(const struct gd_model *model, bool with_tensors)
     add_text(object, "digest", model->digest);
     cJSON_AddItemToObject(object, "config", describe_config(&model->config));
     cJSON_AddItemToObject(object, "dtypes", describe_dtypes(model));
+    cJSON *aside = describe_aside(model);
+    if (aside != NULL)
+        cJSON_AddItemToObject(object, "not_read", aside);
     cJSON_AddItemToObject(object, "tokenizer", describe_tokenizer(model));
     cJSON_AddItemToObject(object, "template", describe_template(model));
     cJSON_AddItemToObject(object, "memory", describe_memory(model));

@@ -40,6 +40,17 @@ static bool find(const struct gd_family **out, const char *what, const char *nam
     return false;
 }
 
+size_t gd_family_stem(const struct gd_family *family)
+{
+    static const char *const ends[] = {"For", "LMHeadModel"};
+    for (size_t i = 0; i < GD_COUNT(ends); i++) {
+        const char *end = strstr(family->class_name, ends[i]);
+        if (end != NULL)
+            return (size_t)(end - family->class_name);
+    }
+    return strlen(family->class_name);
+}
+
 bool gd_family_find(const struct gd_family **out, const char *model_type, struct gd_error *err)
 {
     return find(out, "model_type", model_type, false, err);

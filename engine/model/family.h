@@ -49,6 +49,8 @@ struct gd_family {
     const struct gd_body *body;
     const struct gd_names *names;
     const struct gd_size_fields *fields;
+    const char *nested;       /* the object of config.json that describes the language model; NULL: config.json itself */
+    const char *const *aside; /* how the tensors of what else such a model has begin (its eyes), NULL at the end: kept, not read; or NULL */
     const char *const *ignored; /* tensors that some of its files carry and that hold nothing of the model, NULL at the end; or NULL */
     /* sizes, flags, norm_eps, rope_theta, ids (-1: none). kv_heads 0: as many as heads; head_dim 0: width / heads. */
     struct gd_model_config defaults;
@@ -58,6 +60,8 @@ struct gd_family {
     bool (*read_gguf)(struct gd_model_config *config, const struct gd_gguf *file, struct gd_error *err);
 };
 
+/* Length of what the names of its classes begin with: "Llama". */
+size_t gd_family_stem(const struct gd_family *family);
 /* By model_type. */
 GD_MUST_CHECK bool gd_family_find(const struct gd_family **out, const char *model_type, struct gd_error *err);
 /* By general.architecture; `experts`: of those with the name, the one whose layers have experts. */

@@ -24,6 +24,7 @@ struct gd_file_tensor {
     const char *dtype_name;
     struct gd_tensor tensor; /* rank -1: a dtype that is not computed with */
     struct gd_weight *weight; /* made from it; NULL: ignored (and, until the account is closed, not used yet) */
+    bool aside;              /* a part of the files' model that is not read, and that copies of it keep */
     bool transposed;         /* the weight is [out, in], the file has [in, out] */
     float added;             /* what the file's numbers are above the weight's (GGUF's Gemma norms) */
     struct gd_weight *const *stack; /* of a tensor of three dimensions, what was made of each of its matrices; NULL: `weight` alone */

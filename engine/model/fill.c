@@ -50,14 +50,19 @@ static struct tensor_name tensor_name(const struct filler *f, int layer, const s
     return name;
 }
 
-/* The same without the name of the base before it: a body alone has none. */
+/* The same with the base's other name, or without a name before it: a body alone has none. */
 static struct gd_file_tensor *find_based(const struct filler *f, const char *name)
 {
     size_t base = f->names->base != NULL ? strlen(f->names->base) : 0;
     struct gd_file_tensor *entry = find(f->files, name);
-    if (entry == NULL && !f->gguf && base > 0 && strncmp(name, f->names->base, base) == 0 && name[base] == '.')
-        entry = find(f->files, name + base + 1);
-    return entry;
+    if (entry != NULL || f->gguf || base == 0 || strncmp(name, f->names->base, base) != 0 || name[base] != '.')
+        return entry;
+    if (f->names->base_also != NULL) {
+        struct tensor_name also;
+        snprintf(also.text, sizeof also.text, "%s%s", f->names->base_also, name + base);
+        entry = find(f->files, also.text);
+    }
+    return entry != NULL ? entry : find(f->files, name + base + 1);
 }
 
 /* A LayerNorm's vectors are called gamma and beta in old files. */
@@ -276,6 +281,15 @@ static bool fill_layers(const struct filler *f)
     return true;
 }
 
+/* Tensors of what else the files' model has. */
+static bool lies_aside(const struct filler *f, const char *name)
+{
+    for (const char *const *each = f->model->config.family->aside; !f->gguf && each != NULL && *each != NULL; each++)
+        if (strncmp(name, *each, strlen(*each)) == 0)
+            return true;
+    return false;
+}
+
 /* Tensors that files carry and that hold nothing of the model. */
 static bool ignored(const struct filler *f, const char *name)
 {
@@ -304,8 +318,9 @@ static bool check_all_used(const struct filler *f)
     const struct gd_file_tensor *first = NULL;
     int count = 0;
     for (int i = 0; i < f->files->tensor_count; i++) {
-        const struct gd_file_tensor *entry = &f->files->tensors[i];
-        if (entry->weight != NULL || ignored(f, entry->name))
+        struct gd_file_tensor *entry = &f->files->tensors[i];
+        entry->aside = entry->weight == NULL && lies_aside(f, entry->name);
+        if (entry->weight != NULL || entry->aside || ignored(f, entry->name))
             continue;
         first = first != NULL ? first : entry;
         count++;

@@ -94,6 +94,7 @@ struct gd_name {
 };
 struct gd_names {
     const char *base;        /* the model without its head: "model" */
+    const char *base_also;   /* what some Hugging Face files call it; or NULL */
     const char *layers;      /* "model.layers": layer i is LAYERS.i ("blk.i" in GGUF), and its parts are below it */
     struct gd_name outer[GD_OUTER_COUNT];
     const char *const *ignored;          /* tensors of Hugging Face files that hold nothing of the model, NULL at the end; or NULL */

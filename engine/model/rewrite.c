@@ -85,19 +85,31 @@ static void add_head(struct rewriter *r)
     }
 }
 
+static bool check_aside(const struct rewriter *r, struct gd_error *err)
+{
+    for (int i = 0; i < r->files->tensor_count; i++) {
+        const struct gd_file_tensor *source = &r->files->tensors[i];
+        if (source->aside && source->tensor.rank < 0)
+            return gd_fail(err, GD_UNSUPPORTED, "%s: tensor %s has dtype %s or more than %d dimensions: it cannot be copied", source->file,
+                           source->name, source->dtype_name, GD_RANK_MAX);
+    }
+    return true;
+}
+
 static void add_sources(struct rewriter *r)
 {
     for (int i = 0; i < r->files->tensor_count; i++) {
         const struct gd_file_tensor *source = &r->files->tensors[i];
-        if (source->tensor.rank < 1 || (source->weight == NULL && !r->gguf))
+        if (!source->aside && (source->tensor.rank < 1 || (source->weight == NULL && !r->gguf)))
             continue; /* it holds nothing of the model: the reader's account says so */
         if (r->rewrite->head != NULL && of_old_head(r->model, source->weight))
             continue;
         bool changed = source->weight != NULL && changes(r, source);
-        struct gd_tensor tensor = source->tensor;
-        tensor.dtype = dtype_of(r, source, changed);
         /* Beside a head the body is below the base's name. */
-        add_piece(r, r->rewrite->head != NULL && source->stack == NULL ? gd_weight_name(source->weight) : source->name, (struct piece){.source = source, .changed = changed}, tensor);
+        bool renamed = r->rewrite->head != NULL && source->stack == NULL && source->weight != NULL;
+        struct gd_tensor tensor = source->tensor;
+        tensor.dtype = source->aside ? tensor.dtype : dtype_of(r, source, changed);
+        add_piece(r, renamed ? gd_weight_name(source->weight) : source->name, (struct piece){.source = source, .changed = changed}, tensor);
     }
 }
 
@@ -240,15 +252,9 @@ static const char *dtype_in_config(enum gd_dtype dtype)
 static void describe_head(const struct gd_rewrite_head *head, const struct gd_family *family, cJSON *json)
 {
     static const char *const replaced[] = {"architectures", "id2label", "label2id", "num_labels", "problem_type"};
-    const char *end = family->class_name;
-    for (const struct gd_class *each = family->body->classes; each->suffix != NULL; each++) {
-        size_t length = strlen(family->class_name), tail = strlen(each->suffix);
-        if (length > tail && strcmp(family->class_name + length - tail, each->suffix) == 0)
-            end = family->class_name + length - tail;
-    }
     char class_name[128], number[16];
     const char *names[] = {class_name};
-    snprintf(class_name, sizeof class_name, "%.*sForSequenceClassification", (int)(end - family->class_name), family->class_name);
+    snprintf(class_name, sizeof class_name, "%.*sForSequenceClassification", (int)gd_family_stem(family), family->class_name);
     for (size_t i = 0; i < GD_COUNT(replaced); i++)
         cJSON_DeleteItemFromObjectCaseSensitive(json, replaced[i]);
     cJSON_AddItemToObject(json, "architectures", cJSON_CreateStringArray(names, 1));
@@ -377,7 +383,7 @@ bool gd_model_rewrite(const struct gd_model *model, const struct gd_rewrite *rew
     size_t most = (size_t)r.files->tensor_count + (size_t)model->config.layers * GD_PARTS_MAX + GD_COUNT(rewrite->head->tensor);
     r.entries = gd_alloc_array(most, sizeof(*r.entries));
     r.pieces = gd_alloc_array(most, sizeof(*r.pieces));
-    bool ok = choose_biases(&r, err);
+    bool ok = check_aside(&r, err) && choose_biases(&r, err);
     if (ok) {
         add_sources(&r);
         add_biases(&r, &names);

@@ -11,6 +11,7 @@ ROWS = [{"prompt": f"the base and the graft {word}", "completion": f" {word} the
 CASES = [("tiny-gpt2", {"type": "lora", "r": 4}, ["c_attn", "c_proj", "c_fc"]), ("tiny-gpt2", {"type": "ia3"}, None),
          ("tiny-neox", {"type": "lora", "r": 4}, ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]),
          ("tiny-opt-350m", {"type": "full", "train_embeddings": True}, None), ("tiny-gemma3", {"type": "ln_tuning"}, None),
+         ("tiny-gemma3-sees", {"type": "lora", "r": 4}, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
          ("tiny-phi3-long", {"type": "lora", "r": 4}, ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])]
 
 

@@ -2,40 +2,12 @@
  * gemma2.c - Gemma 2 (Gemma Team 2024): norms around 1 before and after each block, scaled embeddings, capped scores and logits,
  * and a window in every other layer.
  */
-#include "engine/model/config_read.h"
+#include "engine/model/families/gemma.h"
 #include <math.h>
 
 #define LAYERS_27B 46
 
-const struct gd_names gd_names_gemma = {
-    .base = "model",
-    .layers = "model.layers",
-    .outer = {
-        [GD_OUTER_EMBED] = {"model.embed_tokens", "token_embd"},
-        [GD_OUTER_NORM] = {"model.norm", "output_norm"},
-        [GD_OUTER_HEAD] = {"lm_head", "output"},
-        [GD_OUTER_LABELS] = {"score"},
-    },
-    .attention = "self_attn",
-    .mlp = "mlp",
-    .linears = {
-        [GD_LINEAR_Q] = {"self_attn.q_proj", "attn_q"},
-        [GD_LINEAR_K] = {"self_attn.k_proj", "attn_k"},
-        [GD_LINEAR_V] = {"self_attn.v_proj", "attn_v"},
-        [GD_LINEAR_O] = {"self_attn.o_proj", "attn_output"},
-        [GD_LINEAR_GATE] = {"mlp.gate_proj", "ffn_gate"},
-        [GD_LINEAR_UP] = {"mlp.up_proj", "ffn_up"},
-        [GD_LINEAR_DOWN] = {"mlp.down_proj", "ffn_down"},
-    },
-    .norms = {
-        [GD_NORM_INPUT] = {"input_layernorm", "attn_norm"},
-        [GD_NORM_Q] = {"self_attn.q_norm", "attn_q_norm"},
-        [GD_NORM_K] = {"self_attn.k_norm", "attn_k_norm"},
-        [GD_NORM_ATTENTION_OUT] = {"post_attention_layernorm", "post_attention_norm"},
-        [GD_NORM_POST] = {"pre_feedforward_layernorm", "ffn_norm"},
-        [GD_NORM_MLP_OUT] = {"post_feedforward_layernorm", "post_ffw_norm"},
-    },
-};
+const struct gd_names gd_names_gemma = GD_GEMMA_NAMES("model", NULL);
 
 /* A cap, or null for none. */
 static bool read_cap(const struct gd_config_reader *r, const char *key, double *cap)

@@ -2,12 +2,12 @@
  * gemma3_text.c - Gemma 3, text (Gemma Team 2025): Gemma 2 without caps, with norms of the heads of q and k, a window in five
  * of six layers, and a rope of their own for those.
  */
-#include "engine/model/config_read.h"
+#include "engine/model/families/gemma.h"
 
 #define LAYERS_27B 62
 #define PATTERN 6
 
-static bool read_hf(const struct gd_config_reader *r)
+bool gd_gemma3_read(const struct gd_config_reader *r)
 {
     int pattern = PATTERN;
     return gd_config_read_int(r, "sliding_window_pattern", GD_LAYERS_MAX, &pattern) &&
@@ -31,31 +31,7 @@ const struct gd_family gd_family_gemma3_text = {
     .body = &gd_body_decoder,
     .names = &gd_names_gemma,
     .fields = &gd_size_fields_llama,
-    .read_hf = read_hf,
+    .read_hf = gd_gemma3_read,
     .read_gguf = read_gguf,
-    .defaults = {
-        .vocab = 262208,
-        .width = 2304,
-        .ffn_width = 9216,
-        .layers = 26,
-        .heads = 8,
-        .kv_heads = 4,
-        .head_dim = 256,
-        .context = 131072,
-        .norm_eps = 1e-6,
-        .norm_offset = 1,
-        .output_norms = true,
-        .qk_norm = true,
-        .rope_theta = 1000000,
-        .local_rope = true,
-        .local_rope_theta = 10000,
-        .sliding_window = 4096,
-        .scaled_embed = true,
-        .tied = true,
-        .gated = true,
-        .activation = GD_ACTIVATION_GELU_NEW,
-        .bos_id = 2,
-        .eos_ids = {1},
-        .eos_count = 1,
-    },
+    .defaults = GD_GEMMA3_DEFAULTS,
 };

@@ -272,8 +272,8 @@ static void norms_of_heads_are_kept_and_merged(void **state)
 /* Transposed files, fused projections, norms around 1, learned positions: what is written is read as it was meant. */
 static void every_family_merges_in_its_own_layout(void **state)
 {
-    static const char *const bases[] = {"tiny-gemma2", "tiny-gemma3", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox", "tiny-opt",
-                                        "tiny-opt-after", "tiny-opt-350m", "tiny-phi3-long"};
+    static const char *const bases[] = {"tiny-gemma2", "tiny-gemma3", "tiny-gemma3-sees", "tiny-gemma3-f16.gguf", "tiny-gpt2", "tiny-neox",
+                                        "tiny-opt", "tiny-opt-after", "tiny-opt-350m", "tiny-phi3-long"};
     static const char *const options[] = {"{\"type\": \"lora\", \"r\": 4, \"lora_alpha\": 6}",
                                           "{\"type\": \"ln_tuning\"}",
                                           "{\"type\": \"full\", \"train_embeddings\": true}"};
@@ -295,6 +295,38 @@ static void every_family_merges_in_its_own_layout(void **state)
         }
         gd_model_destroy(base);
     }
+}
+
+/* A model that sees is merged in its language part; its eyes are copied, byte for byte. */
+static void what_is_not_read_is_kept(void **state)
+{
+    struct gd_model *base = open_base("tiny-gemma3-sees");
+    struct gd_graft *graft = random_graft(base, "{\"type\": \"lora\", \"r\": 4}");
+    struct gd_safetensors *before = NULL, *after = NULL;
+    struct gd_error err = {0};
+    char *to = gd_format("%s/seeing", scratch), *one = gd_format("%s/model.safetensors", base->path), *other = gd_format("%s/model.safetensors", to);
+    assert_true(gd_graft_merge(graft, GD_BF16, to, &err));
+    assert_true(gd_safetensors_open(&before, one, &err) && gd_safetensors_open(&after, other, &err));
+    assert_int_equal(gd_safetensors_count(after), gd_safetensors_count(before));
+    int kept = 0;
+    for (int i = 0; i < gd_safetensors_count(before); i++) {
+        const char *name = gd_safetensors_name(before, i);
+        struct gd_tensor was = gd_safetensors_at(before, i), is;
+        assert_true(gd_safetensors_find(after, name, &is));
+        if (strncmp(name, "language_model.", 15) == 0)
+            continue;
+        assert_int_equal(is.dtype, was.dtype);
+        assert_memory_equal(is.data, was.data, gd_dtype_bytes(was.dtype, gd_tensor_count(&was)));
+        kept++;
+    }
+    assert_int_equal(kept, 23);
+    gd_safetensors_close(before);
+    gd_safetensors_close(after);
+    gd_graft_destroy(graft);
+    gd_model_destroy(base);
+    gd_free(to);
+    gd_free(one);
+    gd_free(other);
 }
 
 static void deltas_and_rotations_are_folded_in(void **state)
@@ -452,6 +484,7 @@ int main(void)
         cmocka_unit_test(fused_modules_merge_whole),
         cmocka_unit_test(norms_of_heads_are_kept_and_merged),
         cmocka_unit_test(every_family_merges_in_its_own_layout),
+        cmocka_unit_test(what_is_not_read_is_kept),
         cmocka_unit_test(deltas_and_rotations_are_folded_in),
         cmocka_unit_test(a_family_without_such_a_bias_is_refused),
         cmocka_unit_test(what_stands_at_the_place_is_left_alone),

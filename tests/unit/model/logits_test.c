@@ -68,7 +68,7 @@ static struct parity compare(const struct gd_model *model, const struct referenc
     return parity;
 }
 
-static const char *const tiny_names[] = {"tiny-llama",   "tiny-llama-sharded", "tiny-llama-yarn",  "tiny-llama3-rope",
+static const char *const tiny_names[] = {"tiny-gemma3-sees", "tiny-llama",   "tiny-llama-sharded", "tiny-llama-yarn",  "tiny-llama3-rope",
                                          "tiny-mistral", "tiny-qwen2",         "tiny-qwen2-window", "tiny-qwen3", "tiny-phi3",
                                          "tiny-gemma2",  "tiny-gemma3",        "tiny-gpt2",         "tiny-neox",
                                          "tiny-opt",     "tiny-opt-after", "tiny-opt-350m",     "tiny-phi3-long"};

@@ -252,6 +252,16 @@ static void the_description_says_what_inspect_shows(void **state)
     assert_true(cJSON_IsNull(gd_json_find(json, "template")));
     assert_null(gd_json_find(json, "tensors"));
     assert_true(number_at(json, "dtypes", "BF16", "tensors") == 29);
+    assert_null(gd_json_find(json, "not_read"));
+    cJSON_Delete(json);
+    gd_model_destroy(model);
+
+    model = open_fixture("tiny-gemma3-sees");
+    json = gd_model_describe(model, false);
+    assert_string_equal(cJSON_GetStringValue(gd_json_find(json, "architecture")), "gemma3");
+    assert_true(number_at(json, "not_read", "tensors", NULL) == 23);
+    assert_true(number_at(json, "not_read", "parameters", NULL) == 236);
+    assert_int_equal(model->config.eos_count, 2);
     cJSON_Delete(json);
     gd_model_destroy(model);
 }
