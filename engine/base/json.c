@@ -37,6 +37,39 @@ cJSON *gd_json_parse_file(const char *path, size_t length_max, struct gd_error *
     return value;
 }
 
+/* Behind the string that begins at `at`. */
+static const char *skip_string(const char *at)
+{
+    for (at++; *at != '"'; at++)
+        at += *at == '\\';
+    return at + 1;
+}
+
+/* Numbers stand in the text in the tree's order, and outside strings only they have digits. */
+static void keep_numbers(cJSON *value, const char **at)
+{
+    for (cJSON *child = value->child; child != NULL; child = child->next)
+        keep_numbers(child, at);
+    if (!cJSON_IsNumber(value))
+        return;
+    while (strchr("-0123456789", **at) == NULL)
+        *at = **at == '"' ? skip_string(*at) : *at + 1;
+    size_t length = strspn(*at, "+-.0123456789eE");
+    char *spelling = gd_strndup(*at, length);
+    cJSON *raw = cJSON_CreateRaw(spelling);
+    value->type = (value->type & ~0xFF) | cJSON_Raw;
+    value->valuestring = raw->valuestring;
+    raw->valuestring = NULL;
+    cJSON_Delete(raw);
+    gd_free(spelling);
+    *at += length;
+}
+
+void gd_json_keep_numbers(cJSON *value, const char *text)
+{
+    keep_numbers(value, &text);
+}
+
 cJSON *gd_json_find(const cJSON *object, const char *key)
 {
     return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;

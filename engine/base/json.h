@@ -52,6 +52,9 @@ GD_MUST_CHECK bool gd_json_get_array(const cJSON *object, const char *path, cons
 GD_MUST_CHECK bool gd_json_only_known(const cJSON *object, const char *path, const char *const *known,
                                       struct gd_error *err);
 
+/* Turns the numbers of a tree into raw text as it stands in `text`, which the tree was parsed from: printed, 30.0 stays 30.0.
+ * Readers of types tell it from 30. */
+void gd_json_keep_numbers(cJSON *value, const char *text);
 /* Compact text, numbers with up to 17 significant digits, non-finite numbers as null. gd_free it. */
 char *gd_json_print(const cJSON *value);
 /* Appends `text` as a quoted, escaped JSON string. Invalid UTF-8 becomes U+FFFD. */

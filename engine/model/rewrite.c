@@ -269,10 +269,13 @@ static void describe_head(const struct gd_rewrite_head *head, const struct gd_fa
 
 static bool write_config(const struct rewriter *r, const char *folder, struct gd_error *err)
 {
-    char *from = gd_format("%s/config.json", r->model->path), *to = gd_format("%s/config.json", folder);
-    cJSON *json = gd_json_parse_file(from, COPY_BYTES_MAX, err);
-    bool ok = json != NULL;
+    char *from = gd_format("%s/config.json", r->model->path), *to = gd_format("%s/config.json", folder), *source = NULL;
+    size_t length = 0;
+    bool ok = gd_file_read(from, COPY_BYTES_MAX, &source, &length, err);
+    cJSON *json = ok ? gd_json_parse(source, length, COPY_BYTES_MAX, err) : NULL;
+    ok = json != NULL;
     if (ok) {
+        gd_json_keep_numbers(json, source);
         const char *const flags[] = {r->bias[GD_LINEAR_O] ? "attention_bias" : NULL, r->bias[GD_LINEAR_GATE] ? "mlp_bias" : NULL};
         for (size_t i = 0; i < GD_COUNT(flags); i++)
             if (flags[i] != NULL) {
@@ -290,6 +293,7 @@ static bool write_config(const struct rewriter *r, const char *folder, struct gd
         gd_free(text);
     }
     cJSON_Delete(json);
+    gd_free(source);
     gd_free(from);
     gd_free(to);
     return ok;

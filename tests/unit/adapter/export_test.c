@@ -320,6 +320,12 @@ static void what_is_not_read_is_kept(void **state)
         kept++;
     }
     assert_int_equal(kept, 23);
+    char *config = gd_format("%s/config.json", to), *text = NULL;
+    size_t length = 0;
+    assert_true(gd_file_read(config, 1 << 20, &text, &length, &err));
+    assert_non_null(strstr(text, "\"factor\":2.0")); /* readers that tell types apart want their numbers as they were */
+    gd_free(config);
+    gd_free(text);
     gd_safetensors_close(before);
     gd_safetensors_close(after);
     gd_graft_destroy(graft);

@@ -258,6 +258,25 @@ static void unknown_fields_are_named_with_the_nearest_known_one(void **state)
     cJSON_Delete(array);
 }
 
+static void numbers_that_are_kept_are_printed_as_they_were(void **state)
+{
+    static const char text[] = "{\"a 1\": 30.0, \"\\\"2\\\\\": [1, -1e-05, true, {\"x\": 1E5, \"3\": \"4.0\"}, null], \"z\":9007199254740993}";
+    struct gd_error err = {0};
+    cJSON *value = gd_json_parse(text, strlen(text), 1024, &err);
+    assert_non_null(value);
+    gd_json_keep_numbers(value, text);
+    char *printed = gd_json_print(value);
+    assert_string_equal(printed, "{\"a 1\":30.0,\"\\\"2\\\\\":[1,-1e-05,true,{\"x\":1E5,\"3\":\"4.0\"},null],\"z\":9007199254740993}");
+    gd_free(printed);
+    cJSON_Delete(value);
+    value = gd_json_parse("7.50", 4, 1024, &err);
+    gd_json_keep_numbers(value, "7.50");
+    printed = gd_json_print(value);
+    assert_string_equal(printed, "7.50");
+    gd_free(printed);
+    cJSON_Delete(value);
+}
+
 static void printing_never_gives_invalid_json(void **state)
 {
     cJSON *object = cJSON_CreateObject();
@@ -332,6 +351,7 @@ int main(void)
         cmocka_unit_test(integers_are_exact_and_in_range),
         cmocka_unit_test(other_getters_check_type_and_range),
         cmocka_unit_test(unknown_fields_are_named_with_the_nearest_known_one),
+        cmocka_unit_test(numbers_that_are_kept_are_printed_as_they_were),
         cmocka_unit_test(printing_never_gives_invalid_json),
         cmocka_unit_test(files_are_parsed_with_their_name_in_the_error),
         cmocka_unit_test(damaged_texts_are_refused_or_mean_what_they_print),
