@@ -1,0 +1,325 @@
+/*
+ * rms_norm, layer_norm and their backward passes: a warp for each short vector, a block for each long one. A vector is read
+ * twice (the second time from the cache), so that no length has a limit.
+ */
+#include "cuda/column_sums.h"
+
+#define SHORT 1024   /* elements that a warp takes on */
+#define WARPS 8      /* of a block for long ones */
+#define SHORTS 4     /* short vectors of a block */
+
+namespace {
+
+/* One weight and bias for all rows. */
+struct plain_norm {
+    const float *w, *b;
+    CU_FN const float *weight(int64_t) const
+    {
+        return w;
+    }
+    CU_FN const float *bias(int64_t) const
+    {
+        return b;
+    }
+};
+
+/* Which vector this thread works on, and which part of it; SHORT_ROWS is known at compile time. */
+template <bool SHORT_ROWS> CU_FN int64_t vector_here()
+{
+    return SHORT_ROWS ? (int64_t)blockIdx.x * SHORTS + threadIdx.x / CU_WARP : (int64_t)blockIdx.x;
+}
+
+template <bool SHORT_ROWS> CU_FN int64_t lane_here()
+{
+    return SHORT_ROWS ? threadIdx.x % CU_WARP : threadIdx.x;
+}
+
+template <bool SHORT_ROWS> CU_FN float vector_sum(float value)
+{
+    if constexpr (SHORT_ROWS)
+        return warp_sum(value);
+    else
+        return block_sum(value);
+}
+
+/* Elements from one of a thread to its next. */
+template <bool SHORT_ROWS, int N> CU_FN int64_t stride_here()
+{
+    return (SHORT_ROWS ? CU_WARP : WARPS * CU_WARP) * N;
+}
+
+template <typename T, int N, bool SHORT_ROWS, typename W>
+__global__ void rms_norm_kernel(T *y, float *inverse_rms, const T *x, W weights, float eps, float offset, int64_t count, int64_t width,
+                                int64_t heads)
+{
+    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+    if (t < count) { /* the same for all that sum together */
+        const float *w = weights.weight(t / heads);
+        float sum = 0;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N];
+            gd_load_pack<N>(v, x + t * width + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                sum += v[k] * v[k];
+        }
+        float inverse = 1.0f / sqrtf(vector_sum<SHORT_ROWS>(sum) / (float)width + eps);
+        if (first == 0)
+            inverse_rms[t] = inverse;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], by[N];
+            gd_load_pack<N>(v, x + t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                v[k] = v[k] * inverse * (by[k] + offset);
+            gd_store_pack<N>(y + t * width + j, v);
+        }
+    }
+}
+
+template <typename T, int N, bool SHORT_ROWS>
+__global__ void rms_norm_grad_kernel(T *dx, const T *x, const float *w, const float *inverse_rms, const T *dy, float offset, int64_t count,
+                                     int64_t width)
+{
+    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+    if (t < count) {
+        float r = inverse_rms[t], sum = 0;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], d[N], by[N];
+            gd_load_pack<N>(v, x + t * width + j);
+            gd_load_pack<N>(d, dy + t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                sum += (by[k] + offset) * d[k] * v[k];
+        }
+        float factor = vector_sum<SHORT_ROWS>(sum) * r * r * r / (float)width;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], d[N], by[N];
+            gd_load_pack<N>(v, x + t * width + j);
+            gd_load_pack<N>(d, dy + t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                v[k] = r * (by[k] + offset) * d[k] - factor * v[k];
+            gd_store_pack<N>(dx + t * width + j, v);
+        }
+    }
+}
+
+template <typename T, int N, bool SHORT_ROWS, typename W>
+__global__ void layer_norm_kernel(T *y, float *means, float *inverses, const T *x, W weights, float eps, int64_t count, int64_t width)
+{
+    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+    if (t < count) {
+        const float *w = weights.weight(t), *b = weights.bias(t);
+        float sum = 0, squares = 0;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N];
+            gd_load_pack<N>(v, x + t * width + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                sum += v[k];
+        }
+        float mean = vector_sum<SHORT_ROWS>(sum) / (float)width;
+        for (int64_t j = first; j < width; j += step) { /* apart from the mean: squares of large numbers would drown it */
+            float v[N];
+            gd_load_pack<N>(v, x + t * width + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                squares += (v[k] - mean) * (v[k] - mean);
+        }
+        float inverse = 1.0f / sqrtf(vector_sum<SHORT_ROWS>(squares) / (float)width + eps);
+        if (first == 0) {
+            means[t] = mean;
+            inverses[t] = inverse;
+        }
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], by[N], plus[N];
+            gd_load_pack<N>(v, x + t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                plus[k] = 0;
+            if (b != NULL)
+                gd_load_floats<N>(plus, b + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                v[k] = (v[k] - mean) * inverse * by[k] + plus[k];
+            gd_store_pack<N>(y + t * width + j, v);
+        }
+    }
+}
+
+template <typename T, int N, bool SHORT_ROWS>
+__global__ void layer_norm_grad_kernel(T *dx, const T *x, const float *w, const float *means, const float *inverses, const T *dy,
+                                       int64_t count, int64_t width)
+{
+    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+    if (t < count) {
+        float r = inverses[t], mean = means[t], sum = 0, product = 0;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], d[N], by[N];
+            gd_load_pack<N>(v, x + t * width + j);
+            gd_load_pack<N>(d, dy + t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                sum += by[k] * d[k];
+                product += by[k] * d[k] * (v[k] - mean);
+            }
+        }
+        float shift = vector_sum<SHORT_ROWS>(sum) / (float)width, factor = vector_sum<SHORT_ROWS>(product) * r * r / (float)width;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], d[N], by[N];
+            gd_load_pack<N>(v, x + t * width + j);
+            gd_load_pack<N>(d, dy + t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                v[k] = r * (by[k] * d[k] - shift - factor * (v[k] - mean));
+            gd_store_pack<N>(dx + t * width + j, v);
+        }
+    }
+}
+
+/* dy[t][j] (x[t][j] - mean[t]) inverse[t]; no means: 0. */
+template <typename T> struct of_weight {
+    const T *dy, *x;
+    const float *means, *inverses;
+    int64_t width;
+    CU_FN float operator()(int64_t t, int64_t j) const
+    {
+        float mean = means != NULL ? means[t] : 0.0f;
+        return to_f32(dy[t * width + j]) * (to_f32(x[t * width + j]) - mean) * inverses[t];
+    }
+};
+
+template <typename T> struct of_bias {
+    const T *dy;
+    int64_t width;
+    CU_FN float operator()(int64_t t, int64_t j) const
+    {
+        return to_f32(dy[t * width + j]);
+    }
+};
+
+unsigned blocks_of(int64_t count, bool is_short)
+{
+    return (unsigned)(is_short ? (count + SHORTS - 1) / SHORTS : count);
+}
+
+unsigned threads_of(bool is_short)
+{
+    return (is_short ? SHORTS : WARPS) * CU_WARP;
+}
+
+const float *vector_of(const struct gd_kernel_args *args, int input)
+{
+    return args->weight[input] != NULL ? gd_weight_vector(args->weight[input]) : (const float *)args->in[input].data;
+}
+
+/* Launches kernel<T, N, is_short, ...>(...) for a dtype and vectors of `width` that lie at x and two others. */
+#define BY_VECTORS(dtype, packed, count, width, kernel, more, ...)                                                       \
+    GD_BY_ACT(dtype, T,                                                                                                   \
+              GD_BY_PACK(packed, T, N,                                                                                    \
+                         if ((width) <= SHORT)                                                                            \
+                             CU_LAUNCH((kernel<T, N, true more>), blocks_of(count, true), threads_of(true), 0,            \
+                                       gd_cuda_stream(), __VA_ARGS__);                                                    \
+                         else                                                                                             \
+                             CU_LAUNCH((kernel<T, N, false more>), blocks_of(count, false), threads_of(false), 0,         \
+                                       gd_cuda_stream(), __VA_ARGS__)))
+#define COMMA ,
+
+template <typename W> void run_rms_norm_with(W weights, const struct gd_kernel_args *args)
+{
+    const struct gd_tensor *x = &args->in[0], *y = &args->out[0];
+    int64_t width = args->in[1].shape[0], heads = x->shape[1] / width, count = x->shape[0] * heads;
+    float eps = (float)args->params->f[0], offset = (float)args->params->f[1];
+    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, y->data);
+    BY_VECTORS(x->dtype, packed, count, width, rms_norm_kernel, COMMA W, (T *)y->data, (float *)args->out[1].data, (const T *)x->data,
+               weights, eps, offset, count, width, heads);
+}
+
+bool run_rms_norm(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    const float *w = vector_of(args, 1);
+    if (gd_tensor_count(&args->in[0]) == 0)
+        return true;
+    if (args->in[2].rank != 0)
+        return gd_fail(err, GD_UNSUPPORTED, "rms_norm: rows that wear grafts with norms of their own");
+    run_rms_norm_with(plain_norm{w, NULL}, args);
+    return gd_cuda_launched(args, "rms_norm", err);
+}
+
+size_t rms_norm_grad_scratch(const struct gd_call *call)
+{
+    const struct gd_value *x = call->in[0], *w = call->in[1];
+    return call->params.i[0] ? gd_column_sums_bytes(x->shape[0] * (x->shape[1] / w->shape[0]), w->shape[0]) : 0;
+}
+
+bool run_rms_norm_grad(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    const struct gd_tensor *x = &args->in[0], *dy = &args->in[3], *dx = &args->out[0];
+    int64_t width = args->in[1].shape[0], count = x->shape[0] * (x->shape[1] / width);
+    const float *w = vector_of(args, 1), *inverse = (const float *)args->in[2].data;
+    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, dy->data, dx->data);
+    if (args->params->i[0])
+        GD_BY_ACT(x->dtype, T, gd_column_sums(of_weight<T>{(const T *)dy->data, (const T *)x->data, NULL, inverse, width},
+                                              (float *)args->out[1].data, count, width, args->scratch));
+    if (count > 0)
+        BY_VECTORS(x->dtype, packed, count, width, rms_norm_grad_kernel, , (T *)dx->data, (const T *)x->data, w, inverse,
+                   (const T *)dy->data, (float)args->params->f[0], count, width);
+    return gd_cuda_launched(args, "rms_norm_grad", err);
+}
+
+template <typename W> void run_layer_norm_with(W weights, const struct gd_kernel_args *args)
+{
+    const struct gd_tensor *x = &args->in[0], *y = &args->out[0];
+    int64_t count = x->shape[0], width = x->shape[1];
+    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, y->data);
+    BY_VECTORS(x->dtype, packed, count, width, layer_norm_kernel, COMMA W, (T *)y->data, (float *)args->out[1].data,
+               (float *)args->out[2].data, (const T *)x->data, weights, (float)args->params->f[0], count, width);
+}
+
+bool run_layer_norm(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    const float *w = vector_of(args, 1), *b = vector_of(args, 2);
+    if (args->in[0].shape[0] == 0)
+        return true;
+    if (args->in[3].rank != 0)
+        return gd_fail(err, GD_UNSUPPORTED, "layer_norm: rows that wear grafts with norms of their own");
+    run_layer_norm_with(plain_norm{w, b}, args);
+    return gd_cuda_launched(args, "layer_norm", err);
+}
+
+size_t layer_norm_grad_scratch(const struct gd_call *call)
+{
+    return call->params.i[0] || call->params.i[1] ? gd_column_sums_bytes(call->in[0]->shape[0], call->in[0]->shape[1]) : 0;
+}
+
+bool run_layer_norm_grad(const struct gd_kernel_args *args, struct gd_error *err)
+{
+    const struct gd_tensor *x = &args->in[0], *dy = &args->in[4], *dx = &args->out[0];
+    int64_t count = x->shape[0], width = x->shape[1];
+    const float *w = vector_of(args, 1), *means = (const float *)args->in[2].data, *inverses = (const float *)args->in[3].data;
+    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, dy->data, dx->data);
+    if (args->params->i[0])
+        GD_BY_ACT(x->dtype, T, gd_column_sums(of_weight<T>{(const T *)dy->data, (const T *)x->data, means, inverses, width},
+                                              (float *)args->out[1].data, count, width, args->scratch));
+    if (args->params->i[1])
+        GD_BY_ACT(x->dtype, T, gd_column_sums(of_bias<T>{(const T *)dy->data, width}, (float *)args->out[2].data, count, width,
+                                              args->scratch));
+    if (count > 0)
+        BY_VECTORS(x->dtype, packed, count, width, layer_norm_grad_kernel, , (T *)dx->data, (const T *)x->data, w, means, inverses,
+                   (const T *)dy->data, count, width);
+    return gd_cuda_launched(args, "layer_norm_grad", err);
+}
+
+} // namespace
+
+GD_CUDA_OP(rms_norm, run_rms_norm, NULL)
+GD_CUDA_OP(rms_norm_grad, run_rms_norm_grad, rms_norm_grad_scratch)
+GD_CUDA_OP(layer_norm, run_layer_norm, NULL)
+GD_CUDA_OP(layer_norm_grad, run_layer_norm_grad, layer_norm_grad_scratch)
