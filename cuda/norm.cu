@@ -3,6 +3,9 @@
  * twice (the second time from the cache), so that no length has a limit.
  */
 #include "cuda/column_sums.h"
+extern "C" {
+#include "cuda/wear.h"
+}
 
 #define SHORT 1024   /* elements that a warp takes on */
 #define WARPS 8      /* of a block for long ones */
@@ -20,6 +23,23 @@ struct plain_norm {
     CU_FN const float *bias(int64_t) const
     {
         return b;
+    }
+};
+
+/* What each row's graft has at the site, else the base's. */
+struct worn_norm {
+    const struct gd_cuda_wear *wear;
+    int site;
+    const float *w, *b;
+    CU_FN const float *weight(int64_t row) const
+    {
+        const struct gd_wear_part *part = gd_worn(wear, row, site);
+        return part != NULL && part->norm != NULL ? part->norm : w;
+    }
+    CU_FN const float *bias(int64_t row) const
+    {
+        const struct gd_wear_part *part = gd_worn(wear, row, site);
+        return part != NULL && part->norm_bias != NULL ? part->norm_bias : b;
     }
 };
 
@@ -248,8 +268,9 @@ bool run_rms_norm(const struct gd_kernel_args *args, struct gd_error *err)
     if (gd_tensor_count(&args->in[0]) == 0)
         return true;
     if (args->in[2].rank != 0)
-        return gd_fail(err, GD_UNSUPPORTED, "rms_norm: rows that wear grafts with norms of their own");
-    run_rms_norm_with(plain_norm{w, NULL}, args);
+        run_rms_norm_with(worn_norm{(const struct gd_cuda_wear *)args->staged, (int)args->params->i[0], w, NULL}, args);
+    else
+        run_rms_norm_with(plain_norm{w, NULL}, args);
     return gd_cuda_launched(args, "rms_norm", err);
 }
 
@@ -289,8 +310,9 @@ bool run_layer_norm(const struct gd_kernel_args *args, struct gd_error *err)
     if (args->in[0].shape[0] == 0)
         return true;
     if (args->in[3].rank != 0)
-        return gd_fail(err, GD_UNSUPPORTED, "layer_norm: rows that wear grafts with norms of their own");
-    run_layer_norm_with(plain_norm{w, b}, args);
+        run_layer_norm_with(worn_norm{(const struct gd_cuda_wear *)args->staged, (int)args->params->i[0], w, b}, args);
+    else
+        run_layer_norm_with(plain_norm{w, b}, args);
     return gd_cuda_launched(args, "layer_norm", err);
 }
 
@@ -319,7 +341,7 @@ bool run_layer_norm_grad(const struct gd_kernel_args *args, struct gd_error *err
 
 } // namespace
 
-GD_CUDA_OP(rms_norm, run_rms_norm, NULL)
+GD_CUDA_STAGED_OP(rms_norm, run_rms_norm, NULL, gd_cuda_wear_staged_bytes, gd_cuda_wear_stage)
 GD_CUDA_OP(rms_norm_grad, run_rms_norm_grad, rms_norm_grad_scratch)
-GD_CUDA_OP(layer_norm, run_layer_norm, NULL)
+GD_CUDA_STAGED_OP(layer_norm, run_layer_norm, NULL, gd_cuda_wear_staged_bytes, gd_cuda_wear_stage)
 GD_CUDA_OP(layer_norm_grad, run_layer_norm_grad, layer_norm_grad_scratch)
