@@ -163,7 +163,7 @@ static void make_carriers(void)
 {
     if (carrier_count + 32 > EMU_THREADS + 32)
         abort();
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = __asan_unpoison_memory_region ? 256 * 1024 : 64 * 1024;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = __asan_unpoison_memory_region || emu_check_access ? 256 * 1024 : 64 * 1024;
     emu_carrier *carriers = (emu_carrier *)mmap(NULL, 32 * sizeof(emu_carrier), PROT_READ | PROT_WRITE,
                                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char *stacks = (char *)mmap(NULL, 32 * (bytes + page), PROT_READ | PROT_WRITE,
