@@ -276,6 +276,11 @@ static void set_current(int thread)
     emu_current.thread = emu.index[thread];
 }
 
+static bool same_place(const emu_thread *a, const emu_thread *b)
+{
+    return (a->carrier != NULL) == (b->carrier != NULL) && (a->carrier == NULL || (a->what == b->what && a->line == b->line));
+}
+
 static void describe_waiting(char *out, size_t size)
 {
     size_t used = 0;
@@ -283,8 +288,7 @@ static void describe_waiting(char *out, size_t size)
     for (int i = 0; i < emu.thread_count && used + 200 < size;) {
         const emu_thread *thread = &emu.threads[i];
         int end = i + 1;
-        while (end < emu.thread_count && (emu.threads[end].carrier != NULL) == (thread->carrier != NULL) &&
-               (thread->carrier == NULL || (emu.threads[end].file == thread->file && emu.threads[end].line == thread->line)))
+        while (end < emu.thread_count && same_place(&emu.threads[end], thread))
             end++;
         if (thread->carrier != NULL)
             used += (size_t)snprintf(out + used, size - used, "; threads %d to %d wait in %s at %s:%d", i, end - 1,
@@ -394,12 +398,11 @@ void emu_meet(const char *what, unsigned mask, void *args, emu_compute compute, 
     emu_meeting *meeting = NULL;
     for (int i = 0; i < warp->meeting_count; i++) {
         emu_meeting *other = &warp->meetings[i];
-        if ((other->mask & mask) == 0)
-            continue;
-        if (other->mask != mask || strcmp(other->what, what) != 0 || other->line != line || strcmp(other->file, file) != 0)
+        if (other->mask == mask && strcmp(other->what, what) == 0 && other->line == line && strcmp(other->file, file) == 0)
+            meeting = other;
+        else if ((other->mask >> lane & 1) && (mask & other->arrived)) /* each waits for the other */
             emu_fail("lanes of one warp are at different collectives: %s (mask 0x%08x) at %s:%d, and %s (mask 0x%08x) at %s:%d",
                      what, mask, file, line, other->what, other->mask, other->file, other->line);
-        meeting = other;
     }
     if (meeting == NULL) {
         if (warp->meeting_count == EMU_MEETINGS)
