@@ -116,6 +116,13 @@ size_t gd_memory_taken(void)
     return atomic_load(&taken);
 }
 
+#define VOCAB_ENTRY_BYTES 160 /* of a tokenizer, and its template */
+
+size_t gd_memory_process(int vocab)
+{
+    return gd_memory_start() + GD_MEMORY_LIBRARY_BYTES + (size_t)vocab * VOCAB_ENTRY_BYTES;
+}
+
 size_t gd_memory_resident(void)
 {
     unsigned long long pages = 0;

@@ -36,6 +36,8 @@ size_t gd_memory_taken(void);
 
 void gd_memory_note_start(void);    /* the program and its libraries are there, and nothing else; the first call counts */
 size_t gd_memory_start(void);
+/* What a process has beside its model's weights and its work: program, libraries and their scratch, a tokenizer of `vocab` entries. */
+size_t gd_memory_process(int vocab);
 size_t gd_memory_resident(void);    /* now, with touched pages of files */
 size_t gd_memory_peak(void);        /* the most so far */
 

@@ -41,22 +41,26 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
     return true;
 }
 
-bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, int64_t tokens, struct gd_infer_need *need, struct gd_error *err)
+bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, const struct gd_infer_load *load, struct gd_infer_need *need,
+                       struct gd_error *err)
 {
     if (!gd_model_generates(model, err))
         return false;
     enum gd_dtype act = gd_device()->compute;
     struct gd_kv_shape shape = {act, gd_model_decoder_layers(model), model->config.kv_heads, model->config.head_dim};
-    size_t page = gd_kv_page_bytes(&shape), pages = (size_t)(tokens + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+    size_t page = gd_kv_page_bytes(&shape), pages = (size_t)(load->tokens + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+    struct gd_forward_need forward;
     *need = (struct gd_infer_need){0};
     need->kv = pages < cache_bytes / page ? pages * page : cache_bytes / page * page;
     size_t encoder = 0;
     struct gd_layout_cost encoder_weights = {0};
     int rows = model->config.context < GD_INFER_ENCODED_TOKENS ? model->config.context : GD_INFER_ENCODED_TOKENS;
-    if (!gd_forward_estimate(model, act, &need->forward, &need->weights, &need->few, err) ||
+    if (!gd_forward_estimate(model, act, load->rows, load->logits, &forward, err) ||
         (gd_model_encodes(model) && !gd_encoder_estimate(model, act, rows, &encoder, &encoder_weights, err)))
         return false;
-    need->forward += encoder;
+    need->forward = forward.bytes + encoder;
+    need->weights = forward.layouts;
+    need->few = forward.few;
     for (int use = 0; use < GD_WEIGHT_USE_COUNT; use++) { /* other weights than the decoder's */
         need->weights.bytes[use] += encoder_weights.bytes[use];
         need->few.bytes[use] += encoder_weights.bytes[use];

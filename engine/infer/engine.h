@@ -97,15 +97,23 @@ GD_MUST_CHECK bool gd_infer_create(struct gd_infer **out, struct gd_model *model
                                    struct gd_error *err);
 void gd_infer_destroy(struct gd_infer *infer);
 
-/* What an engine on this model takes while it serves `tokens` tokens at a time, without making anything. */
+/* What an engine is asked for at its busiest. */
+struct gd_infer_load {
+    int rows;                    /* of a batch, at most GD_INFER_ROWS_MAX */
+    int logits;                  /* of them whose logits are read */
+    int64_t tokens;              /* that the cache holds */
+};
+#define GD_INFER_ROWS_MAX 384
+
+/* What an engine on this model takes for that, without making anything. */
 struct gd_infer_need {
     size_t forward;              /* activations, logits */
     size_t kv;                   /* pages of the tokens, at most cache_bytes */
     struct gd_layout_cost weights; /* layouts that are not there yet, while only prompts are read */
     struct gd_layout_cost few;   /* and when tokens are generated, or prompts of GD_FEW_ROWS tokens read */
 };
-GD_MUST_CHECK bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, int64_t tokens, struct gd_infer_need *need,
-                                     struct gd_error *err);
+GD_MUST_CHECK bool gd_infer_estimate(struct gd_model *model, size_t cache_bytes, const struct gd_infer_load *load,
+                                     struct gd_infer_need *need, struct gd_error *err);
 
 /* Queues a sequence. It is admitted, in order of submission, when pages for its prompt and all of max_tokens are free or
  * promised to nobody, so that a running sequence never waits for memory. A prompt whose beginning is just being computed

@@ -87,29 +87,37 @@ static int logit_rows(const struct gd_model *model)
     return rows;
 }
 
-bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *bytes, struct gd_layout_cost *layouts,
-                         struct gd_layout_cost *few, struct gd_error *err)
+static int bucket_of(int rows)
+{
+    int b = 0;
+    while (buckets[b] < rows)
+        b++;
+    return b;
+}
+
+bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, int rows, int logits, struct gd_forward_need *need, struct gd_error *err)
 {
     struct gd_forward forward = {.model = model, .act = act};
-    struct gd_forward_plan *largest = plan_create(&forward, GD_FORWARD_ROWS, GD_WEAR_DEPTHS - 1, true, err);
-    struct gd_forward_plan *smallest = largest != NULL ? plan_create(&forward, GD_FEW_ROWS, GD_WEAR_DEPTHS - 1, true, err) : NULL;
-    if (smallest == NULL) {
-        plan_destroy(largest);
-        return false;
-    }
-    *bytes = gd_plan_arena_bytes(largest->plan) + gd_plan_table_bytes(largest->plan) +
-             (size_t)logit_rows(model) * ((size_t)model->config.vocab * sizeof(float) + (size_t)model->config.embed_width * (act == GD_BF16 ? 2 : 4));
+    struct gd_forward_plan *large = plan_create(&forward, buckets[bucket_of(rows)], GD_WEAR_DEPTHS - 1, true, err), *few = NULL;
     struct gd_layout_cost head = {0};
-    *layouts = *gd_plan_layouts(largest->plan);
-    *few = *gd_plan_layouts(smallest->plan);
-    gd_layout_cost_add(layouts, model->head, GD_WEIGHT_LINEAR, act);
-    gd_layout_cost_add(few, model->head, GD_WEIGHT_FEW_ROWS, act);
-    gd_layout_cost_add(&head, model->head, GD_WEIGHT_FEW_ROWS, act);
-    gd_layout_cost_join(layouts, &head); /* made with the first */
-    gd_layout_cost_join(few, layouts);
-    plan_destroy(smallest);
-    plan_destroy(largest);
-    return true;
+    size_t logit_bytes = (size_t)model->config.vocab * sizeof(float) + gd_dtype_bytes(act, model->config.embed_width);
+    if (large != NULL)
+        few = plan_create(&forward, GD_FEW_ROWS, GD_WEAR_DEPTHS - 1, true, err);
+    if (few != NULL) {
+        int most = logit_rows(model);
+        need->bytes = gd_plan_arena_bytes(large->plan) + gd_plan_table_bytes(large->plan) + (size_t)(logits < most ? logits : most) * logit_bytes;
+        need->layouts = *gd_plan_layouts(large->plan);
+        need->few = *gd_plan_layouts(few->plan);
+        gd_layout_cost_add(&need->layouts, model->head, GD_WEIGHT_LINEAR, act);
+        gd_layout_cost_add(&head, model->head, GD_WEIGHT_FEW_ROWS, act);
+        gd_layout_cost_add(&need->few, model->head, GD_WEIGHT_FEW_ROWS, act);
+        gd_layout_cost_join(&need->layouts, &head); /* made with the first */
+        gd_layout_cost_join(&need->few, &need->layouts);
+    }
+    bool ok = few != NULL;
+    plan_destroy(few);
+    plan_destroy(large);
+    return ok;
 }
 
 bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_dtype act, struct gd_error *err)
@@ -149,14 +157,6 @@ void gd_forward_destroy(struct gd_forward *forward)
     gd_large_free(forward->logits, forward->logits_bytes);
     gd_free(forward->chosen);
     gd_free(forward);
-}
-
-static int bucket_of(int rows)
-{
-    int b = 0;
-    while (buckets[b] < rows)
-        b++;
-    return b;
 }
 
 bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth depth, struct gd_error *err)

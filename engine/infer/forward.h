@@ -12,11 +12,12 @@
 #ifndef GD_INFER_FORWARD_H
 #define GD_INFER_FORWARD_H
 
+#include "engine/infer/engine.h"
 #include "engine/model/model.h"
 #include "engine/tensor/kv.h"
 #include "engine/tensor/wear.h"
 
-#define GD_FORWARD_ROWS 384
+#define GD_FORWARD_ROWS GD_INFER_ROWS_MAX
 #define GD_FORWARD_BUCKETS 12
 
 struct gd_forward_plan;
@@ -42,10 +43,14 @@ struct gd_forward {
 
 /* kv's shape and pages are the caller's to fill. */
 GD_MUST_CHECK bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_dtype act, struct gd_error *err);
-/* Bytes of activations and logits; layouts that are not there yet, `few` with those that batches of few rows need besides.
- * Nothing is made. */
-GD_MUST_CHECK bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, size_t *bytes, struct gd_layout_cost *layouts,
-                                       struct gd_layout_cost *few, struct gd_error *err);
+/* Bytes of activations and logits that batches of `rows` rows touch, `logits` of them at a time; layouts that are not there yet,
+ * `few` with those that batches of few rows need besides. Nothing is made. */
+struct gd_forward_need {
+    size_t bytes;
+    struct gd_layout_cost layouts, few;
+};
+GD_MUST_CHECK bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act, int rows, int logits, struct gd_forward_need *need,
+                                       struct gd_error *err);
 void gd_forward_destroy(struct gd_forward *forward);
 
 /* `depth`: the most that a graft of the batch does (each depth has plans of its own, without what it does not need). */

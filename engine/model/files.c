@@ -197,6 +197,20 @@ void gd_files_take_gguf(struct gd_files *files, struct gd_gguf *gguf, const char
         qsort(files->tensors, (size_t)files->tensor_count, sizeof files->tensors[0], compare_tensors);
 }
 
+static bool holds(const struct gd_map *map, const void *data)
+{
+    const unsigned char *at = data;
+    return at >= map->data && at < map->data + map->size_bytes;
+}
+
+const struct gd_map *gd_files_map(const struct gd_files *files, const void *data)
+{
+    for (int i = 0; i < files->shard_count; i++)
+        if (holds(gd_safetensors_map(files->shards[i]), data))
+            return gd_safetensors_map(files->shards[i]);
+    return files->gguf != NULL && holds(gd_gguf_map(files->gguf), data) ? gd_gguf_map(files->gguf) : NULL;
+}
+
 void gd_files_close(struct gd_files *files)
 {
     if (files == NULL)

@@ -54,6 +54,8 @@ GD_MUST_CHECK bool gd_files_open_folder(struct gd_files *files, const char *fold
 /* Takes `gguf` over, on failure too. */
 void gd_files_take_gguf(struct gd_files *files, struct gd_gguf *gguf, const char *path);
 void gd_files_close(struct gd_files *files);
+/* The mapping that holds this byte; NULL: it is a copy. */
+const struct gd_map *gd_files_map(const struct gd_files *files, const void *data);
 
 /* Makes the model's weights from its files, strictly. gguf: by the names and in the order of GGUF. */
 GD_MUST_CHECK bool gd_files_fill(struct gd_model *model, bool gguf, struct gd_error *err);

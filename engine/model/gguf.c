@@ -410,6 +410,11 @@ void gd_gguf_forget(const struct gd_gguf *file)
     gd_map_forget(&file->map, 0, file->map.size_bytes);
 }
 
+const struct gd_map *gd_gguf_map(const struct gd_gguf *file)
+{
+    return &file->map;
+}
+
 void gd_gguf_close(struct gd_gguf *file)
 {
     if (file == NULL)

@@ -21,6 +21,7 @@ struct gd_gguf;
 GD_MUST_CHECK bool gd_gguf_open(struct gd_gguf **out, const char *path, struct gd_error *err);
 void gd_gguf_close(struct gd_gguf *file);
 void gd_gguf_forget(const struct gd_gguf *file); /* pages are read again when they are needed */
+const struct gd_map *gd_gguf_map(const struct gd_gguf *file);
 size_t gd_gguf_bytes(const struct gd_gguf *file);
 
 /* Tensors in the order of the file; shapes row-major ([out, in]). */

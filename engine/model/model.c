@@ -32,8 +32,10 @@ static bool load(struct gd_model *model, struct gd_error *err)
     gd_chat_template_digest(model->chat, model->template_digest);
     gd_model_make_sites(model);
     gd_model_make_digest(model);
-    for (int i = 0; i < model->weight_count; i++)
+    for (int i = 0; i < model->weight_count; i++) {
         gd_weight_identify(model->weights[i], model->digest);
+        gd_weight_mapped(model->weights[i], gd_files_map(model->files, gd_weight_source(model->weights[i])->data));
+    }
     gd_model_forget_files(model);
     return true;
 }

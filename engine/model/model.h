@@ -147,6 +147,12 @@ GD_MUST_CHECK bool gd_model_quantise(struct gd_model *model, enum gd_quantizatio
  * is needed again is read again. */
 void gd_model_forget_files(const struct gd_model *model);
 
+/* Bytes of the mapped files that reading rows of the embedding brings into memory: the kernel maps pages that it has in
+ * stretches of 64 KiB (fault_around_bytes, its default), so that many rows come with one. seen: [vocab]. */
+size_t gd_model_touched_bytes(const struct gd_model *model, const bool *seen);
+/* What `tokens` tokens touch where no two share a stretch, or all of it: a row of b bytes lies in 1 + b / 64 KiB stretches in the mean. */
+size_t gd_model_touched_most(const struct gd_model *model, int64_t tokens);
+
 /* Lists the models of a folder: every subfolder with config.json and every NAME.gguf, sorted. Broken entries are
  * listed too (opening says why). Ids are printable and without '/'; a file NAME.gguf beside a folder NAME keeps its
  * whole name as id; hidden entries are skipped. The array and strings are the caller's (gd_model_list_release). */

@@ -271,6 +271,11 @@ void gd_safetensors_forget(const struct gd_safetensors *file)
     gd_map_forget(&file->map, 0, file->map.size_bytes);
 }
 
+const struct gd_map *gd_safetensors_map(const struct gd_safetensors *file)
+{
+    return &file->map;
+}
+
 void gd_safetensors_close(struct gd_safetensors *file)
 {
     if (file == NULL)

@@ -19,6 +19,7 @@ struct gd_safetensors;
 GD_MUST_CHECK bool gd_safetensors_open(struct gd_safetensors **out, const char *path, struct gd_error *err);
 void gd_safetensors_close(struct gd_safetensors *file);
 void gd_safetensors_forget(const struct gd_safetensors *file); /* pages are read again when they are needed */
+const struct gd_map *gd_safetensors_map(const struct gd_safetensors *file);
 int gd_safetensors_count(const struct gd_safetensors *file);
 const char *gd_safetensors_name(const struct gd_safetensors *file, int index);
 /* View of tensor i (F32, BF16, F16, I32; other dtypes give a tensor of rank -1: GD_UNSUPPORTED is the caller's). Rank-0

@@ -22,6 +22,7 @@ struct gd_weight {
     void *quantised;                           /* the source's data, where the weight was quantised here */
     size_t quantised_bytes;
     bool unpacked_each_time, pretended;
+    const struct gd_map *map;                  /* that the source lies in; NULL: memory */
     char identity[65];
     struct slot slots[GD_WEIGHT_USE_COUNT][2]; /* [use][compute is BF16] */
 };
@@ -67,6 +68,15 @@ void gd_weight_destroy(struct gd_weight *weight)
     gd_free(weight);
 }
 
+/* What is needed again is read again. */
+static void forget_source(const struct gd_weight *weight)
+{
+    const struct gd_tensor *source = &weight->source;
+    if (weight->map != NULL)
+        gd_map_forget(weight->map, (size_t)((const unsigned char *)source->data - weight->map->data),
+                      gd_dtype_bytes(source->dtype, gd_tensor_count(source)));
+}
+
 bool gd_weight_quantise(struct gd_weight *weight, enum gd_dtype dtype, struct gd_error *err)
 {
     struct gd_tensor *source = &weight->source;
@@ -92,6 +102,8 @@ bool gd_weight_quantise(struct gd_weight *weight, enum gd_dtype dtype, struct gd
         }
         gd_free(row);
     }
+    forget_source(weight);
+    weight->map = NULL;
     source->dtype = dtype;
     source->data = weight->quantised = memory;
     weight->quantised_bytes = bytes;
@@ -118,6 +130,16 @@ void gd_weight_identify(struct gd_weight *weight, const char digest[65])
 const char *gd_weight_identity(const struct gd_weight *weight)
 {
     return weight->identity;
+}
+
+void gd_weight_mapped(struct gd_weight *weight, const struct gd_map *map)
+{
+    weight->map = map;
+}
+
+bool gd_weight_is_mapped(const struct gd_weight *weight)
+{
+    return weight->map != NULL;
 }
 
 const char *gd_weight_name(const struct gd_weight *weight)
@@ -167,10 +189,11 @@ bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_use use, enum gd
     if ((use == GD_WEIGHT_LINEAR || use == GD_WEIGHT_LINEAR_BACK) && weight->source.rank != 2)
         return gd_fail(err, GD_UNSUPPORTED, "weight '%s' is a vector and cannot be multiplied as a matrix", weight->name);
     slot->size_bytes = gd_backend()->layout_bytes(weight, use, compute);
-    if (gd_backend()->layout_create(&slot->layout, weight, use, compute, err))
-        return true;
-    gd_error_context(err, "weight '%s'", weight->name);
-    return false;
+    bool ok = gd_backend()->layout_create(&slot->layout, weight, use, compute, err);
+    if (!ok)
+        gd_error_context(err, "weight '%s'", weight->name);
+    forget_source(weight);
+    return ok;
 }
 
 size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
@@ -286,4 +309,5 @@ void gd_weight_rows_f32(const struct gd_weight *weight, int64_t begin, int64_t e
 void gd_weight_to_f32(const struct gd_weight *weight, float *out)
 {
     gd_weight_rows_f32(weight, 0, weight->source.rank == 2 ? weight->source.shape[0] : 1, out);
+    forget_source(weight);
 }

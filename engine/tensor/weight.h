@@ -13,6 +13,7 @@
 #define GD_TENSOR_WEIGHT_H
 
 #include "engine/base/error.h"
+#include "engine/base/fsio.h"
 #include "engine/tensor/tensor.h"
 
 enum gd_weight_use {
@@ -45,6 +46,10 @@ void gd_weight_pretend_quantised(struct gd_weight *weight, bool on);
 /* Which content this is, among all files: the digest of its model. Copied; with it layouts are kept on disk (pack_cache.h). */
 void gd_weight_identify(struct gd_weight *weight, const char digest[65]);
 const char *gd_weight_identity(const struct gd_weight *weight); /* "": unknown */
+
+/* Its source lies in this mapping (borrowed) and not in memory: pages that a layout was made from are given back. */
+void gd_weight_mapped(struct gd_weight *weight, const struct gd_map *map);
+bool gd_weight_is_mapped(const struct gd_weight *weight);
 
 const char *gd_weight_name(const struct gd_weight *weight);
 const struct gd_tensor *gd_weight_source(const struct gd_weight *weight);

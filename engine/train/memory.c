@@ -11,7 +11,6 @@
 #include <sys/mman.h>
 
 #define TILE_BYTES ((size_t)9 << 20)       /* quantised weights are unpacked into it */
-#define VOCAB_ENTRY_BYTES 160              /* of a tokenizer, and its template */
 #define PASSES_KEPT 3                      /* graphs of other bucket sizes beside the largest */
 #define MIB(bytes) ((double)(bytes) / 1048576)
 
@@ -58,8 +57,10 @@ static void add_base(struct gd_job_memory *memory, const struct gd_model *model,
             memory->part[GD_MEMORY_WEIGHTS] += gd_weight_prepared_bytes(weight);
         else if (wanted == GD_QUANTIZATION_NF4)
             memory->part[GD_MEMORY_WEIGHTS] += gd_dtype_bytes(GD_NF4, gd_tensor_count(source));
-        if (weight == model->embed || (quantised && wanted == GD_QUANTIZATION_FILE))
+        if (quantised && wanted == GD_QUANTIZATION_FILE)
             memory->part[GD_MEMORY_MODEL_FILE] += plain;
+        if (!gd_weight_is_mapped(weight) && source->dtype != GD_NF4) /* a copy in another order than the file's */
+            memory->part[GD_MEMORY_WEIGHTS] += plain;
     }
 }
 
@@ -138,9 +139,9 @@ bool gd_job_memory_plan(struct gd_job_memory *out, const struct gd_model *model,
     pretend(model, spec->quantization, true);
     add_base(&memory, model, spec->quantization);
     add_graft(&memory, graft, spec, room);
+    memory.part[GD_MEMORY_MODEL_FILE] += room->serving_stays ? gd_model_touched_most(model, INT64_MAX) : shape->embedding_bytes;
     memory.part[GD_MEMORY_DATA] = shape->data_bytes;
-    memory.part[GD_MEMORY_PROCESS] = gd_memory_start() + GD_MEMORY_LIBRARY_BYTES + (size_t)model->config.vocab * VOCAB_ENTRY_BYTES +
-                                     (spec->quantization != GD_QUANTIZATION_NONE ? TILE_BYTES : 0);
+    memory.part[GD_MEMORY_PROCESS] = gd_memory_process(model->config.vocab) + (spec->quantization != GD_QUANTIZATION_NONE ? TILE_BYTES : 0);
     memory.recompute = passes.recompute;
     with = memory;
     bool ok = add_passes(&memory, &passes, shape, room, largest, err);

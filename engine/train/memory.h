@@ -49,6 +49,7 @@ struct gd_memory_shape {
     int64_t step_tokens;         /* of all rows together: no micro-batch has more */
     int valid, surveyed;         /* the longest of the validation file, and of rows that losses look at besides; or 0 */
     size_t data_bytes;
+    size_t embedding_bytes;      /* of the mapped table that reading their tokens touches (gd_model_touched_bytes) */
 };
 
 /* What the process brings. */

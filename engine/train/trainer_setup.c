@@ -72,6 +72,20 @@ static size_t data_bytes(const struct gd_trainer *trainer)
     return bytes;
 }
 
+/* Of the mapped embedding, what the rows' tokens touch. */
+static size_t embedding_bytes(const struct gd_trainer *trainer)
+{
+    const struct gd_dataset *sets[] = {trainer->train, trainer->valid};
+    bool *seen = gd_alloc_array((size_t)trainer->model->config.vocab, sizeof(bool));
+    seen[0] = true; /* what batches are filled up with */
+    for (size_t i = 0; i < GD_COUNT(sets); i++)
+        for (int64_t t = 0; sets[i] != NULL && t < sets[i]->token_count; t++)
+            seen[sets[i]->tokens[t]] = true;
+    size_t bytes = gd_model_touched_bytes(trainer->model, seen);
+    gd_free(seen);
+    return bytes;
+}
+
 static bool first_parameters(const struct gd_trainer *trainer, float *block, struct gd_error *err)
 {
     if (trainer->start != NULL)
@@ -102,7 +116,8 @@ static bool plan_memory(struct gd_trainer *trainer, struct gd_error *err)
     struct gd_job_memory *memory = &trainer->memory;
     struct gd_memory_advice advice;
     struct gd_memory_shape shape = {.longest = longest_row(trainer->train), .valid = trainer->valid != NULL ? longest_row(trainer->valid) : 0,
-                                    .surveyed = longest_survey(trainer), .data_bytes = data_bytes(trainer)};
+                                    .surveyed = longest_survey(trainer), .data_bytes = data_bytes(trainer),
+                                    .embedding_bytes = embedding_bytes(trainer)};
     for (int64_t i = 0; i < trainer->train->row_count && shape.step_tokens < spec->tokens_per_batch; i++)
         shape.step_tokens += gd_dataset_row_space(trainer->train, i);
     trainer->largest = gd_memory_largest(spec, &shape);

@@ -2,7 +2,12 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/log.h"
+#include "engine/base/memory.h"
+#include "engine/infer/engine.h"
+#include "engine/model/config.h"
 #include "engine/tensor/device.h"
+#include "engine/tensor/few_rows.h"
+#include "engine/tensor/kv.h"
 #include "engine/worker/command.h"
 #include "engine/worker/usage.h"
 #include "engine/worker/worker.h"
@@ -23,6 +28,7 @@ static const char help[] =
     "  --models DIR       look ids up here\n"
     "  --tensors          list every tensor\n"
     "  --row FILE:LINE    instead: the text, tokens and loss mask that training would use for this row of a JSONL file\n"
+    "  --serve NxP+G      also the memory to serve N requests at a time, each of a prompt of P tokens and an answer of G\n"
     "  --json             print JSON\n"
     "  --help             this text\n";
 
@@ -129,21 +135,83 @@ static bool inspect_row(const struct gd_model *model, const char *where, bool as
     return row != NULL;
 }
 
-static bool inspect(const char *name, const char *models, const char *row, bool tensors, bool as_json, struct gd_error *err)
+/* ---- the memory to serve ---- */
+
+struct serving {
+    int streams, prompt, answer; /* streams 0: not asked */
+};
+
+static bool parse_serving(struct serving *serving, const char *text, struct gd_error *err)
+{
+    char rest;
+    if (sscanf(text, "%9dx%9d+%9d%c", &serving->streams, &serving->prompt, &serving->answer, &rest) == 3 && serving->streams >= 1 &&
+        serving->streams <= GD_INFER_REQUESTS_MAX && serving->prompt >= 1 && serving->prompt <= GD_CONTEXT_MAX && serving->answer >= 0 &&
+        serving->answer <= GD_CONTEXT_MAX)
+        return true;
+    return gd_fail_param(err, GD_INVALID, "--serve", "'%s' is not NxP+G with up to %d requests, a prompt from 1 and an answer from 0 tokens: "
+                         "16x512+64", text, GD_INFER_REQUESTS_MAX);
+}
+
+/* Rows of a batch, and pages, as the engine takes them. */
+static void serving_load(struct gd_infer_load *load, const struct serving *serving)
+{
+    int64_t prompts = (int64_t)serving->streams * serving->prompt, each = serving->prompt + serving->answer;
+    int64_t rows = prompts < GD_INFER_PREFILL_TOKENS ? prompts : GD_INFER_PREFILL_TOKENS;
+    int64_t pages = (each + GD_KV_PAGE_TOKENS - 1) / GD_KV_PAGE_TOKENS;
+    *load = (struct gd_infer_load){.rows = (int)rows, .logits = serving->streams, .tokens = serving->streams * pages * GD_KV_PAGE_TOKENS};
+}
+
+static void add_bytes(cJSON *json, double *total, const char *name, size_t bytes)
+{
+    cJSON_AddNumberToObject(json, name, (double)bytes);
+    *total += (double)bytes;
+}
+
+static bool add_serving(cJSON *json, struct gd_model *model, const struct serving *serving, struct gd_error *err)
+{
+    struct gd_infer_load load;
+    struct gd_infer_need need;
+    double total = 0;
+    serving_load(&load, serving);
+    if (serving->prompt + serving->answer > model->config.context)
+        return gd_fail_param(err, GD_CONTEXT, "--serve", "a prompt of %d tokens and an answer of %d make %d; the context of '%s' holds %d",
+                             serving->prompt, serving->answer, serving->prompt + serving->answer, model->id, model->config.context);
+    if (!gd_infer_estimate(model, SIZE_MAX, &load, &need, err))
+        return false;
+    cJSON *plan = cJSON_CreateObject();
+    bool few = serving->answer > 1 || serving->prompt <= GD_FEW_ROWS; /* an answer's first token comes with its prompt */
+    add_bytes(plan, &total, "weights_bytes", gd_layout_cost_sum(few ? &need.few : &need.weights));
+    add_bytes(plan, &total, "model_file_bytes", gd_model_touched_most(model, load.tokens));
+    add_bytes(plan, &total, "activations_bytes", need.forward);
+    add_bytes(plan, &total, "kv_cache_bytes", need.kv);
+    add_bytes(plan, &total, "process_bytes", gd_memory_process(model->config.vocab));
+    cJSON_AddNumberToObject(plan, "total_bytes", total);
+    cJSON_AddItemToObject(gd_json_find(json, "memory"), "serving", plan);
+    return true;
+}
+
+struct request {
+    const char *models, *row;
+    bool tensors, as_json;
+    struct serving serving;
+};
+
+static bool inspect(const char *name, const struct request *request, struct gd_error *err)
 {
     char *id = NULL, *path = NULL;
     struct gd_model *model = NULL;
-    bool ok = gd_device_init("cpu", 0, err) && gd_usage_model(name, models, &id, &path, err) &&
+    bool ok = gd_device_init("cpu", 0, err) && gd_usage_model(name, request->models, &id, &path, err) &&
               gd_model_open(&model, id, path, err);
-    if (ok && row != NULL) {
-        ok = inspect_row(model, row, as_json, err);
+    if (ok && request->row != NULL) {
+        ok = inspect_row(model, request->row, request->as_json, err);
     } else if (ok) {
-        cJSON *json = gd_model_describe(model, tensors);
-        char *text = as_json ? gd_json_print(json) : NULL;
+        cJSON *json = gd_model_describe(model, request->tensors);
+        ok = request->serving.streams == 0 || add_serving(json, model, &request->serving, err);
+        char *text = ok && request->as_json ? gd_json_print(json) : NULL;
         const cJSON *item;
-        if (as_json)
+        if (text != NULL)
             puts(text);
-        else
+        else if (ok)
             cJSON_ArrayForEach(item, json)
             {
                 printf("%-24s ", item->string);
@@ -162,24 +230,29 @@ int gd_command_inspect(int argc, char **argv)
 {
     static const struct option known[] = {{"models", required_argument, NULL, 'm'}, {"row", required_argument, NULL, 'r'},
                                           {"tensors", no_argument, NULL, 't'},      {"json", no_argument, NULL, 'j'},
-                                          {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
-    const char *models = NULL, *row = NULL;
-    bool tensors = false, as_json = false;
+                                          {"serve", required_argument, NULL, 's'},  {"help", no_argument, NULL, 'h'},
+                                          {NULL, 0, NULL, 0}};
+    struct request request = {0};
+    struct gd_error err = {0};
     int option;
     opterr = 0;
     while ((option = getopt_long(argc, argv, "h", known, NULL)) != -1) {
         switch (option) {
         case 'm':
-            models = optarg;
+            request.models = optarg;
             break;
         case 'r':
-            row = optarg;
+            request.row = optarg;
             break;
         case 't':
-            tensors = true;
+            request.tensors = true;
             break;
         case 'j':
-            as_json = true;
+            request.as_json = true;
+            break;
+        case 's':
+            if (!parse_serving(&request.serving, optarg, &err))
+                return gd_usage_error("inspect", "%s", err.message);
             break;
         case 'h':
             fputs(help, stdout);
@@ -191,6 +264,5 @@ int gd_command_inspect(int argc, char **argv)
     if (optind + 1 != argc)
         return gd_usage_error("inspect", "give one MODEL");
     gd_log_init("inspect", GD_LOG_WARN);
-    struct gd_error err = {0};
-    return inspect(argv[optind], models, row, tensors, as_json, &err) ? 0 : gd_command_failed("inspect", &err);
+    return inspect(argv[optind], &request, &err) ? 0 : gd_command_failed("inspect", &err);
 }

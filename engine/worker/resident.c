@@ -141,7 +141,8 @@ bool gd_residents_make_room(struct gd_residents *residents, const struct gd_mode
     return true;
 }
 
-#define CACHE_TOKENS_MIN 2048 /* an engine with less is of no use */
+/* An engine with less is of no use. */
+static const struct gd_infer_load least_load = {.rows = GD_INFER_ROWS_MAX, .logits = GD_INFER_ROWS_MAX, .tokens = 2048};
 
 /* Its cache takes what is left beside jobs; an idle engine gives way. */
 bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resident, struct gd_error *err)
@@ -151,7 +152,7 @@ bool gd_residents_infer(struct gd_residents *residents, struct gd_resident *resi
         return true;
     if (gd_memory_limit() == SIZE_MAX)
         return gd_infer_create(&resident->infer, resident->model, residents->cache_bytes, err);
-    if (!gd_infer_estimate(resident->model, residents->cache_bytes, CACHE_TOKENS_MIN, &least, err))
+    if (!gd_infer_estimate(resident->model, residents->cache_bytes, &least_load, &least, err))
         return false;
     size_t packing = gd_dtype_bytes(GD_F32, gd_tensor_count(gd_weight_source(resident->model->head))); /* a weight on its way into a layout */
     size_t fixed = least.forward + gd_layout_cost_sum(&least.few) + packing;

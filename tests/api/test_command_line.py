@@ -79,6 +79,21 @@ def test_run_names_what_is_wrong(job, models, tmp_path):
     assert done.returncode == 1 and "missing.jsonl" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_inspect_tells_the_memory_to_serve(models):
+    def plan(load):
+        return json.loads(graftd("inspect", "tiny-llama", "--models", models, "--serve", load, "--json").stdout)["memory"]["serving"]
+
+    one, four = plan("1x64+64"), plan("4x64+64")
+    assert one["total_bytes"] == sum(value for name, value in one.items() if name != "total_bytes")
+    assert four["kv_cache_bytes"] == 4 * one["kv_cache_bytes"] > 0 and four["weights_bytes"] == one["weights_bytes"]
+    assert four["activations_bytes"] > one["activations_bytes"] and one["process_bytes"] > 1 << 20
+    for wrong in ("", "16", "16x", "0x1+1", "4294967297x1+1", "1x0+1", "257x1+1", "1x64+-1", "1x64+64x", "1x99999999999+1"):
+        refused = graftd("inspect", "tiny-llama", "--models", models, "--serve", wrong)
+        assert refused.returncode == 2 and "16x512+64" in refused.stderr, (wrong, refused.stderr)
+    beyond = graftd("inspect", "tiny-llama", "--models", models, "--serve", "1x200+57")
+    assert beyond.returncode == 1 and "make 257; the context of 'tiny-llama' holds 256" in beyond.stderr
+
+
 def test_inspect_a_model_and_a_row(job, models, tmp_path):
     shown = graftd("inspect", "tiny-llama", "--models", models, "--json")
     assert shown.returncode == 0, shown.stderr

@@ -52,10 +52,11 @@ static void test_layouts_of_serving_are_those_of_the_estimate(void **state)
     static const char *const names[] = {"tiny-llama", "tiny-llama-q8_0.gguf", "tiny-qwen2-f16.gguf", "tiny-mixtral"};
     for (size_t i = 0; i < GD_COUNT(names); i++) {
         struct gd_model *model = NULL;
+        struct gd_infer_load load = {.rows = 256, .logits = 256, .tokens = 64};
         struct gd_infer_need need;
         struct gd_error err = {0};
         char *path = gd_format("%s/models/%s", getenv("GD_FIXTURES"), names[i]);
-        if (!gd_model_open(&model, names[i], path, &err) || !gd_infer_estimate(model, 1 << 20, 64, &need, &err))
+        if (!gd_model_open(&model, names[i], path, &err) || !gd_infer_estimate(model, 1 << 20, &load, &need, &err))
             fail_msg("%s", err.message);
         assert_int_equal(prepared_bytes(model), 0);
         serve(model, 130, 0); /* a first slice of 256 rows would leave four */
@@ -65,7 +66,7 @@ static void test_layouts_of_serving_are_those_of_the_estimate(void **state)
         serve(model, 20, 4);
         if (prepared_bytes(model) != gd_layout_cost_sum(&need.few))
             fail_msg("%s: %zu bytes are laid out, %zu were estimated", names[i], prepared_bytes(model), gd_layout_cost_sum(&need.few));
-        if (!gd_infer_estimate(model, 1 << 20, 64, &need, &err))
+        if (!gd_infer_estimate(model, 1 << 20, &load, &need, &err))
             fail_msg("%s", err.message);
         assert_int_equal(gd_layout_cost_sum(&need.few), 0);
         gd_model_destroy(model);
