@@ -159,7 +159,7 @@ template <typename T, bool GRADIENT> __global__ void row_kernel(T *dz, float *lo
         parts[threadIdx.x] = here;
         for (int half = THREADS / 2; half > 0; half /= 2) {
             __syncthreads();
-            if (threadIdx.x < half && parts[threadIdx.x + half].at != INT32_MAX)
+            if ((int)threadIdx.x < half && parts[threadIdx.x + half].at != INT32_MAX)
                 merge(&parts[threadIdx.x], &parts[threadIdx.x + half]);
         }
         __syncthreads();
