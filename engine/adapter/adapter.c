@@ -91,9 +91,7 @@ const struct gd_site *gd_slot_site(const struct gd_model *model, int slot)
 
 int gd_slot_of_head(const struct gd_model *model)
 {
-    const struct gd_site *tables;
-    int count = gd_model_table_sites(model, &tables);
-    return gd_slot_count(model) - (model->config.tied ? count : 1);
+    return gd_slot_of(model, gd_model_table_site(model, model->head));
 }
 
 const struct gd_adapter_method *gd_adapter_find(const char *name)
@@ -384,6 +382,12 @@ static struct gd_value *serving_embed(void *context, struct gd_graph *g, const s
     return gd_wear_rows(g, rows, serving->wear, gd_slot_of(serving->model, site));
 }
 
+static struct gd_value *serving_table(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *w)
+{
+    struct gd_graft_serving *serving = context;
+    return site->small ? gd_graft_tables_value(&serving->tables, g, site) : w;
+}
+
 void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model,
                             enum gd_wear_depth depth)
 {
@@ -396,4 +400,6 @@ void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *g
     serving->sites.norm = depth >= GD_WEAR_NORMS ? serving_norm : NULL;
     serving->sites.block = depth >= GD_WEAR_BLOCKS ? serving_block : NULL;
     serving->sites.embed = depth >= GD_WEAR_ROWS ? serving_embed : NULL;
+    serving->sites.place = depth >= GD_WEAR_ROWS ? serving_embed : NULL;
+    serving->sites.table = depth >= GD_WEAR_ROWS ? serving_table : NULL;
 }

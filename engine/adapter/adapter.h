@@ -309,11 +309,29 @@ struct gd_plan;
 void gd_graft_training_bind(const struct gd_graft_training *training, struct gd_plan *plan, float *block);
 void gd_graft_training_release(struct gd_graft_training *training);
 
-/* Sites for a serving graph: what any graft of up to `depth` does at them, read from `wear` (handle). */
+/* The small tables of a serving graph, which all of its rows share (tables.c): f32 inputs. */
+#define GD_GRAFT_TABLES_MAX 3
+struct gd_graft_tables {
+    struct {
+        const struct gd_site *site;
+        struct gd_value *value;
+        float *data;
+    } table[GD_GRAFT_TABLES_MAX];
+    int count;
+};
+struct gd_value *gd_graft_tables_value(struct gd_graft_tables *tables, struct gd_graph *graph, const struct gd_site *site);
+void gd_graft_tables_bind(struct gd_graft_tables *tables, struct gd_plan *plan);
+/* Before a run; wear: of a graft, NULL: of the base. Rows of grafts whose gd_graft_tables_key is the same may share a run. */
+void gd_graft_tables_fill(const struct gd_graft_tables *tables, const struct gd_model *model, const struct gd_wear_part *wear);
+void gd_graft_tables_release(struct gd_graft_tables *tables);
+const void *gd_graft_tables_key(const struct gd_graft *graft); /* NULL: the base's own (graft NULL, too) */
+
+/* Sites for a serving graph: what any graft of up to `depth` does at them, read from `wear` (handle) and `tables`. */
 struct gd_graft_serving {
     const struct gd_model *model;
     struct gd_value *wear;
     enum gd_wear_depth depth;
+    struct gd_graft_tables tables;
     struct gd_sites sites;
 };
 void gd_graft_serving_sites(struct gd_graft_serving *serving, struct gd_graph *graph, const struct gd_model *model,

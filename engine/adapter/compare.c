@@ -76,11 +76,15 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
             gd_plan_bind(plan, inputs.encoder_cu_seqlens, batch->cu_seqlens);
         }
         gd_plan_bind(plan, out, logits);
-        if (worn->graft != NULL)
+        if (worn->graft != NULL) {
             gd_plan_bind(plan, serving.wear, &wear);
+            gd_graft_tables_bind(&serving.tables, plan);
+            gd_graft_tables_fill(&serving.tables, worn->model, worn->graft->wear);
+        }
         ok = gd_plan_run(plan, NULL, err);
     }
     gd_plan_destroy(plan);
+    gd_graft_tables_release(&serving.tables);
     gd_large_free(arena, arena_bytes);
     return ok;
 }

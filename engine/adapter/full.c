@@ -1,6 +1,6 @@
 /*
  * full.c - full fine-tuning of chosen layers: weights of linear modules, their biases where the base has them, and norms are
- * trained from the base's values on, the embedding and the head too if they are asked for. The numbers are those of the chosen tensors.
+ * trained from the base's values on, the tables (embedding, head, positions, types, distances) too if they are asked for. The numbers are those of the chosen tensors.
  */
 #include "engine/adapter/picks.h"
 
@@ -12,7 +12,8 @@ static const struct gd_adapter_option options[] = {
     {.name = "train_biases", .type = GD_OPTION_BOOL, .use = GD_OPTION_TRAINS, .fallback = 1,
      .help = "Train the biases that the base has at the chosen linear modules."},
     {.name = "train_embeddings", .type = GD_OPTION_BOOL, .use = GD_OPTION_TRAINS,
-     .help = "Train the embedding and the head too (one matrix where the base ties them)."},
+     .help = "Train the tables too: embedding and head (one matrix where the base ties them), and where the base has them learned "
+             "positions, token types and T5's distances."},
     {.name = "first_layer", .type = GD_OPTION_INT, .use = GD_OPTION_TRAINS, .max = GD_LAYERS_MAX - 1,
      .help = "First layer that is trained."},
     {.name = "last_layer", .type = GD_OPTION_INT, .use = GD_OPTION_TRAINS, .min = -1, .max = GD_LAYERS_MAX - 1, .fallback = -1,

@@ -126,7 +126,7 @@ static void declare_part(struct gd_graft *graft, const struct gd_site *site, enu
     bool bias = part == GD_PICKED_BIAS;
     switch (picked->pick) {
     case GD_PICK_WHOLE:
-        if (columns > 1)
+        if (columns > 1 || site->kind == GD_SITE_TABLE)
             gd_graft_add(graft, true, site->name, "weight", rows, columns);
         else
             add_list(graft, site->name, bias ? "bias" : "weight", rows, true);

@@ -20,11 +20,14 @@ void gd_graft_make_wear(struct gd_graft *graft)
         const struct gd_wear_part *part = &graft->wear[i];
         const struct gd_site *site = gd_slot_site(graft->model, i);
         bool positions = site->weight != NULL && site->weight == graft->model->positions;
-        if (site->kind == GD_SITE_TABLE && (site->index == 0 || positions)) { /* the embedded tokens wear it row by row */
-            struct gd_wear_part *embed = &graft->wear[gd_slot_of(graft->model, gd_model_embed_site(graft->model))];
+        if (site->kind == GD_SITE_TABLE && (site->index == 0 || positions)) { /* rows wear it, each its own */
+            const struct gd_site *rows = positions && graft->model->config.projects ? site : gd_model_embed_site(graft->model);
+            struct gd_wear_part *embed = &graft->wear[gd_slot_of(graft->model, rows)];
             *(positions ? &embed->positions : &embed->table) = part->delta;
             embed->table_scale = (float)graft->model->config.embed_scale;
             embed->position_offset = graft->model->config.first_position;
+            graft->depth = GD_WEAR_ROWS;
+        } else if (site->small) {
             graft->depth = GD_WEAR_ROWS;
         }
         enum gd_wear_depth depth = part->rows != NULL                                    ? GD_WEAR_ROWS

@@ -9,6 +9,7 @@ struct encode_plan {
     struct gd_graph *graph;
     struct gd_plan *plan;
     struct gd_value **kv; /* [2 * layers of the decoder] */
+    struct gd_graft_tables tables;
 };
 
 struct gd_encoder {
@@ -40,6 +41,7 @@ static void plan_destroy(struct encode_plan *p)
 {
     gd_plan_destroy(p->plan);
     gd_graph_destroy(p->graph);
+    gd_graft_tables_release(&p->tables);
     gd_free(p->kv);
     gd_free(p);
 }
@@ -75,6 +77,8 @@ static bool plan_build(struct gd_encoder *encoder, struct encode_plan *p, bool d
     gd_plan_bind(p->plan, inputs.encoder_cu_seqlens, encoder->cu_seqlens);
     if (p->depth != GD_WEAR_NONE)
         gd_plan_bind(p->plan, serving.wear, &encoder->wear);
+    p->tables = serving.tables;
+    gd_graft_tables_bind(&p->tables, p->plan);
     return true;
 }
 
@@ -163,6 +167,7 @@ bool gd_encoder_run(struct gd_encoder *encoder, const int32_t *ids, int count, c
     encoder->count = encoder->cu_seqlens[1] = encoder->row_begin[1] = count;
     encoder->sites[0] = graft != NULL ? graft->wear : NULL;
     encoder->wear.ids = encoder->ids;
+    gd_graft_tables_fill(&p->tables, encoder->model, encoder->sites[0]);
     encoder->last = p;
     gd_plan_attach(p->plan, encoder->arena);
     return gd_plan_run(p->plan, NULL, err);

@@ -18,6 +18,7 @@ struct gd_forward_plan {
     struct gd_graph *graph;
     struct gd_plan *plan;
     struct gd_value *hidden;
+    struct gd_graft_tables tables;
 };
 
 static void plan_destroy(struct gd_forward_plan *p)
@@ -26,6 +27,7 @@ static void plan_destroy(struct gd_forward_plan *p)
         return;
     gd_plan_destroy(p->plan);
     gd_graph_destroy(p->graph);
+    gd_graft_tables_release(&p->tables);
     gd_free(p);
 }
 
@@ -52,6 +54,8 @@ static bool plan_build(struct gd_forward *forward, struct gd_forward_plan *p, in
         gd_plan_bind(p->plan, inputs.cross, &forward->cross);
     if (depth != GD_WEAR_NONE)
         gd_plan_bind(p->plan, serving.wear, &forward->wear);
+    p->tables = serving.tables;
+    gd_graft_tables_bind(&p->tables, p->plan);
     return true;
 }
 
@@ -172,6 +176,7 @@ bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth dep
     gd_plan_attach((*p)->plan, forward->arena);
     for (int t = used; t < buckets[b]; t++)
         forward->ids[t] = forward->positions[t] = 0;
+    gd_graft_tables_fill(&(*p)->tables, forward->model, forward->wear.group_count > 0 ? forward->wear.sites[0] : NULL);
     if (!gd_plan_run((*p)->plan, NULL, err))
         return false;
     forward->hidden = gd_plan_data((*p)->plan, (*p)->hidden);

@@ -53,7 +53,8 @@ GD_MUST_CHECK bool gd_forward_estimate(struct gd_model *model, enum gd_dtype act
                                        struct gd_error *err);
 void gd_forward_destroy(struct gd_forward *forward);
 
-/* `depth`: the most that a graft of the batch does (each depth has plans of its own, without what it does not need). */
+/* `depth`: the most that a graft of the batch does (each depth has plans of its own, without what it does not need). All grafts of a
+ * batch have the same gd_graft_tables_key. */
 GD_MUST_CHECK bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth depth, struct gd_error *err);
 /* f32 logits of the given rows of the last run, in forward->logits. */
 GD_MUST_CHECK bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err);

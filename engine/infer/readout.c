@@ -22,6 +22,7 @@ struct encode_plan {
     struct gd_plan *plan;
     struct gd_model_inputs inputs;
     struct gd_value *hidden, *wear;
+    struct gd_graft_tables tables;
     uint64_t used;
 };
 
@@ -145,6 +146,7 @@ static void plan_release(struct encode_plan *plan)
 {
     gd_plan_destroy(plan->plan);
     gd_graph_destroy(plan->graph);
+    gd_graft_tables_release(&plan->tables);
     memset(plan, 0, sizeof *plan);
 }
 
@@ -189,7 +191,11 @@ static bool plan_build(struct gd_readout *encode, struct encode_plan *plan, int 
         gd_graft_serving_sites(&serving, plan->graph, encode->model, depth);
     plan->wear = serving.wear;
     plan->hidden = gd_model_hidden(plan->graph, encode->model, &plan->inputs, depth != GD_WEAR_NONE ? &serving.sites : NULL);
-    return gd_graph_ok(plan->graph, err) && gd_plan_create(&plan->plan, plan->graph, &plan->hidden, 1, false, err);
+    if (!gd_graph_ok(plan->graph, err) || !gd_plan_create(&plan->plan, plan->graph, &plan->hidden, 1, false, err))
+        return false;
+    plan->tables = serving.tables;
+    gd_graft_tables_bind(&plan->tables, plan->plan);
+    return true;
 }
 
 static struct encode_plan *plan_get(struct gd_readout *encode, int rows, enum gd_wear_depth depth, struct gd_error *err)
@@ -286,6 +292,7 @@ static const void *run(struct gd_readout *encode, const struct gd_graft *graft, 
         gd_plan_bind(plan->plan, plan->inputs.types, encode->types);
     if (plan->wear != NULL)
         gd_plan_bind(plan->plan, plan->wear, &wear);
+    gd_graft_tables_fill(&plan->tables, encode->model, sites[0]);
     return gd_plan_run(plan->plan, NULL, err) ? gd_plan_data(plan->plan, plan->hidden) : NULL;
 }
 

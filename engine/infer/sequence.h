@@ -40,6 +40,7 @@ struct gd_sequence {
     int32_t *pages;
     int page_count, pages_max;        /* taken; reserved in all */
     struct gd_kv_key root, key;       /* identity of the graft; key of the last published page */
+    int64_t turn;                     /* the last one that it had rows in */
     int published;                    /* full pages that are in the prefix cache */
 
     struct gd_text_hold hold;

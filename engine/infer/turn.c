@@ -25,22 +25,42 @@ static int slice_of(int pending, int budget)
     return pending <= budget ? pending : few_left ? budget - GD_FEW_ROWS : budget;
 }
 
+static bool may_share(const struct gd_sequence *sequence, const void *key)
+{
+    return is_ready(sequence) && gd_graft_tables_key(sequence->graft) == key;
+}
+
+/* Tables that a graph takes whole are those of one graft: where grafts have some of their own, they take turns. */
+static const struct gd_sequence *find_longest_waiting(const struct gd_infer *infer)
+{
+    const struct gd_sequence *found = NULL;
+    for (int i = 0; i < infer->count; i++) {
+        const struct gd_sequence *sequence = infer->sequences[i];
+        if (is_ready(sequence) && gd_sequence_pending(sequence) > 0 && (found == NULL || sequence->turn < found->turn))
+            found = sequence;
+    }
+    return found;
+}
+
 /* Sequences with one token to go take a row each; longer ones share what is left of a slice of prefill. Together they
  * stay within one slice where they can: a bucket of that size is not left half empty. */
 static void choose_slices(struct gd_infer *infer)
 {
     int decoding = 0;
+    const struct gd_sequence *longest = find_longest_waiting(infer);
+    const void *key = longest != NULL ? gd_graft_tables_key(longest->graft) : NULL;
     for (int i = 0; i < infer->count; i++)
-        decoding += is_ready(infer->sequences[i]) && gd_sequence_pending(infer->sequences[i]) == 1;
+        decoding += may_share(infer->sequences[i], key) && gd_sequence_pending(infer->sequences[i]) == 1;
     int budget = decoding <= GD_INFER_PREFILL_TOKENS * 3 / 4 ? GD_INFER_PREFILL_TOKENS - decoding : GD_INFER_PREFILL_TOKENS / 2;
     infer->slice_count = 0;
     for (int i = 0; i < infer->count; i++) {
         struct gd_sequence *sequence = infer->sequences[i];
-        int pending = is_ready(sequence) ? gd_sequence_pending(sequence) : 0;
+        int pending = may_share(sequence, key) ? gd_sequence_pending(sequence) : 0;
         int count = pending == 1 ? 1 : slice_of(pending, budget);
         if (count < 1)
             continue;
         budget -= pending == 1 ? 0 : count;
+        sequence->turn = infer->stats.turns;
         assert(infer->slice_count < GD_INFER_REQUESTS_MAX);
         infer->slices[infer->slice_count++] = (struct gd_slice){.sequence = sequence, .count = count};
     }

@@ -163,6 +163,8 @@ static struct gd_value *embed(const struct gd_builder *b)
     x = project(b, 0, gd_build_embedded(b, x));
     if (!config->learned_positions)
         return x;
+    if (config->projects && b->sites.place != NULL)
+        x = b->sites.place(b->sites.context, b->graph, gd_model_table_site(b->model, b->model->positions), x);
     struct gd_value *table = gd_model_positions(b->graph, b->model, &b->sites);
     return gd_add(b->graph, x, gd_embed_from(b->graph, table, b->inputs->positions, config->first_position));
 }

@@ -78,8 +78,8 @@ static struct gd_value *hidden(struct gd_graph *graph, const struct gd_model *mo
     assert(inputs->cu_seqlens != NULL && inputs->prefix == NULL);
     struct gd_value *word = gd_build_embedded(&b, gd_embed(graph, gd_model_embedding(graph, model, sites), inputs->ids));
     struct gd_value *place = gd_shift(graph, inputs->positions, model->config.first_position);
-    struct gd_value *position = gd_embed(graph, gd_graph_weight(graph, model->positions), place);
-    struct gd_value *type = gd_embed(graph, gd_graph_weight(graph, model->types), inputs->types);
+    struct gd_value *position = gd_embed(graph, gd_model_positions(graph, model, sites), place);
+    struct gd_value *type = gd_embed(graph, gd_model_table(graph, model, model->types, sites), inputs->types);
     struct gd_value *x = gd_build_outer_norm(&b, gd_add(graph, gd_add(graph, word, type), position));
     for (int layer = 0; layer < model->config.layers; layer++)
         x = encoder_layer(&b, layer, x);

@@ -81,11 +81,12 @@ static struct gd_value *linear(const struct builder *b, int layer, int part, str
 
 static struct gd_value *attention(const struct builder *b, int layer, struct gd_value *x)
 {
-    const struct gd_model_config *config = &b->base.model->config;
+    const struct gd_model *model = b->base.model;
+    const struct gd_model_config *config = &model->config;
     struct gd_value *q = linear(b, layer, GD_T5_Q, x), *k = linear(b, layer, GD_T5_K, x), *v = linear(b, layer, GD_T5_V, x), *y;
     struct gd_attention_options options = {
         .heads = config->heads, .kv_heads = config->kv_heads, .head_dim = config->head_dim, .scale = 1, .bidirectional = !b->decoder,
-        .bias = gd_graph_weight(b->base.graph, b->decoder ? b->base.model->decoder_bias : b->base.model->encoder_bias),
+        .bias = gd_model_table(b->base.graph, model, b->decoder ? model->decoder_bias : model->encoder_bias, &b->base.sites),
         .bias_distance = config->bias_distance,
     };
     if (b->decoder && b->base.inputs->cache != NULL)

@@ -45,7 +45,7 @@ struct gd_files {
     struct gd_site *kv_sites;         /* layers */
     struct gd_site *block_sites;      /* layers * 2: attention, MLP */
     struct gd_site embed_site, hidden_site;
-    struct gd_site table_sites[3];    /* those that the model has of embedding, positions, head */
+    struct gd_site table_sites[6];    /* those that the model has of embedding, positions, types, head, encoder's and decoder's distances */
     int table_count;
 };
 
@@ -69,7 +69,9 @@ void gd_model_make_sites(struct gd_model *model);
 /* config, tensor table and samples of the tensors' bytes as one SHA-256 (digest.c). */
 void gd_model_make_digest(struct gd_model *model);
 
-/* The matrix of the embedding as a value, or what the sites (NULL: none) put in its place. */
+/* A table as a value, or what the sites (NULL: none) put in its place. */
+struct gd_value *gd_model_table(struct gd_graph *graph, const struct gd_model *model, const struct gd_weight *weight,
+                                const struct gd_sites *sites);
 struct gd_value *gd_model_embedding(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites);
 
 /* The two formats (load_hf.c, load_gguf.c): config, files, weights, tokenizer, template source. */

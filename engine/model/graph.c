@@ -39,26 +39,27 @@ struct gd_value *gd_model_hidden(struct gd_graph *graph, const struct gd_model *
     return model->config.family->body->hidden(graph, model, inputs, sites);
 }
 
-static struct gd_value *table(struct gd_graph *graph, const struct gd_site *site, const struct gd_sites *sites)
+struct gd_value *gd_model_table(struct gd_graph *graph, const struct gd_model *model, const struct gd_weight *weight,
+                                const struct gd_sites *sites)
 {
+    const struct gd_site *site = gd_model_table_site(model, weight);
     struct gd_value *w = gd_graph_weight(graph, site->weight);
     return sites != NULL && sites->table != NULL ? sites->table(sites->context, graph, site, w) : w;
 }
 
 struct gd_value *gd_model_embedding(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
 {
-    return table(graph, &gd_model_files(model)->table_sites[0], sites);
+    return gd_model_table(graph, model, model->embed, sites);
 }
 
 struct gd_value *gd_model_head(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
 {
-    const struct gd_files *files = gd_model_files(model);
-    return table(graph, &files->table_sites[model->config.tied ? 0 : files->table_count - 1], sites);
+    return gd_model_table(graph, model, model->head, sites);
 }
 
 struct gd_value *gd_model_positions(struct gd_graph *graph, const struct gd_model *model, const struct gd_sites *sites)
 {
-    return model->config.projects ? gd_graph_weight(graph, model->positions) : table(graph, &gd_model_files(model)->table_sites[1], sites);
+    return gd_model_table(graph, model, model->positions, sites);
 }
 
 struct gd_value *gd_model_cap(struct gd_graph *graph, const struct gd_model *model, struct gd_value *logits)

@@ -45,6 +45,14 @@ int gd_model_table_sites(const struct gd_model *model, const struct gd_site **si
     return gd_model_files(model)->table_count;
 }
 
+const struct gd_site *gd_model_table_site(const struct gd_model *model, const struct gd_weight *weight)
+{
+    const struct gd_site *site = gd_model_files(model)->table_sites;
+    while (site->weight != weight)
+        site++;
+    return site;
+}
+
 static const char *layer_name(const struct gd_model *model, int layer, const char *part)
 {
     int number;
@@ -121,17 +129,27 @@ static void make_projections(struct gd_model *model, struct gd_files *files)
 
 static void make_tables(struct gd_model *model, struct gd_files *files)
 {
-    bool positions = model->config.learned_positions && !model->config.projects;
-    struct gd_weight *const tables[] = {model->embed, positions ? model->positions : NULL,
-                                        model->head != model->embed ? model->head : NULL};
-    static const int outer[] = {GD_OUTER_EMBED, GD_OUTER_POSITIONS, GD_OUTER_HEAD};
-    for (int i = 0; i < 3; i++) {
-        if (tables[i] == NULL)
+    const struct {
+        struct gd_weight *weight;
+        int outer;
+        bool small;
+    } tables[] = {
+        {model->embed, GD_OUTER_EMBED, false},
+        {model->positions, GD_OUTER_POSITIONS, false},
+        {model->types, GD_OUTER_TYPES, true},
+        {model->head != model->embed ? model->head : NULL, GD_OUTER_HEAD, false},
+        {model->encoder_bias, GD_OUTER_ENCODER_BIAS, true},
+        {model->decoder_bias, GD_OUTER_DECODER_BIAS, true},
+    };
+    _Static_assert(GD_COUNT(tables) == GD_COUNT(files->table_sites), "a site for each table");
+    for (size_t i = 0; i < GD_COUNT(tables); i++) {
+        struct gd_weight *weight = tables[i].weight;
+        if (weight == NULL)
             continue;
         int index = files->table_count++;
         files->table_sites[index] = (struct gd_site){
-            .kind = GD_SITE_TABLE, .layer = -1, .index = index, .name = model->config.family->names->outer[outer[i]].hf,
-            .in = (int)gd_weight_dim(tables[i], 1), .out = (int)gd_weight_dim(tables[i], 0), .weight = tables[i]};
+            .kind = GD_SITE_TABLE, .layer = -1, .index = index, .name = model->config.family->names->outer[tables[i].outer].hf,
+            .in = (int)gd_weight_dim(weight, 1), .out = (int)gd_weight_dim(weight, 0), .weight = weight, .small = tables[i].small};
     }
 }
 

@@ -20,7 +20,8 @@ enum gd_site_kind {
     GD_SITE_BLOCK,      /* attention or MLP output, before it is added to the residual stream */
     GD_SITE_NORM,       /* a norm's weight, and its bias */
     GD_SITE_HIDDEN,     /* the last hidden state before the head */
-    GD_SITE_TABLE,      /* the matrix of the embedding or of the head, both of them where they are tied; of learned positions */
+    GD_SITE_TABLE,      /* the matrix of the embedding or of the head, both of them where they are tied; of learned positions; of token
+                           types; of what attention adds for a distance */
 };
 
 struct gd_part;
@@ -35,6 +36,7 @@ struct gd_site {
     struct gd_weight *bias;     /* LINEAR, NORM; or NULL */
     const struct gd_part *part; /* LINEAR, NORM in a layer: its row of the body's parts (parts.h); else NULL */
     bool router, expert;        /* LINEAR: chooses experts; is part of one */
+    bool small;                 /* TABLE: of a few rows, all of which a serving graph takes at once (types, distances) */
     bool centred;               /* NORM: a LayerNorm, else an RMSNorm, which has no bias */
     double offset;              /* NORM: is added to the weight (1 + w: Gemma) */
 };
@@ -47,6 +49,8 @@ struct gd_sites {
     struct gd_value *(*linear)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
                                struct gd_value *w, struct gd_value *bias);
     struct gd_value *(*embed)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows);
+    /* The rows that positions of a width of their own will be added to; site: that of their table. */
+    struct gd_value *(*place)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows);
     /* May replace *k and *v. */
     void (*kv)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value **k, struct gd_value **v);
     /* input: what entered the block (after its norm); output: what the block made. */
@@ -80,8 +84,10 @@ int gd_model_norm_sites(const struct gd_model *model, const struct gd_site **sit
 int gd_model_block_sites(const struct gd_model *model, const struct gd_site **sites);
 /* The embedded tokens. */
 const struct gd_site *gd_model_embed_site(const struct gd_model *model);
-/* The matrix of the embedding, that of learned positions where the model has them
- * (in the width of the embeddings), that of the head unless it is tied. */
+/* The matrix of the embedding; of those that the model has: learned positions, token types, the head unless it is tied, an encoder's and
+ * a decoder's distances. */
 int gd_model_table_sites(const struct gd_model *model, const struct gd_site **sites);
+/* The one of a weight, which is among them. */
+const struct gd_site *gd_model_table_site(const struct gd_model *model, const struct gd_weight *weight);
 
 #endif

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "engine/adapter/export.h"
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/infer/engine.h"
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 
 #define PROMPTS 3
+#define KINDS 5 /* of what sequences wear */
 #define TOKENS_MAX 64
 
 static const char *const names[] = {"tiny-t5", "tiny-t5-gated"};
@@ -155,15 +157,18 @@ static void a_given_answer_is_scored(void **state)
     }
 }
 
-/* A random LoRA on every attention of both stacks, as PEFT has it. */
-static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed)
+static const char lora[] = "{\"type\":\"lora\",\"r\":4,\"lora_alpha\":16,\"target_modules\":[\"q\",\"v\",\"wo\"]}";
+static const char tables[] = "{\"type\":\"full\",\"target_modules\":[],\"target_norms\":[],\"train_embeddings\":true}";
+
+/* Some way from its start. */
+static struct gd_graft *make_graft(struct gd_model *model, const char *options, uint64_t seed)
 {
     struct gd_error err = {0};
     struct gd_adapter_config config = {0};
     struct gd_graft *graft = NULL, *loaded = NULL;
     char folder[] = "/tmp/graftd-test-XXXXXX";
     assert_non_null(mkdtemp(folder));
-    cJSON *json = cJSON_Parse("{\"type\":\"lora\",\"r\":4,\"lora_alpha\":16,\"target_modules\":[\"q\",\"v\",\"wo\"]}");
+    cJSON *json = cJSON_Parse(options);
     if (!gd_adapter_config_parse(&config, json, &err) || !gd_graft_create(&graft, model, &config, &err))
         fail_msg("%s", err.message);
     float *block = gd_alloc_array((size_t)gd_graft_floats(graft), sizeof(float));
@@ -183,28 +188,69 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed)
 static void a_mixed_batch_equals_each_alone(void **state)
 {
     struct fixture f = open_fixture("tiny-t5-gated");
-    struct gd_graft *grafts[3] = {NULL, make_graft(f.model, 1), make_graft(f.model, 5)};
-    struct heard alone[9], together[9];
+    struct gd_graft *grafts[KINDS] = {NULL, make_graft(f.model, lora, 1), make_graft(f.model, lora, 5), make_graft(f.model, tables, 2),
+                                      make_graft(f.model, tables, 9)};
+    struct heard alone[PROMPTS * KINDS], together[PROMPTS * KINDS];
     struct gd_sampling sampled = {.top_p = 0.9, .temperature = 1, .repetition_penalty = 1.1, .max_tokens = 15, .logprobs = 0,
                                   .ignore_eos = true};
     for (int mixed = 0; mixed < 2; mixed++)
-        for (int n = 0; n < 9; n++) {
-            struct gd_tensor source = stored(&f, "source", n / 3);
+        for (int n = 0; n < PROMPTS * KINDS; n++) {
+            struct gd_tensor source = stored(&f, "source", n / KINDS);
             sampled.seed = (uint64_t)n;
-            submit(&f, grafts[n % 3], mixed ? &together[n] : &alone[n], source.data, (int)source.shape[0], &sampled);
-            if (!mixed || n == 8)
+            submit(&f, grafts[n % KINDS], mixed ? &together[n] : &alone[n], source.data, (int)source.shape[0], &sampled);
+            if (!mixed || n == PROMPTS * KINDS - 1)
                 run_all(&f);
         }
-    for (int n = 0; n < 9; n++) {
+    for (int n = 0; n < PROMPTS * KINDS; n++) {
         assert_int_equal(alone[n].count, 15);
         assert_int_equal(together[n].count, 15);
         assert_memory_equal(alone[n].ids, together[n].ids, 15 * sizeof(int32_t));
         assert_memory_equal(alone[n].logprobs, together[n].logprobs, 15 * sizeof(double));
     }
-    assert_true(memcmp(alone[3].logprobs, alone[4].logprobs, sizeof(alone[3].logprobs)) != 0);
-    gd_graft_destroy(grafts[1]);
-    gd_graft_destroy(grafts[2]);
+    for (int kind = 1; kind < KINDS; kind++) {
+        assert_true(memcmp(alone[kind].logprobs, alone[kind - 1].logprobs, sizeof(alone[0].logprobs)) != 0);
+        gd_graft_destroy(grafts[kind]);
+    }
     close_fixture(&f);
+}
+
+/* What attention adds for a distance is a table of the graft's own; a graft says what the model says that it is merged into. */
+static void trained_tables_are_served_as_they_are_merged(void **state)
+{
+    for (size_t i = 0; i < GD_COUNT(names); i++) {
+        struct fixture f = open_fixture(names[i]), merged = f;
+        struct gd_error err = {0};
+        char folder[] = "/tmp/graftd-test-XXXXXX";
+        struct gd_graft *graft = make_graft(f.model, tables, 3);
+        assert_int_equal(graft->param_count, f.model->head == f.model->embed ? 3 : 4);
+        assert_non_null(mkdtemp(folder));
+        char *path = gd_format("%s/merged", folder);
+        merged.model = NULL;
+        merged.infer = NULL;
+        if (!gd_graft_merge(graft, GD_F32, path, &err) || !gd_model_open(&merged.model, "merged", path, &err) ||
+            !gd_infer_create(&merged.infer, merged.model, (size_t)4 << 20, &err))
+            fail_msg("%s", err.message);
+        for (int k = 0; k < PROMPTS; k++) {
+            struct gd_tensor source = stored(&f, "source", k);
+            struct heard worn, whole, bare;
+            submit(&f, graft, &worn, source.data, (int)source.shape[0], &greedy);
+            submit(&f, NULL, &bare, source.data, (int)source.shape[0], &greedy);
+            run_all(&f);
+            submit(&merged, NULL, &whole, source.data, (int)source.shape[0], &greedy);
+            run_all(&merged);
+            assert_int_equal(worn.count, whole.count);
+            assert_memory_equal(worn.ids, whole.ids, (size_t)worn.count * sizeof(int32_t));
+            for (int t = 0; t < worn.count; t++)
+                assert_true(fabs(worn.logprobs[t] - whole.logprobs[t]) < 1e-4);
+            assert_true(bare.logprobs[0] != worn.logprobs[0]);
+        }
+        gd_infer_destroy(merged.infer);
+        gd_model_destroy(merged.model);
+        gd_graft_destroy(graft);
+        close_fixture(&f);
+        assert_true(gd_remove_tree(folder, &err));
+        gd_free(path);
+    }
 }
 
 static void echo_and_prompts_beyond_the_context_are_refused(void **state)
@@ -237,6 +283,7 @@ int main(void)
         cmocka_unit_test(greedy_decoding_equals_generate),
         cmocka_unit_test(a_given_answer_is_scored),
         cmocka_unit_test(a_mixed_batch_equals_each_alone),
+        cmocka_unit_test(trained_tables_are_served_as_they_are_merged),
         cmocka_unit_test(echo_and_prompts_beyond_the_context_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -875,14 +875,16 @@ static void virtual_rows_lead_and_are_shared(void **state)
 /* A graft of the embedding and the head, tied and not, beside the bare base; both in one batch. */
 static void trained_tables_are_served_as_they_were_trained(void **state)
 {
-    static const char *const bases[] = {"tiny-llama", "tiny-mistral"};
+    static const char *const bases[] = {"tiny-llama", "tiny-mistral", "tiny-gpt2", "tiny-opt-350m"};
     for (size_t i = 0; i < GD_COUNT(bases); i++) {
         struct gd_model *model = open_model(bases[i]);
         struct gd_graft *served = NULL, *plain = NULL;
         char folder[] = "/tmp/graftd-test-XXXXXX";
         struct gd_error err = {0};
         assert_non_null(mkdtemp(folder));
-        save_graft(model, 4, "{\"type\": \"full\", \"train_embeddings\": true, \"target_modules\": [\"v_proj\"]}", 0.1f, folder);
+        save_graft(model, 4, strcmp(bases[i], "tiny-gpt2") == 0 ? "{\"type\": \"full\", \"train_embeddings\": true, \"target_modules\": [\"c_fc\"]}"
+                                                          : "{\"type\": \"full\", \"train_embeddings\": true, \"target_modules\": [\"v_proj\"]}",
+                   0.1f, folder);
         if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_read(&plain, model, folder, &err))
             fail_msg("%s", err.message);
         assert_int_equal(served->depth, GD_WEAR_ROWS);

@@ -1,6 +1,8 @@
 /* readout_test.c - embeddings and classifiers: those of PEFT's adapters and of the bases, against transformers in float32. */
 #include "engine/infer/readout.h"
+#include "engine/adapter/export.h"
 #include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 
@@ -170,6 +172,66 @@ static void an_embedding_is_the_mean_over_the_tokens_of_length_1(void **state)
     gd_safetensors_close(file);
 }
 
+/* Some way from its start, in a folder, and the model that it is merged into. */
+static struct gd_graft *make_graft(struct gd_model *model, const char *folder, struct gd_model **merged)
+{
+    struct gd_adapter_config config = {0};
+    struct gd_graft *made = NULL, *graft = NULL;
+    struct gd_error err = {0};
+    cJSON *json = cJSON_Parse("{\"type\": \"full\", \"target_modules\": [\"query\"], \"train_embeddings\": true}");
+    must(gd_adapter_config_parse(&config, json, &err) && gd_graft_create(&made, model, &config, &err), &err);
+    float *block = gd_alloc_array((size_t)gd_graft_floats(made), sizeof(float));
+    gd_graft_init(made, block, 1);
+    for (int64_t i = 0; i < gd_graft_floats(made); i++)
+        block[i] += 0.2f * sinf((float)i);
+    char *adapter = gd_format("%s/adapter", folder), *path = gd_format("%s/merged", folder);
+    must(gd_mkdirs(adapter, &err) && gd_graft_save(made, block, adapter, NULL, &err) && gd_graft_load(&graft, model, adapter, &err), &err);
+    must(gd_graft_merge(graft, GD_F32, path, &err) && gd_model_open(merged, "merged", path, &err), &err);
+    gd_graft_destroy(made);
+    gd_adapter_config_release(&config);
+    cJSON_Delete(json);
+    gd_free(block);
+    gd_free(adapter);
+    gd_free(path);
+    return graft;
+}
+
+/* Embedding, positions and types are the graft's own; it says what the model says that it is merged into. */
+static void trained_tables_are_worn_as_they_are_merged(void **state)
+{
+    static const char *const names[] = {"tiny-minilm", "tiny-roberta-mlm"};
+    for (size_t i = 0; i < GD_COUNT(names); i++) {
+        struct gd_error err = {0};
+        char folder[] = "/tmp/graftd-test-XXXXXX";
+        assert_non_null(mkdtemp(folder));
+        char *name = gd_format("models/%s/reference.safetensors", names[i]);
+        struct gd_safetensors *file = open_file(name);
+        struct gd_model *model = open_base(names[i]), *merged = NULL;
+        struct gd_graft *graft = make_graft(model, folder, &merged);
+        struct gd_readout *worn = NULL, *whole = NULL;
+        struct gd_readout_text texts[TEXTS];
+        float mine[TEXTS * WIDTH], theirs[TEXTS * WIDTH], bare[TEXTS * WIDTH];
+        must(gd_readout_create(&worn, model, &err) && gd_readout_create(&whole, merged, &err), &err);
+        read_texts(file, "", texts);
+        assert_true(i == 1 || texts[2].second > 0);
+        must(gd_readout_embed(worn, graft, texts, TEXTS, WIDTH, mine, &err) && gd_readout_embed(worn, NULL, texts, TEXTS, WIDTH, bare, &err) &&
+             gd_readout_embed(whole, NULL, texts, TEXTS, WIDTH, theirs, &err), &err);
+        for (int j = 0; j < TEXTS * WIDTH; j++) {
+            assert_true(fabs((double)mine[j] - (double)theirs[j]) < 1e-5);
+            assert_true(mine[j] != bare[j]);
+        }
+        release_texts(texts);
+        gd_readout_destroy(worn);
+        gd_readout_destroy(whole);
+        gd_graft_destroy(graft);
+        gd_model_destroy(model);
+        gd_model_destroy(merged);
+        gd_safetensors_close(file);
+        assert_true(gd_remove_tree(folder, &err));
+        gd_free(name);
+    }
+}
+
 static void what_a_model_has_not_is_refused_by_name(void **state)
 {
     struct gd_model *decoder = open_base("tiny-llama"), *encoder = open_base("tiny-minilm");
@@ -222,6 +284,7 @@ int main(void)
         cmocka_unit_test(pefts_classifiers_are_read_and_give_its_logits),
         cmocka_unit_test(bases_that_are_classifiers_give_their_own_logits),
         cmocka_unit_test(an_embedding_is_the_mean_over_the_tokens_of_length_1),
+        cmocka_unit_test(trained_tables_are_worn_as_they_are_merged),
         cmocka_unit_test(what_a_model_has_not_is_refused_by_name),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
