@@ -49,8 +49,6 @@ struct gd_sites {
     struct gd_value *(*linear)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
                                struct gd_value *w, struct gd_value *bias);
     struct gd_value *(*embed)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows);
-    /* The rows that positions of a width of their own will be added to; site: that of their table. */
-    struct gd_value *(*place)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows);
     /* May replace *k and *v. */
     void (*kv)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value **k, struct gd_value **v);
     /* input: what entered the block (after its norm); output: what the block made. */
@@ -61,8 +59,10 @@ struct gd_sites {
     struct gd_value *(*norm)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *x,
                              struct gd_value *w, struct gd_value *bias, double eps);
     struct gd_value *(*hidden)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *h);
-    /* w: the weight's value. Returns it, or a trained f32 [V, width] instead. */
+    /* w: the weight's value. Returns it, or a trained f32 [rows, width] instead. */
     struct gd_value *(*table)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *w);
+    /* The rows that positions of a width of their own will be added to; site: that of their table. */
+    struct gd_value *(*place)(void *context, struct gd_graph *g, const struct gd_site *site, struct gd_value *rows);
 };
 
 /* y = x W^T (+ bias): what a linear site does when nobody answers; grafts call it for the base part. */
