@@ -1,8 +1,9 @@
 /*
  * Attention for inference: stores this batch's keys and values in the pages of the cache (kv.h), then every row attends
  * to its sequence's past and its own earlier rows. Query rows of all heads that share a kv head sit in the lanes of one
- * task (attention_forward.h); keys are taken a page at a time from position 0, so a row's result is the same whatever
- * else is in the batch and however its prompt was cut into slices.
+ * task (attention_forward.h), or are few and have keys in lanes (attention_few.h), which gives the same bits; keys are taken
+ * a page at a time from position 0, so a row's result is the same whatever else is in the batch and however its prompt was
+ * cut into slices.
  * Without k and v (cross attention) nothing is stored, and every row sees all of its sequence's past.
  * Inputs: q, cache, k, v, position bias. Parameters as in attention_blocks.h, causal, and i[4] layer. Its test is in tests/unit/infer.
  */
@@ -13,12 +14,15 @@
 
 #define LANES 16
 #include "engine/tensor/ops/attention_forward.h"
+#include "engine/tensor/ops/attention_few.h"
 #undef LANES
 #define LANES 8
 #include "engine/tensor/ops/attention_forward.h"
+#include "engine/tensor/ops/attention_few.h"
 #undef LANES
 #define LANES 4
 #include "engine/tensor/ops/attention_forward.h"
+#include "engine/tensor/ops/attention_few.h"
 #undef LANES
 
 #define COST_MAX 255
@@ -32,7 +36,8 @@ struct row_block {
 
 struct job {
     struct gd_attention_sizes n;
-    const struct gd_attention_forward *isa;
+    const struct gd_attention_forward *isa, *few; /* few: for tasks of up to few_max rows and heads */
+    int few_max;
     const struct gd_kv_batch *cache;
     int layer;
     const void *q, *k, *v; /* k and v NULL: cross attention */
@@ -41,6 +46,7 @@ struct job {
     const struct row_block *blocks;
     const int32_t *order;
     int block_count, group_parts; /* a group of more than GD_TILE heads is cut into parts */
+    int64_t work;                 /* products of all tasks */
     char *task_scratch;
 };
 
@@ -75,13 +81,18 @@ static size_t scratch_bytes(const struct gd_call *call)
            (size_t)omp_get_max_threads() * gd_attention_scratch_bytes(call->params.i[2]);
 }
 
+static size_t page_head_bytes(const struct gd_kv_batch *cache)
+{
+    return GD_KV_PAGE_TOKENS * (size_t)cache->head_dim * (cache->dtype == GD_BF16 ? 2 : 4);
+}
+
 /* Where the rows of one kv head of one page lie. which: 0 keys, 1 values. */
 static char *page_rows(const struct job *job, int32_t page, int which, int kv_head)
 {
     const struct gd_kv_batch *cache = job->cache;
     size_t at = (((size_t)page * (size_t)cache->layer_count + (size_t)job->layer) * 2 + (size_t)which) *
                     (size_t)cache->kv_heads + (size_t)kv_head;
-    return (char *)cache->pages + at * GD_KV_PAGE_TOKENS * (size_t)cache->head_dim * (cache->dtype == GD_BF16 ? 2 : 4);
+    return (char *)cache->pages + at * page_head_bytes(cache);
 }
 
 /* One row of k and v into the cache. `staging`: a row of f32 where the dtypes differ. */
@@ -144,21 +155,27 @@ static void run_task(const struct job *job, const struct row_block *block, int k
         }
     task.bias = job->bias != NULL ? job->bias + (size_t)kv_head * (size_t)gd_attention_bias_width(n) : NULL;
     task.row = past + block->row;
-    job->isa->begin(&task);
+    const struct gd_attention_forward *isa = task.count <= job->few_max ? job->few : job->isa;
+    task.next_bytes = page_head_bytes(cache);
+    isa->begin(&task);
     int32_t end = task.end[task.count - 1];
+    const int32_t *table = cache->page_table + (int64_t)block->sequence * cache->page_table_stride;
     for (int32_t page = task.first[0] / GD_KV_PAGE_TOKENS; page * GD_KV_PAGE_TOKENS < end; page++) {
         int32_t key = page * GD_KV_PAGE_TOKENS, count = end - key < GD_KV_PAGE_TOKENS ? end - key : GD_KV_PAGE_TOKENS;
-        int32_t at = cache->page_table[(int64_t)block->sequence * cache->page_table_stride + page];
-        job->isa->absorb(&task, page_rows(job, at, 0, kv_head), page_rows(job, at, 1, kv_head), cache->dtype == GD_BF16,
-                         n->head_dim, key, count);
+        bool more = key + GD_KV_PAGE_TOKENS < end;
+        task.next_keys = more ? page_rows(job, table[page + 1], 0, kv_head) : NULL;
+        task.next_values = more ? page_rows(job, table[page + 1], 1, kv_head) : NULL;
+        isa->absorb(&task, page_rows(job, table[page], 0, kv_head), page_rows(job, table[page], 1, kv_head), cache->dtype == GD_BF16,
+                    n->head_dim, key, count);
     }
-    job->isa->finish(&task);
+    isa->finish(&task);
 }
 
 static void run_all(const struct job *job)
 {
     int per_block = job->n.kv_heads * job->group_parts, tasks = job->block_count * per_block;
-#pragma omp parallel if (tasks > 1)
+    /* A thread that sleeps takes as long to wake as half a million products take. */
+#pragma omp parallel if (tasks > 1 && job->work / 32 >= GD_PARALLEL_MIN)
     {
         char *scratch = job->task_scratch + (size_t)omp_get_thread_num() * gd_attention_scratch_bytes(job->n.head_dim);
 #pragma omp for schedule(static, 1)
@@ -180,6 +197,7 @@ static void make_blocks(struct job *job, void *scratch, int64_t rows)
         for (int32_t r = 0; r < count; r += step) {
             int32_t n = count - r < step ? count - r : step, units = (cache->past[s] + r + n) / COST_KEYS;
             cost[job->block_count] = units < COST_MAX ? units : COST_MAX;
+            job->work += (int64_t)n * (cache->past[s] + r + n) * job->n.heads * job->n.head_dim;
             blocks[job->block_count++] = (struct row_block){s, r, n};
         }
     }
@@ -227,6 +245,8 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     job.group_parts = (job.n.group + GD_TILE - 1) / GD_TILE;
     int lanes = gd_lanes();
     job.isa = lanes == 16 ? &gd_attention_forward_16 : lanes == 8 ? &gd_attention_forward_8 : &gd_attention_forward_4;
+    job.few = lanes == 16 ? &gd_attention_few_16 : lanes == 8 ? &gd_attention_few_8 : &gd_attention_few_4;
+    job.few_max = lanes / 2;
     if (!check_cache(&job, rows, err))
         return false;
     size_t row_bytes = (size_t)job.n.heads * (size_t)job.n.head_dim * (job.n.bf16 ? 2 : 4);

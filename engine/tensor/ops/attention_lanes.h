@@ -29,6 +29,9 @@ struct gd_attention_lanes {
     const float *bias;
     int bias_distance;
     int32_t row;
+    /* What will be absorbed after this block, or NULL: only so that it is fetched in time. */
+    const char *next_keys, *next_values;
+    size_t next_bytes;
     /* Inside. */
     float by_distance[2 * GD_TILE]; /* the bias of lane i and key j of this block at GD_TILE - 1 + i - j */
     float *q, *out;                 /* [head_dim_padded][GD_TILE]: dimension by lane; q times scale * log2(e) */

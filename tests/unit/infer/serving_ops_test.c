@@ -328,6 +328,10 @@ static void cached_attention_works_in_bf16_and_with_bf16_pages(void **state)
                                        .page_dtype = GD_BF16}, 5e-3);
     check_attention((struct attention){.heads = 4, .kv_heads = 2, .head_dim = 16, .layers = 1, .tokens = 100,
                                        .page_dtype = GD_BF16}, 1e-5);
+    check_attention((struct attention){.heads = 7, .kv_heads = 1, .head_dim = 64, .layers = 1, .tokens = 100, .window = 40,
+                                       .page_dtype = GD_BF16}, 1e-5);
+    check_attention((struct attention){.heads = 9, .kv_heads = 3, .head_dim = 72, .layers = 1, .tokens = 70, .softcap = 2,
+                                       .page_dtype = GD_BF16}, 1e-5);
 }
 
 /* ---- wear ---- */
