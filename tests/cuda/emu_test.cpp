@@ -1,5 +1,5 @@
 /* The emulator itself: layouts against double references, orders, every error that it reports at once. */
-#include "cuda/device.h"
+#include "tests/cuda/device_array.h"
 #include "tests/cuda/sync_runtime.h"
 
 #include <setjmp.h>
@@ -11,30 +11,11 @@ extern "C" {
 #include <cmocka.h>
 }
 
-/* An array in device memory, written by `fill` of its index. */
-template <class T> struct device {
-    T *data;
-    int count;
-    template <class F> device(const char *name, int count, F fill) : data((T *)aligned_alloc(256, bytes(count))), count(count)
-    {
-        emu_register_device(data, bytes(count), name);
-        for (int i = 0; i < count; i++)
-            data[i] = fill(i);
-        emu_device_write(data, (size_t)count * sizeof(T), "fill");
-    }
-    device(const device &) = delete;
-    ~device()
-    {
-        emu_unregister_device(data);
-        free(data);
-    }
-    static size_t bytes(int count) { return ((size_t)count * sizeof(T) + 255) / 256 * 256; }
-};
+template <class T> using device = device_array<T>;
 
 static float random_float(uint64_t i)
 {
-    struct gd_philox p = gd_philox4(7, 1, i);
-    return gd_uniform_from_bits(p.v[0]) * 2.0f - 1.0f;
+    return random_value(1, (int)i);
 }
 
 static emu_settings quiet(emu_order order, unsigned seed, emu_sum sum)
