@@ -385,6 +385,11 @@ void emu_fail(const char *format, ...)
 
 /* ---- meetings ---- */
 
+static bool same(const char *a, const char *b)
+{
+    return a == b || strcmp(a, b) == 0;
+}
+
 void emu_meet(const char *what, unsigned mask, void *args, emu_compute compute, const void *pc, const char *file, int line)
 {
     emu_warp *warp = &emu.warps[emu.current / 32];
@@ -398,7 +403,7 @@ void emu_meet(const char *what, unsigned mask, void *args, emu_compute compute, 
     emu_meeting *meeting = NULL;
     for (int i = 0; i < warp->meeting_count; i++) {
         emu_meeting *other = &warp->meetings[i];
-        if (other->mask == mask && strcmp(other->what, what) == 0 && other->line == line && strcmp(other->file, file) == 0)
+        if (other->mask == mask && other->line == line && same(other->what, what) && same(other->file, file))
             meeting = other;
         else if ((other->mask >> lane & 1) && (mask & other->arrived)) /* each waits for the other */
             emu_fail("lanes of one warp are at different collectives: %s (mask 0x%08x) at %s:%d, and %s (mask 0x%08x) at %s:%d",
@@ -440,7 +445,7 @@ static int barrier(const char *what, int predicate, const char *file, int line)
         emu.barrier_file = file;
         emu.barrier_line = line;
         emu.barrier_sum = 0;
-    } else if (emu.barrier_line != line || strcmp(emu.barrier_what, what) != 0 || strcmp(emu.barrier_file, file) != 0) {
+    } else if (emu.barrier_line != line || !same(emu.barrier_what, what) || !same(emu.barrier_file, file)) {
         emu_fail("threads of one block are at different barriers: %s at %s:%d, and %s at %s:%d", what, file, line,
                  emu.barrier_what, emu.barrier_file, emu.barrier_line);
     }

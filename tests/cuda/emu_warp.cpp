@@ -197,16 +197,21 @@ struct product {
 static float low_of(unsigned pair) { return __builtin_bit_cast(float, pair << 16); }
 static float high_of(unsigned pair) { return __builtin_bit_cast(float, pair & 0xFFFF0000u); }
 
-template <class T> static void sum_products(const float (*a)[16], const float (*b)[8], float (*d)[8], bool backward)
+/* Rows of eight sums: the compiler keeps them in registers. */
+template <class T, bool BACKWARD> static void sum_products(const float (*a)[16], const float (*b)[8], float (*d)[8])
 {
+    T wide[16][8];
+    for (int k = 0; k < 16; k++)
+        for (int n = 0; n < 8; n++)
+            wide[k][n] = b[k][n];
     for (int m = 0; m < 16; m++) {
         T sum[8];
         for (int n = 0; n < 8; n++)
             sum[n] = d[m][n];
         for (int i = 0; i < 16; i++) {
-            int k = backward ? 15 - i : i;
+            T factor = a[m][BACKWARD ? 15 - i : i];
             for (int n = 0; n < 8; n++)
-                sum[n] += (T)a[m][k] * (T)b[k][n];
+                sum[n] += factor * wide[BACKWARD ? 15 - i : i][n];
         }
         for (int n = 0; n < 8; n++)
             d[m][n] = (float)sum[n];
@@ -236,9 +241,11 @@ static void multiply(emu_meeting *meeting)
                 d[g + k / 2 * 8][t + k % 2] = mine->d[tile][k];
         }
         if (emu.settings.sum == EMU_DOUBLE)
-            sum_products<double>(a, b, d, false);
+            sum_products<double, false>(a, b, d);
+        else if (emu.settings.sum == EMU_BACKWARD)
+            sum_products<float, true>(a, b, d);
         else
-            sum_products<float>(a, b, d, emu.settings.sum == EMU_BACKWARD);
+            sum_products<float, false>(a, b, d);
         for (int i = 0; i < 32; i++) {
             float *mine = ((product *)meeting->args[i])->d[tile];
             int g = i / 4, t = i % 4 * 2;
