@@ -144,6 +144,7 @@ static const struct gd_op_case cases[] = {
     TRAINED("a trained head, capped logits, several chunks", 70, 6, 1501, GD_FILL_IDS, 0.5, 2.0),
     CASE("no gradient wanted", 33, 16, 300, GD_FILL_LABELS, 0.25, 0.0, false),
     CASE("large vocabulary, several chunks", 270, 8, 1501, GD_FILL_IDS, 0.5, 0.0, true),
+    TRAINED("a trained head, many rows, several chunks", 800, 3, 41, GD_FILL_LABELS, 1.0, 0.0),
 };
 
 const struct gd_op gd_op_cross_entropy = {

@@ -110,6 +110,7 @@ static const struct gd_op_case cases[] = {
     CASE("rows given several times", 5, 7, 23, GD_FILL_IDS),
     CASE("absent rows", 9, 13, 12, GD_FILL_LABELS),
     CASE("large enough for threads", 150, 161, 120, GD_FILL_LABELS),
+    CASE("long lists of few rows", 7, 5, 600, GD_FILL_IDS),
 };
 
 const struct gd_op gd_op_gather_rows_grad = {

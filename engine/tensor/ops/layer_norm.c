@@ -162,6 +162,8 @@ static const struct gd_op_case cases[] = {
     {.name = "the weight trained alone", .in_count = 3, .in = {ROWS(9, 16), TRAINED(16), FROZEN(16)}, EPS, .tolerance = 1e-5},
     {.name = "the bias trained alone", .in_count = 3, .in = {ROWS(9, 16), FROZEN(16), TRAINED(16)}, EPS, .tolerance = 1e-5},
     {.name = "large enough for threads", .in_count = 3, .in = {ROWS(67, 576), FROZEN(576), FROZEN(576)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "long rows", .in_count = 3, .in = {ROWS(3, 1544), FROZEN(1544), FROZEN(1544)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "long odd rows", .in_count = 3, .in = {ROWS(2, 1031), FROZEN(1031), FROZEN(1031)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
 };
 
 const struct gd_op gd_op_layer_norm = {

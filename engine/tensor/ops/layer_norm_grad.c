@@ -159,6 +159,8 @@ static const struct gd_op_case cases[] = {
     CASE("odd sizes with both gradients", 71, 37, 1, 1),
     CASE("the gradient of the bias alone", 9, 33, 0, 1),
     CASE("large enough for threads", 150, 576, 1, 1),
+    CASE("long rows", 3, 1544, 1, 1),
+    CASE("long odd rows", 2, 1031, 1, 1),
 };
 
 const struct gd_op gd_op_layer_norm_grad = {

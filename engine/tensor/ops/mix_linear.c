@@ -104,6 +104,7 @@ static const struct gd_op_case cases[] = {
     CASE("odd sizes, by output", 13, 5, 21, 3, 2, 1, 3),
     CASE("one split, by output", 11, 6, 37, 1, 4, 1, 2),
     CASE("large enough for threads", 67, 96, 24, 4, 3, 0, 4),
+    CASE("a wide result, by output", 11, 6, 70, 2, 3, 1, 3),
 };
 
 const struct gd_op gd_op_mix_linear = {

@@ -75,6 +75,7 @@ static const struct gd_op_case cases[] = {
     {.name = "one element", .in_count = 2, .in = {X(1, 1), X(1, 1)}, .params = {.i = {1}}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
     {.name = "odd sizes", .in_count = 2, .in = {X(9, 21), X(9, 35)}, .params = {.i = {3}}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
     {.name = "large enough for threads", .in_count = 2, .in = {X(70, 384), X(70, 256)}, .params = {.i = {24}}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
+    {.name = "many rows", .in_count = 2, .in = {X(300, 12), X(300, 8)}, .params = {.i = {3}}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
 };
 
 const struct gd_op gd_op_outer_middle = {

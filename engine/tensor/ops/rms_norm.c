@@ -137,6 +137,8 @@ static const struct gd_op_case cases[] = {
     {.name = "heads, frozen", .in_count = 2, .in = {ROWS(5, 33), FROZEN(11)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     {.name = "heads, trained", .in_count = 2, .in = {ROWS(19, 64), TRAINED(16)}, EPS, .tolerance = 1e-5},
     {.name = "large enough for threads", .in_count = 2, .in = {ROWS(67, 576), FROZEN(576)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "long rows", .in_count = 2, .in = {ROWS(3, 1544), FROZEN(1544)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
+    {.name = "long odd rows", .in_count = 2, .in = {ROWS(2, 1031), FROZEN(1031)}, EPS, .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
 };
 
 const struct gd_op gd_op_rms_norm = {

@@ -138,6 +138,9 @@ static const struct gd_op_case cases[] = {
     {.name = "around 1", .in_count = 4, .in = {ROWS(9, 20), FROZEN(20), VECTOR(9), ROWS(9, 20)}, .params = {.i = {1}, .f = {1}},
      .tolerance = 1e-5, .tolerance_bf16 = 1e-2},
     CASE("large enough for threads", 150, 576, FROZEN(576), 1),
+    CASE("long rows", 3, 1544, FROZEN(1544), 1),
+    CASE("long odd rows", 2, 1031, FROZEN(1031), 1),
+    CASE("many rows", 600, 5, FROZEN(5), 1),
 };
 
 const struct gd_op gd_op_rms_norm_grad = {

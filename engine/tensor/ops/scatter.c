@@ -53,6 +53,7 @@ static const struct gd_op_case cases[] = {
     CASE("one number", 1, 1),
     CASE("places taken several times", 23, 9),
     CASE("few places of many", 31, 400),
+    CASE("a long list", 300, 7),
 };
 
 const struct gd_op gd_op_scatter = {

@@ -104,6 +104,7 @@ static const struct gd_op_case cases[] = {
     CASE("one number", 1, 1, 1, 1),
     CASE("places taken several times", 5, 3, 4, 21),
     CASE("large enough for threads", 65, 96, 130, 700),
+    CASE("many outputs", 3, 1100, 30, 90),
     {.name = "an addend", .in_count = 5, .in = {X(7, 19), VALUES(40), PLACES(40, 23), PLACES(40, 19), X(7, 23)},
      .params = {.i = {23}}, .tolerance = 1e-5, .tolerance_bf16 = 1.6e-2},
 };

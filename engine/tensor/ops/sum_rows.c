@@ -83,6 +83,7 @@ static const struct gd_op_case cases[] = {
     {.name = "one element", .in_count = 1, .in = {INPUT(1, 1)}, .tolerance = 1e-6, .tolerance_bf16 = 1e-6},
     {.name = "odd sizes", .in_count = 1, .in = {INPUT(67, 37)}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
     {.name = "large enough for threads", .in_count = 1, .in = {INPUT(201, 131)}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
+    {.name = "many rows", .in_count = 1, .in = {INPUT(600, 5)}, .tolerance = 1e-5, .tolerance_bf16 = 1e-5},
 };
 
 const struct gd_op gd_op_sum_rows = {

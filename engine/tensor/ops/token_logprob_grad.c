@@ -78,6 +78,7 @@ static const struct gd_op_case cases[] = {
     CASE("odd sizes, some rows without label", 11, 7, 37, GD_FILL_LABELS, 1.0, 0.0),
     CASE("capped logits", 6, 8, 23, GD_FILL_IDS, 0.5, 2.0),
     CASE("large vocabulary, several chunks", 270, 8, 1501, GD_FILL_IDS, 0.5, 0.0),
+    CASE("many rows, several chunks", 1100, 4, 9, GD_FILL_LABELS, 1.0, 0.0),
 };
 
 const struct gd_op gd_op_token_logprob_grad = {
