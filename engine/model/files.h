@@ -27,7 +27,8 @@ struct gd_file_tensor {
     bool aside;              /* a part of the files' model that is not read, and that copies of it keep */
     bool transposed;         /* the weight is [out, in], the file has [in, out] */
     float added;             /* what the file's numbers are above the weight's (GGUF's Gemma norms) */
-    struct gd_weight *const *stack; /* of a tensor of three dimensions, what was made of each of its matrices; NULL: `weight` alone */
+    struct gd_weight **stack; /* of a tensor of three dimensions, [stack_count]: what was made of its rows, in order; NULL: `weight` alone */
+    int stack_count;
     const int32_t *rows;     /* row i of the weight is row rows[i] of the file; NULL: in order */
 };
 

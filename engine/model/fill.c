@@ -176,28 +176,43 @@ static bool fill_one(const struct filler *f, struct gd_weight **out, int layer, 
     return true;
 }
 
-/* Copies of a part that the file holds as one tensor, [copies, out, in]. */
+/* The tensor that holds all copies of a part. */
+static struct tensor_name stack_name(const struct filler *f, int layer, const struct gd_name *module)
+{
+    struct tensor_name name = tensor_name(f, layer, &(struct gd_name){module->stacked, module->gguf}, "weight", f->gguf);
+    if (!f->gguf)
+        name.text[strlen(name.text) - strlen(".weight")] = '\0';
+    return name;
+}
+
+/* Copies of a part that the file holds as one tensor, [copies, out, in], or with the rows of others: [copies, shares out, in]. */
 static bool fill_stack(const struct filler *f, struct gd_weight **out, int copies, int layer, const struct gd_name *module,
                        const int64_t *shape)
 {
-    struct tensor_name in_file = tensor_name(f, layer, module, "weight", f->gguf);
-    struct gd_file_tensor *entry = find(f->files, in_file.text);
+    struct tensor_name in_file = stack_name(f, layer, module);
+    struct gd_file_tensor *entry = find_based(f, in_file.text);
+    int shares = !f->gguf && module->shares > 0 ? module->shares : 1;
     if (entry == NULL)
         return gd_fail(f->err, GD_BAD_MODEL, "tensor %s is missing", in_file.text);
-    if (!check_tensor(f, entry, 3, (int64_t[]){copies, shape[0], shape[1]}))
+    if (!check_tensor(f, entry, 3, (int64_t[]){copies, shares * shape[0], shape[1]}))
         return false;
     struct gd_tensor tensor = entry->tensor;
     align(f, &tensor);
-    size_t bytes = gd_dtype_bytes(tensor.dtype, gd_tensor_count(&tensor)) / (size_t)copies;
+    if (entry->stack == NULL) {
+        entry->stack_count = copies * shares;
+        entry->stack = gd_arena_alloc_array(&f->files->arena, (size_t)entry->stack_count, sizeof(struct gd_weight *));
+    }
+    size_t bytes = gd_dtype_bytes(tensor.dtype, gd_tensor_count(&tensor)) / (size_t)entry->stack_count;
     for (int copy = 0; copy < copies; copy++) {
         struct gd_part_name one = gd_part_name(module->hf, copy);
         struct tensor_name name = tensor_name(f, layer, &(struct gd_name){.hf = one.text}, "weight", false);
-        struct gd_tensor part = {.dtype = tensor.dtype, .rank = 2, .shape = {shape[0], shape[1]}, .data = (char *)tensor.data + (size_t)copy * bytes};
+        int at = copy * shares + (shares > 1 ? module->share : 0);
+        struct gd_tensor part = {.dtype = tensor.dtype, .rank = 2, .shape = {shape[0], shape[1]}, .data = (char *)tensor.data + (size_t)at * bytes};
         if (!make_weight(f, &out[copy], name.text, &part, (struct order){.rows = NULL}))
             return false;
+        entry->stack[at] = out[copy];
     }
     entry->weight = out[0];
-    entry->stack = out;
     return true;
 }
 
@@ -208,11 +223,12 @@ static bool fill_copies(const struct filler *f, void *owner, int layer, const st
     int copies = gd_part_copies(&f->model->config, part, layer);
     struct gd_weight **out = gd_arena_alloc_array(&f->files->arena, (size_t)copies, sizeof(struct gd_weight *));
     *(struct gd_weight ***)((char *)owner + part->weight) = out;
-    if (strchr(f->gguf ? name->gguf : name->hf, '*') == NULL)
+    bool may_stack = f->gguf ? name->gguf != NULL : name->stacked != NULL, may_part = f->gguf ? name->gguf_apart != NULL : true;
+    if (may_stack && (!may_part || find_based(f, stack_name(f, layer, name).text) != NULL))
         return fill_stack(f, out, copies, layer, name, shape);
     for (int copy = 0; copy < copies; copy++) {
-        struct gd_part_name one = gd_part_name(name->hf, copy);
-        if (!fill_one(f, &out[copy], layer, &(struct gd_name){.hf = one.text}, "weight", 2, shape, (struct order){.rows = NULL}))
+        struct gd_part_name hf = gd_part_name(name->hf, copy), gguf = gd_part_name(f->gguf ? name->gguf_apart : "", copy);
+        if (!fill_one(f, &out[copy], layer, &(struct gd_name){hf.text, gguf.text}, "weight", 2, shape, (struct order){.rows = NULL}))
             return false;
     }
     return true;

@@ -91,6 +91,11 @@ struct gd_name {
     const char *hf;          /* "self_attn.q_proj" */
     const char *gguf;        /* "attn_q" */
     const char *also;        /* what some Hugging Face files call it; or NULL */
+    /* Of copies: the tensor [copies, rows, in] that some Hugging Face files have instead (no ".weight" behind it), or NULL; where its
+     * matrices hold several parts, this one is the `share`-th of `shares` of their rows. */
+    const char *stacked;
+    int share, shares;
+    const char *gguf_apart;  /* what old GGUF files call each copy, with a '*'; or NULL */
 };
 struct gd_names {
     const char *base;        /* the model without its head: "model" */

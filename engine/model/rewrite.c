@@ -51,7 +51,7 @@ static void add_piece(struct rewriter *r, const char *name, struct piece piece, 
 
 static int64_t matrices(const struct gd_file_tensor *source)
 {
-    return source->stack != NULL ? source->tensor.shape[0] : 1;
+    return source->stack != NULL ? source->stack_count : 1;
 }
 
 static bool changes(const struct rewriter *r, const struct gd_file_tensor *source)

@@ -1,7 +1,8 @@
 /*
  * mixtral.c - Mixtral (Jiang et al. 2024): Mistral with a router and experts in each layer. A layer's output is the sum of the
  * num_experts_per_tok experts that the router likes most, weighed by the softmax over these. Its GGUF files call themselves
- * Llama, and hold a layer's experts as one tensor.
+ * Llama, and hold a layer's experts as one tensor, old ones as one each; its folders the other way round: those that newer
+ * transformers writes in its own layout hold them as one.
  */
 #include "engine/model/config_read.h"
 
@@ -20,10 +21,13 @@ static const struct gd_names names = {
         [GD_LINEAR_K] = {"self_attn.k_proj", "attn_k"},
         [GD_LINEAR_V] = {"self_attn.v_proj", "attn_v"},
         [GD_LINEAR_O] = {"self_attn.o_proj", "attn_output"},
-        [GD_LINEAR_ROUTER] = {"block_sparse_moe.gate", "ffn_gate_inp"},
-        [GD_LINEAR_EXPERT_GATE] = {"block_sparse_moe.experts.*.w1", "ffn_gate_exps"},
-        [GD_LINEAR_EXPERT_UP] = {"block_sparse_moe.experts.*.w3", "ffn_up_exps"},
-        [GD_LINEAR_EXPERT_DOWN] = {"block_sparse_moe.experts.*.w2", "ffn_down_exps"},
+        [GD_LINEAR_ROUTER] = {"block_sparse_moe.gate", "ffn_gate_inp", "mlp.gate"},
+        [GD_LINEAR_EXPERT_GATE] = {"block_sparse_moe.experts.*.w1", "ffn_gate_exps", .stacked = "mlp.experts.gate_up_proj", .share = 0,
+                                   .shares = 2, .gguf_apart = "ffn_gate.*"},
+        [GD_LINEAR_EXPERT_UP] = {"block_sparse_moe.experts.*.w3", "ffn_up_exps", .stacked = "mlp.experts.gate_up_proj", .share = 1,
+                                 .shares = 2, .gguf_apart = "ffn_up.*"},
+        [GD_LINEAR_EXPERT_DOWN] = {"block_sparse_moe.experts.*.w2", "ffn_down_exps", .stacked = "mlp.experts.down_proj",
+                                   .gguf_apart = "ffn_down.*"},
     },
     .norms = {
         [GD_NORM_INPUT] = {"input_layernorm", "attn_norm"},

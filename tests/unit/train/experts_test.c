@@ -4,12 +4,15 @@
  */
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
+#include "engine/base/philox.h"
 #include "engine/model/safetensors.h"
+#include "engine/tensor/dequant.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
 #include "tests/unit/model/forward.h"
 
 #include <math.h>
+#include <unistd.h>
 
 #define COEFFICIENT 0.05
 #define ROWS 2
@@ -53,7 +56,10 @@ static void open_model(struct setting *s, const char *name)
 {
     struct gd_error err = {0};
     char *path = fixture_path("tiny-mixtral/reference.safetensors");
-    s->model = open_fixture(name);
+    if (name[0] == '/')
+        must(gd_model_open(&s->model, "mixtral", name, &err), &err);
+    else
+        s->model = open_fixture(name);
     must(gd_safetensors_open(&s->file, path, &err), &err);
     gd_free(path);
 }
@@ -402,6 +408,88 @@ static void every_method_trains_on_experts(void **state)
     }
 }
 
+/* ---- quantised experts ---- */
+
+#define WIDE 64 /* a whole number of blocks */
+
+/* A model of two experts a layer in `folder`; rounded: its linear weights are what NF4 makes of the others'. */
+static void write_wide(const char *folder, bool rounded)
+{
+    static const char *const names[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                                        "block_sparse_moe.experts.0.w1", "block_sparse_moe.experts.0.w2", "block_sparse_moe.experts.0.w3",
+                                        "block_sparse_moe.experts.1.w1", "block_sparse_moe.experts.1.w2", "block_sparse_moe.experts.1.w3",
+                                        "block_sparse_moe.gate", "input_layernorm", "post_attention_layernorm"};
+    static const char config[] = "{\"model_type\": \"mixtral\", \"vocab_size\": 320, \"hidden_size\": 64, \"intermediate_size\": 64, "
+                                 "\"num_hidden_layers\": 1, \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"num_local_experts\": 2, "
+                                 "\"num_experts_per_tok\": 1, \"tie_word_embeddings\": true, \"sliding_window\": null}";
+    struct gd_safetensors_entry entries[GD_COUNT(names) + 2];
+    struct gd_error err = {0};
+    char *paths[] = {gd_format("%s/config.json", folder), gd_format("%s/model.safetensors", folder), gd_format("%s/tokenizer.json", folder),
+                     fixture_path("tiny-mixtral/tokenizer.json")};
+    must(gd_mkdirs(folder, &err), &err);
+    for (size_t i = 0; i < GD_COUNT(entries); i++) {
+        const char *part = i < GD_COUNT(names) ? names[i] : NULL;
+        bool norm = part == NULL ? i == GD_COUNT(names) : strstr(part, "norm") != NULL, table = part == NULL && !norm;
+        int64_t rows = table ? 320 : norm ? 1 : strstr(part, ".gate") != NULL ? 2 : WIDE, count = rows * WIDE;
+        float *values = gd_alloc_array((size_t)count, sizeof(float));
+        for (int64_t k = 0; k < count; k++) {
+            struct gd_philox bits = gd_philox4(7, i, (uint64_t)k);
+            values[k] = norm ? 1 : (table ? 0.5f : 0.15f) * gd_normal_from_bits(bits.v[0], bits.v[1]);
+        }
+        if (rounded && rows == WIDE) {
+            void *blocks = gd_alloc_array(gd_dtype_bytes(GD_NF4, count), 1);
+            gd_quantise_nf4(blocks, values, count / gd_dtype_block(GD_NF4));
+            gd_convert_to_f32(values, blocks, GD_NF4, count);
+            gd_free(blocks);
+        }
+        entries[i].name = part != NULL ? gd_format("model.layers.0.%s.weight", part)
+                                       : gd_strdup(norm ? "model.norm.weight" : "model.embed_tokens.weight");
+        entries[i].tensor = (struct gd_tensor){.dtype = GD_F32, .rank = norm ? 1 : 2, .shape = {norm ? WIDE : rows, norm ? 0 : WIDE}, .data = values};
+    }
+    must(gd_safetensors_write(paths[1], entries, (int)GD_COUNT(entries), NULL, &err), &err);
+    must(gd_file_write_durable(paths[0], config, strlen(config), &err), &err);
+    assert_int_equal(symlink(paths[3], paths[2]), 0);
+    for (size_t i = 0; i < GD_COUNT(entries); i++) {
+        gd_free((char *)(uintptr_t)entries[i].name);
+        gd_free(entries[i].tensor.data);
+    }
+    for (size_t i = 0; i < GD_COUNT(paths); i++)
+        gd_free(paths[i]);
+}
+
+/* Quantised experts give the loss and the gradients of the numbers that their blocks hold. */
+static void check_quantised(const char *quantised, const char *plain, enum gd_quantization quantization, int left, const char *adapter)
+{
+    struct setting *s[2] = {begin(quantised, adapter, 0), begin(plain, adapter, 0)};
+    struct gd_error err = {0};
+    int count = -1;
+    must(gd_model_quantise(s[0]->model, quantization, &count, &err), &err);
+    assert_int_equal(count, left);
+    for (int64_t k = 0; k < s[0]->graft->parameter_count; k++)
+        s[0]->block[k] = s[1]->block[k] += 0.02f * (float)(k % 11 - 5);
+    double losses[] = {run(s[0]).loss, run(s[1]).loss};
+    double apart = distance(s[0]->grad, s[1]->grad, s[1]->graft->parameter_count);
+    print_message("%s: losses %.7f and %.7f, gradients %.1e apart\n", gd_quantization_names[quantization], losses[0], losses[1], apart);
+    assert_true(fabs(losses[0] - losses[1]) < 1e-5 && apart < 1e-4);
+    end(s[0]);
+    end(s[1]);
+}
+
+static void quantised_experts_are_the_numbers_that_their_blocks_hold(void **state)
+{
+    char folder[] = "/tmp/graftd-experts-XXXXXX";
+    struct gd_error err = {0};
+    assert_non_null(mkdtemp(folder));
+    char *exact = gd_format("%s/exact", folder), *rounded = gd_format("%s/rounded", folder);
+    write_wide(exact, false);
+    write_wide(rounded, true);
+    check_quantised(exact, rounded, GD_QUANTIZATION_NF4, 1, lora); /* the router chooses: it stays */
+    check_quantised("tiny-mixtral.gguf", "tiny-mixtral.gguf", GD_QUANTIZATION_FILE, 10, lora);
+    assert_true(gd_remove_tree(folder, &err));
+    gd_free(exact);
+    gd_free(rounded);
+}
+
 int main(void)
 {
     struct gd_error err = {0};
@@ -416,6 +504,7 @@ int main(void)
         cmocka_unit_test(layers_made_again_give_the_same_bits),
         cmocka_unit_test(all_linear_leaves_the_router_to_those_who_name_it),
         cmocka_unit_test(every_method_trains_on_experts),
+        cmocka_unit_test(quantised_experts_are_the_numbers_that_their_blocks_hold),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
