@@ -153,7 +153,7 @@ void gd_graft_destroy(struct gd_graft *graft)
     gd_free(graft->site_param);
     gd_picks_destroy(graft->picks);
     gd_free(graft->block);
-    gd_free(graft->wear);
+    gd_graft_drop_wear(graft);
     gd_graft_drop_derived(graft);
     gd_graft_drop_prefix(graft);
     gd_free((void *)(uintptr_t)graft->virtual_rows.ids);

@@ -156,6 +156,7 @@ struct gd_graft {
     /* For serving, made by gd_graft_load; a whole tensor's values in the block are then their difference from the base's. */
     int task;                    /* of a method by task: what it is worn for; -1: the mean of all */
     struct gd_wear_part *wear;   /* [slot] */
+    bool adopted;                /* the device has what they point at */
     enum gd_wear_depth depth;
     float **derived;             /* what the parts need beside the block (gd_graft_derive) */
     int derived_count;
@@ -352,7 +353,9 @@ GD_MUST_CHECK bool gd_graft_resume(const struct gd_graft *graft, const struct gd
  * error naming both (absent graftd.json, as PEFT writes: accepted). */
 GD_MUST_CHECK bool gd_graft_load(struct gd_graft **out, const struct gd_model *model, const char *folder,
                                  struct gd_error *err);
-/* Makes a loaded graft's prefix where it has virtual rows: what is served needs it. */
+/* What is served needs: gives the device what its parts point at, and makes its prefix where it has virtual rows. */
+GD_MUST_CHECK bool gd_graft_prepare(struct gd_graft *graft, struct gd_error *err);
+GD_MUST_CHECK bool gd_graft_adopt(struct gd_graft *graft, struct gd_error *err);
 GD_MUST_CHECK bool gd_graft_make_prefix(struct gd_graft *graft, struct gd_error *err);
 /* Numbers of one of the prefix's tables; bytes of all. */
 size_t gd_graft_prefix_floats(const struct gd_graft *graft);

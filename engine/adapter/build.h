@@ -86,6 +86,7 @@ void gd_graft_drop_derived(struct gd_graft *graft);
 void gd_graft_make_wear(struct gd_graft *graft);
 void gd_graft_make_digest(struct gd_graft *graft);
 void gd_graft_ready(struct gd_graft *graft); /* both */
+void gd_graft_drop_wear(struct gd_graft *graft);
 
 /* A list of the graft's as an i32 [count] input of the graph. */
 struct gd_value *gd_graft_list(struct gd_graft_training *training, struct gd_graph *g, const char *name, const int32_t *data,

@@ -2,6 +2,7 @@
 #include "engine/adapter/export.h"
 
 #include "engine/base/alloc.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
 
@@ -62,7 +63,7 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
         return false;
     void *arena = NULL;
     size_t arena_bytes = gd_plan_arena_bytes(plan);
-    bool ok = gd_large_alloc(&arena, arena_bytes, "activations of a comparison", err);
+    bool ok = gd_device_alloc(&arena, arena_bytes, "activations of a comparison", err);
     if (ok) {
         gd_plan_attach(plan, arena);
         gd_plan_bind(plan, inputs.ids, batch->ids);
@@ -85,7 +86,7 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
     }
     gd_plan_destroy(plan);
     gd_graft_tables_release(&serving.tables);
-    gd_large_free(arena, arena_bytes);
+    gd_device_free(arena, arena_bytes);
     return ok;
 }
 

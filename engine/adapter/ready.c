@@ -3,6 +3,7 @@
 
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
+#include "engine/tensor/device.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -37,6 +38,37 @@ void gd_graft_make_wear(struct gd_graft *graft)
                                                                                          : GD_WEAR_OUTPUTS;
         graft->depth = depth > graft->depth ? depth : graft->depth;
     }
+}
+
+void gd_graft_drop_wear(struct gd_graft *graft)
+{
+    if (graft->adopted)
+        gd_wear_drop(graft->wear);
+    graft->adopted = false;
+    gd_free(graft->wear);
+    graft->wear = NULL;
+}
+
+bool gd_graft_adopt(struct gd_graft *graft, struct gd_error *err)
+{
+    const struct gd_model *model = graft->model;
+    int slots = gd_slot_count(model);
+    if (graft->adopted || graft->wear == NULL)
+        return true;
+    struct gd_wear_shape *shapes = gd_alloc_array((size_t)slots, sizeof(*shapes));
+    for (int i = 0; i < slots; i++) {
+        const struct gd_site *site = gd_slot_site(model, i);
+        shapes[i] = (struct gd_wear_shape){.in = site->in, .out = site->out, .table_rows = model->config.vocab,
+                                           .position_rows = model->positions != NULL ? gd_weight_dim(model->positions, 0) : 0};
+    }
+    graft->adopted = gd_wear_adopt(graft->wear, shapes, slots, err);
+    gd_free(shapes);
+    return graft->adopted;
+}
+
+bool gd_graft_prepare(struct gd_graft *graft, struct gd_error *err)
+{
+    return gd_graft_adopt(graft, err) && gd_graft_make_prefix(graft, err);
 }
 
 void gd_graft_make_digest(struct gd_graft *graft)
@@ -105,7 +137,7 @@ bool gd_graft_wear_task(struct gd_graft *graft, const char *task, struct gd_erro
     if (index == graft->task)
         return true;
     graft->task = index;
-    gd_free(graft->wear);
+    gd_graft_drop_wear(graft);
     gd_graft_drop_derived(graft);
     gd_graft_ready(graft);
     return true;

@@ -16,6 +16,7 @@
 #include "engine/adapter/rank.h"
 #include "engine/base/alloc.h"
 #include "engine/base/memory.h"
+#include "engine/tensor/device.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -154,15 +155,15 @@ static bool measure(const struct gd_graft *graft, const struct gd_graft_source *
         if (count == 0)
             continue;
         size_t bytes = (size_t)count * sizeof(float);
-        ok = make_probe(&probe, graft, first, last, err) && gd_large_alloc(&squares, bytes, "sensitivities", err) &&
-             source->squares(source->context, probe, batches, batch_size, squares, err);
+        ok = make_probe(&probe, graft, first, last, err) && gd_twin_alloc(&squares, bytes, "sensitivities", err) &&
+             source->squares(source->context, probe, batches, batch_size, squares, err) && gd_twin_pull(squares, bytes, err);
         const float *from = squares;
         for (int i = 0; ok && i < list->count; i++)
             if (in_layers(graft, list->all[i].site, first, last)) {
                 memcpy(list->squares + list->all[i].begin, from, (size_t)list->all[i].count * sizeof(float));
                 from += list->all[i].count;
             }
-        gd_large_free(squares, squares != NULL ? bytes : 0);
+        gd_twin_free(squares, squares != NULL ? bytes : 0);
         gd_graft_destroy(probe);
     }
     return ok;

@@ -140,16 +140,19 @@ static bool run_values(struct gd_graft_training *training, struct gd_plan *plan,
 {
     void *arena = NULL;
     size_t bytes = gd_plan_arena_bytes(plan);
-    if (!gd_large_alloc(&arena, bytes, "the values of an adapter", err))
+    if (!gd_device_alloc(&arena, bytes, "the values of an adapter", err))
         return false;
     gd_plan_attach(plan, arena);
     gd_graft_training_bind(training, plan, block);
     bool ok = gd_plan_run(plan, NULL, err);
     for (int i = 0; ok && i < count; i++) {
         int64_t floats = values[i]->rank == 2 ? values[i]->shape[0] * values[i]->shape[1] : values[i]->shape[0];
-        memcpy(out[i], gd_plan_data(plan, values[i]), (size_t)floats * sizeof(float));
+        const float *from = gd_plan_read(plan, values[i], err);
+        ok = from != NULL;
+        if (ok)
+            memcpy(out[i], from, (size_t)floats * sizeof(float));
     }
-    gd_large_free(arena, bytes);
+    gd_device_free(arena, bytes);
     return ok;
 }
 
@@ -210,7 +213,7 @@ static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct
     if (!gd_graph_ok(g, err) || !gd_plan_create(&plan, g, capture->kept, 2 * layers, false, err))
         return false;
     size_t bytes = gd_plan_arena_bytes(plan);
-    bool ok = gd_large_alloc(&arena, bytes, "the keys and values of virtual rows", err);
+    bool ok = gd_device_alloc(&arena, bytes, "the keys and values of virtual rows", err);
     if (ok) {
         int32_t *positions = gd_alloc_array((size_t)count, sizeof(int32_t)), bounds[2] = {0, count};
         int32_t *ids = gd_alloc_array((size_t)count, sizeof(int32_t));
@@ -223,13 +226,16 @@ static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct
         gd_plan_bind(plan, inputs.cu_seqlens, bounds);
         gd_plan_bind(plan, inputs.inv_freq, config->inv_freq);
         ok = gd_plan_run(plan, NULL, err);
-        for (int i = 0; ok && i < 2 * layers; i++)
-            gd_convert_to_f32(prefix + i * count * kv_width, gd_plan_data(plan, capture->kept[i]), capture->kept[i]->dtype,
-                              count * kv_width);
+        for (int i = 0; ok && i < 2 * layers; i++) {
+            const void *kept = gd_plan_read(plan, capture->kept[i], err);
+            ok = kept != NULL;
+            if (ok)
+                gd_convert_to_f32(prefix + i * count * kv_width, kept, capture->kept[i]->dtype, count * kv_width);
+        }
         gd_free(positions);
         gd_free(ids);
     }
-    gd_large_free(arena, bytes);
+    gd_device_free(arena, bytes);
     gd_plan_destroy(plan);
     return ok;
 }

@@ -41,6 +41,7 @@
     X(INTERNAL,      500, "server_error",           "internal_error")              \
     X(IO,            500, "server_error",           "io_error")                    \
     X(NO_MEMORY,     503, "server_error",           "out_of_memory")               \
+    X(DEVICE_LOST,   503, "server_error",           "device_lost")                 \
     X(UNAVAILABLE,   503, "server_error",           "service_unavailable")         \
     X(DISK_FULL,     507, "server_error",           "disk_full")
 

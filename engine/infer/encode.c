@@ -1,5 +1,7 @@
 #include "engine/infer/encode.h"
 #include "engine/base/alloc.h"
+#include "engine/infer/kv_cache.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/plan.h"
 #include <assert.h>
 
@@ -52,7 +54,7 @@ void gd_encoder_destroy(struct gd_encoder *encoder)
         return;
     for (int i = 0; i < encoder->plan_count; i++)
         plan_destroy(encoder->plans[i]);
-    gd_large_free(encoder->arena, encoder->arena_bytes);
+    gd_device_free(encoder->arena, encoder->arena_bytes);
     gd_free(encoder->ids);
     gd_free(encoder);
 }
@@ -146,10 +148,10 @@ static bool reserve_arena(struct gd_encoder *encoder, size_t bytes, struct gd_er
 {
     if (bytes <= encoder->arena_bytes)
         return true;
-    gd_large_free(encoder->arena, encoder->arena_bytes);
+    gd_device_free(encoder->arena, encoder->arena_bytes);
     encoder->arena = NULL;
     encoder->arena_bytes = 0;
-    if (!gd_large_alloc(&encoder->arena, bytes, "activations of an encoded text", err))
+    if (!gd_device_alloc(&encoder->arena, bytes, "activations of an encoded text", err))
         return false;
     encoder->arena_bytes = bytes;
     return true;
@@ -173,18 +175,15 @@ bool gd_encoder_run(struct gd_encoder *encoder, const int32_t *ids, int count, c
     return gd_plan_run(p->plan, NULL, err);
 }
 
-void gd_encoder_store(const struct gd_encoder *encoder, const struct gd_kv_batch *kv, const int32_t *pages)
+bool gd_encoder_store(const struct gd_encoder *encoder, const struct gd_kv_batch *kv, const int32_t *pages, struct gd_error *err)
 {
     assert(kv->dtype == encoder->act);
-    size_t parts = 2 * (size_t)kv->layer_count, heads = (size_t)kv->kv_heads;
-    size_t head_bytes = (size_t)kv->head_dim * (kv->dtype == GD_BF16 ? 2 : 4);
-    for (size_t part = 0; part < parts; part++) {
-        const char *from = gd_plan_data(encoder->last->plan, encoder->last->kv[part]);
-        for (size_t row = 0; row < (size_t)encoder->count; row++)
-            for (size_t head = 0; head < heads; head++, from += head_bytes) {
-                size_t page = (size_t)pages[row / GD_KV_PAGE_TOKENS] * parts + part;
-                size_t at = (page * heads + head) * GD_KV_PAGE_TOKENS + row % GD_KV_PAGE_TOKENS;
-                memcpy((char *)kv->pages + at * head_bytes, from, head_bytes);
-            }
-    }
+    int count = 2 * kv->layer_count;
+    const void **parts = gd_alloc_array((size_t)count, sizeof(*parts));
+    bool ok = true;
+    for (int part = 0; ok && part < count; part++)
+        ok = (parts[part] = gd_plan_read(encoder->last->plan, encoder->last->kv[part], err)) != NULL;
+    ok = ok && gd_kv_pages_fill(kv, pages, 0, encoder->count, parts, kv->dtype, err);
+    gd_free(parts);
+    return ok;
 }

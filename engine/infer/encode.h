@@ -29,6 +29,6 @@ GD_MUST_CHECK bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act
 GD_MUST_CHECK bool gd_encoder_run(struct gd_encoder *encoder, const int32_t *ids, int count, const struct gd_graft *graft,
                                   struct gd_error *err);
 /* Keys and values of the last run into `pages`, whose shape and memory kv tells; as many as hold its rows. */
-void gd_encoder_store(const struct gd_encoder *encoder, const struct gd_kv_batch *kv, const int32_t *pages);
+GD_MUST_CHECK bool gd_encoder_store(const struct gd_encoder *encoder, const struct gd_kv_batch *kv, const int32_t *pages, struct gd_error *err);
 
 #endif

@@ -36,7 +36,7 @@ bool gd_infer_create(struct gd_infer **out, struct gd_model *model, size_t cache
     infer->samplers = gd_alloc_array((size_t)infer->sampler_count, sizeof(*infer->samplers));
     for (int i = 0; i < infer->sampler_count; i++)
         gd_sampler_init(&infer->samplers[i], model->config.vocab);
-    infer->results = gd_alloc_array((size_t)infer->forward->logit_rows_max, sizeof(*infer->results));
+    infer->results = gd_alloc_array((size_t)infer->forward->head->rows_max, sizeof(*infer->results));
     *out = infer;
     return true;
 }

@@ -1,5 +1,5 @@
 /*
- * forward.h - one mixed batch through the model: cached plans for a few sizes, and the vocabulary product for chosen rows.
+ * forward.h - one mixed batch through the model: cached plans for a few sizes; logits of chosen rows by logits.h.
  *
  * Why      Building and planning a graph costs milliseconds; a decode step is a few. Rows are rounded up to a bucket, and
  *          each bucket's plan is kept. A row's result does not depend on the bucket (see attention_cached, wear).
@@ -12,13 +12,13 @@
 #ifndef GD_INFER_FORWARD_H
 #define GD_INFER_FORWARD_H
 
-#include "engine/infer/engine.h"
+#include "engine/infer/logits.h"
 #include "engine/model/model.h"
 #include "engine/tensor/kv.h"
 #include "engine/tensor/wear.h"
 
-#define GD_FORWARD_ROWS GD_INFER_ROWS_MAX
-#define GD_FORWARD_BUCKETS 12
+/* Rows of a batch's plan; every batch is rounded up to one. */
+extern const int gd_forward_buckets[GD_FORWARD_BUCKETS];
 
 struct gd_forward_plan;
 
@@ -34,11 +34,8 @@ struct gd_forward {
     struct gd_kv_batch cross;     /* of a model with an encoder: the pages of its rows, as many as kv's past counts there */
     struct gd_wear wear;
     /* Results. */
-    const char *hidden;           /* [used, width] in act, valid until the next run */
-    int logit_rows_max;           /* rows of one gd_forward_logits */
-    char *chosen;                 /* [logit_rows_max, width] */
-    float *logits;                /* [logit_rows_max, vocab] */
-    size_t logits_bytes;
+    const void *hidden;           /* [used, width] in act, an address of the device, valid until the next run */
+    struct gd_logits *head;
 };
 
 /* kv's shape and pages are the caller's to fill. */
@@ -56,7 +53,9 @@ void gd_forward_destroy(struct gd_forward *forward);
 /* `depth`: the most that a graft of the batch does (each depth has plans of its own, without what it does not need). All grafts of a
  * batch have the same gd_graft_tables_key. */
 GD_MUST_CHECK bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth depth, struct gd_error *err);
-/* f32 logits of the given rows of the last run, in forward->logits. */
+/* Row `row` of the last run's hidden states, as f32 into out[width]. */
+GD_MUST_CHECK bool gd_forward_row(const struct gd_forward *forward, int row, float *out, struct gd_error *err);
+/* f32 logits of the given rows of the last run, ascending: forward->head->logits, at most head->rows_max at a time. */
 GD_MUST_CHECK bool gd_forward_logits(struct gd_forward *forward, const int32_t *rows, int count, struct gd_error *err);
 
 #endif

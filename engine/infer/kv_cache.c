@@ -1,4 +1,5 @@
 #include "engine/infer/kv_cache.h"
+#include "engine/tensor/device.h"
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include <assert.h>
@@ -41,7 +42,7 @@ bool gd_kv_cache_create(struct gd_kv_cache **out, const struct gd_kv_shape *shap
     count = count < INT32_MAX / 4 ? count : INT32_MAX / 4;
     struct gd_kv_cache *cache = gd_alloc(sizeof(*cache));
     cache->memory_bytes = count * bytes;
-    if (!gd_large_alloc(&cache->memory, cache->memory_bytes, "the key/value cache", err)) {
+    if (!gd_device_alloc(&cache->memory, cache->memory_bytes, "the key/value cache", err)) {
         gd_free(cache);
         return false;
     }
@@ -64,7 +65,7 @@ void gd_kv_cache_destroy(struct gd_kv_cache *cache)
 {
     if (cache == NULL)
         return;
-    gd_large_free(cache->memory, cache->memory_bytes);
+    gd_device_free(cache->memory, cache->memory_bytes);
     gd_free(cache->pages);
     gd_free(cache->slots);
     gd_free(cache);
@@ -88,6 +89,39 @@ int gd_kv_cache_available(const struct gd_kv_cache *cache)
 void *gd_kv_cache_pages(const struct gd_kv_cache *cache)
 {
     return cache->memory;
+}
+
+static void fill_page(char *image, const struct gd_kv_batch *kv, int begin, int end, const void *const *parts, enum gd_dtype from)
+{
+    size_t heads = (size_t)kv->kv_heads, dim = (size_t)kv->head_dim, element = gd_dtype_bytes(kv->dtype, 1);
+    for (size_t part = 0; part < 2 * (size_t)kv->layer_count; part++)
+        for (int row = begin; row < end; row++)
+            for (size_t head = 0; head < heads; head++) {
+                const char *source = (const char *)parts[part] + gd_dtype_bytes(from, (int64_t)(((size_t)row * heads + head) * dim));
+                char *to = image + ((part * heads + head) * GD_KV_PAGE_TOKENS + (size_t)(row - begin)) * dim * element;
+                if (from == kv->dtype)
+                    memcpy(to, source, dim * element);
+                else
+                    gd_convert_from_f32(to, kv->dtype, (const float *)(const void *)source, (int64_t)dim);
+            }
+}
+
+bool gd_kv_pages_fill(const struct gd_kv_batch *kv, const int32_t *pages, int first, int rows, const void *const *parts,
+                      enum gd_dtype from, struct gd_error *err)
+{
+    assert(from == GD_F32 || from == kv->dtype);
+    struct gd_kv_shape shape = {.dtype = kv->dtype, .layers = kv->layer_count, .kv_heads = kv->kv_heads, .head_dim = kv->head_dim};
+    size_t bytes = gd_kv_page_bytes(&shape);
+    char *image = gd_alloc(bytes);
+    bool ok = true;
+    for (int page = first; ok && page * GD_KV_PAGE_TOKENS < rows; page++) {
+        int begin = page * GD_KV_PAGE_TOKENS, end = begin + GD_KV_PAGE_TOKENS < rows ? begin + GD_KV_PAGE_TOKENS : rows;
+        memset(image, 0, bytes);
+        fill_page(image, kv, begin, end, parts, from);
+        ok = gd_device_write((char *)kv->pages + (size_t)pages[page] * bytes, image, bytes, err);
+    }
+    gd_free(image);
+    return ok;
 }
 
 void gd_kv_key_next(struct gd_kv_key *key, const struct gd_kv_key *parent, const int32_t ids[GD_KV_PAGE_TOKENS])

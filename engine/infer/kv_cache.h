@@ -41,6 +41,11 @@ int gd_kv_cache_held(const struct gd_kv_cache *cache);       /* pages with refer
 int gd_kv_cache_available(const struct gd_kv_cache *cache);  /* free or idle */
 void *gd_kv_cache_pages(const struct gd_kv_cache *cache);    /* gd_kv_batch.pages */
 
+/* Content of pages that comes from the host: rows [0, rows) of `parts` (layer by layer, keys then values), each [row][kv_head][head_dim] of
+ * `from`'s dtype, F32 or the cache's, into pages[] from number `first` on. Rows behind them in the last page are zeros. */
+GD_MUST_CHECK bool gd_kv_pages_fill(const struct gd_kv_batch *kv, const int32_t *pages, int first, int rows, const void *const *parts,
+                                    enum gd_dtype from, struct gd_error *err);
+
 void gd_kv_key_next(struct gd_kv_key *key, const struct gd_kv_key *parent, const int32_t ids[GD_KV_PAGE_TOKENS]);
 
 /* A page of one's own, with one reference; one must be available. */

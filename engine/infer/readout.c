@@ -166,7 +166,7 @@ void gd_readout_destroy(struct gd_readout *encode)
         return;
     for (int i = 0; i < encode->plan_count; i++)
         plan_release(&encode->plan[i]);
-    gd_large_free(encode->arena, encode->arena_bytes);
+    gd_device_free(encode->arena, encode->arena_bytes);
     release_lists(encode);
     gd_free(encode->dimensions);
     gd_free(encode->base.pool);
@@ -229,10 +229,10 @@ static bool reserve(struct gd_readout *encode, int rows, size_t arena_bytes, str
     }
     if (arena_bytes <= encode->arena_bytes)
         return true;
-    gd_large_free(encode->arena, encode->arena_bytes);
+    gd_device_free(encode->arena, encode->arena_bytes);
     encode->arena = NULL;
     encode->arena_bytes = 0;
-    if (!gd_large_alloc(&encode->arena, arena_bytes, "activations of an encoder", err))
+    if (!gd_device_alloc(&encode->arena, arena_bytes, "activations of an encoder", err))
         return false;
     encode->arena_bytes = arena_bytes;
     return true;
@@ -293,7 +293,7 @@ static const void *run(struct gd_readout *encode, const struct gd_graft *graft, 
     if (plan->wear != NULL)
         gd_plan_bind(plan->plan, plan->wear, &wear);
     gd_graft_tables_fill(&plan->tables, encode->model, sites[0]);
-    return gd_plan_run(plan->plan, NULL, err) ? gd_plan_data(plan->plan, plan->hidden) : NULL;
+    return gd_plan_run(plan->plan, NULL, err) ? gd_plan_read(plan->plan, plan->hidden, err) : NULL;
 }
 
 static bool check_texts(const struct gd_readout *encode, const struct gd_readout_text *texts, int count, struct gd_error *err)

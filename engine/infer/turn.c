@@ -107,24 +107,22 @@ static void take_pages(struct gd_infer *infer, struct gd_sequence *sequence, int
     }
 }
 
-/* Copies the graft's virtual rows into the pages that hold them and are the sequence's own. */
-static void put_prefix(struct gd_infer *infer, struct gd_sequence *sequence)
+/* The graft's virtual rows, into the pages that hold them and are the sequence's own. */
+static bool put_prefix(struct gd_infer *infer, struct gd_sequence *sequence, struct gd_error *err)
 {
     const struct gd_kv_batch *kv = &infer->forward->kv;
-    int shared = sequence->page_count;
+    int shared = sequence->page_count, count = 2 * kv->layer_count;
     sequence->led = true;
+    if (sequence->lead == 0)
+        return true;
     take_pages(infer, sequence, sequence->lead);
-    size_t element = kv->dtype == GD_BF16 ? 2 : 4, dim = (size_t)kv->head_dim, heads = (size_t)kv->kv_heads;
-    for (int row = shared * GD_KV_PAGE_TOKENS; row < sequence->lead; row++)
-        for (size_t part = 0; part < 2 * (size_t)kv->layer_count; part++)
-            for (size_t head = 0; head < heads; head++) {
-                size_t page = (size_t)sequence->pages[row / GD_KV_PAGE_TOKENS];
-                size_t to = (((page * 2 * (size_t)kv->layer_count + part) * heads + head) * GD_KV_PAGE_TOKENS +
-                             (size_t)(row % GD_KV_PAGE_TOKENS)) * dim;
-                size_t from = ((part * (size_t)sequence->lead + (size_t)row) * heads + head) * dim;
-                from += sequence->long_bit != 0 ? gd_graft_prefix_floats(sequence->graft) : 0;
-                gd_convert_from_f32((char *)kv->pages + to * element, kv->dtype, sequence->graft->prefix + from, (int64_t)dim);
-            }
+    const float *prefix = sequence->graft->prefix + (sequence->long_bit != 0 ? gd_graft_prefix_floats(sequence->graft) : 0);
+    const void **parts = gd_alloc_array((size_t)count, sizeof(*parts));
+    for (int part = 0; part < count; part++)
+        parts[part] = prefix + (size_t)part * (size_t)sequence->lead * (size_t)kv->kv_heads * (size_t)kv->head_dim;
+    bool ok = gd_kv_pages_fill(kv, sequence->pages, shared, sequence->lead, parts, GD_F32, err);
+    gd_free(parts);
+    return ok;
 }
 
 /* The text that the sequence's decoder looks at, into pages of its own. */
@@ -136,9 +134,8 @@ static bool encode(struct gd_infer *infer, struct gd_sequence *sequence, struct 
         sequence->cross_pages[sequence->cross_count++] = gd_kv_cache_take(infer->cache);
         infer->pages_promised--;
     }
-    gd_encoder_store(infer->encoder, &infer->forward->kv, sequence->cross_pages);
-    sequence->encoded = true;
-    return true;
+    sequence->encoded = gd_encoder_store(infer->encoder, &infer->forward->kv, sequence->cross_pages, err);
+    return sequence->encoded;
 }
 
 /* Texts of sequences that are new, as many as a turn has time for. */
@@ -164,6 +161,10 @@ static void fill_page_table(struct gd_infer *infer, struct gd_kv_batch *kv, bool
         int count = cross ? sequence->cross_count : sequence->page_count;
         stride = count > stride ? count : stride;
     }
+    int rounded = 8; /* few strides, so that launches which were recorded with one are used again */
+    while (rounded < stride)
+        rounded *= 2;
+    stride = rounded;
     size_t size = (size_t)stride * (size_t)infer->slice_count;
     if (size > *table_size) {
         *table = gd_realloc_array(*table, size, sizeof(**table));
@@ -196,15 +197,15 @@ static int32_t table_index(const struct gd_sequence *sequence, int position)
     return changed ? position : -1;
 }
 
-/* Fills the forward pass's inputs; returns the number of rows. */
-static int fill_batch(struct gd_infer *infer)
+/* Fills the forward pass's inputs; *used: the number of rows. */
+static bool fill_batch(struct gd_infer *infer, int *used, struct gd_error *err)
 {
     int rows = 0;
     infer->wanted_count = 0;
     for (int s = 0; s < infer->slice_count; s++) {
         struct gd_sequence *sequence = infer->slices[s].sequence;
-        if (!sequence->led)
-            put_prefix(infer, sequence);
+        if (!sequence->led && !put_prefix(infer, sequence, err))
+            return false;
         take_pages(infer, sequence, sequence->lead + sequence->past + infer->slices[s].count);
         infer->cu_seqlens[s] = rows;
         infer->past[s] = sequence->lead + sequence->past;
@@ -222,7 +223,8 @@ static int fill_batch(struct gd_infer *infer)
     fill_page_table(infer, &infer->forward->kv, false, &infer->page_table, &infer->page_table_size);
     if (infer->encoder != NULL)
         fill_page_table(infer, &infer->forward->cross, true, &infer->cross_table, &infer->cross_table_size);
-    return rows;
+    *used = rows;
+    return true;
 }
 
 void gd_infer_page_key(const struct gd_sequence *sequence, int page, struct gd_kv_key *key)
@@ -305,21 +307,24 @@ static void deliver(struct gd_infer *infer, const struct gd_wanted_row *wanted, 
 }
 
 /* What a reward model's head says of the last row of each sequence that asks for it; the other rows stay wanted. */
-static void give_scores(struct gd_infer *infer)
+static bool give_scores(struct gd_infer *infer, struct gd_error *err)
 {
     int width = infer->model->config.embed_width, kept = 0;
-    bool bf16 = infer->forward->act == GD_BF16;
-    for (int i = 0; i < infer->wanted_count; i++) {
+    float *row = gd_alloc_array((size_t)width, sizeof(*row));
+    bool ok = true;
+    for (int i = 0; ok && i < infer->wanted_count; i++) {
         struct gd_sequence *sequence = infer->wanted[i].sequence;
-        const char *row = infer->forward->hidden + (size_t)infer->wanted[i].row * (size_t)width * (bf16 ? 2 : 4);
         if (!sequence->sampling.score) {
             infer->wanted[kept++] = infer->wanted[i];
             continue;
         }
         const float *head = gd_graft_score(sequence->graft, sequence->graft->block);
         double score = 0;
-        for (int d = 0; d < width; d++)
-            score += (double)head[d] * (double)(bf16 ? gd_bf16_to_f32(((const uint16_t *)row)[d]) : ((const float *)row)[d]);
+        ok = gd_forward_row(infer->forward, infer->wanted[i].row, row, err);
+        for (int d = 0; ok && d < width; d++)
+            score += (double)head[d] * (double)row[d];
+        if (!ok)
+            break;
         struct gd_error error = {0};
         if (!isfinite(score)) {
             gd_fail(&error, GD_INTERNAL, "the score is not finite: model or graft is broken");
@@ -331,12 +336,15 @@ static void give_scores(struct gd_infer *infer)
             gd_infer_end(infer, sequence, GD_FINISH_STOP, NULL);
     }
     infer->wanted_count = kept;
+    gd_free(row);
+    return ok;
 }
 
 static bool answer(struct gd_infer *infer, struct gd_error *err)
 {
-    give_scores(infer);
-    int vocab = infer->model->config.vocab, chunk = infer->forward->logit_rows_max;
+    if (!give_scores(infer, err))
+        return false;
+    int vocab = infer->model->config.vocab, chunk = infer->forward->head->rows_max;
     for (int at = 0; at < infer->wanted_count; at += chunk) {
         int count = infer->wanted_count - at < chunk ? infer->wanted_count - at : chunk;
         const struct gd_wanted_row *wanted = infer->wanted + at;
@@ -349,8 +357,8 @@ static bool answer(struct gd_infer *infer, struct gd_error *err)
         int team = count < infer->sampler_count ? count : infer->sampler_count;
 #pragma omp parallel for schedule(static, 1) num_threads(team) if (team > 1)
         for (int i = 0; i < count; i++) {
-            const float *logits = infer->forward->logits + (size_t)i * (size_t)vocab;
-            finite[i] = gd_vector_all_finite(logits, vocab);
+            const float *logits = infer->forward->head->logits + (size_t)i * (size_t)vocab;
+            finite[i] = gd_all_finite(logits, vocab);
             if (finite[i] && !wanted[i].sequence->finished)
                 choose_token(&infer->samplers[omp_get_thread_num()], &wanted[i], logits, &infer->results[i]);
         }
@@ -378,8 +386,8 @@ bool gd_infer_turn(struct gd_infer *infer, struct gd_error *err)
     bool ok = true;
     if (infer->slice_count > 0) {
         enum gd_wear_depth depth = group_slices(infer);
-        int rows = fill_batch(infer);
-        ok = gd_forward_run(infer->forward, rows, depth, err);
+        int rows = 0;
+        ok = fill_batch(infer, &rows, err) && gd_forward_run(infer->forward, rows, depth, err);
         if (ok) {
             advance(infer);
             ok = answer(infer, err);

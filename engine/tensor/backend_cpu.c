@@ -4,6 +4,7 @@
 #include "engine/tensor/gemm.h"
 #include "engine/tensor/kernel.h"
 #include "engine/tensor/pack_cache.h"
+#include "engine/tensor/vector.h"
 #include "engine/tensor/weight_rows.h"
 #include <assert.h>
 
@@ -23,9 +24,9 @@ struct gd_layout {
     struct gd_gemm_packed *packed;  /* GD_WEIGHT_LINEAR, GD_WEIGHT_LINEAR_BACK */
 };
 
-static gd_kernel_fn kernel(const struct gd_op *op)
+static struct gd_backend_op find(const struct gd_op *op)
 {
-    return op->run_cpu;
+    return (struct gd_backend_op){.run = op->run_cpu, .scratch_bytes = op->scratch_bytes};
 }
 
 static bool alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err)
@@ -33,9 +34,20 @@ static bool alloc(void **out, size_t size_bytes, const char *what, struct gd_err
     return gd_large_alloc(out, size_bytes, what, err);
 }
 
-static void copy(void *to, const void *from, size_t size_bytes)
+static bool copy(void *to, const void *from, size_t size_bytes, enum gd_copy direction, struct gd_error *err)
 {
     memcpy(to, from, size_bytes);
+    return true;
+}
+
+static bool fill_zero(void *memory, size_t size_bytes, struct gd_error *err)
+{
+    GD_PARALLEL((int64_t)size_bytes)
+    {
+        struct gd_range r = gd_thread_range((int64_t)size_bytes, 64);
+        memset((char *)memory + r.begin, 0, (size_t)(r.end - r.begin));
+    }
+    return true;
 }
 
 static int64_t elements(const struct gd_weight *weight)
@@ -245,13 +257,19 @@ static bool multiply(const struct gd_layout *layout, const void *x, enum gd_dtyp
 
 const struct gd_backend gd_backend_cpu = {
     .name = "cpu",
-    .kernel = kernel,
+    .op = find,
     .alloc = alloc,
     .free = gd_large_free,
     .copy = copy,
+    .fill_zero = fill_zero,
     .layout_bytes = layout_bytes,
     .layout_create = layout_create,
     .layout_destroy = layout_destroy,
     .layout_data = layout_data,
     .multiply = multiply,
+    .vector_add = gd_cpu_vector_add,
+    .vector_add_squares = gd_cpu_vector_add_squares,
+    .vector_sum_squares = gd_cpu_vector_sum_squares,
+    .vector_all_finite = gd_cpu_vector_all_finite,
+    .vector_adamw = gd_cpu_vector_adamw,
 };

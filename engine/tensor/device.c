@@ -1,4 +1,6 @@
 #include "engine/tensor/device.h"
+#include "cuda/open.h"
+#include "engine/base/alloc.h"
 #include "engine/base/memory.h"
 #include "engine/tensor/backend.h"
 #include "engine/tensor/gemm.h"
@@ -54,12 +56,22 @@ static bool choose_compute(enum gd_dtype *compute, const char *isa, struct gd_er
     return true;
 }
 
+static bool open_cuda(const char *device, struct gd_error *err)
+{
+    char *end = NULL;
+    long index = device[5] >= '0' && device[5] <= '9' ? strtol(device + 5, &end, 10) : -1;
+    if (index < 0 || index > 1023 || *end != '\0')
+        return gd_fail_param(err, GD_INVALID, "device", "device '%s': write 'cuda:N' with the device's number, as in 'cuda:0'", device);
+    if (gd_cuda_open == NULL)
+        return gd_fail_param(err, GD_UNSUPPORTED, "device", "device '%s': this program was built without CUDA; use 'cpu' or 'auto'",
+                             device);
+    return gd_cuda_open((int)index, &backend, &info, err);
+}
+
 bool gd_device_init(const char *device, int threads, struct gd_error *err)
 {
-    if (strncmp(device, "cuda", 4) == 0)
-        return gd_fail_param(err, GD_UNSUPPORTED, "device",
-                             "device '%s': this version computes on the CPU only; use 'cpu' or 'auto'", device);
-    if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
+    bool cuda = strncmp(device, "cuda:", 5) == 0;
+    if (!cuda && strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
         return gd_fail_param(err, GD_UNSUPPORTED, "device", "device '%s' is unknown; use 'auto', 'cpu' or 'cuda:N'", device);
     int cores = affinity_cores();
     if (threads < 0 || threads > GD_THREADS_MAX)
@@ -73,6 +85,8 @@ bool gd_device_init(const char *device, int threads, struct gd_error *err)
     info = (struct gd_device_info){.threads = threads > 0 ? threads : cores, .compute = compute};
     snprintf(info.name, sizeof(info.name), "%s", backend->name);
     snprintf(info.isa, sizeof(info.isa), "%s", isa);
+    if (cuda && !open_cuda(device, err))
+        return false;
     omp_set_dynamic(0);
     omp_set_num_threads(info.threads);
     gd_memory_note_start();
@@ -96,4 +110,142 @@ bool gd_device_quiet_environment(void)
     if (getenv("OMP_WAIT_POLICY") != NULL || getenv("GOMP_SPINCOUNT") != NULL)
         return false;
     return setenv("OMP_WAIT_POLICY", "passive", 0) == 0;
+}
+
+/* ---- memory ---- */
+
+bool gd_device_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err)
+{
+    return gd_backend()->alloc(out, size_bytes, what, err);
+}
+
+void gd_device_free(void *memory, size_t size_bytes)
+{
+    if (memory != NULL)
+        gd_backend()->free(memory, size_bytes);
+}
+
+bool gd_device_read(void *to, const void *device, size_t size_bytes, struct gd_error *err)
+{
+    return gd_backend()->copy(to, device, size_bytes, GD_COPY_FROM_DEVICE, err);
+}
+
+bool gd_device_write(void *device, const void *from, size_t size_bytes, struct gd_error *err)
+{
+    return gd_backend()->copy(device, from, size_bytes, GD_COPY_TO_DEVICE, err);
+}
+
+/* Few and long-lived: a list will do. */
+struct twin {
+    struct twin *next;
+    char *host, *device;
+    size_t size_bytes;
+};
+
+static struct twin *twins;
+
+static const struct twin *twin_of(const void *memory)
+{
+    const struct twin *twin = twins;
+    while (twin != NULL && ((const char *)memory < twin->host || (const char *)memory >= twin->host + twin->size_bytes))
+        twin = twin->next;
+    return twin;
+}
+
+bool gd_twin_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err)
+{
+    if (!gd_large_alloc(out, size_bytes, what, err))
+        return false;
+    if (!gd_backend()->own_memory)
+        return true;
+    struct twin *twin = gd_alloc(sizeof(*twin));
+    void *device = NULL;
+    if (!gd_backend()->alloc(&device, size_bytes, what, err) || !gd_backend()->fill_zero(device, size_bytes, err)) {
+        gd_device_free(device, size_bytes);
+        gd_free(twin);
+        gd_large_free(*out, size_bytes);
+        *out = NULL;
+        return false;
+    }
+    *twin = (struct twin){.next = twins, .host = *out, .device = device, .size_bytes = size_bytes};
+    twins = twin;
+    return true;
+}
+
+void gd_twin_free(void *memory, size_t size_bytes)
+{
+    for (struct twin **at = &twins; memory != NULL && *at != NULL; at = &(*at)->next)
+        if ((*at)->host == memory) {
+            struct twin *twin = *at;
+            *at = twin->next;
+            gd_device_free(twin->device, twin->size_bytes);
+            gd_free(twin);
+            break;
+        }
+    gd_large_free(memory, size_bytes);
+}
+
+void *gd_device_address(const void *memory)
+{
+    if (!gd_backend()->own_memory)
+        return (void *)(uintptr_t)memory;
+    const struct twin *twin = twin_of(memory);
+    if (twin != NULL)
+        return twin->device + ((const char *)memory - twin->host);
+    return gd_backend()->owns(memory) ? (void *)(uintptr_t)memory : NULL;
+}
+
+bool gd_twin_push(const void *host, size_t size_bytes, struct gd_error *err)
+{
+    return !gd_backend()->own_memory || gd_backend()->copy(gd_device_address(host), host, size_bytes, GD_COPY_TO_DEVICE, err);
+}
+
+bool gd_twin_pull(void *host, size_t size_bytes, struct gd_error *err)
+{
+    return !gd_backend()->own_memory || gd_backend()->copy(host, gd_device_address(host), size_bytes, GD_COPY_FROM_DEVICE, err);
+}
+
+bool gd_wear_adopt(const struct gd_wear_part *sites, const struct gd_wear_shape *shapes, int count, struct gd_error *err)
+{
+    return !gd_backend()->own_memory || gd_backend()->wear_adopt(sites, shapes, count, err);
+}
+
+void gd_wear_drop(const struct gd_wear_part *sites)
+{
+    if (sites != NULL && gd_backend()->own_memory)
+        gd_backend()->wear_drop(sites);
+}
+
+/* ---- vectors ---- */
+
+bool gd_vector_zero(float *x, int64_t count, struct gd_error *err)
+{
+    return gd_backend()->fill_zero(gd_device_address(x), (size_t)count * sizeof(float), err);
+}
+
+bool gd_vector_add(float *y, const float *x, int64_t count, struct gd_error *err)
+{
+    return gd_backend()->vector_add(gd_device_address(y), gd_device_address(x), count, err);
+}
+
+bool gd_vector_add_squares(float *y, const float *x, int64_t count, struct gd_error *err)
+{
+    return gd_backend()->vector_add_squares(gd_device_address(y), gd_device_address(x), count, err);
+}
+
+bool gd_vector_sum_squares(double *out, const float *x, int64_t count, struct gd_error *err)
+{
+    return gd_backend()->vector_sum_squares(out, gd_device_address(x), count, err);
+}
+
+bool gd_vector_all_finite(bool *out, const float *x, int64_t count, struct gd_error *err)
+{
+    return gd_backend()->vector_all_finite(out, gd_device_address(x), count, err);
+}
+
+bool gd_vector_adamw(float *param, float *m, float *v, const float *grad, int64_t count, const struct gd_adamw *adamw,
+                     struct gd_error *err)
+{
+    return gd_backend()->vector_adamw(gd_device_address(param), gd_device_address(m), gd_device_address(v), gd_device_address(grad),
+                                      count, adamw, err);
 }

@@ -16,6 +16,15 @@
 
 #define GD_THREADS_MAX 1024
 
+struct gd_wear_part;
+struct gd_wear_shape;
+
+struct gd_adamw {
+    int64_t step;                /* counts from 1 */
+    double learning_rate, beta1, beta2, eps, weight_decay;
+    double grad_scale;           /* gradients are multiplied by it first (clipping) */
+};
+
 struct gd_device_info {
     char name[64];          /* "cpu" */
     char isa[64];           /* "avx512_bf16", "amx_bf16", "avx512", "avx2", "generic" */
@@ -38,12 +47,35 @@ bool gd_device_multiplies(enum gd_dtype dtype);
  * workers, and in a process that computes itself re-execute when it returns true. */
 bool gd_device_quiet_environment(void);
 
-/* Vector work outside graphs; fixed order of summation for a thread count. */
-void gd_vector_zero(float *x, int64_t count);
-void gd_vector_add(float *y, const float *x, int64_t count);                 /* y += x */
-void gd_vector_add_squares(float *y, const float *x, int64_t count);         /* y += x x */
-void gd_vector_scale(float *x, float factor, int64_t count);
-double gd_vector_sum_squares(const float *x, int64_t count);
-bool gd_vector_all_finite(const float *x, int64_t count);
+/* Memory for kernels alone: arenas, the key/value cache. The host reaches what lies there by gd_device_read and _write. */
+GD_MUST_CHECK bool gd_device_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err);
+void gd_device_free(void *memory, size_t size_bytes);
+GD_MUST_CHECK bool gd_device_read(void *to, const void *device, size_t size_bytes, struct gd_error *err);
+GD_MUST_CHECK bool gd_device_write(void *device, const void *from, size_t size_bytes, struct gd_error *err);
+
+/* Blocks of the host that kernels use too, from begin to end: parameters, moments, gradients. Where the device has memory of its own
+ * each has a twin there, found by any address inside: push after the host wrote, pull before it reads. On the CPU nothing moves. */
+GD_MUST_CHECK bool gd_twin_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err); /* zeros on both sides */
+void gd_twin_free(void *memory, size_t size_bytes);
+GD_MUST_CHECK bool gd_twin_push(const void *host, size_t size_bytes, struct gd_error *err);
+GD_MUST_CHECK bool gd_twin_pull(void *host, size_t size_bytes, struct gd_error *err);
+/* Where kernels find it: of a twin, the device's; on the CPU, itself; NULL for other memory of the host. */
+void *gd_device_address(const void *memory);
+
+/* What a graft's parts point at, as kernels need it: before a batch wears it, and again after it changed (wear.h). */
+GD_MUST_CHECK bool gd_wear_adopt(const struct gd_wear_part *sites, const struct gd_wear_shape *shapes, int count, struct gd_error *err);
+void gd_wear_drop(const struct gd_wear_part *sites);
+
+/* Vector work outside graphs, on twins; fixed order of summation, the same for every number of threads. */
+GD_MUST_CHECK bool gd_vector_zero(float *x, int64_t count, struct gd_error *err);
+GD_MUST_CHECK bool gd_vector_add(float *y, const float *x, int64_t count, struct gd_error *err);         /* y += x */
+GD_MUST_CHECK bool gd_vector_add_squares(float *y, const float *x, int64_t count, struct gd_error *err); /* y += x x */
+GD_MUST_CHECK bool gd_vector_sum_squares(double *out, const float *x, int64_t count, struct gd_error *err);
+GD_MUST_CHECK bool gd_vector_all_finite(bool *out, const float *x, int64_t count, struct gd_error *err);
+/* Loshchilov & Hutter 2019, as PyTorch's AdamW: p -= lr wd p; m, v with decay beta1, beta2; p -= lr mhat / (sqrt(vhat) + eps). */
+GD_MUST_CHECK bool gd_vector_adamw(float *param, float *m, float *v, const float *grad, int64_t count, const struct gd_adamw *adamw,
+                                   struct gd_error *err);
+/* Of memory of the host. */
+bool gd_all_finite(const float *x, int64_t count);
 
 #endif

@@ -23,8 +23,10 @@ struct gd_kernel_args {
     struct gd_weight *weight[GD_CALL_INPUTS_MAX];    /* where in[i] is a frozen weight (in[i].data is NULL) */
     struct gd_tensor out[GD_CALL_OUTPUTS_MAX];
     const struct gd_op_params *params;
-    void *scratch;                                   /* op->scratch_bytes(call), 64-byte aligned */
+    void *scratch;                                   /* the backend's scratch_bytes(call), 64-byte aligned */
+    const void *staged;                              /* what the backend's stage() packed of handles, on the device */
 };
+
 /* What an op makes of values that have a group's rows (graph.h). */
 enum gd_group_rule {
     GD_GROUPS_REFUSED,

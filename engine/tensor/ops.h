@@ -24,6 +24,8 @@ struct gd_value *gd_embed_from(struct gd_graph *g, struct gd_value *table, struc
 
 /* x: act [T, in]; w: weight or param [out, in] -> act [T, out]. */
 struct gd_value *gd_linear(struct gd_graph *g, struct gd_value *x, struct gd_value *w);
+/* The same in f32 (logits); w: weight. Not differentiable. */
+struct gd_value *gd_linear_f32(struct gd_graph *g, struct gd_value *x, struct gd_value *w);
 /* y: act [T, out]; w: weight [out, in] -> act [T, in]: the backward of linear. */
 struct gd_value *gd_linear_back(struct gd_graph *g, struct gd_value *y, struct gd_value *w);
 

@@ -1,4 +1,4 @@
-#include "engine/tensor/plan.h"
+#include "engine/tensor/plan_internal.h"
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/tensor/backend.h"
@@ -12,40 +12,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-struct slot {           /* what the plan knows of one value */
-    int block;          /* of the arena; -1: lives outside */
-    size_t offset;      /* in the block; of a part, in what it is a part of */
-    int next;           /* another value that lies in the block, or has; -1: none */
-    int last_direct;    /* the last step that reads it, not counting its parts; -1: none */
-    int last_use;       /* counting them */
-    bool is_output;
-    void *bound;
-};
-
-struct step {
-    const struct gd_call *call;
-    gd_kernel_fn kernel;
-    int scratch_block;  /* -1: none */
-    bool grouped;       /* some of its values have a group's rows */
-    struct gd_kernel_args args;
-};
-
-struct gd_plan {
-    struct gd_graph *graph;
-    struct slot *slots;             /* [value_count] */
-    int value_count;
-    struct step *steps;
-    int step_count;
-    struct gd_block *blocks;        /* of the arena, offsets filled by gd_layout_blocks */
-    int block_count;
-    int *first_in_block;            /* values that lie in it, newest first */
-    struct gd_slabs *slabs;         /* while blocks are assigned */
-    size_t arena_bytes;
-    struct gd_layout_cost layouts;
-    char *arena;
-    bool dry, layout_is_old, args_are_old;
-};
 
 static const float one = 1.0f;      /* what gd_graph_one is bound to */
 
@@ -77,8 +43,8 @@ static bool list_steps(struct gd_plan *plan, struct gd_value *const *outputs, in
         struct step *step = &plan->steps[plan->step_count++];
         step->call = call;
         step->scratch_block = -1;
-        step->kernel = gd_backend()->kernel(call->op);
-        if (step->kernel == NULL)
+        step->op = gd_backend()->op(call->op);
+        if (step->op.run == NULL)
             ok = gd_fail(err, GD_UNSUPPORTED, "op '%s' does not run on device %s", call->op->name, gd_device()->name);
     }
     gd_free(needed);
@@ -94,17 +60,11 @@ static int new_block(struct gd_plan *plan, size_t size_bytes, int first_step, in
     return plan->block_count++;
 }
 
-/* What a value is a part of, or NULL. */
-static const struct gd_value *whole_of(const struct gd_value *value)
-{
-    return value->producer != NULL && value->producer->op->views ? value->producer->in[0] : NULL;
-}
-
 /* Where a value lies in its block. */
 static size_t place(const struct gd_plan *plan, const struct gd_value *value)
 {
     size_t at = 0;
-    for (; value != NULL; value = whole_of(value))
+    for (; value != NULL; value = gd_plan_whole(value))
         at += plan->slots[value->index].offset;
     return at;
 }
@@ -206,7 +166,7 @@ static void find_last_uses(struct gd_plan *plan)
     }
     for (int i = plan->value_count - 1; i >= 0; i--) { /* parts come after what they are parts of */
         struct slot *slot = &plan->slots[i];
-        const struct gd_value *whole = whole_of(gd_graph_value_at(plan->graph, i));
+        const struct gd_value *whole = gd_plan_whole(gd_graph_value_at(plan->graph, i));
         slot->last_use = slot->last_use > slot->last_direct ? slot->last_use : slot->last_direct;
         if (whole != NULL && plan->slots[whole->index].last_use < slot->last_use)
             plan->slots[whole->index].last_use = slot->last_use;
@@ -251,7 +211,7 @@ static void assign_step(struct gd_plan *plan, int s)
                 plan->blocks[block].last = last;
         }
     }
-    size_t scratch_bytes = call->op->scratch_bytes ? call->op->scratch_bytes(call) : 0;
+    size_t scratch_bytes = step->op.scratch_bytes ? step->op.scratch_bytes(call) : 0;
     if (scratch_bytes > 0)
         step->scratch_block = new_block(plan, scratch_bytes, s, s);
 }
@@ -342,6 +302,10 @@ void gd_plan_destroy(struct gd_plan *plan)
 {
     if (plan == NULL)
         return;
+    gd_plan_forget(plan);
+    gd_plan_free_staging(plan);
+    for (int i = 0; i < plan->value_count; i++)
+        gd_free(plan->slots[i].read);
     gd_free(plan->blocks);
     gd_free(plan->first_in_block);
     gd_free(plan->steps);
@@ -351,15 +315,15 @@ void gd_plan_destroy(struct gd_plan *plan)
 
 /* ---- where things are ---- */
 
-/* Bound outputs need no room. A layout that would need more than the one already promised is not taken. */
-static void refresh_layout(struct gd_plan *plan)
+/* Outputs bound to memory that kernels reach need no room. A layout that would need more than the one already promised is not taken. */
+void gd_plan_refresh_layout(struct gd_plan *plan)
 {
     if (!plan->layout_is_old)
         return;
     plan->layout_is_old = false;
     bool first = plan->arena_bytes == 0;
     for (int i = 0; i < plan->value_count; i++)
-        if (plan->slots[i].bound != NULL && plan->slots[i].block >= 0)
+        if (plan->slots[i].address != NULL && plan->slots[i].block >= 0)
             plan->blocks[plan->slots[i].block].size_bytes = 0;
     gd_layout_blocks(plan->blocks, plan->block_count, first ? SIZE_MAX : plan->arena_bytes, &plan->arena_bytes);
     plan->args_are_old = true;
@@ -367,7 +331,7 @@ static void refresh_layout(struct gd_plan *plan)
 
 size_t gd_plan_arena_bytes(const struct gd_plan *plan)
 {
-    refresh_layout((struct gd_plan *)plan);
+    gd_plan_refresh_layout((struct gd_plan *)plan);
     return plan->arena_bytes;
 }
 
@@ -428,170 +392,29 @@ void gd_plan_bind(struct gd_plan *plan, struct gd_value *value, void *data)
 {
     assert(value->index < plan->value_count);
     struct slot *slot = &plan->slots[value->index];
-    assert(value->kind == GD_VALUE_INPUT || value->kind == GD_VALUE_PARAM || (slot->is_output && whole_of(value) == NULL));
+    assert(value->kind == GD_VALUE_INPUT || value->kind == GD_VALUE_PARAM || (slot->is_output && gd_plan_whole(value) == NULL));
     if (slot->bound == data)
         return;
-    plan->layout_is_old |= slot->is_output && slot->bound == NULL;
+    void *address = value->dtype == GD_HANDLE ? data : gd_device_address(data);
+    plan->layout_is_old |= slot->is_output && slot->address == NULL && address != NULL;
+    plan->args_are_old |= slot->address != address || slot->bound == NULL;
     slot->bound = data;
-    plan->args_are_old = true;
+    slot->address = address;
 }
 
-void *gd_plan_data(const struct gd_plan *plan, const struct gd_value *value)
+void *gd_plan_address(const struct gd_plan *plan, const struct gd_value *value)
 {
-    refresh_layout((struct gd_plan *)plan);
+    gd_plan_refresh_layout((struct gd_plan *)plan);
     const struct slot *slot = &plan->slots[value->index];
-    if (slot->bound != NULL)
-        return slot->bound;
-    const struct gd_value *whole = whole_of(value);
+    if (slot->address != NULL)
+        return slot->address;
+    if (slot->bound != NULL && slot->block < 0)
+        return plan->staged_device + slot->staged;
+    const struct gd_value *whole = gd_plan_whole(value);
     if (whole != NULL) {
-        char *data = gd_plan_data(plan, whole);
+        char *data = gd_plan_address(plan, whole);
         return data != NULL ? data + slot->offset : NULL;
     }
     return slot->block >= 0 && plan->arena != NULL ? plan->arena + plan->blocks[slot->block].offset + slot->offset : NULL;
 }
 
-/* ---- running ---- */
-
-static struct gd_tensor view(const struct gd_plan *plan, const struct gd_value *value)
-{
-    struct gd_tensor tensor = {.dtype = value->dtype, .rank = value->rank, .data = gd_plan_data(plan, value)};
-    memcpy(tensor.shape, value->shape, sizeof(tensor.shape));
-    return tensor;
-}
-
-static bool fill_args(struct gd_plan *plan, struct gd_error *err)
-{
-    if (plan->arena == NULL && plan->arena_bytes > 0)
-        return gd_fail(err, GD_INTERNAL, "plan: run before gd_plan_attach");
-    for (int s = 0; s < plan->step_count; s++) {
-        struct step *step = &plan->steps[s];
-        const struct gd_call *call = step->call;
-        for (int j = 0; j < call->in_count; j++) {
-            if (call->in[j] == NULL)
-                continue;
-            step->args.in[j] = view(plan, call->in[j]);
-            step->args.weight[j] = call->in[j]->weight;
-            step->grouped |= call->in[j]->group != NULL;
-            if (step->args.in[j].data == NULL && call->in[j]->weight == NULL && plan->slots[call->in[j]->index].block < 0)
-                return gd_fail(err, GD_INTERNAL, "plan: '%s' is not bound", call->in[j]->name);
-        }
-        for (int k = 0; k < call->out_count; k++) {
-            step->args.out[k] = view(plan, call->out[k]);
-            step->grouped |= call->out[k]->group != NULL;
-        }
-        step->args.params = &call->params;
-        step->args.scratch = step->scratch_block >= 0 ? plan->arena + plan->blocks[step->scratch_block].offset : NULL;
-    }
-    plan->args_are_old = false;
-    return true;
-}
-
-/* The rows of a value's group, as they are now. */
-static bool narrow(const struct gd_plan *plan, const struct gd_value *value, struct gd_tensor *tensor, struct gd_error *err)
-{
-    if (value == NULL || value->group == NULL)
-        return true;
-    const int32_t *offsets = gd_plan_data(plan, value->group->offsets);
-    int64_t begin = offsets[value->group->index], end = offsets[value->group->index + 1], all = value->group->order->shape[0];
-    if (begin < 0 || end < begin || end > all || end - begin > value->group->rows_max)
-        return gd_fail(err, GD_INTERNAL, "plan: '%s' has rows %" PRId64 " to %" PRId64 " of %" PRId64, value->name, begin, end, all);
-    tensor->shape[0] = (end - begin) * (value->shape[0] / value->group->rows_max);
-    tensor->data = (char *)gd_plan_data(plan, value) + (size_t)begin * gd_slab_row_bytes(value);
-    return true;
-}
-
-/* *idle: it works row by row, and there are none. */
-static bool narrow_step(struct gd_plan *plan, struct step *step, bool *idle, struct gd_error *err)
-{
-    const struct gd_call *call = step->call;
-    for (int j = 0; j < call->in_count; j++)
-        if (!narrow(plan, call->in[j], &step->args.in[j], err))
-            return false;
-    for (int k = 0; k < call->out_count; k++)
-        if (!narrow(plan, call->out[k], &step->args.out[k], err))
-            return false;
-    *idle = call->op->groups == GD_GROUPS_KEPT && step->args.out[0].shape[0] == 0;
-    return true;
-}
-
-static bool is_finite_at(const struct gd_tensor *tensor, int64_t i, float *value)
-{
-    *value = tensor->dtype == GD_F32 ? ((const float *)tensor->data)[i] : gd_bf16_to_f32(((const uint16_t *)tensor->data)[i]);
-    return isfinite(*value);
-}
-
-static bool check_finite(const struct step *step, struct gd_error *err)
-{
-    for (int k = 0; k < step->call->out_count; k++) {
-        const struct gd_tensor *out = &step->args.out[k];
-        int64_t count = gd_tensor_count(out);
-        if ((out->dtype != GD_F32 && out->dtype != GD_BF16) || (out->dtype == GD_F32 && gd_vector_all_finite(out->data, count)))
-            continue;
-        float value;
-        for (int64_t i = 0; i < count; i++)
-            if (!is_finite_at(out, i, &value))
-                return gd_fail(err, GD_INTERNAL, "op '%s' made %s[%" PRId64 "] = %g", step->call->op->name,
-                               step->call->out[k]->name, i, (double)value);
-    }
-    return true;
-}
-
-/* GRAFTD_DEBUG=2 and above. */
-static bool wants_times(void)
-{
-    const char *level = getenv("GRAFTD_DEBUG");
-    return level != NULL && atoi(level) >= 2;
-}
-
-static void print_times(const struct gd_plan *plan, const double *seconds)
-{
-    double total = 0.0;
-    for (int s = 0; s < plan->step_count; s++)
-        total += seconds[s];
-    fprintf(stderr, "plan of %d calls, %.3f ms\n", plan->step_count, total * 1e3);
-    for (int i = 0; i < gd_op_count; i++) {
-        double sum = 0.0;
-        int count = 0;
-        for (int s = 0; s < plan->step_count; s++)
-            if (plan->steps[s].call->op == gd_op_table[i]) {
-                sum += seconds[s];
-                count++;
-            }
-        if (count > 0)
-            fprintf(stderr, "  %-18s %5d calls %10.3f ms %5.1f %%\n", gd_op_table[i]->name, count, sum * 1e3,
-                    100.0 * sum / total);
-    }
-}
-
-bool gd_plan_run(struct gd_plan *plan, const struct gd_run_options *options, struct gd_error *err)
-{
-    static const struct gd_run_options none = {0};
-    if (options == NULL)
-        options = &none;
-    assert(!plan->dry);
-    refresh_layout(plan);
-    if (plan->args_are_old && !fill_args(plan, err))
-        return false;
-    double *seconds = wants_times() ? gd_alloc_array((size_t)plan->step_count + 1, sizeof(double)) : NULL;
-    bool ok = true;
-    for (int s = 0; ok && s < plan->step_count; s++) {
-        struct step *step = &plan->steps[s];
-        double start = seconds ? gd_time_monotonic() : 0.0;
-        bool idle = false;
-        ok = !step->grouped || narrow_step(plan, step, &idle, err);
-        if (ok && !idle)
-            ok = step->kernel(&step->args, err);
-        if (seconds)
-            seconds[s] = gd_time_monotonic() - start;
-        if (!ok)
-            gd_error_context(err, "op '%s'", step->call->out[0]->name);
-        if (ok && options->check_finite)
-            ok = check_finite(step, err);
-        if (ok && options->between != NULL && !options->between(options->context))
-            ok = gd_fail(err, GD_CANCELLED, "stopped between two ops");
-    }
-    if (ok && seconds)
-        print_times(plan, seconds);
-    gd_free(seconds);
-    return ok;
-}

@@ -29,13 +29,18 @@ size_t gd_plan_table_bytes(const struct gd_plan *plan);   /* of the plan and its
 size_t gd_plan_weight_bytes(const struct gd_plan *plan);  /* layouts that prepare added or would add */
 const struct gd_layout_cost *gd_plan_layouts(const struct gd_plan *plan); /* the same by use */
 
-/* `arena`: 64-byte aligned, at least gd_plan_arena_bytes; used only while gd_plan_run is running,
+/* `arena`: of gd_device_alloc, at least gd_plan_arena_bytes; used only while gd_plan_run is running,
  * except that outputs which are not bound stay there until the arena is used again. */
 void gd_plan_attach(struct gd_plan *plan, void *arena);
 
-/* Binds an INPUT or PARAM (must be bound before run), or an output (else it lives in the arena). */
+/* Binds an INPUT or PARAM (must be bound before run), or an output (else it lives in the arena). `data` may be any memory of the
+ * host: inputs are brought to the device before each run and outputs back after it, unless it is a twin (device.h), which
+ * kernels use where it lies, or memory of the device. */
 void gd_plan_bind(struct gd_plan *plan, struct gd_value *value, void *data);
-void *gd_plan_data(const struct gd_plan *plan, const struct gd_value *value);
+/* Where kernels find a value: an address of the device. */
+void *gd_plan_address(const struct gd_plan *plan, const struct gd_value *value);
+/* A value after a run, for the host to read until the next run; NULL after an error of the device. */
+const void *gd_plan_read(struct gd_plan *plan, const struct gd_value *value, struct gd_error *err);
 
 struct gd_run_options {
     /* Called between ops; false stops the run with GD_CANCELLED. May run other plans on other arenas. */

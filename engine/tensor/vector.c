@@ -1,4 +1,4 @@
-#include "engine/tensor/device.h"
+#include "engine/tensor/vector.h"
 #include "engine/tensor/kernel.h"
 #include <math.h>
 
@@ -6,12 +6,6 @@ GD_KERNEL static void add(float *restrict y, const float *restrict x, int64_t co
 {
     for (int64_t i = 0; i < count; i++)
         y[i] += x[i];
-}
-
-GD_KERNEL static void scale(float *x, float factor, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++)
-        x[i] *= factor;
 }
 
 GD_KERNEL static double sum_squares(const float *x, int64_t count)
@@ -39,46 +33,30 @@ GD_KERNEL static bool all_finite(const float *x, int64_t count)
     return bad == 0;
 }
 
-void gd_vector_zero(float *x, int64_t count)
-{
-    GD_PARALLEL(count)
-    {
-        struct gd_range r = gd_thread_range(count, 16);
-        memset(x + r.begin, 0, (size_t)(r.end - r.begin) * sizeof(float));
-    }
-}
-
-void gd_vector_add(float *y, const float *x, int64_t count)
+bool gd_cpu_vector_add(float *y, const float *x, int64_t count, struct gd_error *err)
 {
     GD_PARALLEL(count)
     {
         struct gd_range r = gd_thread_range(count, 16);
         add(y + r.begin, x + r.begin, r.end - r.begin);
     }
+    return true;
 }
 
-void gd_vector_add_squares(float *y, const float *x, int64_t count)
+bool gd_cpu_vector_add_squares(float *y, const float *x, int64_t count, struct gd_error *err)
 {
     GD_PARALLEL(count)
     {
         struct gd_range r = gd_thread_range(count, 16);
         add_squares(y + r.begin, x + r.begin, r.end - r.begin);
     }
-}
-
-void gd_vector_scale(float *x, float factor, int64_t count)
-{
-    GD_PARALLEL(count)
-    {
-        struct gd_range r = gd_thread_range(count, 16);
-        scale(x + r.begin, factor, r.end - r.begin);
-    }
+    return true;
 }
 
 /* Pieces of a fixed length, added in order: the same for every thread count. */
 #define PIECE 65536
 
-double gd_vector_sum_squares(const float *x, int64_t count)
+bool gd_cpu_vector_sum_squares(double *out, const float *x, int64_t count, struct gd_error *err)
 {
     double total = 0.0, sums[64];
     for (int64_t base = 0; base < count; base += PIECE * (int64_t)GD_COUNT(sums)) {
@@ -93,10 +71,11 @@ double gd_vector_sum_squares(const float *x, int64_t count)
         for (int64_t i = 0; i < pieces; i++)
             total += sums[i];
     }
-    return total;
+    *out = total;
+    return true;
 }
 
-bool gd_vector_all_finite(const float *x, int64_t count)
+bool gd_all_finite(const float *x, int64_t count)
 {
     int bad = 0;
 #pragma omp parallel if (count >= GD_PARALLEL_MIN) reduction(+ : bad)
@@ -105,4 +84,43 @@ bool gd_vector_all_finite(const float *x, int64_t count)
         bad += !all_finite(x + r.begin, r.end - r.begin);
     }
     return bad == 0;
+}
+
+bool gd_cpu_vector_all_finite(bool *out, const float *x, int64_t count, struct gd_error *err)
+{
+    *out = gd_all_finite(x, count);
+    return true;
+}
+
+struct factors {
+    float b1, b2, scale, epsilon, keep, rate, correction;
+};
+
+GD_KERNEL static void adamw(float *param, float *m, float *v, const float *grad, const struct factors *a, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin; i < end; i++) {
+        float g = grad[i] * a->scale;
+        float mi = a->b1 * m[i] + (1.0f - a->b1) * g;
+        float vi = a->b2 * v[i] + (1.0f - a->b2) * g * g;
+        m[i] = mi;
+        v[i] = vi;
+        param[i] = param[i] * a->keep - a->rate * mi / (sqrtf(vi) * a->correction + a->epsilon);
+    }
+}
+
+bool gd_cpu_vector_adamw(float *param, float *m, float *v, const float *grad, int64_t count, const struct gd_adamw *o,
+                         struct gd_error *err)
+{
+    struct factors a = {
+        .b1 = (float)o->beta1, .b2 = (float)o->beta2, .scale = (float)o->grad_scale, .epsilon = (float)o->eps,
+        .keep = (float)(1.0 - o->learning_rate * o->weight_decay),
+        .rate = (float)(o->learning_rate / (1.0 - pow(o->beta1, (double)o->step))),
+        .correction = (float)(1.0 / sqrt(1.0 - pow(o->beta2, (double)o->step))),
+    };
+    GD_PARALLEL(count)
+    {
+        struct gd_range r = gd_thread_range(count, 16);
+        adamw(param, m, v, grad, &a, r.begin, r.end);
+    }
+    return true;
 }

@@ -62,6 +62,13 @@ struct gd_wear_part {            /* one graft at one site */
     int position_offset;
 };
 
+/* What a part's arrays belong to, for a device that takes them into its own memory. */
+struct gd_wear_shape {
+    int64_t in, out;             /* of the linear map or block; of a norm and of embedded tokens `out` is the width */
+    int64_t table_rows;          /* of table */
+    int64_t position_rows;       /* of positions */
+};
+
 /* How much of a graph the wearing of a batch needs; each includes those before it. */
 enum gd_wear_depth {
     GD_WEAR_NONE,                /* bare base rows only */

@@ -165,12 +165,12 @@ int64_t gd_weight_dim(const struct gd_weight *weight, int axis)
 
 /* ---- layouts ---- */
 
-/* Vectors are f32 whatever the products compute in. */
+/* Vectors are f32 whatever the products compute in, rows as the file has them. */
 static struct slot *slot_of(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
 {
     assert(use < GD_WEIGHT_USE_COUNT);
     assert(compute == GD_F32 || compute == GD_BF16);
-    bool bf16 = compute == GD_BF16 && use != GD_WEIGHT_VECTOR;
+    bool bf16 = compute == GD_BF16 && use != GD_WEIGHT_VECTOR && use != GD_WEIGHT_ROWS;
     return (struct slot *)&weight->slots[use][bf16];
 }
 
@@ -180,11 +180,17 @@ static enum gd_weight_use use_here(const struct gd_weight *weight, enum gd_weigh
     return use == GD_WEIGHT_FEW_ROWS && gd_backend()->layout_bytes(weight, use, compute) == 0 ? GD_WEIGHT_LINEAR : use;
 }
 
+/* Rows are served from the file where kernels can reach it. */
+static bool is_there(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
+{
+    return (use == GD_WEIGHT_ROWS && !gd_backend()->own_memory) || slot_of(weight, use, compute)->layout != NULL;
+}
+
 bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute, struct gd_error *err)
 {
     use = use_here(weight, use, compute);
     struct slot *slot = slot_of(weight, use, compute);
-    if (use == GD_WEIGHT_ROWS || slot->layout != NULL)
+    if (is_there(weight, use, compute))
         return true;
     if ((use == GD_WEIGHT_LINEAR || use == GD_WEIGHT_LINEAR_BACK) && weight->source.rank != 2)
         return gd_fail(err, GD_UNSUPPORTED, "weight '%s' is a vector and cannot be multiplied as a matrix", weight->name);
@@ -199,7 +205,7 @@ bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_use use, enum gd
 size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
 {
     use = use_here(weight, use, compute);
-    if (use == GD_WEIGHT_ROWS || slot_of(weight, use, compute)->layout != NULL)
+    if (is_there(weight, use, compute))
         return 0;
     return gd_backend()->layout_bytes(weight, use, compute);
 }
@@ -232,6 +238,11 @@ size_t gd_weight_prepared_bytes(const struct gd_weight *weight)
             if (weight->slots[use][wide].layout != NULL)
                 bytes += weight->slots[use][wide].size_bytes;
     return bytes;
+}
+
+const struct gd_layout *gd_weight_layout(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute)
+{
+    return slot_of(weight, use, compute)->layout;
 }
 
 const float *gd_weight_vector(const struct gd_weight *weight)

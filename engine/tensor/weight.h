@@ -21,7 +21,7 @@ enum gd_weight_use {
     GD_WEIGHT_FEW_ROWS,    /* the same for few rows of x, by its blocks where it has some and bf16 is computed (few_rows.h); else
                             * as LINEAR */
     GD_WEIGHT_LINEAR_BACK, /* dx = dy W, packed for backward */
-    GD_WEIGHT_ROWS,        /* rows read one by one (embedding): served from the source */
+    GD_WEIGHT_ROWS,        /* rows read one by one (embedding): served from the source where kernels can reach it */
     GD_WEIGHT_VECTOR,      /* whole tensor as f32 (norms, biases) */
     GD_WEIGHT_USE_COUNT
 };
@@ -59,6 +59,9 @@ int64_t gd_weight_dim(const struct gd_weight *weight, int axis);
 /* Makes the layout for `use` in `compute` (F32 or BF16); does nothing if it is there. */
 GD_MUST_CHECK bool gd_weight_prepare(struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute,
                                      struct gd_error *err);
+/* For backends: what they made of it, or NULL. */
+struct gd_layout;
+const struct gd_layout *gd_weight_layout(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute);
 /* Bytes of laid-out copies now, and what prepare(use) would add (0 if it is there): for the planner. */
 size_t gd_weight_prepared_bytes(const struct gd_weight *weight);
 size_t gd_weight_prepare_cost(const struct gd_weight *weight, enum gd_weight_use use, enum gd_dtype compute);

@@ -2,6 +2,7 @@
 
 #include "engine/adapter/group.h"
 #include "engine/base/alloc.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/rows_alone.h"
 
 #include <string.h>
@@ -57,7 +58,7 @@ static void pass_destroy(struct gd_group_pass *pass)
 
 void gd_group_passes_rest(struct gd_group_passes *group)
 {
-    gd_large_free(group->arena, group->arena_bytes);
+    gd_device_free(group->arena, group->arena_bytes);
     group->arena = NULL;
     group->arena_bytes = 0;
 }
@@ -277,7 +278,7 @@ static bool ensure_arena(struct gd_group_passes *group, size_t bytes, size_t lim
     if (bytes <= group->arena_bytes)
         return true;
     gd_group_passes_rest(group);
-    if (!gd_large_alloc(&group->arena, bytes, "activations of several jobs", err))
+    if (!gd_device_alloc(&group->arena, bytes, "activations of several jobs", err))
         return false;
     group->arena_bytes = bytes;
     return true;
@@ -312,24 +313,29 @@ static void fill(struct gd_group_pass *pass, const struct gd_group_part *parts)
         pass->cu_seqlens[++segment] = base;
 }
 
-static void read_results(const struct gd_group_pass *pass, struct gd_group_part *parts)
+static bool read_results(const struct gd_group_pass *pass, struct gd_group_part *parts, struct gd_error *err)
 {
-    const float *logprob = gd_plan_data(pass->plan, pass->outputs.logprob);
-    const int32_t *argmax = gd_plan_data(pass->plan, pass->outputs.argmax);
+    const float *logprob = gd_plan_read(pass->plan, pass->outputs.logprob, err);
+    const int32_t *argmax = gd_plan_read(pass->plan, pass->outputs.argmax, err);
     int64_t base = 0;
+    if (logprob == NULL || argmax == NULL)
+        return false;
     for (int k = 0; k < pass->count; k++) {
         const int32_t *labels = pass->labels + base;
         struct gd_pass_result *result = &parts[k].result;
         *result = (struct gd_pass_result){.loss = (double)gd_cross_entropy_loss(labels, pass->weights + base, logprob + base, pass->rows[k]),
                                           .penalised = pass->penalty[k] != NULL};
-        if (result->penalised)
-            result->penalty = (double)*(const float *)gd_plan_data(pass->plan, pass->penalty[k]);
+        const float *penalty = result->penalised ? gd_plan_read(pass->plan, pass->penalty[k], err) : NULL;
+        if (result->penalised && penalty == NULL)
+            return false;
+        result->penalty = penalty != NULL ? (double)*penalty : 0;
         for (int t = 0; t < parts[k].batch->used; t++) {
             result->labelled += labels[t] >= 0;
             result->correct += labels[t] >= 0 && argmax[base + t] == labels[t];
         }
         base += pass->rows[k];
     }
+    return true;
 }
 
 bool gd_group_passes_run(struct gd_group_passes *group, struct gd_group_part *parts, int count, size_t arena_limit,
@@ -340,8 +346,5 @@ bool gd_group_passes_run(struct gd_group_passes *group, struct gd_group_part *pa
         return false;
     gd_plan_attach(pass->plan, group->arena);
     fill(pass, parts);
-    if (!gd_plan_run(pass->plan, options, err))
-        return false;
-    read_results(pass, parts);
-    return true;
+    return gd_plan_run(pass->plan, options, err) && read_results(pass, parts, err);
 }

@@ -28,7 +28,7 @@ bool gd_leaves_init(struct gd_leaves *leaves, int64_t count, int leaf_count, str
     assert(blocks <= (int)GD_COUNT(leaves->block));
     for (int i = 0; i < blocks; i++) {
         void *memory = NULL;
-        if (!gd_large_alloc(&memory, (size_t)count * sizeof(float), "gradients", err)) {
+        if (!gd_twin_alloc(&memory, (size_t)count * sizeof(float), "gradients", err)) {
             gd_leaves_release(leaves);
             return false;
         }
@@ -40,7 +40,7 @@ bool gd_leaves_init(struct gd_leaves *leaves, int64_t count, int leaf_count, str
 void gd_leaves_release(struct gd_leaves *leaves)
 {
     for (int i = 0; i < leaves->block_count; i++)
-        gd_large_free(leaves->block[i], (size_t)leaves->count * sizeof(float));
+        gd_twin_free(leaves->block[i], (size_t)leaves->count * sizeof(float));
     memset(leaves, 0, sizeof(*leaves));
 }
 
@@ -50,27 +50,29 @@ void gd_leaves_begin_step(struct gd_leaves *leaves)
     leaves->depth = 0;
 }
 
-void gd_leaves_begin(struct gd_leaves *leaves)
+bool gd_leaves_begin(struct gd_leaves *leaves, struct gd_error *err)
 {
     assert(leaves->done < leaves->leaf_count && leaves->depth < leaves->block_count);
-    gd_vector_zero(leaves->block[leaves->depth], leaves->count);
+    return gd_vector_zero(leaves->block[leaves->depth], leaves->count, err);
 }
 
-void gd_leaves_add(struct gd_leaves *leaves, const float *grad)
+bool gd_leaves_add(struct gd_leaves *leaves, const float *grad, struct gd_error *err)
 {
-    gd_vector_add(leaves->block[leaves->depth], grad, leaves->count);
+    return gd_vector_add(leaves->block[leaves->depth], grad, leaves->count, err);
 }
 
 /* Like a binary counter: a finished leaf is added to its sibling, that pair to its sibling, and so on. */
-void gd_leaves_end(struct gd_leaves *leaves)
+bool gd_leaves_end(struct gd_leaves *leaves, struct gd_error *err)
 {
     leaves->done++;
     int top = leaves->depth;
-    for (int pairs = leaves->done; (pairs & 1) == 0; pairs >>= 1) {
-        gd_vector_add(leaves->block[top - 1], leaves->block[top], leaves->count);
+    bool ok = true;
+    for (int pairs = leaves->done; ok && (pairs & 1) == 0; pairs >>= 1) {
+        ok = gd_vector_add(leaves->block[top - 1], leaves->block[top], leaves->count, err);
         top--;
     }
     leaves->depth = top + 1;
+    return ok;
 }
 
 float *gd_leaves_sum(struct gd_leaves *leaves)

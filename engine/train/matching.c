@@ -2,6 +2,7 @@
 
 #include "engine/base/alloc.h"
 #include "engine/objective/density.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 
 #include <assert.h>
@@ -27,7 +28,7 @@ static void reader_release(struct reader *reader)
 {
     gd_plan_destroy(reader->plan);
     gd_graph_destroy(reader->graph);
-    gd_large_free(reader->arena, reader->arena_bytes);
+    gd_device_free(reader->arena, reader->arena_bytes);
     reader->plan = NULL;
     reader->graph = NULL;
     reader->arena = NULL;
@@ -47,7 +48,7 @@ static bool reader_build(struct reader *reader, int tokens, struct gd_error *err
     if (!gd_graph_ok(reader->graph, err) || !gd_plan_create(&reader->plan, reader->graph, &reader->hidden, 1, false, err))
         return false;
     size_t bytes = gd_plan_arena_bytes(reader->plan);
-    if (!gd_large_alloc(&reader->arena, bytes, "activations of a batch of prompts", err))
+    if (!gd_device_alloc(&reader->arena, bytes, "activations of a batch of prompts", err))
         return false;
     reader->arena_bytes = bytes;
     reader->tokens = tokens;
@@ -68,7 +69,9 @@ static bool read_batch(struct reader *reader, float *out, struct gd_error *err)
     gd_plan_bind(reader->plan, reader->inputs.cu_seqlens, batch->cu_seqlens);
     if (!gd_plan_run(reader->plan, reader->run, err))
         return false;
-    const float *hidden = gd_plan_data(reader->plan, reader->hidden);
+    const float *hidden = gd_plan_read(reader->plan, reader->hidden, err);
+    if (hidden == NULL)
+        return false;
     for (int s = 0; s < batch->segment_count; s++) {
         int begin = batch->cu_seqlens[s], end = batch->cu_seqlens[s + 1];
         for (int k = 0; k < width; k++) {

@@ -1,6 +1,7 @@
 #include "engine/train/passes.h"
 
 #include "engine/base/alloc.h"
+#include "engine/tensor/device.h"
 
 #include <string.h>
 
@@ -46,7 +47,7 @@ void gd_passes_release(struct gd_passes *passes)
     for (int i = 0; i < passes->pass_count; i++)
         pass_destroy(passes->pass[i]);
     gd_batch_release(&passes->bare);
-    gd_large_free(passes->arena, passes->arena_bytes);
+    gd_device_free(passes->arena, passes->arena_bytes);
     gd_free(passes->nll);
     memset(passes, 0, sizeof(*passes));
 }
@@ -241,12 +242,12 @@ static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error
 {
     if (bytes <= passes->arena_bytes)
         return true;
-    gd_large_free(passes->arena, passes->arena_bytes);
+    gd_device_free(passes->arena, passes->arena_bytes);
     passes->arena = NULL;
     passes->arena_bytes = 0;
     if (passes->make_room != NULL)
         passes->make_room(passes->room_context, bytes);
-    if (!gd_large_alloc(&passes->arena, bytes, "activations of a micro-batch", err))
+    if (!gd_device_alloc(&passes->arena, bytes, "activations of a micro-batch", err))
         return false;
     passes->arena_bytes = bytes;
     return true;
@@ -297,7 +298,7 @@ bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, str
 
 void gd_passes_rest(struct gd_passes *passes)
 {
-    gd_large_free(passes->arena, passes->arena_bytes);
+    gd_device_free(passes->arena, passes->arena_bytes);
     passes->arena = NULL;
     passes->arena_bytes = 0;
 }
@@ -392,7 +393,10 @@ static bool reference_pass(struct gd_passes *passes, struct gd_batch *batch, flo
     struct gd_pass *pass = pass_of(passes, seen, REFERENCE, err);
     if (!run_pass(passes, pass, seen, NULL, options, err))
         return false;
-    memcpy(out, gd_plan_data(pass->plan, pass->outputs.segments), (size_t)batch->segment_count * sizeof(float));
+    const float *segments = gd_plan_read(pass->plan, pass->outputs.segments, err);
+    if (segments == NULL)
+        return false;
+    memcpy(out, segments, (size_t)batch->segment_count * sizeof(float));
     return true;
 }
 
@@ -496,6 +500,14 @@ static void begin_classes(struct gd_passes *passes, const struct gd_batch *batch
     passes->share = (float)(sum * scale);
 }
 
+/* Nothing where the pass has no such value. */
+static bool read_number(const struct gd_pass *pass, const struct gd_value *value, double *number, struct gd_error *err)
+{
+    const float *read = value != NULL ? gd_plan_read(pass->plan, value, err) : NULL;
+    *number = read != NULL ? (double)*read : 0;
+    return read != NULL || value == NULL;
+}
+
 bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *batch, double scale, int32_t *dropout_key,
                    const struct gd_run_options *options, struct gd_pass_result *result, struct gd_error *err)
 {
@@ -517,21 +529,20 @@ bool gd_passes_run(struct gd_passes *passes, bool training, struct gd_batch *bat
     if (!run_pass(passes, pass, batch, dropout_key, options, err))
         return false;
 
-    *result = (struct gd_pass_result){.loss = *(const float *)gd_plan_data(pass->plan, pass->outputs.loss),
-                                      .pairs = passes->pairs.sums};
-    result->penalised = pass->penalty != NULL;
-    if (result->penalised)
-        result->penalty = *(const float *)gd_plan_data(pass->plan, pass->penalty);
-    if (pass->balance != NULL) {
-        result->balance = *(const float *)gd_plan_data(pass->plan, pass->balance);
-        result->expert_rows = gd_plan_data(pass->plan, pass->expert_load);
-    }
+    *result = (struct gd_pass_result){.pairs = passes->pairs.sums, .penalised = pass->penalty != NULL};
+    if (!read_number(pass, pass->outputs.loss, &result->loss, err) || !read_number(pass, pass->penalty, &result->penalty, err) ||
+        !read_number(pass, pass->balance, &result->balance, err))
+        return false;
+    if (pass->balance != NULL && (result->expert_rows = gd_plan_read(pass->plan, pass->expert_load, err)) == NULL)
+        return false;
     if (passes->objective->classifies) {
         result->labelled = passes->classes.rows;
         result->correct = passes->classes.correct;
         return true;
     }
-    const int32_t *argmax = pass->outputs.argmax != NULL ? gd_plan_data(pass->plan, pass->outputs.argmax) : NULL;
+    const int32_t *argmax = pass->outputs.argmax != NULL ? gd_plan_read(pass->plan, pass->outputs.argmax, err) : NULL;
+    if (pass->outputs.argmax != NULL && argmax == NULL)
+        return false;
     for (int s = 0; passes->objective->pairs && s < batch->segment_count; s++)
         result->labelled += passes->pairs.tokens[s];
     for (int t = 0; !passes->objective->pairs && t < batch->used; t++) {
@@ -545,5 +556,5 @@ const float *gd_passes_probe(struct gd_passes *passes, struct gd_batch *batch, c
                              struct gd_error *err)
 {
     struct gd_pass *pass = pass_of(passes, batch, PROBE, err);
-    return run_pass(passes, pass, batch, NULL, options, err) ? gd_plan_data(pass->plan, pass->outputs.logprob) : NULL;
+    return run_pass(passes, pass, batch, NULL, options, err) ? gd_plan_read(pass->plan, pass->outputs.logprob, err) : NULL;
 }

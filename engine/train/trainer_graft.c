@@ -21,14 +21,16 @@ static bool sense(void *context, const struct gd_graft *probe, int batches, int 
     int own_batch = spec->batch_size, own_leaves = spec->leaf_count;
     spec->leaf_count = 1;
     ok = ok && gd_trainer_make_steps(trainer, batch_size, err);
-    if (ok)
+    if (ok) {
         gd_graft_init(probe, trainer->state.block, 0);
+        ok = gd_twin_push(trainer->state.block, trainer->block_bytes, err);
+    }
     for (int64_t step = 1; ok && step <= batches && step <= trainer->steps_per_epoch; step++) {
         int row_count;
         const int64_t *rows = gd_trainer_step_rows(trainer, step, &row_count);
         ok = gd_trainer_run_rows(trainer, step, rows, row_count, err);
         if (ok)
-            gd_vector_add_squares(squares, gd_leaves_sum(&trainer->leaves), probe->parameter_count);
+            ok = gd_vector_add_squares(squares, gd_leaves_sum(&trainer->leaves), probe->parameter_count, err);
     }
     if (trainer->order != NULL)
         gd_trainer_release_steps(trainer);

@@ -21,12 +21,18 @@ cJSON *gd_trainer_facts(const struct gd_trainer *trainer)
     return json;
 }
 
+static bool pull_state(struct gd_trainer *trainer, struct gd_error *err)
+{
+    return gd_twin_pull(trainer->state.block, trainer->block_bytes, err) && gd_twin_pull(trainer->state.exp_avg, trainer->block_bytes, err) &&
+           gd_twin_pull(trainer->state.exp_avg_sq, trainer->block_bytes, err);
+}
+
 /* The adapter of this step, whole and durable. *folder: gd_free it. */
 bool gd_trainer_begin_checkpoint(struct gd_trainer *trainer, char **folder, struct gd_error *err)
 {
     gd_trainer_rest(trainer); /* copies of the adapter, and evals, have their turn */
     cJSON *json = gd_trainer_facts(trainer);
-    bool ok = gd_checkpoint_write_adapter(trainer->folder, trainer->graft, &trainer->state, json, folder, err);
+    bool ok = pull_state(trainer, err) && gd_checkpoint_write_adapter(trainer->folder, trainer->graft, &trainer->state, json, folder, err);
     cJSON_Delete(json);
     return ok;
 }
@@ -134,7 +140,7 @@ bool gd_trainer_write_result(struct gd_trainer *trainer, struct gd_error *err)
     const struct gd_graft *graft = best != NULL ? best : trainer->graft;
     const float *block = best != NULL ? best->block : trainer->state.block;
     char *last = gd_format("%s/checkpoints/step-%lld", trainer->folder, (long long)trainer->state.step);
-    ok = ok && gd_adapter_publish(path, graft, block, json, err) && gd_adapter_verify(path, graft, block, err) &&
+    ok = ok && gd_twin_pull(trainer->state.block, trainer->block_bytes, err) && gd_adapter_publish(path, graft, block, json, err) && gd_adapter_verify(path, graft, block, err) &&
          read_back(trainer, last, err);
     if (!ok && err->code != GD_CANCELLED)
         gd_error_context(err, "final adapter");

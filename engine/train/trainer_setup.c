@@ -32,7 +32,7 @@ static bool make_blocks(struct gd_trainer *trainer, struct gd_error *err)
     static const char *const what[] = {"adapter parameters", "first moments", "second moments", "micro-batch gradient"};
     bool ok = true;
     for (int i = 0; i < 4 && ok; i++)
-        ok = gd_large_alloc(&memory[i], trainer->block_bytes, what[i], err);
+        ok = gd_twin_alloc(&memory[i], trainer->block_bytes, what[i], err);
     trainer->state.block = memory[0];
     trainer->state.exp_avg = memory[1];
     trainer->state.exp_avg_sq = memory[2];
@@ -103,10 +103,10 @@ static bool set_reference(struct gd_trainer *trainer, struct gd_error *err)
     trainer->passes.reference = reference;
     if (!gd_trainer_has_answers(trainer) || (reference != GD_REFERENCE_START && reference != GD_REFERENCE_PRECOMPUTED))
         return true;
-    if (!gd_large_alloc(&block, trainer->block_bytes, "the reference's parameters", err))
+    if (!gd_twin_alloc(&block, trainer->block_bytes, "the reference's parameters", err))
         return false;
     trainer->passes.start_block = trainer->start_block = block;
-    return first_parameters(trainer, block, err);
+    return first_parameters(trainer, block, err) && gd_twin_push(block, trainer->block_bytes, err);
 }
 
 /* What the job needs, before anything large is made. A resumed job may choose checkpointing otherwise: its bits are the same. */
@@ -227,6 +227,12 @@ static bool match_prompts(struct gd_trainer *trainer, struct gd_error *err)
     return true;
 }
 
+static bool push_state(struct gd_trainer *trainer, struct gd_error *err)
+{
+    return gd_twin_push(trainer->state.block, trainer->block_bytes, err) && gd_twin_push(trainer->state.exp_avg, trainer->block_bytes, err) &&
+           gd_twin_push(trainer->state.exp_avg_sq, trainer->block_bytes, err);
+}
+
 static bool restore(struct gd_trainer *trainer, struct gd_error *err)
 {
     char mine[33];
@@ -241,10 +247,10 @@ static bool restore(struct gd_trainer *trainer, struct gd_error *err)
         trainer->state.trained_tokens = trainer->state.tokens = 0;
         trainer->state.running_mean = trainer->state.running_count = 0;
         memcpy(trainer->state.data_fingerprint, mine, sizeof(mine));
-        return true;
+        return push_state(trainer, err);
     }
-    bool ok = true;
-    if (strcmp(mine, trainer->state.data_fingerprint) != 0)
+    bool ok = push_state(trainer, err);
+    if (ok && strcmp(mine, trainer->state.data_fingerprint) != 0)
         ok = gd_fail_param(err, GD_BAD_FILE, "training_file",
                            "the training data differs from what the checkpoint of step %lld was made with: restore the file or "
                            "start a new job",
@@ -306,11 +312,11 @@ void gd_trainer_release_steps(struct gd_trainer *trainer)
     gd_passes_release(&trainer->passes);
     gd_leaves_release(&trainer->leaves);
     gd_batch_release(&trainer->batch);
-    gd_large_free(trainer->state.block, trainer->block_bytes);
-    gd_large_free(trainer->state.exp_avg, trainer->block_bytes);
-    gd_large_free(trainer->state.exp_avg_sq, trainer->block_bytes);
-    gd_large_free(trainer->grad, trainer->block_bytes);
-    gd_large_free(trainer->start_block, trainer->block_bytes);
+    gd_twin_free(trainer->state.block, trainer->block_bytes);
+    gd_twin_free(trainer->state.exp_avg, trainer->block_bytes);
+    gd_twin_free(trainer->state.exp_avg_sq, trainer->block_bytes);
+    gd_twin_free(trainer->grad, trainer->block_bytes);
+    gd_twin_free(trainer->start_block, trainer->block_bytes);
     gd_free(trainer->order);
     gd_free(trainer->packed_rows);
     gd_free(trainer->micro_begin);

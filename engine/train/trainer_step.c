@@ -102,16 +102,18 @@ static bool survey_step(struct gd_trainer *trainer, const int64_t *rows, int cou
 }
 
 /* The micro-batch at hand belongs to the leaf at hand; leaves without one are empty. */
-static void find_leaf(struct gd_trainer *trainer)
+static bool find_leaf(struct gd_trainer *trainer, struct gd_error *err)
 {
     struct gd_step_run *run = &trainer->run;
-    while (run->leaf < trainer->spec->leaf_count &&
+    bool ok = true;
+    while (ok && run->leaf < trainer->spec->leaf_count &&
            (run->micro == run->micro_count || trainer->leaf_of[run->micro] != run->leaf)) {
-        gd_leaves_end(&trainer->leaves);
+        ok = gd_leaves_end(&trainer->leaves, err);
         run->part = 0;
-        if (++run->leaf < trainer->spec->leaf_count)
-            gd_leaves_begin(&trainer->leaves);
+        if (ok && ++run->leaf < trainer->spec->leaf_count)
+            ok = gd_leaves_begin(&trainer->leaves, err);
     }
+    return ok;
 }
 
 static bool open_rows(struct gd_trainer *trainer, int64_t step, const int64_t *rows, int row_count, struct gd_error *err)
@@ -127,10 +129,8 @@ static bool open_rows(struct gd_trainer *trainer, int64_t step, const int64_t *r
         return false;
     gd_trainer_begin_experts(trainer);
     gd_leaves_begin_step(&trainer->leaves);
-    gd_leaves_begin(&trainer->leaves);
-    find_leaf(trainer);
-    run->open = true;
-    return true;
+    run->open = gd_leaves_begin(&trainer->leaves, err) && find_leaf(trainer, err);
+    return run->open;
 }
 
 bool gd_trainer_open_step(struct gd_trainer *trainer, struct gd_error *err)
@@ -171,9 +171,13 @@ bool gd_trainer_take(struct gd_trainer *trainer, const struct gd_pass_result *pa
     const int64_t *rows = micro_rows(trainer, &count);
     if (!isfinite(pass->loss + pass->penalty))
         return fail_not_finite(trainer, "the loss", run->step, rows, count, err);
-    if (!gd_vector_all_finite(trainer->grad, trainer->graft->parameter_count))
+    bool finite = false;
+    if (!gd_vector_all_finite(&finite, trainer->grad, trainer->graft->parameter_count, err))
+        return false;
+    if (!finite)
         return fail_not_finite(trainer, "the gradient", run->step, rows, count, err);
-    gd_leaves_add(&trainer->leaves, trainer->grad);
+    if (!gd_leaves_add(&trainer->leaves, trainer->grad, err))
+        return false;
     result->loss += pass->loss;
     result->penalty += pass->penalty;
     gd_trainer_add_experts(trainer, pass, result);
@@ -185,8 +189,7 @@ bool gd_trainer_take(struct gd_trainer *trainer, const struct gd_pass_result *pa
     add_pairs(&result->pairs, &pass->pairs);
     run->micro++;
     run->part++;
-    find_leaf(trainer);
-    return true;
+    return find_leaf(trainer, err);
 }
 
 /* The micro-batch at hand, alone. */
@@ -220,7 +223,10 @@ bool gd_trainer_close_step(struct gd_trainer *trainer, struct gd_error *err)
     run->open = false;
     float *grad = gd_leaves_sum(&trainer->leaves);
     int64_t count = trainer->graft->parameter_count, step = run->step;
-    result->grad_norm = sqrt(gd_vector_sum_squares(grad, count));
+    double squares = 0;
+    if (!gd_vector_sum_squares(&squares, grad, count, err))
+        return false;
+    result->grad_norm = sqrt(squares);
     if (!isfinite(result->grad_norm))
         return fail_not_finite(trainer, "the gradient norm", step, run->rows, run->row_count, err);
     double clip = 1.0;
@@ -231,12 +237,20 @@ bool gd_trainer_close_step(struct gd_trainer *trainer, struct gd_error *err)
     double factor;
     for (int64_t begin = 0, end; begin < count; begin = end) {
         end = gd_graft_rate_run(trainer->graft, begin, &factor);
-        double decay = gd_graft_decays(trainer->graft, begin) ? spec->weight_decay : 0.0;
-        gd_adamw(state->block + begin, state->exp_avg + begin, state->exp_avg_sq + begin, grad + begin, end - begin, step,
-                 factor * result->learning_rate, spec->adam_beta1, spec->adam_beta2, spec->adam_eps, decay, clip);
+        struct gd_adamw adamw = {.step = step, .learning_rate = factor * result->learning_rate, .beta1 = spec->adam_beta1,
+                                 .beta2 = spec->adam_beta2, .eps = spec->adam_eps, .grad_scale = clip,
+                                 .weight_decay = gd_graft_decays(trainer->graft, begin) ? spec->weight_decay : 0.0};
+        if (!gd_vector_adamw(state->block + begin, state->exp_avg + begin, state->exp_avg_sq + begin, grad + begin, end - begin,
+                             &adamw, err))
+            return false;
     }
-    if (trainer->graft->method->after_step != NULL)
+    if (trainer->graft->method->after_step != NULL) {
+        if (!gd_twin_pull(state->block, trainer->block_bytes, err))
+            return false;
         trainer->graft->method->after_step(trainer->graft, state->block);
+        if (!gd_twin_push(state->block, trainer->block_bytes, err))
+            return false;
+    }
     result->kl = trainer->survey.step.kl;
     result->shift = trainer->survey.step.shift;
     trainer->state.running_mean = trainer->survey.running_mean;

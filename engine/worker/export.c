@@ -102,7 +102,7 @@ static bool export(const struct options *options, struct gd_error *err)
     bool ok = dtype_of(options->dtype, merged ? GD_DTYPE_COUNT : GD_F32, &dtype, err) &&
               gd_device_init("cpu", (int)options->threads, err) && base_of(options, &base, err) &&
               gd_usage_model(base, options->models, &id, &path, err) && gd_model_open(&model, id, path, err) &&
-              gd_graft_load(&graft, model, options->adapter, err) && gd_graft_wear_task(graft, options->task, err);
+              gd_graft_load(&graft, model, options->adapter, err) && gd_graft_wear_task(graft, options->task, err) && gd_graft_adopt(graft, err);
     ok = ok && (merged ? gd_graft_merge(graft, dtype, options->out, err) : gd_graft_write_gguf(graft, dtype, options->out, err));
     if (ok) {
         struct gd_worn meant = {model, graft};

@@ -103,7 +103,7 @@ static bool generate(const struct options *options, struct gd_error *err)
               gd_usage_model(options->model, options->models, &id, &path, err) && gd_model_open(&model, id, path, err) &&
               (options->adapter == NULL ||
                (gd_graft_load(&graft, model, options->adapter, err) && gd_graft_wear_task(graft, options->task, err) &&
-                gd_graft_make_prefix(graft, err))) &&
+                gd_graft_prepare(graft, err))) &&
               encode(model, options, &chat, &tokens, err) && gd_infer_create(&infer, model, (size_t)512 << 20, err);
     if (ok && gd_model_encodes(model))
         gd_chat_end_text(model->chat, &tokens);

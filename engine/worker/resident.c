@@ -203,7 +203,7 @@ bool gd_residents_graft(struct gd_residents *residents, struct gd_resident *resi
     struct gd_graft *graft = NULL;
     if (!gd_graft_load(&graft, resident->model, folder, err))
         return false;
-    if (!gd_graft_wear_task(graft, task, err) || !gd_graft_make_prefix(graft, err)) {
+    if (!gd_graft_wear_task(graft, task, err) || !gd_graft_prepare(graft, err)) {
         gd_graft_destroy(graft);
         return false;
     }

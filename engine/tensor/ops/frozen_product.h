@@ -13,7 +13,7 @@
 
 #include "engine/tensor/ops/elementwise.h"
 
-/* in: x, weight, optional addend of out's shape and dtype. */
+/* in: x, weight, optional addend of out's shape and dtype. i[0]: the result is f32 whatever x is. */
 static inline bool gd_frozen_product_shape(struct gd_graph *graph, struct gd_call *call, bool back)
 {
     const struct gd_value *x = call->in[0], *w = call->in[1], *c = call->in_count > 2 ? call->in[2] : NULL;
@@ -24,7 +24,7 @@ static inline bool gd_frozen_product_shape(struct gd_graph *graph, struct gd_cal
     if (x->kind == GD_VALUE_WEIGHT || x->dtype != gd_graph_act(graph) || x->rank != 2 || x->shape[1] != w->shape[back ? 0 : 1])
         return gd_graph_fail(graph, "%s: '%s' does not fit '%s' [%lld, %lld]", op, x->name, w->name, (long long)w->shape[0],
                              (long long)w->shape[1]) != NULL;
-    out->dtype = x->dtype;
+    out->dtype = call->params.i[0] != 0 ? GD_F32 : x->dtype;
     out->rank = 2;
     out->shape[0] = x->shape[0];
     out->shape[1] = w->shape[back ? 1 : 0];

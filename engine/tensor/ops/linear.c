@@ -73,3 +73,11 @@ struct gd_value *gd_linear(struct gd_graph *g, struct gd_value *x, struct gd_val
         return gd_matmul(g, x, false, w, true, 1.0, NULL, gd_graph_act(g));
     return gd_graph_call(g, &gd_op_linear, (struct gd_value *[]){x, w}, 2, NULL);
 }
+
+struct gd_value *gd_linear_f32(struct gd_graph *g, struct gd_value *x, struct gd_value *w)
+{
+    struct gd_op_params params = {.i = {1}};
+    if (g != NULL && x != NULL && x->needs_gradient)
+        return gd_graph_fail(g, "linear_f32: '%s' needs a gradient", x->name);
+    return gd_graph_call(g, &gd_op_linear, (struct gd_value *[]){x, w}, 2, &params);
+}

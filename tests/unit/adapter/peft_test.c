@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include "tests/unit/tensor/reading.h"
 
 static struct gd_model *model;
 static const char *fixtures;
@@ -85,13 +86,13 @@ static float *logits_of(const struct gd_graft *graft, const int32_t *ids, int co
     if (sites.tasks != NULL)
         gd_plan_bind(plan, sites.tasks, &task);
     void *arena = NULL;
-    must(gd_large_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
+    must(gd_device_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
     gd_plan_attach(plan, arena);
     must(gd_plan_run(plan, NULL, &err), &err);
     size_t bytes = (size_t)count * (size_t)model->config.vocab * sizeof(float);
     float *copy = gd_alloc(bytes);
-    memcpy(copy, (const float *)gd_plan_data(plan, logits) + (size_t)lead * (size_t)model->config.vocab, bytes);
-    gd_large_free(arena, gd_plan_arena_bytes(plan));
+    memcpy(copy, (const float *)test_read(plan, logits) + (size_t)lead * (size_t)model->config.vocab, bytes);
+    gd_device_free(arena, gd_plan_arena_bytes(plan));
     gd_plan_destroy(plan);
     gd_graph_destroy(g);
     gd_graft_training_release(&sites);

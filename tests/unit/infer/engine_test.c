@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+#include "tests/unit/tensor/reading.h"
 
 #define TOKENS_MAX 300
 #define PAGES_BYTES ((size_t)4 << 20)
@@ -196,7 +197,7 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
         fail_msg("%s", err.message);
     void *arena = NULL;
     size_t bytes = gd_plan_arena_bytes(plan);
-    assert_true(gd_large_alloc(&arena, bytes, "a test's arena", &err));
+    assert_true(gd_device_alloc(&arena, bytes, "a test's arena", &err));
     gd_plan_attach(plan, arena);
     gd_plan_bind(plan, inputs.ids, (void *)ids);
     gd_plan_bind(plan, inputs.positions, positions);
@@ -215,13 +216,13 @@ static void score_whole(struct gd_model *model, const struct gd_graft *graft, co
     if (!gd_plan_run(plan, NULL, &err))
         fail_msg("%s", err.message);
     for (int t = 0; t + 1 < token_count; t++) {
-        logp[t] = (double)((const float *)gd_plan_data(plan, outputs[0]))[lead + t];
-        best[t] = ((const int32_t *)gd_plan_data(plan, outputs[1]))[lead + t];
+        logp[t] = (double)((const float *)test_read(plan, outputs[0]))[lead + t];
+        best[t] = ((const int32_t *)test_read(plan, outputs[1]))[lead + t];
     }
     gd_plan_destroy(plan);
     gd_graph_destroy(graph);
     gd_graft_training_release(&training);
-    gd_large_free(arena, bytes);
+    gd_device_free(arena, bytes);
 }
 
 /* What was generated after `prompt` has the log-probabilities of a full recomputation and, greedily, its argmax. */
@@ -677,7 +678,7 @@ static struct gd_graft *make_graft(struct gd_model *model, uint64_t seed, const 
     char folder[] = "/tmp/graftd-test-XXXXXX";
     assert_non_null(mkdtemp(folder));
     save_graft(model, seed, options, distance, folder);
-    if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_make_prefix(served, &err))
+    if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_prepare(served, &err))
         fail_msg("%s", err.message);
     assert_true(gd_remove_tree(folder, &err));
     return served;
@@ -1033,7 +1034,7 @@ static void destroying_a_busy_engine_finishes_its_requests(void **state)
 int main(void)
 {
     struct gd_error err = {0};
-    if (!gd_device_init("cpu", 2, &err)) {
+    if (!gd_device_init(test_device(), 2, &err)) {
         fprintf(stderr, "%s\n", err.message);
         return 1;
     }

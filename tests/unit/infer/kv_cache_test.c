@@ -5,6 +5,7 @@
 #include <cmocka.h>
 
 #include "engine/infer/kv_cache.h"
+#include "engine/tensor/device.h"
 
 static const struct gd_kv_shape shape = {GD_F32, 2, 1, 4}; /* 2 layers x 2 x 32 x 4 x 4 = 2 KiB a page */
 
@@ -129,5 +130,6 @@ int main(void)
         cmocka_unit_test(the_same_content_is_published_once),
         cmocka_unit_test(keys_depend_on_parent_and_every_token),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    struct gd_error err = {0};
+    return gd_device_init("cpu", 1, &err) ? cmocka_run_group_tests(tests, NULL, NULL) : 1;
 }

@@ -15,6 +15,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "tests/unit/tensor/reading.h"
 
 static float normal(uint64_t stream, uint64_t i)
 {
@@ -54,8 +55,7 @@ static void bench_plan(struct bench *bench, int inputs)
     if (!gd_graph_ok(bench->graph, &err) || !gd_plan_create(&bench->plan, bench->graph, &bench->out, 1, false, &err))
         fail_msg("%s", err.message);
     bench->arena_bytes = gd_plan_arena_bytes(bench->plan);
-    assert_true(gd_large_alloc(&bench->arena, bench->arena_bytes, "a test's arena", &err));
-    memset(bench->arena, 0xFF, bench->arena_bytes);
+    bench->arena = test_poisoned(bench->arena_bytes);
     gd_plan_attach(bench->plan, bench->arena);
     for (int i = 0; i < inputs; i++)
         gd_plan_bind(bench->plan, bench->in[i], bench->memory[i]);
@@ -66,14 +66,14 @@ static const void *bench_run(struct bench *bench)
     struct gd_error err = {0};
     if (!gd_plan_run(bench->plan, NULL, &err))
         fail_msg("%s", err.message);
-    return gd_plan_data(bench->plan, bench->out);
+    return test_read(bench->plan, bench->out);
 }
 
 static void bench_release(struct bench *bench, int owned)
 {
     gd_plan_destroy(bench->plan);
     gd_graph_destroy(bench->graph);
-    gd_large_free(bench->arena, bench->arena_bytes);
+    gd_device_free(bench->arena, bench->arena_bytes);
     for (int i = 0; i < owned; i++)
         gd_free(bench->memory[i]);
     memset(bench, 0, sizeof(*bench));
@@ -630,7 +630,7 @@ static void tokens_are_changed_by_their_index_in_the_sequence(void **state)
 int main(void)
 {
     struct gd_error err = {0};
-    if (!gd_device_init("cpu", 2, &err)) {
+    if (!gd_device_init(test_device(), 2, &err)) {
         fprintf(stderr, "%s\n", err.message);
         return 1;
     }

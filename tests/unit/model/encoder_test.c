@@ -5,6 +5,7 @@
 #include "engine/tensor/device.h"
 #include "tests/unit/model/forward.h"
 #include <math.h>
+#include "tests/unit/tensor/reading.h"
 
 #define TEXTS 4
 #define PARAMS_MAX 64
@@ -267,7 +268,7 @@ static void gradients_of_all_weights_equal_the_reference(void **state)
             fail_msg("%s", err.message);
         void *arena = NULL;
         size_t bytes = gd_plan_arena_bytes(plan);
-        assert_true(gd_large_alloc(&arena, bytes, "arena", &err));
+        assert_true(gd_device_alloc(&arena, bytes, "arena", &err));
         gd_plan_attach(plan, arena);
         for (int v = 0; v < run.count; v++)
             gd_plan_bind(plan, run.values[v], run.data[v]);
@@ -275,14 +276,14 @@ static void gradients_of_all_weights_equal_the_reference(void **state)
             fail_msg("%s", err.message);
         struct gd_tensor expected;
         assert_true(gd_safetensors_find(batch.file, "loss", &expected));
-        assert_true(fabs((double)*(const float *)gd_plan_data(plan, loss) - (double)*(const float *)expected.data) < 1e-5);
+        assert_true(fabs((double)*(const float *)test_read(plan, loss) - (double)*(const float *)expected.data) < 1e-5);
         double worst = 0;
         for (int p = 0; p < trained.count; p++) {
             char name[128];
             snprintf(name, sizeof name, "grad.%s", gd_weight_name(trained.weights[p]));
             if (!gd_safetensors_find(batch.file, name, &expected))
                 fail_msg("no %s", name);
-            const float *mine = gd_plan_data(plan, grads[p]), *theirs = expected.data;
+            const float *mine = test_read(plan, grads[p]), *theirs = expected.data;
             double apart = 0, norm = 0;
             for (int64_t e = 0; e < gd_tensor_count(&expected); e++) {
                 apart += pow((double)mine[e] - (double)theirs[e], 2);
@@ -297,7 +298,7 @@ static void gradients_of_all_weights_equal_the_reference(void **state)
         }
         print_message("%s: gradients of %d tensors, largest relative difference %.1e\n", classifiers[i], trained.count, worst);
         gd_plan_destroy(plan);
-        gd_large_free(arena, bytes);
+        gd_device_free(arena, bytes);
         gd_graph_destroy(g);
         close_batch(&batch);
     }
@@ -306,7 +307,7 @@ static void gradients_of_all_weights_equal_the_reference(void **state)
 static int start_device(void **state)
 {
     struct gd_error err = {0};
-    return gd_device_init("cpu", 2, &err) ? 0 : -1;
+    return gd_device_init(test_device(), 2, &err) ? 0 : -1;
 }
 
 int main(void)

@@ -12,6 +12,7 @@
 #define TESTS_MODEL_FORWARD_H
 
 #include "engine/model/model.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
 #include "tests/unit/model/model_testing.h"
@@ -42,7 +43,7 @@ static inline void run_graph(struct gd_graph *graph, struct gd_value *output, fl
     if (!gd_graph_ok(graph, &err) || !gd_plan_create(&plan, graph, &output, 1, false, &err))
         fail_msg("%s", err.message);
     size_t bytes = gd_plan_arena_bytes(plan);
-    assert_true(gd_large_alloc(&arena, bytes, "arena", &err));
+    assert_true(gd_device_alloc(&arena, bytes, "arena", &err));
     gd_plan_attach(plan, arena);
     for (int i = 0; i < count; i++)
         gd_plan_bind(plan, values[i], data[i]);
@@ -50,7 +51,7 @@ static inline void run_graph(struct gd_graph *graph, struct gd_value *output, fl
     if (!gd_plan_run(plan, NULL, &err))
         fail_msg("%s", err.message);
     gd_plan_destroy(plan);
-    gd_large_free(arena, bytes);
+    gd_device_free(arena, bytes);
 }
 
 /* f32 [sum of counts, vocab]. */

@@ -4,6 +4,7 @@
 #include "engine/tensor/device.h"
 #include "tests/unit/model/forward.h"
 #include <math.h>
+#include "tests/unit/tensor/reading.h"
 
 struct reference {
     struct gd_safetensors *file;
@@ -438,7 +439,7 @@ static void smollm2_gives_the_logits_of_the_reference(void **state)
 static int init_device(void **state)
 {
     struct gd_error err = {0};
-    if (!gd_device_init("cpu", 2, &err))
+    if (!gd_device_init(test_device(), 2, &err))
         fail_msg("%s", err.message);
     return 0;
 }

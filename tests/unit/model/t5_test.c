@@ -3,6 +3,7 @@
 #include "engine/tensor/device.h"
 #include "tests/unit/model/forward.h"
 #include <math.h>
+#include "tests/unit/tensor/reading.h"
 
 static const char *const names[] = {"tiny-t5", "tiny-t5-gated"};
 
@@ -227,7 +228,7 @@ static void check_gradients(const char *name, bool recompute)
     assert_int_equal(training.count, gd_model_linear_sites(f.model, &all) + gd_model_norm_sites(f.model, &all) +
                                          gd_model_table_sites(f.model, &all));
     size_t bytes = gd_plan_arena_bytes(plan);
-    assert_true(gd_large_alloc(&arena, bytes, "arena", &err));
+    assert_true(gd_device_alloc(&arena, bytes, "arena", &err));
     gd_plan_attach(plan, arena);
     struct gd_value *in[] = {inputs.ids, inputs.positions, inputs.inv_freq, inputs.cu_seqlens, inputs.encoder_ids,
                              inputs.encoder_cu_seqlens, label, weight};
@@ -242,12 +243,12 @@ static void check_gradients(const char *name, bool recompute)
     if (!gd_plan_run(plan, NULL, &err))
         fail_msg("%s", err.message);
     for (int i = 0; i < training.count; i++) {
-        check_gradient(&f, training.sites[i], gd_plan_data(plan, grads[i]));
+        check_gradient(&f, training.sites[i], test_read(plan, grads[i]));
         gd_free(values[i]);
     }
     gd_plan_destroy(plan);
     gd_graph_destroy(graph);
-    gd_large_free(arena, bytes);
+    gd_device_free(arena, bytes);
     close_t5(&f);
 }
 
@@ -309,7 +310,7 @@ static void configs_that_are_not_computed_are_refused_by_field(void **state)
 int main(void)
 {
     struct gd_error err = {0};
-    if (!gd_device_init("cpu", 2, &err)) {
+    if (!gd_device_init(test_device(), 2, &err)) {
         fprintf(stderr, "%s\n", err.message);
         return 1;
     }

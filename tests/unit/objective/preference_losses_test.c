@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include "tests/unit/tensor/reading.h"
 
 static struct gd_preference make(const char *text)
 {
@@ -322,15 +323,15 @@ static void segment_loss_calls_the_function_and_passes_its_gradient_back(void **
     float data[3] = {1, -2, 3};
     void *arena = NULL;
     size_t bytes = gd_plan_arena_bytes(plan);
-    assert_true(gd_large_alloc(&arena, bytes, "arena", &err));
+    assert_true(gd_device_alloc(&arena, bytes, "arena", &err));
     gd_plan_attach(plan, arena);
     gd_plan_bind(plan, x, data);
     gd_plan_bind(plan, handle, &loss);
     assert_true(gd_plan_run(plan, NULL, &err));
-    const float *slope = gd_plan_data(plan, grad);
-    assert_true(*(const float *)gd_plan_data(plan, y) == 14 && slope[0] == 2 && slope[1] == -4 && slope[2] == 6);
+    const float *slope = test_read(plan, grad);
+    assert_true(*(const float *)test_read(plan, y) == 14 && slope[0] == 2 && slope[1] == -4 && slope[2] == 6);
     assert_int_equal(calls, 1);
-    gd_large_free(arena, bytes);
+    gd_device_free(arena, bytes);
     gd_plan_destroy(plan);
     gd_graph_destroy(graph);
 }

@@ -16,6 +16,7 @@
 #include "op_case.h"
 #include <math.h>
 #include <stdlib.h>
+#include "tests/unit/tensor/reading.h"
 
 #define ROWS 37
 #define WIDTH 6
@@ -206,8 +207,8 @@ static void run(struct built *b, const struct layer *layer)
     gd_plan_bind(b->plan, b->upstream, upstream);
     gd_plan_bind(b->plan, b->shun, shun);
     if (b->arena == NULL)
-        assert_true(gd_large_alloc(&b->arena, bytes, "arena", &err));
-    memset(b->arena, 0xff, bytes); /* NaN: nothing old can help */
+        b->arena = test_poisoned(bytes);
+    test_poison(b->arena, bytes);
     gd_plan_attach(b->plan, b->arena);
     if (!gd_plan_run(b->plan, &(struct gd_run_options){.check_finite = true}, &err))
         fail_msg("%s", err.message);
@@ -216,14 +217,14 @@ static void run(struct built *b, const struct layer *layer)
 
 static void built_release(struct built *b)
 {
-    gd_large_free(b->arena, b->plan != NULL ? gd_plan_arena_bytes(b->plan) : 0);
+    gd_device_free(b->arena, b->plan != NULL ? gd_plan_arena_bytes(b->plan) : 0);
     gd_plan_destroy(b->plan);
     gd_graph_destroy(b->graph);
 }
 
 static void check_gradient(struct layer *layer, const struct built *b, int part, double *y)
 {
-    const float *grad = gd_plan_data(b->plan, b->grads[part]);
+    const float *grad = test_read(b->plan, b->grads[part]);
     double typical = 0, step = 1e-5;
     for (int64_t i = 0; i < layer->count[part]; i++)
         typical += (double)grad[i] * (double)grad[i] / (double)layer->count[part];
@@ -249,11 +250,11 @@ static void check_layer(int experts, int rows, int used, bool shunned)
     for (int again = 0; again < 2; again++) {
         run(&b, &layer);
         double loss = loss_of(&layer, y);
-        const float *got = gd_plan_data(b.plan, b.y);
+        const float *got = test_read(b.plan, b.y);
         for (int64_t i = 0; i < (int64_t)rows * WIDTH; i++)
             if (!(fabs((double)got[i] - y[i]) < 1e-5))
                 fail_msg("y[%d] is %.9g, in double %.9g", (int)i, (double)got[i], y[i]);
-        assert_true(fabs((double)*(const float *)gd_plan_data(b.plan, b.loss) - loss) < 1e-4);
+        assert_true(fabs((double)*(const float *)test_read(b.plan, b.loss) - loss) < 1e-4);
     }
     for (int part = 0; part < PARTS; part++)
         if (layer.count[part] > 0)
@@ -312,7 +313,7 @@ static void rows_of_two_experts_do_not_meet_in_one_op(void **state)
 int main(void)
 {
     struct gd_error err = {0};
-    if (!gd_device_init("cpu", 2, &err))
+    if (!gd_device_init(test_device(), 2, &err))
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_layer_of_experts_and_its_gradients_agree_with_loops),

@@ -12,6 +12,7 @@
 #include "op_case.h"
 #include <math.h>
 #include <stdlib.h>
+#include "tests/unit/tensor/reading.h"
 
 static struct gd_graph *new_graph(void)
 {
@@ -211,10 +212,10 @@ static void gradients_of_a_small_net_agree_with_finite_differences(void **state)
     }
     if (!gd_plan_run(plan, NULL, &err))
         fail_msg("%s", err.message);
-    assert_float_equal(*(float *)gd_plan_data(plan, loss), net_loss(x, a, b, w), 1e-2);
-    check_against_differences(gd_plan_data(plan, grads[0]), a, R * N, x, a, b, w);
-    check_against_differences(gd_plan_data(plan, grads[1]), b, N * R, x, a, b, w);
-    check_against_differences(gd_plan_data(plan, grads[2]), x, T * N, x, a, b, w);
+    assert_float_equal(*(float *)test_read(plan, loss), net_loss(x, a, b, w), 1e-2);
+    check_against_differences(test_read(plan, grads[0]), a, R * N, x, a, b, w);
+    check_against_differences(test_read(plan, grads[1]), b, N * R, x, a, b, w);
+    check_against_differences(test_read(plan, grads[2]), x, T * N, x, a, b, w);
     gd_plan_destroy(plan);
     gd_graph_destroy(net.g);
     gd_weight_destroy(weight);

@@ -3,6 +3,7 @@
 #include "engine/base/philox.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/graph_internal.h"
+#include "tests/unit/tensor/reading.h"
 
 double test_uniform(uint64_t key, uint64_t i)
 {
@@ -159,11 +160,8 @@ static bool build_plan(struct bench *bench, struct gd_error *err)
     if (!gd_plan_create(&bench->plan, bench->graph, outputs, count, false, err))
         return false;
     bench->arena_bytes = gd_plan_arena_bytes(bench->plan);
-    void *arena = NULL;
-    if (!gd_large_alloc(&arena, bench->arena_bytes + 64, "a test's arena", err))
-        return false;
-    bench->arena = arena;
-    gd_plan_attach(bench->plan, arena);
+    bench->arena = test_poisoned(bench->arena_bytes + 64);
+    gd_plan_attach(bench->plan, bench->arena);
     for (int j = 0; j < GD_CALL_INPUTS_MAX; j++)
         if (bench->in[j] != NULL && bench->in[j]->kind == GD_VALUE_INPUT)
             gd_plan_bind(bench->plan, bench->in[j], bench->memory[j]);
@@ -195,13 +193,13 @@ bool bench_build(struct bench *bench, const struct gd_op *op, const struct gd_op
 
 bool bench_run(struct bench *bench, struct gd_error *err)
 {
-    memset(bench->arena, 0xFF, bench->arena_bytes);
+    test_poison(bench->arena, bench->arena_bytes);
     return gd_plan_run(bench->plan, NULL, err);
 }
 
 double bench_at(const struct bench *bench, const struct gd_value *value, int64_t i)
 {
-    const void *data = value == bench->upstream ? bench->upstream_memory : gd_plan_data(bench->plan, value);
+    const void *data = value == bench->upstream ? bench->upstream_memory : test_read(bench->plan, value);
     if (value->dtype == GD_I32)
         return ((const int32_t *)data)[i];
     if (value->dtype == GD_BF16)
@@ -214,7 +212,7 @@ void bench_release(struct bench *bench)
     gd_plan_destroy(bench->plan);
     gd_graph_destroy(bench->graph);
     if (bench->arena != NULL)
-        gd_large_free(bench->arena, bench->arena_bytes + 64);
+        gd_device_free(bench->arena, bench->arena_bytes + 64);
     for (int j = 0; j < GD_CALL_INPUTS_MAX; j++) {
         gd_weight_destroy(bench->weights[j]);
         gd_free(bench->memory[j]);

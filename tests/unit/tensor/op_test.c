@@ -17,6 +17,7 @@
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "tests/unit/tensor/reading.h"
 
 #define PRINTED_MAX 4       /* differing elements that are printed for one check */
 #define ELEMENTS_MAX 24     /* elements of an input whose gradient is checked one by one */
@@ -103,7 +104,7 @@ static char *snapshot(const struct bench *bench, int k, size_t *size_bytes)
 {
     *size_bytes = gd_value_bytes(bench->call->out[k]);
     char *copy = gd_alloc(*size_bytes + 1);
-    memcpy(copy, gd_plan_data(bench->plan, bench->call->out[k]), *size_bytes);
+    memcpy(copy, test_read(bench->plan, bench->call->out[k]), *size_bytes);
     return copy;
 }
 
@@ -115,7 +116,7 @@ static void check_repeats(struct check *check, struct bench *bench)
         char *before = snapshot(bench, k, &size_bytes);
         if (!bench_run(bench, &err))
             report(check, "second run: %s", err.message);
-        else if (memcmp(before, gd_plan_data(bench->plan, bench->call->out[k]), size_bytes) != 0)
+        else if (memcmp(before, test_read(bench->plan, bench->call->out[k]), size_bytes) != 0)
             report(check, "a second run gives other bits in output %d", k);
         gd_free(before);
     }
@@ -339,7 +340,7 @@ static void ops_are_found_by_name_in_sorted_order(void **state)
 int main(void)
 {
     struct gd_error err = {0};
-    if (!gd_device_init("cpu", 2, &err)) {
+    if (!gd_device_init(test_device(), 2, &err)) {
         fprintf(stderr, "%s\n", err.message);
         return 1;
     }

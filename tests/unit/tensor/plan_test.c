@@ -13,6 +13,7 @@
 #include "op_case.h"
 #include <math.h>
 #include <stdlib.h>
+#include "tests/unit/tensor/reading.h"
 
 #define ROWS 4
 #define COLUMNS 16
@@ -72,7 +73,7 @@ static void a_chain_works_in_place_in_one_block(void **state)
     create_plan(f, &z, 1);
     assert_int_equal(gd_plan_arena_bytes(f->plan), BYTES + COLUMNS * sizeof(float));
     run_plan(f);
-    const float *sums = gd_plan_data(f->plan, z);
+    const float *sums = test_read(f->plan, z);
     assert_float_equal(sums[1], 30.0 * (1 + 17 + 33 + 49), 1e-3);
 }
 
@@ -86,7 +87,7 @@ static void parts_work_in_place_where_they_lie(void **state)
     create_plan(f, &z, 1);
     assert_int_equal(gd_plan_arena_bytes(f->plan), BYTES + COLUMNS * sizeof(float));
     run_plan(f);
-    const float *sums = gd_plan_data(f->plan, z);
+    const float *sums = test_read(f->plan, z);
     assert_float_equal(sums[1], 6.0 * 1 + 10.0 * (17 + 33 + 49), 1e-3);
 }
 
@@ -99,7 +100,7 @@ static void a_part_is_not_overwritten_while_the_whole_is_read_later(void **state
     struct gd_value *z = gd_sum_rows(f->g, gd_add(f->g, gd_join(f->g, scaled, rows, 2), y));
     create_plan(f, &z, 1);
     run_plan(f);
-    const float *sums = gd_plan_data(f->plan, z);
+    const float *sums = test_read(f->plan, z);
     assert_float_equal(sums[1], 8.0 * 1 + 12.0 * (17 + 33 + 49), 1e-3);
 }
 
@@ -129,7 +130,7 @@ static void products_of_parts_add_to_the_gradient_of_the_whole(void **state)
         gd_plan_bind(f->plan, w[k], identity[k]);
     }
     run_plan(f);
-    const float *d = gd_plan_data(f->plan, grad);
+    const float *d = test_read(f->plan, grad);
     assert_float_equal(d[3], 11.0 * 3, 1e-3);
     assert_float_equal(d[2 * COLUMNS + 3], 12.0 * (2 * COLUMNS + 3), 1e-3);
 }
@@ -141,7 +142,7 @@ static void a_value_that_is_read_later_is_not_overwritten(void **state)
     struct gd_value *both = gd_mul(f->g, c, c);
     create_plan(f, &both, 1);
     run_plan(f);
-    const float *out = gd_plan_data(f->plan, both);
+    const float *out = test_read(f->plan, both);
     for (int i = 0; i < ROWS * COLUMNS; i++)
         assert_float_equal(out[i], 64.0 * i * i, 1e-2);
 }
@@ -154,9 +155,9 @@ static void outputs_keep_their_memory_until_the_end(void **state)
     create_plan(f, outputs, 3);
     assert_int_equal(gd_plan_arena_bytes(f->plan), 3 * BYTES);
     run_plan(f);
-    assert_float_equal(((float *)gd_plan_data(f->plan, a))[7], 14.0, 0);
-    assert_float_equal(((float *)gd_plan_data(f->plan, b))[7], 42.0, 0);
-    assert_float_equal(((float *)gd_plan_data(f->plan, c))[7], 210.0, 0);
+    assert_float_equal(((float *)test_read(f->plan, a))[7], 14.0, 0);
+    assert_float_equal(((float *)test_read(f->plan, b))[7], 42.0, 0);
+    assert_float_equal(((float *)test_read(f->plan, c))[7], 210.0, 0);
 }
 
 static void bound_outputs_are_written_directly_and_need_no_arena(void **state)
@@ -167,7 +168,7 @@ static void bound_outputs_are_written_directly_and_need_no_arena(void **state)
     create_plan(f, &b, 1);
     gd_plan_bind(f->plan, b, out);
     assert_int_equal(gd_plan_arena_bytes(f->plan), BYTES);
-    assert_ptr_equal(gd_plan_data(f->plan, b), out);
+    assert_ptr_equal(test_read(f->plan, b), out);
     run_plan(f);
     assert_float_equal(out[9], 54.0, 0);
 }

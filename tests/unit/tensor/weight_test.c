@@ -13,6 +13,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "tests/unit/tensor/reading.h"
 
 #define OUT 70
 #define IN 96
@@ -387,7 +388,7 @@ static void rows_that_are_not_whole_blocks_are_refused(void **state)
 int main(void)
 {
     struct gd_error err = {0};
-    if (!gd_device_init("cpu", 2, &err))
+    if (!gd_device_init(test_device(), 2, &err))
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rows_come_in_the_given_order_with_the_constant_added, set_up, tear_down),

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include "tests/unit/tensor/reading.h"
 
 #define VECTORS 8
 #define ROWS_MAX 8
@@ -385,7 +386,7 @@ static void every_weight_of_an_encoder_and_decoder_has_the_gradient_of_the_refer
 static int set_up(void **state)
 {
     struct gd_error err = {0};
-    must(gd_device_init("cpu", 2, &err), &err);
+    must(gd_device_init(test_device(), 2, &err), &err);
     return 0;
 }
 

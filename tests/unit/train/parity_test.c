@@ -250,7 +250,10 @@ static void check_steps(struct setting *s)
     int64_t count = s->graft->parameter_count;
     for (int step = 0; step < STEPS; step++) {
         double loss = run_step(s, step);
-        double norm = sqrt(gd_vector_sum_squares(s->grad, count));
+        double squares;
+        struct gd_error err = {0};
+        must(gd_vector_sum_squares(&squares, s->grad, count, &err), &err);
+        double norm = sqrt(squares);
         if (fabs(loss - losses[step]) > 1e-4 * fabs(losses[step]))
             fail_msg("loss of step %d is %.7f, PyTorch has %.7f", step, loss, losses[step]);
         if (fabs(norm - norms[step]) > 1e-4 * norms[step])
@@ -259,8 +262,9 @@ static void check_steps(struct setting *s)
         double factor;
         for (int64_t begin = 0, end; begin < count; begin = end) {
             end = gd_graft_rate_run(s->graft, begin, &factor);
-            gd_adamw(s->block + begin, s->m + begin, s->v + begin, s->grad + begin, end - begin, step + 1, factor * 2e-3, 0.9,
-                     0.999, 1e-8, 0.01, clip);
+            struct gd_adamw adamw = {.step = step + 1, .learning_rate = factor * 2e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
+                                     .weight_decay = 0.01, .grad_scale = clip};
+            must(gd_vector_adamw(s->block + begin, s->m + begin, s->v + begin, s->grad + begin, end - begin, &adamw, &err), &err);
         }
         if (s->graft->method->after_step != NULL)
             s->graft->method->after_step(s->graft, s->block);
@@ -390,9 +394,7 @@ static void leaves_add_in_one_tree_whatever_their_number(void **state)
     for (int round = 0; round < 2; round++) {
         gd_leaves_begin_step(&leaves);
         for (int i = 0; i < 8; i++) {
-            gd_leaves_begin(&leaves);
-            gd_leaves_add(&leaves, grad[i]);
-            gd_leaves_end(&leaves);
+            must(gd_leaves_begin(&leaves, &err) && gd_leaves_add(&leaves, grad[i], &err) && gd_leaves_end(&leaves, &err), &err);
         }
         assert_memory_equal(gd_leaves_sum(&leaves), expected, sizeof(expected));
     }

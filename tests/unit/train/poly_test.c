@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include "tests/unit/tensor/reading.h"
 
 #define TOKENS 48
 #define SEGMENTS 4
@@ -112,13 +113,13 @@ static double run(const struct gd_graft *graft, struct batch batch, bool trainin
     for (int i = 0; i < graft->param_count && grads != NULL; i++)
         gd_plan_bind(plan, got[i], grads + graft->params[i].offset);
     void *arena = NULL;
-    must(gd_large_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
+    must(gd_device_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
     gd_plan_attach(plan, arena);
     must(gd_plan_run(plan, NULL, &err), &err);
-    double value = (double)*(const float *)gd_plan_data(plan, loss);
+    double value = (double)*(const float *)test_read(plan, loss);
     if (out != NULL)
-        memcpy(out, gd_plan_data(plan, wanted[1]), sizeof(float) * TOKENS * (size_t)model->config.vocab);
-    gd_large_free(arena, gd_plan_arena_bytes(plan));
+        memcpy(out, test_read(plan, wanted[1]), sizeof(float) * TOKENS * (size_t)model->config.vocab);
+    gd_device_free(arena, gd_plan_arena_bytes(plan));
     gd_plan_destroy(plan);
     gd_graph_destroy(g);
     gd_graft_training_release(&sites);
@@ -235,7 +236,7 @@ static void route(const float *z, int32_t *key, int groups, int skills, float *w
         owner[i] = i;
     must(gd_graph_ok(g, &err) && gd_plan_create(&plan, g, &out, 1, false, &err), &err);
     void *arena = NULL;
-    must(gd_large_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
+    must(gd_device_alloc(&arena, gd_plan_arena_bytes(plan), "arena", &err), &err);
     gd_plan_attach(plan, arena);
     gd_plan_bind(plan, in, (void *)(uintptr_t)z);
     if (key != NULL) {
@@ -243,9 +244,9 @@ static void route(const float *z, int32_t *key, int groups, int skills, float *w
         gd_plan_bind(plan, owner_in, owner);
     }
     must(gd_plan_run(plan, NULL, &err), &err);
-    memcpy(w, gd_plan_data(plan, out), (size_t)(groups * skills) * sizeof(float));
+    memcpy(w, test_read(plan, out), (size_t)(groups * skills) * sizeof(float));
     gd_free(owner);
-    gd_large_free(arena, gd_plan_arena_bytes(plan));
+    gd_device_free(arena, gd_plan_arena_bytes(plan));
     gd_plan_destroy(plan);
     gd_graph_destroy(g);
 }

@@ -136,10 +136,10 @@ static bool squares_of_rows(void *context, const struct gd_graft *probe, int bat
 {
     struct run *run = run_begin((struct gd_graft *)(uintptr_t)probe);
     loss_of(run, true);
-    gd_vector_add_squares(squares, run->grad, probe->parameter_count);
+    bool ok = gd_vector_add_squares(squares, run->grad, probe->parameter_count, err);
     run->graft = NULL; /* not ours */
     run_end(run);
-    return true;
+    return ok;
 }
 
 static const struct gd_graft_source by_rows = {.squares = squares_of_rows};
@@ -303,8 +303,11 @@ static void steps_move_all_that_is_picked_and_nothing_else(void **state)
         float *start = gd_alloc_array((size_t)floats, sizeof(float));
         memcpy(start, run->block, (size_t)floats * sizeof(float));
         for (int step = 1; step <= 3; step++) {
+            struct gd_error err = {0};
             loss_of(run, true);
-            gd_adamw(run->block, m, v, run->grad, count, step, 1e-3, 0.9, 0.999, 1e-8, 0.1, 0.5);
+            struct gd_adamw adamw = {.step = step, .learning_rate = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1,
+                                     .grad_scale = 0.5};
+            must(gd_vector_adamw(run->block, m, v, run->grad, count, &adamw, &err), &err);
         }
         for (int64_t j = 0; j < count; j++)
             still += run->block[j] == start[j];
