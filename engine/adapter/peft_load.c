@@ -369,6 +369,15 @@ static bool make_graft(struct gd_graft **out, const struct gd_model *model, stru
     return (!chooses || check_promised(json, &(*out)->config, err)) && read_weights(*out, file, folder, err);
 }
 
+static bool describe(struct gd_adapter_config *config, const struct gd_model *model, const cJSON *json, const char *folder,
+                     const struct gd_safetensors *file, struct gd_error *err)
+{
+    bool ok = read_config(config, model, json, folder, file, err);
+    if (!ok)
+        gd_error_context(err, "adapter_config.json");
+    return ok;
+}
+
 bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const char *folder, struct gd_error *err)
 {
     assert(*out == NULL);
@@ -389,7 +398,7 @@ bool gd_graft_read(struct gd_graft **out, const struct gd_model *model, const ch
     }
     ok = ok && check_facts(model, folder, err) && gd_safetensors_open(&file, weights_path, err) &&
          (!gd_stacked_is(model, json) || gd_stacked_unfold(model, json, &file, err)) &&
-         read_config(&config, model, json, folder, file, err) && read_tasks(&config, folder, err) &&
+         describe(&config, model, json, folder, file, err) && read_tasks(&config, folder, err) &&
          make_graft(&graft, model, &config, file, json, folder, err);
     if (ok) {
         graft->task = graft->config.tasks.count == 1 ? 0 : -1;

@@ -10,18 +10,23 @@
 #define NAME_BYTES_MAX 64 /* longer names are not compared for likeness */
 #define EXACT_MAX 9007199254740991.0 /* 2^53 - 1: up to here a double tells neighbouring integers apart */
 
-cJSON *gd_json_parse(const char *text, size_t length, size_t length_max, struct gd_error *err)
+cJSON *gd_json_parse_within(const char *text, size_t length, size_t length_max, size_t values_max, struct gd_error *err)
 {
     if (length > length_max) {
         gd_fail(err, GD_TOO_LARGE, "JSON of %zu bytes, the limit is %zu", length, length_max);
         return NULL;
     }
-    if (!gd_json_scan(text, length, err))
+    if (!gd_json_scan(text, length, values_max, err))
         return NULL;
     cJSON *value = cJSON_ParseWithLengthOpts(text, length, NULL, 0);
     if (value == NULL) /* the text is known to be good */
         gd_fail(err, GD_NO_MEMORY, "no memory for the values of %zu bytes of JSON", length);
     return value;
+}
+
+cJSON *gd_json_parse(const char *text, size_t length, size_t length_max, struct gd_error *err)
+{
+    return gd_json_parse_within(text, length, length_max, GD_JSON_VALUES_MAX, err);
 }
 
 cJSON *gd_json_parse_file(const char *path, size_t length_max, struct gd_error *err)
@@ -30,7 +35,7 @@ cJSON *gd_json_parse_file(const char *path, size_t length_max, struct gd_error *
     size_t length;
     if (!gd_file_read(path, length_max, &text, &length, err))
         return NULL;
-    cJSON *value = gd_json_parse(text, length, length_max, err);
+    cJSON *value = gd_json_parse_within(text, length, length_max, GD_JSON_FEW_VALUES, err);
     if (value == NULL)
         gd_error_context(err, "%s", path);
     gd_free(text);

@@ -19,12 +19,16 @@
 #include <stdint.h>
 
 #define GD_JSON_DEPTH_MAX 64
+/* A tree of so many stays below 64 MiB, whatever they are; the largest index of shards in use has a third of them. */
+#define GD_JSON_FEW_VALUES (320u << 10)
 #define GD_JSON_VALUES_MAX (8u << 20) /* a value costs cJSON about 80 bytes: two bytes of text must not become gigabytes */
 
 /* RFC 8259, valid UTF-8, no NUL (raw or escaped), no lone surrogates, no duplicate keys, numbers
  * finite. The whole of text[0..length) must be one value. NULL on error. */
 cJSON *gd_json_parse(const char *text, size_t length, size_t length_max, struct gd_error *err) GD_MUST_CHECK;
-/* Reads and parses a whole file. */
+/* The same of a text that never has so many values: a configuration, the header of a file, a row. */
+cJSON *gd_json_parse_within(const char *text, size_t length, size_t length_max, size_t values_max, struct gd_error *err) GD_MUST_CHECK;
+/* Reads and parses a whole file of at most GD_JSON_FEW_VALUES values. */
 cJSON *gd_json_parse_file(const char *path, size_t length_max, struct gd_error *err) GD_MUST_CHECK;
 
 /* Case-sensitive member, NULL if absent. A JSON null counts as absent in gd_json_get_* below. */

@@ -16,7 +16,7 @@
 
 #define GD_JSON_NUMBER_BYTES_MAX 63 /* cJSON reads numbers through a buffer of 64 bytes */
 
-GD_MUST_CHECK bool gd_json_scan(const char *text, size_t length, struct gd_error *err);
+GD_MUST_CHECK bool gd_json_scan(const char *text, size_t length, size_t values_max, struct gd_error *err);
 
 #define GD_EIGHT(byte) (0x0101010101010101u * (uint64_t)(byte))
 

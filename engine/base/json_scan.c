@@ -6,6 +6,7 @@
 #include <assert.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -25,7 +26,7 @@ struct level {
 
 struct scan {
     const char *text;
-    size_t length, at, values;
+    size_t length, at, values, values_max;
     struct level levels[GD_JSON_DEPTH_MAX];
     int depth;
     struct key *keys; /* of all open objects, innermost last */
@@ -385,8 +386,11 @@ static bool close_level(struct scan *scan)
 static bool scan_value(struct scan *scan, bool *opened)
 {
     *opened = false;
-    if (++scan->values > GD_JSON_VALUES_MAX)
-        return fail_here(scan, "more values than are accepted in one text");
+    if (++scan->values > scan->values_max) {
+        char what[80];
+        snprintf(what, sizeof what, "this is value %zu, more than are accepted here", scan->values);
+        return fail_here(scan, what);
+    }
     char byte = peek(scan);
     if (byte == '{' || byte == '[') {
         if (!open_level(scan, byte == '{'))
@@ -442,10 +446,10 @@ static bool scan_text(struct scan *scan)
     return scan->at == scan->length || fail_here(scan, "something follows the end of the value");
 }
 
-bool gd_json_scan(const char *text, size_t length, struct gd_error *err)
+bool gd_json_scan(const char *text, size_t length, size_t values_max, struct gd_error *err)
 {
     (void)pthread_once(&hash_once, make_hash_seed);
-    struct scan scan = {.text = text, .length = length, .err = err};
+    struct scan scan = {.text = text, .length = length, .values_max = values_max, .err = err};
     bool ok = scan_text(&scan);
     gd_free(scan.keys);
     gd_buf_release(&scan.unescaped);

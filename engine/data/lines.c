@@ -65,6 +65,7 @@ struct reader {
     void *context;
     struct gd_buf line;
     int64_t number, rows;
+    size_t length;              /* of the line at hand, kept or not */
 };
 
 static bool end_line(struct reader *reader, struct gd_error *err)
@@ -94,6 +95,10 @@ static bool feed(struct reader *reader, const char *bytes, size_t length, struct
     while (length > 0) {
         const char *end = memchr(bytes, '\n', length);
         size_t part = end != NULL ? (size_t)(end - bytes) : length;
+        reader->length += part;
+        if (reader->length >= GD_LINE_BYTES_MAX)
+            return gd_fail_param(err, GD_BAD_FILE, "file", "line %lld has %u bytes and more; JSONL has one object on each line",
+                                 (long long)reader->number + 1, GD_LINE_BYTES_MAX);
         if (!reader->line.overflow) /* the rest of a line that is too long is read and forgotten */
             gd_buf_append(&reader->line, bytes, part);
         if (end == NULL)
@@ -102,6 +107,7 @@ static bool feed(struct reader *reader, const char *bytes, size_t length, struct
             return false;
         bytes += part + 1;
         length -= part + 1;
+        reader->length = 0;
     }
     return true;
 }

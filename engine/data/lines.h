@@ -4,7 +4,7 @@
  * Why      One reader knows about CRLF, byte order marks, blank lines, missing last newlines and files that are not text.
  * Memory   A line is valid during the call; at most one line is held.
  * Threads  Any.
- * Errors   GD_BAD_FILE for compressed, UTF-16, binary, empty files and for JSON that is not one object per line.
+ * Errors   GD_BAD_FILE for compressed, UTF-16, binary, empty files, for a line of GD_LINE_BYTES_MAX bytes, and for JSON that is not one object per line.
  * Limits   GD_ROW_BYTES_MAX, GD_FILE_ROWS_MAX
  * Life     one call
  */
@@ -14,6 +14,9 @@
 #include "engine/base/error.h"
 #include <stddef.h>
 #include <stdint.h>
+
+/* What comes without a line's end for so long is no text: the rest is not read. */
+#define GD_LINE_BYTES_MAX (256u << 20)
 
 /* Gets each line that is not blank, without its end; text is NULL (and length 0) for a line of more than
  * GD_ROW_BYTES_MAX bytes. Returning false stops with the visitor's error. */

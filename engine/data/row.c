@@ -211,7 +211,7 @@ static bool read_task(struct gd_row *row, struct gd_error *err)
 static bool parse(struct gd_row *row, const char *text, size_t length, struct gd_error *err)
 {
     const struct format *format;
-    row->tree = gd_json_parse(text, length, GD_ROW_BYTES_MAX, err);
+    row->tree = gd_json_parse_within(text, length, GD_ROW_BYTES_MAX, GD_JSON_FEW_VALUES, err);
     if (row->tree == NULL)
         return false;
     if (!cJSON_IsObject(row->tree))

@@ -13,6 +13,8 @@
 
 #define VALUE_BYTES_MIN 14  /* key length, one byte of key, kind, one byte of value */
 #define TENSOR_BYTES_MIN 33 /* name length, one byte of name, rank, one dimension, type, offset */
+#define VALUES_MAX (1 << 16)  /* a thousand times what files have: what each costs here is several times its bytes */
+#define TENSORS_MAX (1 << 17)
 #define ALIGNMENT_DEFAULT 32
 #define ALIGNMENT_MAX (1 << 20)
 
@@ -201,9 +203,11 @@ static int compare_keys(const void *left, const void *right)
 
 static bool read_values(struct gd_gguf *file, struct cursor *cursor, uint64_t count, struct gd_error *err)
 {
-    if (count > bytes_left(cursor) / VALUE_BYTES_MIN || count > INT32_MAX)
-        return gd_fail(err, GD_BAD_MODEL, "%" PRIu64 " metadata entries do not fit in the %zu bytes that are left",
-                       count, bytes_left(cursor));
+    if (count > bytes_left(cursor) / VALUE_BYTES_MIN)
+        return gd_fail(err, GD_BAD_MODEL, "%" PRIu64 " metadata entries do not fit in the %zu bytes that are left from offset %zu",
+                       count, bytes_left(cursor), cursor->at);
+    if (count > VALUES_MAX)
+        return gd_fail(err, GD_BAD_MODEL, "%" PRIu64 " metadata entries from offset %zu, at most %d are read", count, cursor->at, VALUES_MAX);
     file->values = gd_alloc_array((size_t)count + 1, sizeof file->values[0]);
     for (; (uint64_t)file->value_count < count; file->value_count++)
         if (!read_value(file, cursor, &file->values[file->value_count], err))
@@ -302,9 +306,11 @@ static int compare_offsets(const void *left, const void *right, void *context)
 
 static bool read_tensors(struct gd_gguf *file, struct cursor *cursor, uint64_t count, struct gd_error *err)
 {
-    if (count > bytes_left(cursor) / TENSOR_BYTES_MIN || count > INT32_MAX)
-        return gd_fail(err, GD_BAD_MODEL, "%" PRIu64 " tensors do not fit in the %zu bytes that are left", count,
-                       bytes_left(cursor));
+    if (count > bytes_left(cursor) / TENSOR_BYTES_MIN)
+        return gd_fail(err, GD_BAD_MODEL, "%" PRIu64 " tensors do not fit in the %zu bytes that are left from offset %zu", count,
+                       bytes_left(cursor), cursor->at);
+    if (count > TENSORS_MAX)
+        return gd_fail(err, GD_BAD_MODEL, "%" PRIu64 " tensors from offset %zu, at most %d are read", count, cursor->at, TENSORS_MAX);
     file->tensors = gd_alloc_array((size_t)count + 1, sizeof file->tensors[0]);
     file->by_name = gd_alloc_array((size_t)count + 1, sizeof file->by_name[0]);
     for (; (uint64_t)file->tensor_count < count; file->tensor_count++) {

@@ -26,7 +26,7 @@ static bool parse_optional(const char *folder, const char *name, cJSON **json, s
     if (!read_optional(folder, name, GD_MODEL_CONFIG_BYTES_MAX, &text, &length, err))
         return false;
     if (text != NULL) {
-        *json = gd_json_parse(text, length, GD_MODEL_CONFIG_BYTES_MAX, err);
+        *json = gd_json_parse_within(text, length, GD_MODEL_CONFIG_BYTES_MAX, GD_JSON_FEW_VALUES, err);
         gd_free(text);
         if (*json == NULL) {
             gd_error_context(err, "%s", name);
@@ -149,7 +149,7 @@ static bool load_text(struct gd_model *model, struct gd_error *err)
     cJSON *tree = NULL;
     bool ok = read_optional(model->path, "tokenizer_config.json", TOKENIZER_CONFIG_BYTES_MAX, &config, &length, err);
     if (ok && config != NULL) {
-        tree = gd_json_parse(config, length, TOKENIZER_CONFIG_BYTES_MAX, err);
+        tree = gd_json_parse_within(config, length, TOKENIZER_CONFIG_BYTES_MAX, GD_JSON_FEW_VALUES, err);
         if (tree == NULL) {
             gd_error_context(err, "tokenizer_config.json");
             ok = gd_bad_model(err);

@@ -239,7 +239,7 @@ static bool parse(struct gd_safetensors *file, struct gd_error *err)
         return gd_fail(err, GD_BAD_MODEL, "a header of %" PRIu64 " bytes does not fit in a file of %zu", header, size);
     if (header == 0 || bytes[8] != '{')
         return gd_fail(err, GD_BAD_MODEL, "the header does not begin with '{' at offset 8");
-    cJSON *root = gd_json_parse((const char *)bytes + 8, (size_t)header, HEADER_BYTES_MAX, err);
+    cJSON *root = gd_json_parse_within((const char *)bytes + 8, (size_t)header, HEADER_BYTES_MAX, GD_JSON_FEW_VALUES, err);
     if (root == NULL) {
         gd_error_context(err, "header at offset 8");
         return gd_bad_model(err);

@@ -83,7 +83,7 @@ static bool parse_optional(const struct folder *f, const char *name, cJSON **out
         return true;
     if (!read(f, name, &text, &length, err))
         return false;
-    *out = gd_json_parse(text, length, SMALL_BYTES_MAX, err);
+    *out = gd_json_parse_within(text, length, SMALL_BYTES_MAX, GD_JSON_FEW_VALUES, err);
     gd_free(text);
     if (*out == NULL)
         gd_error_context(err, "%s", name);
@@ -223,12 +223,15 @@ static bool check_line(const char *line, size_t length, int number, const char *
 /* A token a line; its id is the line's place, from 0. */
 static bool read_lines(cJSON *vocab, const char *text, size_t length, struct gd_error *err)
 {
-    size_t size = 0;
+    size_t size = 0, most = gd_tokenizer_values_max(length), lines = 0;
     int number = 0;
     const char *at = text, *end = text + length;
+    for (const char *each = text; (each = memchr(each, '\n', (size_t)(end - each))) != NULL; each++)
+        lines++;
+    if (lines > most || lines > GD_TOKENIZER_VOCAB_MAX)
+        return gd_fail(err, GD_BAD_MODEL, "vocab.txt: %zu lines, at most %zu are read of %zu bytes", lines,
+                       most < GD_TOKENIZER_VOCAB_MAX ? most : (size_t)GD_TOKENIZER_VOCAB_MAX, length);
     for (const char *line; (line = next_line(&at, end, &size)) != NULL; number++) {
-        if (number >= GD_TOKENIZER_VOCAB_MAX)
-            return gd_fail(err, GD_BAD_MODEL, "vocab.txt has more than %d lines", GD_TOKENIZER_VOCAB_MAX);
         if (!check_line(line, size, number + 1, "vocab.txt", err))
             return false;
         if (size == 0) /* an id without a token */
@@ -366,7 +369,7 @@ static bool open_json(struct gd_tokenizer **out, const struct folder *f, const c
     size_t length = 0;
     if (!read(f, "tokenizer.json", &text, &length, err))
         return false;
-    cJSON *root = gd_json_parse(text, length, FILE_BYTES_MAX, err);
+    cJSON *root = gd_json_parse_within(text, length, FILE_BYTES_MAX, gd_tokenizer_values_max(length), err);
     bool ok = root != NULL && gd_tokenizer_from_tree(out, root, config, err);
     if (!ok)
         gd_error_context(err, "tokenizer.json");

@@ -280,10 +280,10 @@ bool gd_tokenizer_from_json(struct gd_tokenizer **out, const char *json, size_t 
                             size_t config_length, struct gd_error *err)
 {
     *out = NULL;
-    cJSON *root = gd_json_parse(json, length, JSON_BYTES_MAX, err), *config = NULL;
+    cJSON *root = gd_json_parse_within(json, length, JSON_BYTES_MAX, gd_tokenizer_values_max(length), err), *config = NULL;
     bool ok = root != NULL;
     if (ok && config_json != NULL) {
-        config = gd_json_parse(config_json, config_length, JSON_BYTES_MAX, err);
+        config = gd_json_parse_within(config_json, config_length, JSON_BYTES_MAX, GD_JSON_FEW_VALUES, err);
         ok = config != NULL;
         if (!ok)
             gd_error_context(err, "tokenizer_config.json");

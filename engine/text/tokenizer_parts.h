@@ -14,6 +14,13 @@
 #include "engine/base/json.h"
 #include "engine/text/tokenizer_impl.h"
 
+/* Values of a tokenizer's JSON, or lines of a vocabulary, of so many bytes: those in use have 12 bytes and more for each, and a tree
+ * costs some hundred. */
+static inline size_t gd_tokenizer_values_max(size_t length)
+{
+    return GD_JSON_FEW_VALUES + length / 8;
+}
+
 /* `part` may be NULL or null: there is none. `path` names it in errors. */
 GD_MUST_CHECK bool gd_parts_normalizer(struct gd_tokenizer *tokenizer, const cJSON *part, const char *path,
                                        struct gd_error *err);
