@@ -290,12 +290,9 @@ static bool parse_chat(struct gd_completion_ask *ask, const cJSON *body, struct 
         !gd_chat_check_messages(ask->messages, "messages", false, err))
         return false;
     ask->prompt_count = 1;
-    if (!gd_json_get_object(body, "", "chat_template_kwargs", false, &ask->template_kwargs, err))
+    if (!gd_chat_check_kwargs(gd_json_find(body, "chat_template_kwargs"), "chat_template_kwargs", err) ||
+        !gd_json_get_object(body, "", "chat_template_kwargs", false, &ask->template_kwargs, err))
         return false;
-    int kwargs = ask->template_kwargs != NULL ? cJSON_GetArraySize(ask->template_kwargs) : 0;
-    if (kwargs > TOOLS_MAX)
-        return gd_fail_param(err, GD_INVALID, "chat_template_kwargs", "chat_template_kwargs has %d entries; it may have up to %d",
-                             kwargs, TOOLS_MAX);
     return parse_tools(ask, body, err) && parse_tool_choice(ask, body, err) && parse_response_format(body, err) &&
            refuse_other_media(body, err);
 }

@@ -79,7 +79,7 @@ bool gd_row_encode(const struct gd_chat *chat, const struct gd_row *row, int sid
     const cJSON *messages[] = {row->messages, row->rejected_messages, row->gold_messages};
     const char *texts[] = {row->completion, row->rejected, row->gold};
     if (row->messages != NULL)
-        return gd_chat_encode_training(chat, messages[side], row->tools, encoding, err);
+        return gd_chat_encode_training(chat, messages[side], row->tools, row->template_kwargs, encoding, err);
     return gd_chat_encode_pair(chat, row->prompt, texts[side], encoding, err);
 }
 
@@ -87,7 +87,7 @@ bool gd_row_encode_apart(const struct gd_chat *chat, const struct gd_row *row, s
                          struct gd_error *err)
 {
     if (row->messages != NULL)
-        return gd_chat_encode_training_apart(chat, row->messages, row->tools, encoding, err);
+        return gd_chat_encode_training_apart(chat, row->messages, row->tools, row->template_kwargs, encoding, err);
     return gd_chat_encode_pair_apart(chat, row->prompt, row->completion, encoding, err);
 }
 

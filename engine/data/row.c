@@ -77,7 +77,7 @@ void gd_row_adopt_functions(struct gd_row *row, const cJSON *functions)
 
 bool gd_row_parse_chat(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"messages", "tools", "functions", "parallel_tool_calls", "task", NULL};
+    static const char *const known[] = {"messages", "tools", "functions", "parallel_tool_calls", "chat_template_kwargs", "task", NULL};
     const cJSON *functions = NULL;
     bool parallel;
     if (!gd_json_only_known(row->tree, "", known, err) ||
@@ -208,6 +208,19 @@ static bool read_task(struct gd_row *row, struct gd_error *err)
     return true;
 }
 
+static bool read_kwargs(struct gd_row *row, struct gd_error *err)
+{
+    bool inner = row->format == GD_ROW_PREFERENCE;
+    const char *path = inner ? "input.chat_template_kwargs" : "chat_template_kwargs";
+    const cJSON *kwargs = gd_json_find(inner ? gd_json_find(row->tree, "input") : row->tree, "chat_template_kwargs");
+    if (kwargs == NULL || cJSON_IsNull(kwargs))
+        return true;
+    row->template_kwargs = kwargs;
+    if (row->messages == NULL)
+        return gd_fail_param(err, GD_INVALID, path, "%s belongs to rows of messages: no template renders this one", path);
+    return gd_chat_check_kwargs(kwargs, path, err);
+}
+
 static bool parse(struct gd_row *row, const char *text, size_t length, struct gd_error *err)
 {
     const struct format *format;
@@ -219,7 +232,7 @@ static bool parse(struct gd_row *row, const char *text, size_t length, struct gd
     if (!find_format(row->tree, &format, err))
         return false;
     row->format = format->format;
-    return format->parse(row, err) && read_task(row, err);
+    return format->parse(row, err) && read_task(row, err) && read_kwargs(row, err);
 }
 
 bool gd_row_parse(struct gd_row *row, const char *text, size_t length, int64_t line, struct gd_error *err)

@@ -40,12 +40,14 @@ const char *gd_row_format_name(enum gd_row_format format);
  * there only one that looks like a misspelt field is. All formats become one of two shapes: messages or prompt +
  * completion. A row with two answers (preference, chosen_rejected) holds the chosen one there, and the other one in
  * rejected_messages or rejected; a labelled row says whether its answer is desirable. Rows of every format may name a task:
- * "task", a string or a whole number. */
+ * "task", a string or a whole number; those that become messages may bring "chat_template_kwargs" (OpenAI's preference rows in
+ * "input"). */
 struct gd_row {
     enum gd_row_format format;
     cJSON *tree;               /* owned */
     cJSON *messages;           /* owned by tree, or NULL; OpenAI shape after normalisation */
     const cJSON *tools;        /* or NULL */
+    const cJSON *template_kwargs; /* free variables of the template (chat.h), of a row with messages; or NULL */
     const char *prompt, *completion; /* or NULL */
     cJSON *rejected_messages;  /* owned by tree, or NULL */
     const char *rejected;      /* or NULL */

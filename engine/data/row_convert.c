@@ -35,7 +35,7 @@ static bool add_history(cJSON *messages, const cJSON *tree, struct gd_error *err
 
 bool gd_row_parse_alpaca(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"instruction", "input", "output", "system", "history", NULL};
+    static const char *const known[] = {"instruction", "input", "output", "system", "history", "chat_template_kwargs", NULL};
     const char *instruction, *input, *output, *system;
     if (!gd_row_no_slips(row->tree, "", known, err) ||
         !gd_row_text(row->tree, "", "instruction", true, &instruction, err) ||
@@ -143,7 +143,7 @@ static bool adopt_tools(struct gd_row *row, struct gd_error *err)
 
 bool gd_row_parse_sharegpt(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"conversations", "system", "tools", NULL};
+    static const char *const known[] = {"conversations", "system", "tools", "chat_template_kwargs", NULL};
     const cJSON *turns = NULL, *turn;
     const char *system;
     char path[48];

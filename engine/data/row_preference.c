@@ -117,7 +117,7 @@ bool gd_row_parse_preference(struct gd_row *row, struct gd_error *err)
     static const char *const known[] = {"input", "preferred_output", "non_preferred_output", "preferred_completion",
                                         "non_preferred_completion", "margin", "ref_chosen_logps", "ref_rejected_logps", "task",
                                         NULL};
-    static const char *const known_input[] = {"messages", "tools", "parallel_tool_calls", NULL};
+    static const char *const known_input[] = {"messages", "tools", "parallel_tool_calls", "chat_template_kwargs", NULL};
     const cJSON *input = NULL, *prompt = NULL, *chosen = NULL, *rejected = NULL;
     const char *chosen_key = NULL, *rejected_key = NULL;
     bool parallel;
@@ -192,7 +192,8 @@ static bool parse_texts(struct gd_row *row, struct gd_error *err)
 
 bool gd_row_parse_chosen_rejected(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"prompt", "chosen", "rejected", "tools", "margin", "ref_chosen_logps", "ref_rejected_logps", NULL};
+    static const char *const known[] = {"prompt", "chosen", "rejected", "tools", "margin", "ref_chosen_logps", "ref_rejected_logps",
+                                        "chat_template_kwargs", NULL};
     const cJSON *chosen = gd_json_find(row->tree, "chosen"), *rejected = gd_json_find(row->tree, "rejected");
     if (!gd_row_no_slips(row->tree, "", known, err) || !gd_json_get_array(row->tree, "", "tools", false, &row->tools, err))
         return false;
@@ -261,7 +262,7 @@ bool gd_row_parse_gold(struct gd_row *row, struct gd_error *err)
 
 bool gd_row_parse_labelled(struct gd_row *row, struct gd_error *err)
 {
-    static const char *const known[] = {"prompt", "completion", "label", "tools", NULL};
+    static const char *const known[] = {"prompt", "completion", "label", "tools", "chat_template_kwargs", NULL};
     const cJSON *prompt = gd_json_find(row->tree, "prompt"), *answer = gd_json_find(row->tree, "completion");
     if (!gd_row_no_slips(row->tree, "", known, err) || !gd_json_get_array(row->tree, "", "tools", false, &row->tools, err) ||
         !gd_json_get_bool(row->tree, "", "label", true, &row->desirable, err))

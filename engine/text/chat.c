@@ -352,14 +352,14 @@ static bool begins_with(const struct gd_buf *text, const struct gd_buf *prefix)
 }
 
 /* Message `index` lies between the prompt that leads to it and the conversation that ends with it. */
-static bool weigh_message(const struct gd_chat *chat, const cJSON *view, int index, const cJSON *tools, float weight,
-                          struct gd_chat_encoding *encoding, struct gd_error *err)
+static bool weigh_message(const struct gd_chat *chat, const cJSON *view, int index, const cJSON *tools, const cJSON *kwargs,
+                          float weight, struct gd_chat_encoding *encoding, struct gd_error *err)
 {
     struct gd_buf before, after;
     gd_buf_init(&before, 0);
     gd_buf_init(&after, 0);
-    bool ok = render(chat, pick(chat, tools), view, index, tools, NULL, true, &before, NULL, err) &&
-              render(chat, pick(chat, tools), view, index + 1, tools, NULL, false, &after, NULL, err);
+    bool ok = render(chat, pick(chat, tools), view, index, tools, kwargs, true, &before, NULL, err) &&
+              render(chat, pick(chat, tools), view, index + 1, tools, kwargs, false, &after, NULL, err);
     if (!ok)
         gd_error_context(err, "rendering the conversation up to messages[%d]", index);
     if (ok && (!begins_with(&after, &before) || !begins_with(&encoding->text, &after)))
@@ -377,34 +377,34 @@ static bool weigh_message(const struct gd_chat *chat, const cJSON *view, int ind
 }
 
 static bool weigh_prefixes(const struct gd_chat *chat, const cJSON *messages, const cJSON *view, const cJSON *tools,
-                           struct gd_chat_encoding *encoding, struct gd_error *err)
+                           const cJSON *kwargs, struct gd_chat_encoding *encoding, struct gd_error *err)
 {
     const cJSON *message;
     int index = 0;
     cJSON_ArrayForEach(message, messages) {
         float weight = weight_of(message);
         if (is_assistant(message) && weight > 0 &&
-            !weigh_message(chat, view, index, tools, weight, encoding, err))
+            !weigh_message(chat, view, index, tools, kwargs, weight, encoding, err))
             return false;
         index++;
     }
     return true;
 }
 
-bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools, const cJSON *kwargs,
                              struct gd_chat_encoding *out, struct gd_error *err)
 {
     struct gd_render_spans spans = {0};
     init_encoding(out);
     if (!gd_chat_check_messages(messages, "messages", true, err) || !gd_chat_check_tools(tools, "tools", err) ||
-        !check_fits(chat, messages, tools, err))
+        !check_fits(chat, messages, tools, err) || !check_kwargs(chat, kwargs, tools, err))
         return finish(false, out);
     cJSON *view = gd_chat_view(messages, &pick(chat, tools)->habits);
-    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, NULL, false, &out->text, &spans, err) &&
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view), tools, kwargs, false, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     if (ok)
         ok = spans.has_generation ? weigh_generations(messages, &spans, out, err)
-                                  : weigh_prefixes(chat, messages, view, tools, out, err);
+                                  : weigh_prefixes(chat, messages, view, tools, kwargs, out, err);
     cJSON_Delete(view);
     gd_render_spans_release(&spans);
     return finish(ok, out);
@@ -472,11 +472,11 @@ bool gd_chat_encode_pair_apart(const struct gd_chat *chat, const char *prompt, c
 }
 
 /* The tokens of what the template makes of all messages but the last, with eos behind them. */
-static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const cJSON *tools, struct gd_chat_encoding *out,
-                          struct gd_error *err)
+static bool append_prompt(const struct gd_chat *chat, const cJSON *view, const cJSON *tools, const cJSON *kwargs,
+                          struct gd_chat_encoding *out, struct gd_error *err)
 {
     struct gd_render_spans spans = {0};
-    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view) - 1, tools, NULL, true, &out->text, &spans, err) &&
+    bool ok = render(chat, pick(chat, tools), view, cJSON_GetArraySize(view) - 1, tools, kwargs, true, &out->text, &spans, err) &&
               tokenize(chat, &spans, out, err);
     gd_render_spans_release(&spans);
     if (ok)
@@ -492,7 +492,7 @@ static bool is_plain(const struct gd_chat *chat, const cJSON *view, const cJSON 
            cJSON_IsString(text);
 }
 
-bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools, const cJSON *kwargs,
                                    struct gd_chat_encoding *out, struct gd_error *err)
 {
     init_encoding(out);
@@ -503,10 +503,11 @@ bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *mess
     const cJSON *answer = gd_json_find(cJSON_GetArrayItem(view, cJSON_GetArraySize(view) - 1), "content");
     bool ok = cJSON_IsString(answer) ||
               gd_fail_param(err, GD_INVALID, "messages", "messages[%d].content: the answer of a model with an encoder is text", last);
-    if (ok && is_plain(chat, view, tools))
+    if (ok && is_plain(chat, view, tools) && cJSON_GetArraySize(kwargs) == 0)
         ok = append_text(chat, gd_json_find(cJSON_GetArrayItem(view, 0), "content")->valuestring, GD_SPECIAL_AS_TEXT, 0, out, err);
     else
-        ok = ok && check_fits(chat, messages, tools, err) && append_prompt(chat, view, tools, out, err);
+        ok = ok && check_fits(chat, messages, tools, err) && check_kwargs(chat, kwargs, tools, err) &&
+             append_prompt(chat, view, tools, kwargs, out, err);
     out->encoded = out->tokens.count;
     if (ok) { /* weights of the prompt, as many as there are tokens now */
         gd_free(out->weights);

@@ -47,6 +47,12 @@ GD_MUST_CHECK bool gd_chat_check_messages(const cJSON *messages, const char *pat
 /* NULL and null mean no tools. */
 GD_MUST_CHECK bool gd_chat_check_tools(const cJSON *tools, const char *path, struct gd_error *err);
 
+/* Free variables for the template (chat_template_kwargs: enable_thinking, documents, ...): an object of at most GD_CHAT_KWARGS_MAX
+ * members; NULL and null mean none. Whoever renders with them fails on one that the template does not read, and on a name that the
+ * conversation itself fills. */
+#define GD_CHAT_KWARGS_MAX 128
+GD_MUST_CHECK bool gd_chat_check_kwargs(const cJSON *kwargs, const char *path, struct gd_error *err);
+
 /* Messages reach the template as Hugging Face's conventions have them: text parts joined, `developer` as `system` unless
  * the template knows it, function_call as a tool call, role function as tool, tool call arguments as an object or as
  * text, whichever the template renders as JSON. Tools or tool calls that the template never reads are an error. The
@@ -56,8 +62,7 @@ GD_MUST_CHECK bool gd_chat_check_tools(const cJSON *tools, const char *path, str
 GD_MUST_CHECK bool gd_chat_encode_prompt(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                                          struct gd_chat_encoding *out, struct gd_error *err);
 
-/* The same with free variables for the template (chat_template_kwargs: enable_thinking, documents, ...); NULL: none. One that
- * the template does not read is an error, and so is a name that the conversation itself fills. */
+/* The same with free variables for the template. */
 GD_MUST_CHECK bool gd_chat_encode_prompt_with(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
                                               const cJSON *kwargs, struct gd_chat_encoding *out, struct gd_error *err);
 
@@ -66,7 +71,7 @@ GD_MUST_CHECK bool gd_chat_encode_prompt_with(const struct gd_chat *chat, const 
  * them, else from rendering each prefix of the conversation twice (with and without the assistant's turn); the turn
  * then ends after its last special token when only white space follows it, else where the text of the prefix ends. A
  * token is trained when all of its bytes lie inside the turn. */
-GD_MUST_CHECK bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
+GD_MUST_CHECK bool gd_chat_encode_training(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools, const cJSON *kwargs,
                                            struct gd_chat_encoding *out, struct gd_error *err);
 
 /* prompt + completion text, tokenised as one: bos as the tokenizer adds it. Raw text is raw, as in /v1/completions: special
@@ -85,6 +90,6 @@ GD_MUST_CHECK bool gd_chat_encode_pair_apart(const struct gd_chat *chat, const c
 /* The same of a conversation: all messages but the last one as a prompt, and the last one's words, which the assistant says.
  * Without a template one question and its answer are the two texts. */
 GD_MUST_CHECK bool gd_chat_encode_training_apart(const struct gd_chat *chat, const cJSON *messages, const cJSON *tools,
-                                                 struct gd_chat_encoding *out, struct gd_error *err);
+                                                 const cJSON *kwargs, struct gd_chat_encoding *out, struct gd_error *err);
 
 #endif

@@ -283,3 +283,14 @@ bool gd_chat_check_tools(const cJSON *tools, const char *path, struct gd_error *
     }
     return true;
 }
+
+bool gd_chat_check_kwargs(const cJSON *kwargs, const char *path, struct gd_error *err)
+{
+    if (kwargs == NULL || cJSON_IsNull(kwargs))
+        return true;
+    if (!cJSON_IsObject(kwargs))
+        return gd_fail_param(err, GD_INVALID, path, "%s must be an object: the variables for the chat template by name", path);
+    int count = cJSON_GetArraySize(kwargs);
+    return count <= GD_CHAT_KWARGS_MAX ||
+           gd_fail_param(err, GD_INVALID, path, "%s has %d entries; it may have up to %d", path, count, GD_CHAT_KWARGS_MAX);
+}

@@ -256,7 +256,7 @@ static bool read_scored(const cJSON *message, const struct gd_model *model, stru
         return cJSON_IsString(prompt) ? gd_tokenizer_encode(model->tokenizer, prompt->valuestring, strlen(prompt->valuestring),
                                                             GD_SPECIAL_PARSE, true, tokens, err)
                                       : gd_fail_param(err, GD_INVALID, "input", "input must be text, token ids or messages");
-    bool ok = gd_chat_encode_training(model->chat, messages, NULL, &encoding, err);
+    bool ok = gd_chat_encode_training(model->chat, messages, NULL, NULL, &encoding, err);
     for (int i = 0; ok && i < encoding.tokens.count; i++)
         gd_tokens_push(tokens, encoding.tokens.ids[i], 0, 0);
     gd_chat_encoding_release(&encoding);

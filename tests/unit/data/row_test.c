@@ -43,6 +43,30 @@ static void chat_rows_keep_their_messages_and_tools(void **state)
     assert_messages(CHAT(",\"functions\":[{\"name\":\"f\"}]"), GD_ROW_CHAT, both, tool);
 }
 
+static void rows_of_messages_bring_variables_for_the_template(void **state)
+{
+    static const char *const rows[] = {
+        CHAT(",\"chat_template_kwargs\":{\"a\":1}"),
+        "{\"instruction\":\"x\",\"output\":\"y\",\"chat_template_kwargs\":{\"a\":1}}",
+        "{\"conversations\":[{\"from\":\"human\",\"value\":\"q\"},{\"from\":\"gpt\",\"value\":\"a\"}],\"chat_template_kwargs\":{\"a\":1}}",
+        "{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"chosen\":[{\"role\":\"assistant\",\"content\":\"a\"}],"
+        "\"rejected\":[{\"role\":\"assistant\",\"content\":\"b\"}],\"chat_template_kwargs\":{\"a\":1}}",
+        "{\"prompt\":[{\"role\":\"user\",\"content\":\"q\"}],\"completion\":[{\"role\":\"assistant\",\"content\":\"a\"}],\"label\":true,"
+        "\"chat_template_kwargs\":{\"a\":1}}",
+        "{\"input\":{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}],\"chat_template_kwargs\":{\"a\":1}},"
+        "\"preferred_output\":[{\"role\":\"assistant\",\"content\":\"a\"}],\"non_preferred_output\":[{\"role\":\"assistant\",\"content\":\"b\"}]}",
+    };
+    for (size_t i = 0; i < GD_COUNT(rows); i++) {
+        struct gd_row row = good(rows[i]);
+        assert_non_null(row.messages);
+        assert_true(gd_json_find(row.template_kwargs, "a")->valueint == 1);
+        gd_row_release(&row);
+    }
+    struct gd_row row = good(CHAT(",\"chat_template_kwargs\":null"));
+    assert_null(row.template_kwargs);
+    gd_row_release(&row);
+}
+
 static void pairs_keep_prompt_and_completion(void **state)
 {
     struct gd_row row = good(" {\"prompt\":\"\",\"completion\":\" x\\n\"} ");
@@ -158,6 +182,10 @@ static void bad_rows_are_named_by_line_and_field(void **state)
         {CHAT(",\"functions\":[3]"), "functions[0]", "object"},
         {CHAT(",\"functions\":[],\"tools\":[]"), "functions", "both"},
         {CHAT(",\"parallel_tool_calls\":1"), "parallel_tool_calls", "true or false"},
+        {CHAT(",\"chat_template_kwargs\":[]"), "chat_template_kwargs", "must be an object"},
+        {CHAT(",\"chat_template_kwarg\":{}"), "chat_template_kwarg", "did you mean 'chat_template_kwargs'"},
+        {"{\"prompt\":\"x\",\"chosen\":\"y\",\"rejected\":\"z\",\"chat_template_kwargs\":{\"a\":1}}", "chat_template_kwargs", "rows of messages"},
+        {"{\"instruction\":\"x\",\"output\":\"y\",\"chat_template_kwargs\":3}", "chat_template_kwargs", "must be an object"},
         {CHAT(",\"prompt\":\"x\""), "prompt", "both 'messages' and 'prompt'"},
         {"{\"prompt\":\"x\"}", "completion", "completion"},
         {"{\"completion\":\"x\"}", "prompt", "prompt"},
@@ -297,6 +325,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chat_rows_keep_their_messages_and_tools),
+        cmocka_unit_test(rows_of_messages_bring_variables_for_the_template),
         cmocka_unit_test(pairs_keep_prompt_and_completion),
         cmocka_unit_test(alpaca_rows_become_messages),
         cmocka_unit_test(sharegpt_rows_become_messages),

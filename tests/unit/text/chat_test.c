@@ -99,7 +99,7 @@ static void assert_trains(const char *template_name, const char *messages, const
     struct gd_chat *chat = chat_from(tokenizer, template_name);
     struct gd_chat_encoding encoding;
     cJSON *conversation = parse(messages), *offered = tools == NULL ? NULL : parse(tools);
-    if (!gd_chat_encode_training(chat, conversation, offered, &encoding, &err))
+    if (!gd_chat_encode_training(chat, conversation, offered, NULL, &encoding, &err))
         fail_msg("%s: %s", template_name, err.message);
     char *got = trained_text(&encoding);
     if (strcmp(got, expected) != 0)
@@ -176,8 +176,8 @@ static void both_ways_to_the_mask_agree(void **state)
             cJSON_AddStringToObject(message, "content", contents[(i + (size_t)turn) % 8]);
             cJSON_AddItemToArray(messages, message);
         }
-        assert_true(gd_chat_encode_training(by_prefix, messages, NULL, &a, &err));
-        assert_true(gd_chat_encode_training(by_block, messages, NULL, &b, &err));
+        assert_true(gd_chat_encode_training(by_prefix, messages, NULL, NULL, &a, &err));
+        assert_true(gd_chat_encode_training(by_block, messages, NULL, NULL, &b, &err));
         assert_int_equal(a.tokens.count, b.tokens.count);
         assert_memory_equal(a.tokens.ids, b.tokens.ids, (size_t)a.tokens.count * sizeof *a.tokens.ids);
         assert_memory_equal(a.weights, b.weights, (size_t)a.tokens.count * sizeof *a.weights);
@@ -198,7 +198,7 @@ static void tokens_across_the_border_are_not_trained(void **state)
     struct gd_chat *chat = chat_of(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}");
     struct gd_chat_encoding encoding;
     cJSON *messages = parse("[{\"role\":\"user\",\"content\":\"with t\"},{\"role\":\"assistant\",\"content\":\"he base\"}]");
-    assert_true(gd_chat_encode_training(chat, messages, NULL, &encoding, &err));
+    assert_true(gd_chat_encode_training(chat, messages, NULL, NULL, &encoding, &err));
     bool straddles = false;
     for (int i = 0; i < encoding.tokens.count; i++) {
         bool inside = encoding.tokens.begin[i] >= 6;
@@ -219,13 +219,13 @@ static void a_template_that_rewrites_earlier_turns_is_explained(void **state)
     struct gd_chat *chat = chat_from(tokenizer, "qwen3");
     struct gd_chat_encoding encoding;
     cJSON *messages = parse(TURNS);
-    assert_false(gd_chat_encode_training(chat, messages, NULL, &encoding, &err));
+    assert_false(gd_chat_encode_training(chat, messages, NULL, NULL, &encoding, &err));
     assert_int_equal(err.code, GD_INVALID);
     assert_non_null(strstr(err.message, "rewrites earlier turns"));
     assert_non_null(strstr(err.message, "generation"));
     cJSON_AddNumberToObject(cJSON_GetArrayItem(messages, 1), "weight", 0);
     gd_error_clear(&err);
-    if (!gd_chat_encode_training(chat, messages, NULL, &encoding, &err))
+    if (!gd_chat_encode_training(chat, messages, NULL, NULL, &encoding, &err))
         fail_msg("%s", err.message);
     char *got = trained_text(&encoding);
     assert_string_equal(got, "[<think>\n\n</think>\n\nBecause\nit is.<|im_end|>]");
@@ -506,6 +506,36 @@ static void free_variables_reach_the_template(void **state)
     gd_tokenizer_destroy(tokenizer);
 }
 
+/* In the row's text and in each prefix that finds the assistant's words; the same names are refused. */
+static void free_variables_reach_the_template_of_training_rows(void **state)
+{
+    struct gd_tokenizer *tokenizer = tiny();
+    struct gd_chat *chat = chat_of(tokenizer, "{% for m in messages %}{{ m.role }}{{ ':' if think else '>' }}{{ m.content }}{{ eos_token }}"
+                                              "{% endfor %}{% if add_generation_prompt %}assistant{{ ':' if think else '>' }}{% endif %}");
+    cJSON *messages = cJSON_Parse("[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"you\"}]");
+    cJSON *kwargs = cJSON_Parse("{\"think\":true}"), *unread = cJSON_Parse("{\"thinks\":true}");
+    struct gd_chat_encoding encoding;
+    struct gd_error err = {0};
+    if (!gd_chat_encode_training(chat, messages, NULL, kwargs, &encoding, &err))
+        fail_msg("%s", err.message);
+    assert_string_equal(encoding.text.data, "user:hi<|im_end|>assistant:you<|im_end|>");
+    for (int i = 0; i < encoding.tokens.count; i++)
+        assert_int_equal(encoding.weights[i] != 0, encoding.tokens.begin[i] >= (int)strlen("user:hi<|im_end|>assistant:"));
+    gd_chat_encoding_release(&encoding);
+    assert_true(gd_chat_encode_training_apart(chat, messages, NULL, kwargs, &encoding, &err));
+    assert_string_equal(encoding.text.data, "user:hi<|im_end|>assistant:");
+    gd_chat_encoding_release(&encoding);
+    assert_false(gd_chat_encode_training(chat, messages, NULL, unread, &encoding, &err));
+    assert_string_equal(err.param, "chat_template_kwargs.thinks");
+    gd_error_clear(&err);
+    assert_false(gd_chat_encode_training_apart(chat, messages, NULL, unread, &encoding, &err));
+    cJSON_Delete(messages);
+    cJSON_Delete(kwargs);
+    cJSON_Delete(unread);
+    gd_chat_destroy(chat);
+    gd_tokenizer_destroy(tokenizer);
+}
+
 static void bad_messages_are_named_by_path(void **state)
 {
     static const struct {
@@ -592,6 +622,7 @@ int main(void)
         cmocka_unit_test(the_clock_of_templates_can_be_held),
         cmocka_unit_test(tools_take_the_template_for_tools),
         cmocka_unit_test(free_variables_reach_the_template),
+        cmocka_unit_test(free_variables_reach_the_template_of_training_rows),
         cmocka_unit_test(bad_messages_are_named_by_path),
         cmocka_unit_test(good_messages_pass),
     };
