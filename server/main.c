@@ -139,7 +139,7 @@ static int version(void)
 #ifdef GD_CUDA
     char devices[512];
     gd_cuda_describe(devices, sizeof(devices));
-    printf("cuda %s; this version computes on the CPU\n", devices);
+    printf("cuda %s\n", devices);
 #else
     printf("cuda not in this build\n");
 #endif

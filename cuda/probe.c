@@ -1,10 +1,10 @@
 #include "cuda/probe.h"
 
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <string.h>
 
-extern "C" void gd_cuda_describe(char *out, size_t size)
+void gd_cuda_describe(char *out, size_t size)
 {
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
@@ -14,7 +14,7 @@ extern "C" void gd_cuda_describe(char *out, size_t size)
     }
     snprintf(out, size, "%d device%s:", count, count == 1 ? "" : "s");
     for (int i = 0; i < count; i++) {
-        cudaDeviceProp properties;
+        struct cudaDeviceProp properties;
         if (cudaGetDeviceProperties(&properties, i) != cudaSuccess)
             continue;
         size_t used = strlen(out);
