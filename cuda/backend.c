@@ -69,6 +69,7 @@ const struct gd_backend gd_backend_cuda = {
     .op = find,
     .alloc = gd_cuda_alloc,
     .free = free_block,
+    .owns = gd_cuda_owns,
     .alloc_staging = alloc_staging,
     .free_staging = free_staging,
     .copy = copy,

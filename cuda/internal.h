@@ -40,6 +40,7 @@ struct gd_cuda_memory {
 void gd_cuda_pool_set_chunk(size_t bytes);
 GD_MUST_CHECK bool gd_cuda_alloc(void **out, size_t bytes, const char *what, struct gd_error *err);
 void gd_cuda_free(void *memory);               /* NULL: nothing */
+bool gd_cuda_owns(const void *memory);         /* it lies in the device's */
 struct gd_cuda_memory gd_cuda_memory(void);
 
 /* Of the open device: what it has, what is free now as the driver says, what this process took and uses of it. */

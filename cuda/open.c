@@ -1,6 +1,7 @@
 #include "cuda/open.h"
 #include "cuda/internal.h"
 #include <stdio.h>
+#include <stdlib.h>
 
 extern const struct gd_backend gd_backend_cuda;
 
@@ -49,7 +50,9 @@ bool gd_cuda_open(int index, const struct gd_backend **backend, struct gd_device
 #else
     snprintf(info->isa, sizeof(info->isa), "sm_%d%d, %.50s", properties.major, properties.minor, properties.name);
 #endif
-    info->compute = GD_BF16;
+    const char *asked = getenv("GRAFTD_COMPUTE");
+    if (asked == NULL || asked[0] == '\0')
+        info->compute = GD_BF16;
     return true;
 }
 

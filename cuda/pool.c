@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #define ALIGN ((size_t)256)               /* what every kernel and the library's fastest ones want */
 #define PAGE ((size_t)2 << 20)            /* the driver's own unit for large allocations */
@@ -33,6 +34,8 @@ static size_t chunk_bytes = CHUNK;
 #define BUCKETS 4096
 static struct {
     struct block *free, *buckets[BUCKETS];
+    struct chunk **chunks;                /* by address */
+    size_t count, room;
     struct gd_cuda_memory memory;
 } pool;
 
@@ -50,6 +53,46 @@ struct gd_cuda_memory gd_cuda_memory(void)
 static struct block **bucket(const void *memory)
 {
     return &pool.buckets[((uintptr_t)memory / ALIGN * UINT64_C(0x9E3779B97F4A7C15)) >> 52];
+}
+
+/* How many chunks begin at or before an address. */
+static size_t chunks_up_to(const char *address)
+{
+    size_t low = 0, high = pool.count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (pool.chunks[middle]->memory <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+bool gd_cuda_owns(const void *memory)
+{
+    size_t i = chunks_up_to(memory);
+    return i > 0 && (const char *)memory < pool.chunks[i - 1]->memory + pool.chunks[i - 1]->size;
+}
+
+static void list_chunk(struct chunk *chunk)
+{
+    if (pool.count == pool.room) {
+        pool.room = pool.room * 2 + 64;
+        pool.chunks = gd_realloc_array(pool.chunks, pool.room, sizeof(*pool.chunks));
+    }
+    size_t at = chunks_up_to(chunk->memory);
+    memmove(pool.chunks + at + 1, pool.chunks + at, (pool.count - at) * sizeof(*pool.chunks));
+    pool.chunks[at] = chunk;
+    pool.count++;
+}
+
+static void unlist_chunk(const struct chunk *chunk)
+{
+    size_t at = chunks_up_to(chunk->memory) - 1;
+    assert(pool.chunks[at] == chunk);
+    pool.count--;
+    memmove(pool.chunks + at, pool.chunks + at + 1, (pool.count - at) * sizeof(*pool.chunks));
 }
 
 static void put_free(struct block *block)
@@ -72,6 +115,7 @@ static void take_free(struct block *block)
 static void give_back(struct block *block)
 {
     take_free(block);
+    unlist_chunk(block->chunk);
     cudaFree(block->chunk->memory);
     pool.memory.taken -= block->chunk->size;
     gd_free(block->chunk);
@@ -114,6 +158,7 @@ static bool new_chunk(size_t size, bool own, const char *what, struct gd_error *
     *chunk = (struct chunk){.memory = memory, .size = size, .own = own};
     *block = (struct block){.chunk = chunk, .memory = memory, .size = size};
     pool.memory.taken += size;
+    list_chunk(chunk);
     put_free(block);
     return true;
 }
