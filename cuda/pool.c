@@ -8,7 +8,8 @@
 
 #define ALIGN ((size_t)256)               /* what every kernel and the library's fastest ones want */
 #define PAGE ((size_t)2 << 20)            /* the driver's own unit for large allocations */
-#define CHUNK ((size_t)64 << 20)
+#define CHUNK ((size_t)16 << 20)
+#define SHARED_MOST ((size_t)64 << 20)    /* a larger block's chunk serves it alone, so that it goes back with it */
 
 struct chunk;
 struct block {
@@ -22,7 +23,7 @@ struct block {
 struct chunk {
     char *memory;
     size_t size;
-    bool own;                             /* made for one block: goes back to the driver with it */
+    bool own;                             /* made for one block: goes back to the driver when nothing in it is used */
 };
 
 #ifdef GD_CUDA_EMULATED
@@ -192,8 +193,8 @@ bool gd_cuda_alloc(void **out, size_t bytes, const char *what, struct gd_error *
     if (bytes > SIZE_MAX / 2)
         return gd_fail(err, GD_NO_MEMORY, "%zu bytes for %s: more than there can be", bytes, what);
     size_t size = chunk_bytes == 0 ? bytes : (bytes + ALIGN - 1) / ALIGN * ALIGN;
-    bool own = size > chunk_bytes / 4;
-    struct block *block = own ? NULL : best_fit(size);
+    bool own = size > chunk_bytes / 4, alone = chunk_bytes == 0 || size > SHARED_MOST;
+    struct block *block = alone ? NULL : best_fit(size);
     if (block == NULL) {
         size_t whole = !own ? chunk_bytes : chunk_bytes == 0 ? size : (size + PAGE - 1) / PAGE * PAGE;
         if (!new_chunk(whole, own, what, err))
@@ -201,7 +202,7 @@ bool gd_cuda_alloc(void **out, size_t bytes, const char *what, struct gd_error *
         block = pool.free;
     }
     take_free(block);
-    if (block->size > size && !own)
+    if (block->size > size && !alone)
         split(block, size);
     block->next_in_bucket = *bucket(block->memory);
     *bucket(block->memory) = block;
@@ -242,6 +243,6 @@ void gd_cuda_free(void *memory)
         block = join(block->before, block);
     }
     put_free(block);
-    if (block->chunk->own)
+    if (block->chunk->own && block->size == block->chunk->size)
         give_back(block);
 }

@@ -160,16 +160,20 @@ static void idle_chunks(void)
     struct gd_error err = {0};
     gd_cuda_pool_set_chunk((size_t)16 << 20);
     open_device();
-    void *small = NULL, *large = NULL;
-    EXPECT(gd_cuda_alloc(&small, 1000, "a small block", &err));
-    gd_cuda_free(small);
+    void *small[4] = {NULL}, *large = NULL; /* beside the workspaces they fill a second chunk */
+    for (int i = 0; i < 4; i++)
+        EXPECT(gd_cuda_alloc(&small[i], (size_t)4 << 20, "a small block", &err));
+    EXPECT(!gd_cuda_alloc(&large, (size_t)30 << 20, "a large block", &err) && err.code == GD_NO_MEMORY);
+    gd_error_clear(&err);
+    for (int i = 0; i < 4; i++)
+        gd_cuda_free(small[i]);
     EXPECT(gd_cuda_alloc(&large, (size_t)30 << 20, "a large block", &err)); /* in the room of the chunk that nobody uses */
 }
 
 static void what_does_not_fit_is_refused_with_its_size(void **state)
 {
     in_child(too_much, SETTINGS("EMU_MEMORY=67108864"));
-    in_child(idle_chunks, SETTINGS("EMU_MEMORY=41943040"));
+    in_child(idle_chunks, SETTINGS("EMU_MEMORY=50331648"));
 }
 
 /* ---- runs ---- */
@@ -512,6 +516,7 @@ static void tables(void)
     EXPECT(gd_cuda_memory().used == before);
     struct gd_tensor norm = {.dtype = GD_BF16, .rank = 1, .shape = {IN}, .data = file};
     float vector[IN];
+    weight = NULL;
     EXPECT(gd_weight_create(&weight, "norm", &norm, NULL, -1.0f, &err) && gd_weight_prepare(weight, GD_WEIGHT_VECTOR, GD_BF16, &err));
     EXPECT(gd_backend()->copy(vector, gd_weight_vector(weight), sizeof(vector), GD_COPY_FROM_DEVICE, &err));
     for (int i = 0; i < IN; i++)
