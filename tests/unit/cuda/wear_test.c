@@ -115,28 +115,35 @@ static struct gd_tensor numbers(int32_t *data, int64_t count)
     return (struct gd_tensor){.dtype = GD_I32, .rank = 1, .shape = {count}, .data = data};
 }
 
-/* What a call reads, here and on the device; out has the memory of in[0] (in place) where `alike`. */
-static void run_both(const struct gd_op *op, const struct gd_backend_op *cuda, struct gd_kernel_args *args, bool in_place, void *cpu_out, void *cuda_out)
+/* out has the memory of in[0] where `in_place`. */
+static void run_there(const struct gd_backend_op *cuda, const struct gd_kernel_args *args, bool in_place, void *out)
 {
     struct gd_error err = {0};
     struct gd_kernel_args there = *args;
-    size_t bytes = gd_dtype_bytes(args->out[0].dtype, gd_tensor_count(&args->out[0]));
+    size_t bytes = gd_dtype_bytes(args->out[0].dtype, gd_tensor_count(&args->out[0])), staged = cuda->staged_bytes(args);
     for (int j = 0; j < GD_CALL_INPUTS_MAX; j++)
         if (args->in[j].rank > 0 && args->in[j].dtype != GD_HANDLE)
             there.in[j].data = bench_put(args->in[j].data, gd_dtype_bytes(args->in[j].dtype, gd_tensor_count(&args->in[j])));
     there.out[0].data = in_place ? there.in[0].data : bench_room(bytes);
-    size_t staged = cuda->staged_bytes(args);
     void *host = gd_alloc_array(staged, 1);
     if (!cuda->stage(args, host, &err))
         fail_msg("%s", err.message);
     there.staged = bench_put(host, staged);
     there.scratch = bench_room(SCRATCH);
+    if (!cuda->run(&there, &err))
+        fail_msg("%s", err.message);
+    bench_get(out, there.out[0].data, bytes);
+    gd_free(host);
+}
+
+static void run_both(const struct gd_op *op, const struct gd_backend_op *cuda, struct gd_kernel_args *args, bool in_place, void *cpu_out, void *cuda_out)
+{
+    struct gd_error err = {0};
+    run_there(cuda, args, in_place, cuda_out);
     args->scratch = gd_alloc_array(SCRATCH, 1);
     args->out[0].data = cpu_out;
-    if (!cuda->run(&there, &err) || !op->run_cpu(args, &err))
+    if (!op->run_cpu(args, &err))
         fail_msg("%s", err.message);
-    bench_get(cuda_out, there.out[0].data, bytes);
-    gd_free(host);
     gd_free(args->scratch);
 }
 
@@ -212,6 +219,38 @@ static void rows_of_an_expert_are_worn(void **state)
     check_linear(&(struct setting){40, 24, GD_BF16, 3}, false);
 }
 
+/* The same bits alone and among others, at any place of a chunk. */
+static void a_row_does_not_depend_on_its_neighbours(void **state)
+{
+    struct setting s = {520, 150, GD_BF16, 0};
+    struct gd_wear_part parts[GRAFTS][2];
+    const struct gd_wear_part *sites[GROUPS];
+    make_grafts(parts, &s);
+    adopt(parts, (struct gd_wear_shape){.in = s.in, .out = s.out});
+    struct gd_wear wear = batch_of(parts, sites);
+    uint16_t *x = bench_random(s.act, ROOM * s.in, 1), *y = bench_random(s.act, ROOM * s.out, 2), *all = bench_random(s.act, ROOM * s.out, 3), alone[150];
+    struct gd_op_params params = {.i = {1}};
+    struct gd_tensor handle = {.dtype = GD_HANDLE, .rank = 1, .shape = {1}, .data = &wear};
+    struct gd_kernel_args args = {.in = {rows_of(s.act, ROOM, s.out, y), rows_of(s.act, ROOM, s.in, x), handle},
+                                  .out = {rows_of(s.act, ROOM, s.out, NULL)}, .params = &params};
+    run_there(&gd_cuda_wear, &args, true, all);
+    for (int group = 0; group < GROUPS; group++) {
+        int row = row_begin[group + 1] - 1;
+        struct gd_wear one = {.group_count = 1, .row_begin = (int32_t[]){0, 1}, .sites = &sites[group]};
+        struct gd_kernel_args single = {.in = {rows_of(s.act, 1, s.out, y + row * s.out), rows_of(s.act, 1, s.in, x + row * s.in), handle},
+                                        .out = {rows_of(s.act, 1, s.out, NULL)}, .params = &params};
+        single.in[2].data = &one;
+        if (row_begin[group] > row)
+            continue;
+        run_there(&gd_cuda_wear, &single, true, alone);
+        assert_memory_equal(alone, all + row * s.out, sizeof(alone));
+    }
+    release_grafts(parts);
+    gd_free(x);
+    gd_free(y);
+    gd_free(all);
+}
+
 static void embedded_tokens_are_worn(void **state)
 {
     for (int bf16 = 0; bf16 < 2; bf16++) {
@@ -275,6 +314,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(linear_maps_and_blocks_are_worn, bench_release),
         cmocka_unit_test_teardown(rows_of_an_expert_are_worn, bench_release),
+        cmocka_unit_test_teardown(a_row_does_not_depend_on_its_neighbours, bench_release),
         cmocka_unit_test_teardown(embedded_tokens_are_worn, bench_release),
         cmocka_unit_test_teardown(a_graft_that_was_not_adopted_or_does_not_fit_is_an_error, bench_release),
     };
