@@ -1,5 +1,6 @@
 #include "engine/tensor/few_rows.h"
 #include "engine/base/alloc.h"
+#include "engine/tensor/crew.h"
 #include "engine/tensor/dequant.h"
 #include "engine/tensor/kernel.h"
 #include "engine/tensor/weight_rows.h"
@@ -9,6 +10,7 @@
 #define SIDE 16           /* outputs side by side */
 #define AHEAD 4096        /* bytes of codes that are asked for before they are used */
 #define TILE 4            /* rows that share what was loaded of the codes */
+#define PART_CODES 65536  /* products of a thread's part, about two microseconds */
 #define LARGEST 32512.0f  /* of X: 127 digits of 256 */
 
 struct gd_few_rows {
@@ -349,6 +351,21 @@ static struct digits reserve(const struct gd_few_rows *few, int64_t rows)
     return digits;
 }
 
+struct product {
+    const struct gd_few_rows *few;
+    const struct shape *shape;
+    const struct digits *x;
+    const struct result *to;
+    int64_t rows, step; /* groups of a part */
+};
+
+static void multiply_part(void *context, int64_t part, int thread)
+{
+    const struct product *p = context;
+    int64_t begin = part * p->step, end = begin + p->step < p->few->groups ? begin + p->step : p->few->groups;
+    p->shape->run(p->few, p->x, p->to, p->rows, begin, end);
+}
+
 void gd_few_rows_run(const struct gd_few_rows *few, const void *x, enum gd_dtype x_dtype, void *y, enum gd_dtype y_dtype,
                      int64_t rows, bool accumulate)
 {
@@ -359,12 +376,9 @@ void gd_few_rows_run(const struct gd_few_rows *few, const void *x, enum gd_dtype
     assert(rows <= GD_FEW_ROWS);
     for (int64_t row = 0; row < rows; row++)
         take_row(few, x, x_dtype, row, &digits);
-    /* A thread that sleeps takes as long to wake as a million codes take to multiply. */
-    GD_PARALLEL(rows * few->out * few->in / 256)
-    {
-        struct gd_range range = gd_thread_range(few->groups, 1);
-        shape->run(few, &digits, &to, rows, range.begin, range.end);
-    }
+    int64_t groups = PART_CODES / (rows * few->in * SIDE);
+    struct product product = {few, shape, &digits, &to, rows, groups > 0 ? groups : 1};
+    gd_crew_run((few->groups + product.step - 1) / product.step, multiply_part, &product);
 }
 
 #else

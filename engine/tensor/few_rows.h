@@ -4,7 +4,7 @@
  * Why      A decode step reads every weight once for a handful of rows: its speed is that of memory, so fewer bytes are more
  *          tokens. Codes are multiplied as integers (VPDPBUSD), and nothing is unpacked.
  * Memory   Owns the codes in another order: sixteen outputs side by side. 4-bit codes stay at 4 bits, others take 8.
- * Threads  gd_few_rows_run from the engine thread; outputs are split over a team. A row's result does not depend on the others.
+ * Threads  gd_few_rows_run from the engine thread; outputs are split over a crew. A row's result does not depend on the others.
  * Errors   GD_NO_MEMORY
  * Limits   GD_FEW_ROWS rows; GGUF's block formats; processors with AVX512-VNNI (gd_few_rows_bytes is 0 elsewhere)
  * Life     create -> run ... -> destroy

@@ -7,6 +7,7 @@
  * Without k and v (cross attention) nothing is stored, and every row sees all of its sequence's past.
  * Inputs: q, cache, k, v, position bias. Parameters as in attention_blocks.h, causal, and i[4] layer. Its test is in tests/unit/infer.
  */
+#include "engine/tensor/crew.h"
 #include "engine/tensor/kv.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/ops/attention_blocks.h"
@@ -26,6 +27,7 @@
 #undef LANES
 
 #define COST_MAX 255
+#define CREW_WORK 4000000 /* products of a task, about a millisecond */
 #define COST_KEYS 64 /* keys of a unit of cost */
 
 _Static_assert(GD_KV_PAGE_TOKENS <= GD_TILE, "a page is one block of keys");
@@ -171,17 +173,30 @@ static void run_task(const struct job *job, const struct row_block *block, int k
     isa->finish(&task);
 }
 
-static void run_all(const struct job *job)
+static void run_numbered(const struct job *job, int task, int thread)
 {
-    int per_block = job->n.kv_heads * job->group_parts, tasks = job->block_count * per_block;
-    /* A thread that sleeps takes as long to wake as half a million products take. */
-#pragma omp parallel if (tasks > 1 && job->work / 32 >= GD_PARALLEL_MIN)
+    int per_block = job->n.kv_heads * job->group_parts;
+    run_task(job, &job->blocks[job->order[task / per_block]], task % per_block / job->group_parts, task % per_block % job->group_parts,
+             job->task_scratch + (size_t)thread * gd_attention_scratch_bytes(job->n.head_dim));
+}
+
+static void run_part(void *context, int64_t part, int thread)
+{
+    run_numbered(context, (int)part, thread);
+}
+
+static void run_all(struct job *job)
+{
+    int tasks = job->block_count * job->n.kv_heads * job->group_parts;
+    if (job->work < CREW_WORK * (int64_t)tasks) {
+        gd_crew_run(tasks, run_part, job);
+        return;
+    }
+#pragma omp parallel if (tasks > 1)
     {
-        char *scratch = job->task_scratch + (size_t)omp_get_thread_num() * gd_attention_scratch_bytes(job->n.head_dim);
 #pragma omp for schedule(static, 1)
         for (int t = 0; t < tasks; t++)
-            run_task(job, &job->blocks[job->order[t / per_block]], t % per_block / job->group_parts,
-                     t % per_block % job->group_parts, scratch);
+            run_numbered(job, t, omp_get_thread_num());
     }
 }
 
