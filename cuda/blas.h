@@ -19,6 +19,7 @@
     X(cublasLtGetVersion)          \
     X(cublasLtGetStatusString)     \
     X(cublasLtMatmul)              \
+    X(cublasLtMatmulAlgoCheck)     \
     X(cublasLtMatmulAlgoGetHeuristic) \
     X(cublasLtMatmulDescCreate)    \
     X(cublasLtMatmulDescDestroy)   \

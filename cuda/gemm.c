@@ -1,13 +1,24 @@
-/* Row-major C = op(A) op(B) is, to a library that thinks in columns, C^T = op(B)^T op(A)^T: the operands change places. */
+/*
+ * Row-major C = op(A) op(B) is, to a library that thinks in columns, C^T = op(B)^T op(A)^T: the operands change places.
+ *
+ * Algorithms are tried against each other only where the outcome is kept on disk: a job that goes on after a restart must meet the
+ * same sums. Elsewhere the library's first choice is taken, which is always the same.
+ */
 #include "cuda/gemm.h"
 #include "cuda/blas.h"
 #include "cuda/internal.h"
 #include "engine/base/alloc.h"
+#include "engine/base/fsio.h"
+#include "engine/base/log.h"
+#include "engine/tensor/pack_cache.h"
 #include <assert.h>
+#include <fcntl.h>
 #include <float.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #ifdef GD_CUDA_EMULATED
@@ -27,6 +38,7 @@ struct choice {
     struct choice *next;
     struct shape shape;
     cublasLtMatmulAlgo_t algorithm;
+    bool unchecked;              /* from the file */
 };
 
 struct product {                 /* the library's descriptions of one call */
@@ -41,6 +53,9 @@ static struct {
     void *workspace[GD_CUDA_LANES];
     cudaEvent_t begin, end;
     struct choice *buckets[BUCKETS];
+    char *file;                  /* where choices are kept; NULL: nowhere */
+    char card[96];               /* begins each line: device, library */
+    bool read;
 } blas;
 
 static bool check(cublasStatus_t status, const char *call, const struct shape *s, struct gd_error *err)
@@ -56,10 +71,13 @@ static bool check(cublasStatus_t status, const char *call, const struct shape *s
                    blas.lt.cublasLtGetStatusString(status));
 }
 
-bool gd_cuda_gemm_open(struct gd_error *err)
+bool gd_cuda_gemm_open(const char *card, struct gd_error *err)
 {
     if (!gd_blas_load(&blas.lt, err))
         return false;
+    snprintf(blas.card, sizeof(blas.card), "%.64s/%zu", card, blas.lt.cublasLtGetVersion());
+    for (char *c = blas.card; *c != '\0'; c++)
+        *c = *c == ' ' ? '_' : *c;
     cublasStatus_t status = blas.lt.cublasLtCreate(&blas.handle);
     if (status != CUBLAS_STATUS_SUCCESS)
         return gd_fail_param(err, GD_UNSUPPORTED, "device", "cublasLtCreate: %s", blas.lt.cublasLtGetStatusString(status));
@@ -194,7 +212,7 @@ static int fastest(const struct product *p, const struct shape *s, const void *a
     size_t bytes = gd_dtype_bytes((enum gd_dtype)s->out, (s->batch - 1) * s->stride_c + (s->m - 1) * s->ldc + s->n);
     int best = 0;
     float best_ms = FLT_MAX;
-    if (count < 2 || gd_cuda_capturing() || !gd_cuda_alloc(&d, bytes, "trying a product", &ignored))
+    if (count < 2 || !gd_cuda_alloc(&d, bytes, "trying a product", &ignored))
         return 0;
     for (int i = 0; i < count; i++) {
         float ms = time_of(p, s, a, b, c, d, &found[i].algo);
@@ -208,30 +226,125 @@ static int fastest(const struct product *p, const struct shape *s, const void *a
     return best;
 }
 
-static struct choice *known(const struct shape *s, struct choice ***bucket)
+static struct choice *known(const struct shape *s)
 {
-    *bucket = &blas.buckets[XXH3_64bits(s, sizeof(*s)) % BUCKETS];
-    struct choice *choice = **bucket;
+    struct choice *choice = blas.buckets[XXH3_64bits(s, sizeof(*s)) % BUCKETS];
     while (choice != NULL && memcmp(&choice->shape, s, sizeof(*s)) != 0)
         choice = choice->next;
     return choice;
 }
 
+static struct choice *add(const struct shape *s, const cublasLtMatmulAlgo_t *algorithm, bool unchecked)
+{
+    struct choice **bucket = &blas.buckets[XXH3_64bits(s, sizeof(*s)) % BUCKETS], *choice = gd_alloc(sizeof(*choice));
+    *choice = (struct choice){.next = *bucket, .shape = *s, .algorithm = *algorithm, .unchecked = unchecked};
+    *bucket = choice;
+    return choice;
+}
+
+/* ---- kept: a line for each shape, "CARD SHAPE ALGORITHM" in hexadecimal ---- */
+
+#define FILE_MOST ((size_t)8 << 20)
+#define SHAPE_HEX (2 * sizeof(struct shape))
+#define ALGORITHM_HEX (2 * sizeof(cublasLtMatmulAlgo_t))
+
+static void to_hex(char *out, const void *data, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        snprintf(out + 2 * i, 3, "%02x", ((const unsigned char *)data)[i]);
+}
+
+static bool from_hex(void *out, const char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        unsigned byte;
+        if (sscanf(text + 2 * i, "%2x", &byte) != 1)
+            return false;
+        ((unsigned char *)out)[i] = (unsigned char)byte;
+    }
+    return true;
+}
+
+/* The first line for a shape counts, also where several processes wrote one. */
+static void read_choices(void)
+{
+    struct gd_error ignored = {0};
+    char *text = NULL;
+    size_t length = 0, card = strlen(blas.card);
+    blas.read = true;
+    if (blas.file == NULL || !gd_file_read(blas.file, FILE_MOST, &text, &length, &ignored))
+        return;
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        struct shape s;
+        cublasLtMatmulAlgo_t algorithm;
+        if ((size_t)(end - line) == card + 2 + SHAPE_HEX + ALGORITHM_HEX && memcmp(line, blas.card, card) == 0 &&
+            from_hex(&s, line + card + 1, sizeof(s)) && from_hex(&algorithm, line + card + 2 + SHAPE_HEX, sizeof(algorithm)) &&
+            known(&s) == NULL)
+            add(&s, &algorithm, true);
+    }
+    gd_free(text);
+}
+
+static void keep_choice(const struct choice *choice)
+{
+    char line[sizeof(blas.card) + SHAPE_HEX + ALGORITHM_HEX + 8];
+    size_t at = (size_t)snprintf(line, sizeof(line), "%s ", blas.card);
+    to_hex(line + at, &choice->shape, sizeof(choice->shape));
+    at += SHAPE_HEX;
+    line[at++] = ' ';
+    to_hex(line + at, &choice->algorithm, sizeof(choice->algorithm));
+    at += ALGORITHM_HEX;
+    line[at++] = '\n';
+    int fd = open(blas.file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, line, at) != (ssize_t)at)
+        gd_log_warn("cuda", "state=choice_not_kept file=%s", blas.file);
+    if (fd >= 0)
+        close(fd);
+}
+
+static void find_file(void)
+{
+    const char *asked = getenv("GRAFTD_PRODUCTS"), *folder = gd_pack_cache_folder();
+    if (asked != NULL && asked[0] != '\0')
+        blas.file = gd_strdup(asked);
+    else if (folder != NULL)
+        blas.file = gd_format("%s/cuda-products", folder);
+}
+
+/* Whether what a file said can be used here. */
+static bool sound(struct choice *choice, const struct product *p)
+{
+    cublasLtMatmulHeuristicResult_t result;
+    if (choice->unchecked && (blas.lt.cublasLtMatmulAlgoCheck(blas.handle, p->desc, p->a, p->b, p->c, p->c, &choice->algorithm, &result) !=
+                                  CUBLAS_STATUS_SUCCESS ||
+                              result.workspaceSize > WORKSPACE))
+        return false;
+    choice->unchecked = false;
+    return true;
+}
+
 static const cublasLtMatmulAlgo_t *choose(const struct product *p, const struct shape *s, const void *a, const void *b, const void *c,
                                           struct gd_error *err)
 {
-    struct choice **bucket, *choice = known(s, &bucket);
-    if (choice != NULL)
+    if (!blas.read) {
+        find_file();
+        read_choices();
+    }
+    struct choice *choice = known(s);
+    if (choice != NULL && sound(choice, p))
         return &choice->algorithm;
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     int count = 0;
     if (!candidates(p, s, found, &count, err))
         return NULL;
-    choice = gd_alloc(sizeof(*choice));
-    choice->shape = *s;
-    choice->algorithm = found[fastest(p, s, a, b, c, found, count)].algo;
-    choice->next = *bucket;
-    *bucket = choice;
+    bool keep = blas.file != NULL && !gd_cuda_capturing();
+    int best = keep ? fastest(p, s, a, b, c, found, count) : 0;
+    if (choice == NULL)
+        choice = add(s, &found[best].algo, false);
+    choice->algorithm = found[best].algo;
+    choice->unchecked = false;
+    if (keep)
+        keep_choice(choice);
     return &choice->algorithm;
 }
 

@@ -68,6 +68,7 @@ bool gd_cuda_multiply(const struct gd_layout *layout, const void *x, enum gd_dty
 
 /* ---- products (gemm.c) ---- */
 
-GD_MUST_CHECK bool gd_cuda_gemm_open(struct gd_error *err);
+/* card: the device's name. */
+GD_MUST_CHECK bool gd_cuda_gemm_open(const char *card, struct gd_error *err);
 
 #endif

@@ -41,7 +41,7 @@ bool gd_cuda_open(int index, const struct gd_backend **backend, struct gd_device
 {
     struct cudaDeviceProp properties;
     if (!find_device(index, &properties, err) || !gd_cuda_check(cudaSetDevice(index), "cudaSetDevice", "the device", err) ||
-        !gd_cuda_streams_open(err) || !gd_cuda_gemm_open(err))
+        !gd_cuda_streams_open(err) || !gd_cuda_gemm_open(properties.name, err))
         return false;
     *backend = &gd_backend_cuda;
     snprintf(info->name, sizeof(info->name), "cuda:%d", index);

@@ -126,6 +126,11 @@ bool gd_pack_cache_on(void)
     return cache.folder != NULL;
 }
 
+const char *gd_pack_cache_folder(void)
+{
+    return cache.folder;
+}
+
 struct gd_pack_cache_stats gd_pack_cache_get_stats(void)
 {
     return cache.stats;

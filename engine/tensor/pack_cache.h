@@ -24,6 +24,7 @@
 /* folder: made where it is not there; NULL or max_bytes 0: no cache. */
 void gd_pack_cache_configure(const char *folder, uint64_t max_bytes);
 bool gd_pack_cache_on(void);
+const char *gd_pack_cache_folder(void); /* NULL: there is none */
 
 /* what: the weight and its use. False: there is none, or none that is sound. */
 bool gd_pack_cache_load(struct gd_gemm_packed **out, const char *what, int64_t k, int64_t n, enum gd_dtype dtype);

@@ -333,6 +333,20 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     return CUBLAS_STATUS_SUCCESS;
 }
 
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                       cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t out, const cublasLtMatmulAlgo_t *algo,
+                                       cublasLtMatmulHeuristicResult_t *result)
+{
+    algorithm chosen;
+    memcpy(&chosen, algo, sizeof(chosen));
+    if (chosen.magic != magic ||
+        chosen.shape != shape_of(*mine<desc>(d), *mine<layout>(a), *mine<layout>(b), *mine<layout>(c), *mine<layout>(out)))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memset(result, 0, sizeof(*result));
+    result->workspaceSize = chosen.workspace;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *alpha, const void *a, cublasLtMatrixLayout_t a_layout,
                               const void *b, cublasLtMatrixLayout_t b_layout, const void *beta, const void *c,
                               cublasLtMatrixLayout_t c_layout, void *out, cublasLtMatrixLayout_t out_layout, const cublasLtMatmulAlgo_t *algo,

@@ -641,9 +641,51 @@ static void a_product_that_fails_is_named_with_its_shape(void **state)
     wanted = "cublasLtMatmulAlgoGetHeuristic";
     in_child(failing_product, SETTINGS("GD_FAULT=cublasLtMatmulAlgoGetHeuristic:1:214"));
     wanted = "cublasLtMatmul";
-    in_child(failing_product, SETTINGS("GD_FAULT=cublasLtMatmul:13:719"));
+    in_child(failing_product, SETTINGS("GD_FAULT=cublasLtMatmul:1:719"));
+    wanted = "uncorrectable ECC";           /* while algorithms are tried */
+    char file[] = "/tmp/graftd-products-XXXXXX", setting[64];
+    snprintf(setting, sizeof(setting), "GRAFTD_PRODUCTS=%s", (close(mkstemp(file)), file));
+    in_child(failing_product, SETTINGS("GD_FAULT=step:3:214", setting));
     wanted = NULL;                          /* no room for trying: the library's first choice is taken */
-    in_child(failing_product, SETTINGS("GD_FAULT=cudaMalloc:1:2"));
+    in_child(failing_product, SETTINGS("GD_FAULT=cudaMalloc:1:2", setting));
+    unlink(file);
+}
+
+static int kept_lines(const char *file)
+{
+    int lines = 0;
+    FILE *in = fopen(file, "r");
+    for (int c; in != NULL && (c = fgetc(in)) != EOF;)
+        lines += c == '\n';
+    if (in != NULL)
+        fclose(in);
+    return lines;
+}
+
+static void chosen_once(void)
+{
+    int before = kept_lines(getenv("GRAFTD_PRODUCTS"));
+    open_device();
+    check_product(&(struct gd_cuda_gemm){.m = 5, .n = 6, .k = 7, .in = GD_F32, .out = GD_F32, .alpha = 1.0f, .accumulate = true});
+    check_product(&(struct gd_cuda_gemm){.m = 5, .n = 6, .k = 8, .in = GD_BF16, .out = GD_F32, .alpha = 1.0f});
+    int after = kept_lines(getenv("GRAFTD_PRODUCTS"));
+    EXPECT(before == 0 ? after == 2 : after == before + atoi(getenv("GD_MORE")));
+}
+
+static void algorithms_are_chosen_once_for_all_processes(void **state)
+{
+    char file[] = "/tmp/graftd-products-XXXXXX", setting[64];
+    close(mkstemp(file));
+    snprintf(setting, sizeof(setting), "GRAFTD_PRODUCTS=%s", file);
+    in_child(chosen_once, SETTINGS(setting));
+    in_child(chosen_once, SETTINGS(setting, "GD_MORE=0"));
+    FILE *out = fopen(file, "r+");          /* one that does not stand for anything is chosen anew */
+    assert_non_null(out);
+    for (long i = 257; i < 271; i++)
+        assert_true(fseek(out, i, SEEK_SET) == 0 && fputc('7', out) == '7');
+    fclose(out);
+    in_child(chosen_once, SETTINGS(setting, "GD_MORE=1"));
+    unlink(file);
 }
 
 int main(void)
@@ -659,6 +701,7 @@ int main(void)
         cmocka_unit_test(weights_are_multiplied_from_one_copy_whatever_the_file_holds),
         cmocka_unit_test(a_failing_call_is_named_and_a_sick_device_is_lost_for_good),
         cmocka_unit_test(a_product_that_fails_is_named_with_its_shape),
+        cmocka_unit_test(algorithms_are_chosen_once_for_all_processes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
