@@ -8,6 +8,7 @@
 #define TRAINED_CHUNKS 3
 #define ROW_STEP 32
 #define THREADS 512 /* of a row */
+#define BATCH 8     /* logits that a thread reads before it looks at them */
 #define LISTERS 1024
 
 namespace {
@@ -132,6 +133,17 @@ struct row_job {
     int64_t vocab;
 };
 
+/* Logits `begin`, begin + THREADS, ...: several are on their way at once. */
+CU_FN void load_batch(float (&values)[BATCH], const float *z, int64_t begin, int64_t vocab, const struct row_job &job)
+{
+#pragma unroll
+    for (int k = 0; k < BATCH; k++)
+        values[k] = begin + k * THREADS < vocab ? z[begin + k * THREADS] : 0.0f;
+#pragma unroll
+    for (int k = 0; k < BATCH; k++)
+        values[k] = begin + k * THREADS < vocab ? capped(values[k], job.scale, job.cap) : -INFINITY;
+}
+
 /* One row of raw products z to its log p, and to the gradient of the logits: in place, or in bf16. Rows behind the last labelled
  * one have a gradient of zeros. */
 template <typename T, bool GRADIENT> __global__ void row_kernel(T *dz, float *logits, struct row_job job, int64_t first)
@@ -143,18 +155,28 @@ template <typename T, bool GRADIENT> __global__ void row_kernel(T *dz, float *lo
     if (i < *job.count) {
         int32_t t = job.listed[i], label = job.labels[t];
         struct seen here = {-INFINITY, 0, 0, INT32_MAX};
-        for (int64_t v = threadIdx.x; v < vocab; v += THREADS) {
-            float value = capped(z[v], job.scale, job.cap);
-            if (value > here.max || here.at == INT32_MAX) {
-                float factor = here.at == INT32_MAX ? 0.0f : expf(here.max - value);
+        for (int64_t begin = threadIdx.x; begin < vocab; begin += THREADS * BATCH) {
+            float values[BATCH], before = here.max;
+            bool first_batch = here.at == INT32_MAX;
+            load_batch(values, z, begin, vocab, job);
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                if (values[k] > here.max || here.at == INT32_MAX) {
+                    here.max = values[k];
+                    here.at = (int32_t)(begin + k * THREADS);
+                }
+            if (here.max != before) {
+                float factor = first_batch ? 0.0f : expf(before - here.max);
                 here.sum *= factor;
                 here.square *= factor * factor;
-                here.max = value;
-                here.at = (int32_t)v;
             }
-            float e = expf(value - here.max);
-            here.sum += e;
-            here.square += e * e;
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                if (begin + k * THREADS < vocab) {
+                    float e = expf(values[k] - here.max);
+                    here.sum += e;
+                    here.square += e * e;
+                }
         }
         parts[threadIdx.x] = here;
         for (int half = THREADS / 2; half > 0; half /= 2) {
@@ -177,10 +199,16 @@ template <typename T, bool GRADIENT> __global__ void row_kernel(T *dz, float *lo
         }
         if constexpr (GRADIENT) {
             float weight = job.sign * job.weights[t], factor = (float)((double)weight / (double)all.sum);
-            for (int64_t v = threadIdx.x; v < vocab; v += THREADS) {
-                float value = capped(z[v], job.scale, job.cap), p = factor * expf(value - all.max);
-                float chain = job.cap > 0 ? job.scale * (1.0f - value / job.cap * (value / job.cap)) : job.scale;
-                d[v] = from_f32<T>((v == label ? p - weight : p) * chain);
+            for (int64_t begin = threadIdx.x; begin < vocab; begin += THREADS * BATCH) {
+                float values[BATCH];
+                load_batch(values, z, begin, vocab, job);
+#pragma unroll
+                for (int k = 0; k < BATCH; k++) {
+                    int64_t v = begin + k * THREADS;
+                    float p = factor * expf(values[k] - all.max), bent = job.cap > 0 ? values[k] / job.cap : 0.0f;
+                    if (v < vocab)
+                        d[v] = from_f32<T>((v == label ? p - weight : p) * job.scale * (1.0f - bent * bent));
+                }
             }
         }
     } else if constexpr (GRADIENT) {
