@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include <string.h>
 
 /* What the server itself takes. */
@@ -319,8 +320,65 @@ bool gd_config_check_python(const struct gd_config *config, struct gd_error *err
                          "graders.python: \"%.64s\" is neither an absolute path nor \"off\"", config->python);
 }
 
+int gd_config_devices(const struct gd_config *config, char names[GD_DEVICES_MAX][GD_DEVICE_NAME_BYTES])
+{
+    int count = 0;
+    const char *list = config->device != NULL ? config->device : "auto";
+    for (const char *entry = list; *entry != '\0' && count < GD_DEVICES_MAX;) {
+        size_t length = strcspn(entry, ",");
+        snprintf(names[count++], GD_DEVICE_NAME_BYTES, "%.*s", (int)length, entry);
+        entry += length + (entry[length] == ',');
+    }
+    return count;
+}
+
+/* "auto", "cpu" or "cuda:N", as one entry of the list. */
+static bool is_device(const char *entry, size_t length)
+{
+    if ((length == 4 && memcmp(entry, "auto", 4) == 0) || (length == 3 && memcmp(entry, "cpu", 3) == 0))
+        return true;
+    return length > 5 && length < 9 && memcmp(entry, "cuda:", 5) == 0 && strspn(entry + 5, "0123456789") == length - 5;
+}
+
+static bool check_devices(const struct gd_config *config, struct gd_error *err)
+{
+    char names[GD_DEVICES_MAX][GD_DEVICE_NAME_BYTES];
+    int entries = 0;
+    for (const char *entry = config->device;; entry++) {
+        size_t length = strcspn(entry, ",");
+        if (!is_device(entry, length))
+            return gd_fail_param(err, GD_INVALID, "engine.device", "engine.device: \"%.*s\" is no device; name one, or several with "
+                                 "commas between them and a worker each: auto, cpu, cuda:0, cuda:1, ...",
+                                 (int)(length < 64 ? length : 64), entry);
+        entries++;
+        entry += length;
+        if (*entry == '\0')
+            break;
+    }
+    if (entries > GD_DEVICES_MAX)
+        return gd_fail_param(err, GD_INVALID, "engine.device", "engine.device: %d devices, at most %d", entries, GD_DEVICES_MAX);
+    int count = gd_config_devices(config, names);
+    for (int i = 0; i < count; i++)
+        for (int k = 0; k < i; k++)
+            if (strncmp(names[i], "cuda:", 5) == 0 && atoi(names[i] + 5) == atoi(names[k] + 5) && strncmp(names[k], "cuda:", 5) == 0)
+                return gd_fail_param(err, GD_INVALID, "engine.device", "engine.device: %s is named twice; a device has one worker", names[i]);
+    return true;
+}
+
+int gd_config_worker_threads(const struct gd_config *config)
+{
+    char names[GD_DEVICES_MAX][GD_DEVICE_NAME_BYTES];
+    int workers = gd_config_devices(config, names);
+    if (config->threads > 0 || workers == 1)
+        return config->threads;
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores / workers > 1 ? (int)(cores / workers) : 1;
+}
+
 bool gd_config_check(const struct gd_config *config, struct gd_error *err)
 {
+    if (!check_devices(config, err))
+        return false;
     if (!gd_config_check_python(config, err))
         return false;
     if (config->data_dir == NULL)
@@ -349,24 +407,13 @@ bool gd_config_check(const struct gd_config *config, struct gd_error *err)
     return true;
 }
 
-/* From 512 MiB to 64 GiB, but never more than a quarter of the worker's share: a request without max_tokens reserves pages for
- * the whole context. */
-uint64_t gd_config_cache_bytes(const struct gd_config *config)
-{
-    const uint64_t least = UINT64_C(512) << 20, most = UINT64_C(64) << 30;
-    if (config->cache_bytes > 0)
-        return config->cache_bytes;
-    uint64_t worker = gd_config_worker_bytes(config), bytes = worker / 8;
-    bytes = bytes < least ? least : bytes > most ? most : bytes;
-    return bytes < worker / 4 ? bytes : worker / 4;
-}
-
 uint64_t gd_config_worker_bytes(const struct gd_config *config)
 {
     uint64_t all = gd_memory_bytes();
     if (config->memory_limit > 0 && config->memory_limit < all)
         all = config->memory_limit;
-    return all > 2 * SERVER_BYTES ? all - SERVER_BYTES : all / 2;
+    char names[GD_DEVICES_MAX][GD_DEVICE_NAME_BYTES];
+    return (all > 2 * SERVER_BYTES ? all - SERVER_BYTES : all / 2) / (uint64_t)gd_config_devices(config, names);
 }
 
 void gd_config_apply_sandbox(const struct gd_config *config)

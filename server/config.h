@@ -53,8 +53,14 @@ GD_MUST_CHECK bool gd_config_check_python(const struct gd_config *config, struct
 /* Tells engine/eval/sandbox.h what the operator decided about Python. */
 void gd_config_apply_sandbox(const struct gd_config *config);
 /* Of memory_limit, or else of what there is: what a worker may use, and its key/value cache. */
+/* The devices that engine.device names, in order, a worker each: names[0..count). */
+#define GD_DEVICES_MAX 64
+#define GD_DEVICE_NAME_BYTES 16
+int gd_config_devices(const struct gd_config *config, char names[GD_DEVICES_MAX][GD_DEVICE_NAME_BYTES]);
+/* Arithmetic threads of one worker; 0: all cores. Workers share the cores. */
+int gd_config_worker_threads(const struct gd_config *config);
+/* Of one worker: they share what there is. */
 uint64_t gd_config_worker_bytes(const struct gd_config *config);
-uint64_t gd_config_cache_bytes(const struct gd_config *config);
 GD_MUST_CHECK bool gd_config_check(const struct gd_config *config, struct gd_error *err);
 
 #endif

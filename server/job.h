@@ -56,6 +56,7 @@ struct gd_turn {
     cJSON *frame;                    /* from a worker, or NULL */
     char why[160];                   /* LOST */
     bool shared_blame;               /* LOST: requests were in flight */
+    bool blameless;                  /* LOST: the device failed */
     gd_job_done done;
     void *context;
 };

@@ -333,7 +333,8 @@ static enum gd_turn_result prepare_lost(struct gd_job *job, struct gd_turn *turn
     if (!gd_job_on_worker(&job->record))
         return GD_TURN_NOTHING;
     gd_job_take_steps(job, change);
-    job->crash_points += turn->shared_blame ? GD_CRASH_POINTS_SHARED : GD_CRASH_POINTS_ALONE;
+    if (!turn->blameless)
+        job->crash_points += turn->shared_blame ? GD_CRASH_POINTS_SHARED : GD_CRASH_POINTS_ALONE;
     if (job->record.status == GD_JOB_PAUSING) {
         gd_job_move_to(change, GD_JOB_PAUSED);
         gd_job_change_message(change, "warn", "The worker ended while the job was pausing (%s); it is paused at its last checkpoint",

@@ -37,7 +37,7 @@ static const char serve_help[] =
     "  --data-dir DIR       database, files, jobs and adapters (created with mode 0700)\n"
     "  --models DIR         base models: every subfolder in Hugging Face layout and every NAME.gguf\n"
     "  --listen HOST:PORT   default 127.0.0.1:8900; port 0 picks a free one\n"
-    "  --device D           auto (default), cpu\n"
+    "  --device D           auto (default: the CPU), cpu, cuda:N; several with commas, a worker each\n"
     "  --threads N          threads of arithmetic (default: all cores)\n"
     "  --jobs-per-pass N    LoRA jobs of one base that train side by side, 1 to 8 (default 4)\n"
     "  --memory-limit BYTES of all processes together (512M, 8G; default: the machine's, or the control group's): what\n"

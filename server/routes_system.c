@@ -37,20 +37,32 @@ static cJSON *count_states(const cJSON *description)
     return counts;
 }
 
+/* Workers whose device cannot be used. */
+static int count_failed(const cJSON *description)
+{
+    int count = 0;
+    const cJSON *worker;
+    cJSON_ArrayForEach(worker, gd_json_find(description, "workers"))
+        count += gd_json_find(worker, "failure") != NULL;
+    return count;
+}
+
 void gd_handle_health(struct gd_app *app, struct gd_request *request)
 {
     cJSON *json = cJSON_CreateObject();
     cJSON *workers = describe_workers(app);
     cJSON *queue = app->scheduler != NULL ? gd_scheduler_describe(app->scheduler) : NULL;
     cJSON *counts = cJSON_DetachItemFromObjectCaseSensitive(queue, "counts");
-    cJSON_AddStringToObject(json, "status", app->draining ? "draining" : "ok");
+    int all = cJSON_GetArraySize(gd_json_find(workers, "workers")), failed = count_failed(workers);
+    bool able = !app->draining && (failed == 0 || failed < all);
+    cJSON_AddStringToObject(json, "status", app->draining ? "draining" : failed == 0 ? "ok" : able ? "degraded" : "failed");
     cJSON_AddStringToObject(json, "version", GD_VERSION);
     cJSON_AddNumberToObject(json, "uptime_seconds", (double)(gd_time_unix() - app->started_at));
     cJSON_AddItemToObject(json, "workers", count_states(workers));
     cJSON_AddItemToObject(json, "jobs", counts != NULL ? counts : cJSON_CreateObject());
     cJSON_Delete(workers);
     cJSON_Delete(queue);
-    gd_http_reply(request, app->draining ? 503 : 200, json);
+    gd_http_reply(request, able ? 200 : 503, json);
 }
 
 static void set_from(struct gd_counters *counters, enum gd_counter counter, const cJSON *object, const char *key,

@@ -51,7 +51,8 @@ void gd_scheduler_resume(struct gd_scheduler *scheduler, const char *project, co
 /* From the supervisor. */
 void gd_scheduler_worker_frame(struct gd_scheduler *scheduler, int worker, const cJSON *frame); /* job_* */
 void gd_scheduler_worker_ready(struct gd_scheduler *scheduler, int worker);
-void gd_scheduler_worker_lost(struct gd_scheduler *scheduler, int worker, const char *why);
+/* `blameless`: its device failed, not what it did. */
+void gd_scheduler_worker_lost(struct gd_scheduler *scheduler, int worker, const char *why, bool blameless);
 
 /* Live subscribers of a job's events: called on the loop for each event after it was stored. event NULL: the server is
  * going. job_ended: with the last event of a job. unwatch is allowed inside the call. */

@@ -78,25 +78,30 @@ static void give(struct gd_scheduler *scheduler, struct gd_job *job, int worker)
     gd_turns_run(job);
 }
 
-void gd_queue_dispatch(struct gd_scheduler *scheduler)
+/* One that has nothing to do before one that would share its passes; -1: none takes it. */
+static int worker_for(const struct gd_scheduler *scheduler, struct gd_job *job)
 {
     const struct gd_supervisor *supervisor = scheduler->app->supervisor;
-    if (scheduler->draining || supervisor == NULL)
-        return;
     int count = gd_supervisor_worker_count(supervisor);
-    for (int i = 0; i < count && i < GD_SCHEDULER_WORKERS_MAX; i++) {
-        struct gd_company *company = &scheduler->on_worker[i];
-        for (;;) {
-            if (company->count == 0 ? !gd_supervisor_worker_free(supervisor, i) : !gd_supervisor_worker_takes(supervisor, i))
-                break;
-            struct gd_job *job = next_job(scheduler);
-            if (job == NULL)
-                return;
-            if (company->count > 0 && !may_join(scheduler, company, job))
-                break;
-            give(scheduler, job, i);
-        }
-    }
+    count = count < GD_SCHEDULER_WORKERS_MAX ? count : GD_SCHEDULER_WORKERS_MAX;
+    for (int i = 0; i < count; i++)
+        if (scheduler->on_worker[i].count == 0 && gd_supervisor_worker_free(supervisor, i))
+            return i;
+    for (int i = 0; i < count; i++)
+        if (scheduler->on_worker[i].count > 0 && gd_supervisor_worker_takes(supervisor, i) &&
+            may_join(scheduler, &scheduler->on_worker[i], job))
+            return i;
+    return -1;
+}
+
+void gd_queue_dispatch(struct gd_scheduler *scheduler)
+{
+    struct gd_job *job;
+    int worker;
+    if (scheduler->draining || scheduler->app->supervisor == NULL)
+        return;
+    while ((job = next_job(scheduler)) != NULL && (worker = worker_for(scheduler, job)) >= 0)
+        give(scheduler, job, worker);
 }
 
 int gd_scheduler_queue_position(const struct gd_scheduler *scheduler, const char *job_id)

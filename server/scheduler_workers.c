@@ -91,13 +91,14 @@ void gd_scheduler_worker_ready(struct gd_scheduler *scheduler, int worker)
     gd_queue_dispatch(scheduler);
 }
 
-void gd_scheduler_worker_lost(struct gd_scheduler *scheduler, int worker, const char *why)
+void gd_scheduler_worker_lost(struct gd_scheduler *scheduler, int worker, const char *why, bool blameless)
 {
     struct gd_company lost = worker < GD_SCHEDULER_WORKERS_MAX ? scheduler->on_worker[worker] : (struct gd_company){.count = 0};
     bool shared = gd_supervisor_in_flight(scheduler->app->supervisor, worker) > 0 || lost.count > 1;
     for (int i = 0; i < lost.count; i++) {
         struct gd_turn *turn = gd_job_push_turn(lost.jobs[i], &gd_turn_lost, NULL);
         snprintf(turn->why, sizeof turn->why, "%s", why);
+        turn->blameless = blameless;
         turn->shared_blame = shared || lost.jobs[i]->record.status == GD_JOB_QUEUED; /* it had not been given the job yet */
     }
     for (int i = 0; i < lost.count; i++)

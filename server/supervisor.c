@@ -19,8 +19,8 @@
 #define BUCKETS 1024          /* ids are consecutive: chains stay short */
 #define MEDIAN_COUNT 15
 
-enum worker_state { WORKER_WAITING, WORKER_STARTING, WORKER_READY, WORKER_STOPPED };
-static const char *const state_names[] = {"restarting", "starting", "ready", "stopped"};
+enum worker_state { WORKER_WAITING, WORKER_STARTING, WORKER_READY, WORKER_STOPPED, WORKER_FAILED };
+static const char *const state_names[] = {"restarting", "starting", "ready", "stopped", "failed"};
 
 struct worker;
 
@@ -39,6 +39,8 @@ struct worker {
     struct gd_supervisor *supervisor;
     int index;
     enum worker_state state;
+    char device[GD_DEVICE_NAME_BYTES];
+    char *failure;                       /* why its device cannot be used: it is out of the pool; or NULL */
     struct gd_worker_process *process;   /* STARTING, READY */
     uv_timer_t timer;                    /* restart; shutdown deadline */
     int restarts, failures;
@@ -264,6 +266,14 @@ static void on_job_frame(struct worker *worker, const char *type, const cJSON *f
         gd_scheduler_worker_frame(worker->supervisor->app->scheduler, worker->index, frame);
 }
 
+/* The process ends by itself. */
+static void on_device_failed(struct worker *worker, const cJSON *frame)
+{
+    const cJSON *message = gd_json_find(frame, "message");
+    gd_free(worker->failure);
+    worker->failure = gd_strdup(cJSON_IsString(message) ? message->valuestring : "no reason was given");
+}
+
 static void on_worker_frame(void *context, const cJSON *frame)
 {
     struct worker *worker = context;
@@ -277,6 +287,8 @@ static void on_worker_frame(void *context, const cJSON *frame)
         on_heartbeat(worker, frame);
     else if (strcmp(type, "ready") == 0)
         on_ready(worker, frame);
+    else if (strcmp(type, "device_failed") == 0)
+        on_device_failed(worker, frame);
     else if (strncmp(type, "job_", 4) == 0)
         on_job_frame(worker, type, frame);
     else
@@ -340,17 +352,23 @@ static void on_gone(void *context, const char *why)
     uv_timer_stop(&worker->timer);
     worker->state = WORKER_STOPPED;
     if (supervisor->app->scheduler != NULL)
-        gd_scheduler_worker_lost(supervisor->app->scheduler, worker->index, why);
+        gd_scheduler_worker_lost(supervisor->app->scheduler, worker->index, worker->failure != NULL ? worker->failure : why,
+                                 worker->failure != NULL);
     forget_incarnation(worker);
-    if (!supervisor->stopping)
-        restart_later(worker);
     struct gd_error err = {0};
-    if (supervisor->stopping)
+    if (supervisor->stopping) {
         gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
-    else
+    } else if (worker->failure != NULL) {
+        worker->state = WORKER_FAILED;
+        gd_log_error("worker", "worker=%d device=%s is out of the pool until the server is started anew: %s", worker->index,
+                     worker->device, worker->failure);
+        gd_fail(&err, GD_DEVICE_LOST, "the device that served this request cannot be used any more (%s): try again", worker->failure);
+    } else {
+        restart_later(worker);
         gd_fail(&err, GD_UNAVAILABLE, "the worker that served this request ended (%s); a new one is being started: try again",
                 why);
-    fail_requests(worker, supervisor->stopping || !was_ready, &err);
+    }
+    fail_requests(worker, supervisor->stopping || !was_ready || worker->state == WORKER_FAILED, &err);
     if (supervisor->stopping)
         tell_when_stopped(supervisor);
 }
@@ -361,9 +379,9 @@ static void start_worker(struct worker *worker)
     const struct gd_config *config = &supervisor->app->config;
     struct gd_worker_process_options options = {
         .loop = supervisor->app->loop,
-        .device = config->device != NULL ? config->device : "auto",
-        .threads = config->threads,
-        .cache_bytes = gd_config_cache_bytes(config),
+        .device = worker->device,
+        .threads = gd_config_worker_threads(config),
+        .cache_bytes = config->cache_bytes,
         .memory_bytes = gd_config_worker_bytes(config),
         .data_dir = config->data_dir,
         .packed_cache_bytes = config->packed_cache_bytes,
@@ -476,7 +494,8 @@ bool gd_supervisor_start(struct gd_supervisor **out, struct gd_app *app, struct 
     supervisor->heartbeat_ms = GD_HEARTBEAT_SILENCE_MS;
     supervisor->watermark_ms = GD_WATERMARK_SILENCE_MS;
     supervisor->watermark_first_ms = GD_WATERMARK_FIRST_MS;
-    supervisor->worker_count = 1; /* one for each device, and --device names one */
+    char names[GD_DEVICES_MAX][GD_DEVICE_NAME_BYTES];
+    supervisor->worker_count = gd_config_devices(&app->config, names);
     supervisor->workers = gd_alloc_array((size_t)supervisor->worker_count, sizeof *supervisor->workers);
     supervisor->open_handles = 1 + supervisor->worker_count;
     uv_update_time(app->loop);
@@ -488,6 +507,7 @@ bool gd_supervisor_start(struct gd_supervisor **out, struct gd_app *app, struct 
         struct worker *worker = &supervisor->workers[i];
         worker->supervisor = supervisor;
         worker->index = i;
+        memcpy(worker->device, names[i], sizeof(worker->device));
         uv_timer_init(app->loop, &worker->timer);
         worker->timer.data = worker;
         start_worker(worker);
@@ -506,7 +526,7 @@ static void on_shutdown_deadline(uv_timer_t *timer)
 static void stop_worker(struct worker *worker)
 {
     uv_timer_stop(&worker->timer);
-    if (worker->state == WORKER_WAITING) {
+    if (worker->state == WORKER_WAITING || worker->state == WORKER_FAILED) {
         worker->state = WORKER_STOPPED;
         struct gd_error err = {0};
         gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
@@ -538,6 +558,8 @@ static void release_when_closed(struct gd_supervisor *supervisor)
 {
     if (--supervisor->open_handles > 0)
         return;
+    for (int i = 0; i < supervisor->worker_count; i++)
+        gd_free(supervisor->workers[i].failure);
     gd_free(supervisor->workers);
     gd_free(supervisor);
 }
@@ -573,14 +595,19 @@ void gd_supervisor_destroy(struct gd_supervisor *supervisor)
 
 /* ---- requests ---- */
 
-/* The worker with the fewest requests; one that is ready before one that is not. */
+static int readiness(const struct worker *worker)
+{
+    return worker->state == WORKER_READY ? 2 : worker->state == WORKER_FAILED ? 0 : 1;
+}
+
+/* The worker with the fewest requests; one that is ready before one that is not, and that before one whose device failed. */
 static struct worker *choose_worker(struct gd_supervisor *supervisor)
 {
     struct worker *best = &supervisor->workers[0];
     for (int i = 1; i < supervisor->worker_count; i++) {
         struct worker *worker = &supervisor->workers[i];
-        bool ready = worker->state == WORKER_READY, best_ready = best->state == WORKER_READY;
-        if (ready != best_ready ? ready : worker->in_flight < best->in_flight)
+        int ready = readiness(worker), best_ready = readiness(best);
+        if (ready != best_ready ? ready > best_ready : worker->in_flight < best->in_flight)
             best = worker;
     }
     return best;
@@ -598,6 +625,8 @@ bool gd_supervisor_request(struct gd_supervisor *supervisor, cJSON *message_take
     bool ok = true;
     if (supervisor->stopping)
         ok = gd_fail(err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+    else if (worker->state == WORKER_FAILED)
+        ok = gd_fail(err, GD_DEVICE_LOST, "no device can be used (%s): the server has to be started anew", worker->failure);
     else if (bytes.overflow)
         ok = gd_fail(err, GD_TOO_LARGE, "the request is longer than the %u bytes that a worker takes at once",
                      GD_FRAME_BYTES_MAX);
@@ -701,11 +730,15 @@ static cJSON *describe_worker(const struct worker *worker)
     const char *const of_ready[] = {"device", "isa", "compute", "threads", "build"};
     for (size_t i = 0; i < GD_COUNT(of_ready); i++)
         copy_member(out, worker->ready, of_ready[i]);
+    if (worker->ready == NULL)
+        cJSON_ReplaceItemInObjectCaseSensitive(out, "device", cJSON_CreateString(worker->device));
     const char *const of_heartbeat[] = {"busy", "rss_bytes", "step_watermark", "infer"};
     for (size_t i = 0; i < GD_COUNT(of_heartbeat); i++)
         copy_member(out, worker->heartbeat, of_heartbeat[i]);
     cJSON_AddItemToObject(out, "job_id", worker->job_count > 0 ? cJSON_CreateString(worker->job_ids[0]) : cJSON_CreateNull());
     cJSON_AddItemToObject(out, "job_ids", cJSON_CreateStringArray((const char *const *)worker->job_ids, worker->job_count));
+    if (worker->failure != NULL)
+        cJSON_AddStringToObject(out, "failure", worker->failure);
     cJSON_AddNumberToObject(out, "restarts", worker->restarts);
     cJSON_AddNumberToObject(out, "requests", worker->in_flight);
     cJSON_AddNumberToObject(out, "heartbeat_age_ms", (double)(now_ms(worker->supervisor) - worker->heard_ms));

@@ -91,12 +91,14 @@ bool gd_large_alloc(void **out, size_t size_bytes, const char *what, struct gd_e
     size_t mapped = mapped_bytes(size_bytes);
     if (mapped == 0)
         return gd_fail(err, GD_NO_MEMORY, "%zu bytes for %s are more than the address space holds", size_bytes, what);
-    if (!gd_memory_take(mapped))
+    bool counts = !gd_memory_of_device();
+    if (counts && !gd_memory_take(mapped))
         return gd_fail(err, GD_NO_MEMORY, "%.1f MiB for %s do not fit: %.1f of the limit of %.1f MiB are in use", (double)size_bytes / 1048576.0,
                        what, (double)gd_memory_taken() / 1048576.0, (double)gd_memory_limit() / 1048576.0);
     void *memory = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
-        gd_memory_give(mapped);
+        if (counts)
+            gd_memory_give(mapped);
         return gd_fail(err, GD_NO_MEMORY, "%zu bytes (%.1f MiB) for %s are not available", size_bytes,
                        (double)size_bytes / 1048576.0, what);
     }
@@ -111,5 +113,6 @@ void gd_large_free(void *memory, size_t size_bytes)
     if (memory == NULL)
         return;
     (void)munmap(memory, mapped_bytes(size_bytes));
-    gd_memory_give(mapped_bytes(size_bytes));
+    if (!gd_memory_of_device())
+        gd_memory_give(mapped_bytes(size_bytes));
 }

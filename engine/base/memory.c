@@ -8,7 +8,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-static atomic_size_t limit, taken, start;
+static atomic_size_t limit, taken, taken_peak, start, device_bytes;
 
 /* A number in a file, SIZE_MAX for "max" and where there is none. */
 static size_t read_number(const char *path)
@@ -64,6 +64,8 @@ static size_t group_limit(void)
 
 size_t gd_memory_bytes(void)
 {
+    if (gd_memory_of_device())
+        return gd_memory_limit();
     long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
     size_t most = pages > 0 && page_bytes > 0 ? (size_t)pages * (size_t)page_bytes : SIZE_MAX, group = group_limit();
     struct rlimit space;
@@ -73,6 +75,24 @@ size_t gd_memory_bytes(void)
     return gd_memory_limit() < most ? gd_memory_limit() : most;
 }
 
+size_t gd_memory_cache_share(size_t bytes)
+{
+    const size_t least = (size_t)512 << 20, most = (size_t)64 << 30;
+    size_t share = bytes / 8 < least ? least : bytes / 8 > most ? most : bytes / 8;
+    return share < bytes / 4 ? share : bytes / 4;
+}
+
+void gd_memory_count_device(size_t bytes)
+{
+    atomic_store(&device_bytes, bytes);
+    atomic_store(&taken, 0);
+}
+
+bool gd_memory_of_device(void)
+{
+    return atomic_load(&device_bytes) > 0;
+}
+
 void gd_memory_set_limit(size_t bytes)
 {
     atomic_store(&limit, bytes);
@@ -80,6 +100,9 @@ void gd_memory_set_limit(size_t bytes)
 
 size_t gd_memory_limit(void)
 {
+    size_t device = atomic_load(&device_bytes);
+    if (device > 0)
+        return device;
     size_t bytes = atomic_load(&limit);
     return bytes == 0 ? SIZE_MAX : bytes;
 }
@@ -88,6 +111,8 @@ size_t gd_memory_limit(void)
 static size_t large_limit(void)
 {
     size_t most = gd_memory_limit(), other = gd_memory_start() + GD_MEMORY_LIBRARY_BYTES;
+    if (gd_memory_of_device())
+        return gd_memory_bytes();
     return most == SIZE_MAX ? SIZE_MAX : most > other ? most - other : 0;
 }
 
@@ -100,8 +125,12 @@ size_t gd_memory_room(void)
 bool gd_memory_take(size_t bytes)
 {
     size_t before = atomic_fetch_add(&taken, bytes), most = large_limit();
-    if (bytes <= most && before <= most - bytes)
+    if (bytes <= most && before <= most - bytes) {
+        size_t now = before + bytes, peak = atomic_load(&taken_peak);
+        while (now > peak && !atomic_compare_exchange_weak(&taken_peak, &peak, now))
+            ;
         return true;
+    }
     atomic_fetch_sub(&taken, bytes);
     return false;
 }
@@ -148,6 +177,8 @@ size_t gd_memory_start(void)
 
 size_t gd_memory_peak(void)
 {
+    if (gd_memory_of_device())
+        return atomic_load(&taken_peak);
     struct rusage usage;
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (size_t)usage.ru_maxrss * 1024 : 0;
 }

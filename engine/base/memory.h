@@ -24,12 +24,20 @@ size_t gd_memory_bytes(void);
 void gd_memory_set_limit(size_t bytes);
 size_t gd_memory_limit(void);       /* SIZE_MAX: none */
 
+/* The key/value cache's part of `bytes` where nobody says otherwise: an eighth, from 512 MiB to 64 GiB, but never more than a
+ * quarter: a request without max_tokens reserves pages for the whole context. */
+size_t gd_memory_cache_share(size_t bytes);
+
 size_t gd_memory_room(void);        /* for further large blocks */
 
 /* Generated code and scratch of the library that multiplies, thread stacks, heap that is not given back. */
 #define GD_MEMORY_LIBRARY_BYTES ((size_t)10 << 20)
 
-/* Large blocks (alloc.c). */
+/* From now on what is told above, taken and given is memory of a device with `bytes` of its own, and blocks of the host do not count. */
+void gd_memory_count_device(size_t bytes);
+bool gd_memory_of_device(void);
+
+/* Large blocks (alloc.c), or the blocks of a device. */
 bool gd_memory_take(size_t bytes);
 void gd_memory_give(size_t bytes);
 size_t gd_memory_taken(void);

@@ -45,6 +45,7 @@ enum gd_copy { GD_COPY_TO_DEVICE, GD_COPY_FROM_DEVICE, GD_COPY_INSIDE };
 
 struct gd_backend {
     const char *name;
+    const char *(*lost)(void);   /* gd_device_lost; NULL: that cannot be */
     bool own_memory;             /* kernels cannot reach the host's memory. False: what is marked (own) is not called */
     struct gd_backend_op (*op)(const struct gd_op *op); /* run is NULL where the op does not run on this device */
 

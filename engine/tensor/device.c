@@ -112,6 +112,11 @@ bool gd_device_quiet_environment(void)
     return setenv("OMP_WAIT_POLICY", "passive", 0) == 0;
 }
 
+const char *gd_device_lost(void)
+{
+    return backend != NULL && backend->lost != NULL ? backend->lost() : NULL;
+}
+
 /* ---- memory ---- */
 
 bool gd_device_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err)

@@ -47,6 +47,9 @@ bool gd_device_multiplies(enum gd_dtype dtype);
  * workers, and in a process that computes itself re-execute when it returns true. */
 bool gd_device_quiet_environment(void);
 
+/* Why the device cannot be used any more, after an error GD_DEVICE_LOST; NULL: it can. Only a new process may have it again. */
+const char *gd_device_lost(void);
+
 /* Memory for kernels alone: arenas, the key/value cache. The host reaches what lies there by gd_device_read and _write. */
 GD_MUST_CHECK bool gd_device_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err);
 void gd_device_free(void *memory, size_t size_bytes);

@@ -395,7 +395,7 @@ void gd_plan_bind(struct gd_plan *plan, struct gd_value *value, void *data)
     assert(value->kind == GD_VALUE_INPUT || value->kind == GD_VALUE_PARAM || (slot->is_output && gd_plan_whole(value) == NULL));
     if (slot->bound == data)
         return;
-    void *address = value->dtype == GD_HANDLE ? data : gd_device_address(data);
+    void *address = value->dtype == GD_HANDLE || plan->dry ? data : gd_device_address(data);
     plan->layout_is_old |= slot->is_output && slot->address == NULL && address != NULL;
     plan->args_are_old |= slot->address != address || slot->bound == NULL;
     slot->bound = data;

@@ -71,8 +71,12 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+/* Of a device with memory of its own only that is counted. */
 static void add_up(struct gd_job_memory *memory)
 {
+    static const enum gd_memory_part of_host[] = {GD_MEMORY_MODEL_FILE, GD_MEMORY_DATA, GD_MEMORY_PROCESS};
+    for (size_t i = 0; gd_memory_of_device() && i < GD_COUNT(of_host); i++)
+        memory->part[of_host[i]] = 0;
     memory->total = larger(memory->part[GD_MEMORY_ACTIVATIONS] + memory->part[GD_MEMORY_HEAD],
                            memory->part[GD_MEMORY_EVALUATION] + memory->part[GD_MEMORY_KV_CACHE]);
     for (int i = 0; i < GD_MEMORY_PARTS; i++)

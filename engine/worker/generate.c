@@ -26,7 +26,7 @@ static const char help[] =
     "  --temperature T    default 0 (greedy)\n"
     "  --top-p P          default 1\n"
     "  --seed N           default 0\n"
-    "  --device D         auto (default), cpu\n"
+    "  --device D         auto (default: the CPU), cpu, cuda:N\n"
     "  --threads N        threads of arithmetic (default: all cores)\n"
     "  --verbose          token counts and speed on standard error\n"
     "  --help             this text\n";

@@ -1,6 +1,7 @@
 /* job.c - jobs inside the worker: which run, how each is stopped, and how it reports its end. */
 #include "engine/worker/worker.h"
 
+#include "engine/tensor/device.h"
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/base/log.h"
@@ -65,6 +66,8 @@ void gd_worker_job_end(struct gd_worker_job *job, cJSON *done_taken, const struc
 {
     struct gd_worker *worker = job->worker;
     cJSON *json = done_taken;
+    if (json == NULL && gd_device_lost() != NULL) /* not the job's fault */
+        gd_worker_give_up(&worker->channel, gd_device_lost());
     if (json == NULL) {
         bool stopped = err->code == GD_CANCELLED && job->stop != GD_STOP_NONE;
         json = gd_worker_job_frame(job, stopped ? "job_stopped" : "job_failed");

@@ -144,6 +144,16 @@ static void announce(struct gd_worker *worker)
     gd_channel_send(&worker->channel, json);
 }
 
+void gd_worker_give_up(struct gd_channel *channel, const char *why)
+{
+    cJSON *json = cJSON_CreateObject();
+    gd_log_error("worker", "error=%s", why);
+    cJSON_AddStringToObject(json, "type", "device_failed");
+    cJSON_AddStringToObject(json, "message", why);
+    gd_channel_send(channel, json);
+    _exit(GD_WORKER_EXIT_DEVICE);
+}
+
 static void loop(struct gd_worker *worker)
 {
     while (!worker->shutting_down || gd_residents_busy(&worker->residents)) {
@@ -160,6 +170,8 @@ static void loop(struct gd_worker *worker)
             continue;
         }
         gd_residents_turn(&worker->residents);
+        if (gd_device_lost() != NULL)
+            gd_worker_give_up(&worker->channel, gd_device_lost());
         gd_worker_publish_stats(worker);
     }
 }
@@ -184,7 +196,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
                                           {"python", required_argument, NULL, 'p'},
                                           {"python-seconds", required_argument, NULL, 's'},
                                           {"python-memory", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
-    *options = (struct options){.fd = -1, .device = "auto", .cache_bytes = 512u << 20,
+    *options = (struct options){.fd = -1, .device = "auto",
                                  .python = {.seconds = GD_SANDBOX_SECONDS, .memory_bytes = GD_SANDBOX_MEMORY_BYTES}};
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -240,15 +252,13 @@ int gd_command_worker(int argc, char **argv)
     signal(SIGINT, SIG_IGN); /* a terminal's ^C goes to the server, which sends `shutdown` */
     gd_log_init("worker", GD_LOG_INFO);
     gd_sandbox_configure(&options.python);
-    if (!gd_device_init(options.device, options.threads, &err)) {
-        gd_log_error("worker", "error=%s", err.message);
-        return 1;
-    }
     static struct gd_worker worker;
     gd_channel_init(&worker.channel, options.fd);
+    if (!gd_device_init(options.device, options.threads, &err))
+        gd_worker_give_up(&worker.channel, err.message);
     gd_pack_cache_configure(options.packed_cache, options.packed_cache_bytes);
     gd_memory_set_limit(options.memory_limit > 0 ? options.memory_limit : gd_memory_bytes());
-    gd_residents_init(&worker.residents, options.cache_bytes);
+    gd_residents_init(&worker.residents, options.cache_bytes > 0 ? options.cache_bytes : gd_memory_cache_share(gd_memory_bytes()));
     pthread_mutex_init(&worker.status_mutex, NULL);
     worker.pending_jobs = cJSON_CreateArray();
     worker.status_busy = "idle";

@@ -38,6 +38,7 @@
  *
  * worker -> server
  *   ready       {version: 1, pid, device, isa, compute, threads, build}
+ *   device_failed {message}  (its device cannot be opened, or not be used any more: the process ends, and its jobs go to others)
  *   heartbeat   {busy: "idle"|"train"|"evaluate"|"generate", job_id|null, rss_bytes, step_watermark, infer{running, waiting,
  *                prompt_tokens, completion_tokens, pages_used, pages_total, cached_tokens}}   (every second, own thread)
  *   job_started {job_id, total_steps, rows, tokens, hyperparameters{..}, precision, memory{..},
@@ -66,6 +67,7 @@
 #include "engine/base/buf.h"
 #include "engine/base/json.h"
 
+#define GD_WORKER_EXIT_DEVICE 4 /* after device_failed */
 #define GD_PROTOCOL_VERSION 1
 #define GD_WORKER_JOBS_MAX 8 /* that a worker is given at a time */
 #define GD_FRAME_BYTES_MAX (64u << 20)

@@ -34,7 +34,7 @@ static const char help[] =
     "  --models DIR     folder of base models (Hugging Face folders, NAME.gguf)\n"
     "  --out DIR        checkpoints/, state/ and the final adapter/ go here; of an eval items.jsonl and scores.json\n"
     "  --resume         continue from the newest checkpoint, or the finished items, in --out\n"
-    "  --device D       auto (default), cpu\n"
+    "  --device D       auto (default: the CPU), cpu, cuda:N\n"
     "  --threads N      threads of arithmetic (default: all cores)\n"
     "  --metrics FILE   append one JSON object per step to FILE\n"
     "  --model ID       of an eval or task: the model that answers\n"

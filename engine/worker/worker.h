@@ -72,6 +72,9 @@ struct gd_worker_job *gd_worker_find_job(const struct gd_worker *worker, const c
 GD_MUST_CHECK bool gd_worker_job_begin(struct gd_worker_job *job, struct gd_worker *worker, const cJSON *message, const char *busy,
                                        struct gd_error *err);
 void gd_worker_job_end(struct gd_worker_job *job, cJSON *done_taken, const struct gd_error *err);
+/* Tells the server that the device cannot be used and ends this process: the server takes it out of the pool and gives its jobs
+ * to others. */
+_Noreturn void gd_worker_give_up(struct gd_channel *channel, const char *why);
 cJSON *gd_worker_job_frame(const struct gd_worker_job *job, const char *type); /* {type, job_id} */
 
 /* tuning.c: a fine-tuning job, and those that join it while it runs */
