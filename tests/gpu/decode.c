@@ -1,6 +1,6 @@
 /*
  * Tokens per second of many streams that wear many grafts:
- *     decode DEVICE MODEL STREAMS PROMPT TOKENS ROUNDS [ADAPTER ...]
+ *     decode DEVICE MODEL CACHE_MIB STREAMS PROMPT TOKENS ROUNDS [ADAPTER ...]
  * Stream s wears adapter s modulo their count; none: the base. Each round gives STREAMS prompts of PROMPT tokens, runs until all are
  * read and until each made TOKENS more. Prints one JSON object with the medians of the rounds.
  */
@@ -13,7 +13,6 @@
 #include <stdlib.h>
 
 #define ROUNDS_MAX 100
-#define CACHE_BYTES ((size_t)8 << 30)
 
 struct round {
     int streams, begun, finished;
@@ -62,18 +61,18 @@ int main(int argc, char **argv)
     struct gd_error err = {0};
     struct gd_model *model = NULL;
     struct gd_infer *infer = NULL;
-    int streams = argc > 6 ? atoi(argv[3]) : 0, prompt_count = argc > 6 ? atoi(argv[4]) : 0, tokens = argc > 6 ? atoi(argv[5]) : 0;
-    int rounds = argc > 6 ? atoi(argv[6]) : 0, graft_count = argc > 7 ? argc - 7 : 0;
-    if (streams < 1 || prompt_count < 2 || tokens < 2 || rounds < 1 || rounds > ROUNDS_MAX) {
-        fprintf(stderr, "usage: decode DEVICE MODEL STREAMS PROMPT TOKENS ROUNDS [ADAPTER ...]\n");
+    int cache_mib = argc > 7 ? atoi(argv[3]) : 0, streams = argc > 7 ? atoi(argv[4]) : 0, prompt_count = argc > 7 ? atoi(argv[5]) : 0;
+    int tokens = argc > 7 ? atoi(argv[6]) : 0, rounds = argc > 7 ? atoi(argv[7]) : 0, graft_count = argc > 8 ? argc - 8 : 0;
+    if (cache_mib < 1 || streams < 1 || prompt_count < 2 || tokens < 2 || rounds < 1 || rounds > ROUNDS_MAX) {
+        fprintf(stderr, "usage: decode DEVICE MODEL CACHE_MIB STREAMS PROMPT TOKENS ROUNDS [ADAPTER ...]\n");
         return 2;
     }
     must(gd_device_init(argv[1], 0, &err), &err);
     must(gd_model_open(&model, "model", argv[2], &err), &err);
-    must(gd_infer_create(&infer, model, CACHE_BYTES, &err), &err);
+    must(gd_infer_create(&infer, model, (size_t)cache_mib << 20, &err), &err);
     struct gd_graft **grafts = gd_alloc_array((size_t)graft_count + 1, sizeof(struct gd_graft *));
     for (int g = 0; g < graft_count; g++)
-        must(gd_graft_load(&grafts[g], model, argv[7 + g], &err) && gd_graft_prepare(grafts[g], &err), &err);
+        must(gd_graft_load(&grafts[g], model, argv[8 + g], &err) && gd_graft_prepare(grafts[g], &err), &err);
     double reading[ROUNDS_MAX], making[ROUNDS_MAX];
     int32_t *prompt = gd_alloc_array((size_t)prompt_count, sizeof(*prompt));
     struct stream *all = gd_alloc_array((size_t)streams, sizeof(*all));

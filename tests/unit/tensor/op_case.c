@@ -69,6 +69,13 @@ static double fill_at(const struct gd_case_input *input, uint64_t key, int64_t i
     return 0.0;
 }
 
+/* GD_TEST_SEED=N: other data, as far as it is random. */
+static uint64_t data_key(int input)
+{
+    const char *seed = getenv("GD_TEST_SEED");
+    return 1000 + (uint64_t)input + (seed != NULL ? strtoull(seed, NULL, 10) * 64 : 0);
+}
+
 void case_fill(const struct gd_op_case *op_case, enum gd_dtype act, double *data[GD_CALL_INPUTS_MAX])
 {
     for (int j = 0; j < op_case->in_count; j++) {
@@ -79,7 +86,7 @@ void case_fill(const struct gd_op_case *op_case, enum gd_dtype act, double *data
         int64_t count = case_count(input);
         data[j] = gd_alloc_array((size_t)count + 1, sizeof(double));
         for (int64_t i = 0; i < count; i++) {
-            double x = fill_at(input, 1000 + (uint64_t)j, i);
+            double x = fill_at(input, data_key(j), i);
             if (input->dtype == GD_F32) {
                 x = (double)(float)x;
                 if (act == GD_BF16 && (input->fill == GD_FILL_NORMAL || input->fill == GD_FILL_POSITIVE))
