@@ -319,20 +319,14 @@ static inline bool attention_allow_shared(const void *kernel, size_t bytes, cons
         }                                                                                           \
     } while (0)
 
-/* Does `...` with VALUES as numbers of a row that a lane holds: head_dim / 32, rounded up to a power of two. */
+/* Does `...` with VALUES as numbers of a row that a lane holds, at least head_dim / 32. */
 #define GD_BY_VALUES(head_dim, VALUES, ...)                                                         \
     do {                                                                                            \
-        if ((head_dim) <= 64) {                                                                     \
-            constexpr int VALUES = 2;                                                               \
-            __VA_ARGS__;                                                                            \
-        } else if ((head_dim) <= 128) {                                                             \
+        if ((head_dim) <= 128) {                                                                    \
             constexpr int VALUES = 4;                                                               \
             __VA_ARGS__;                                                                            \
         } else if ((head_dim) <= 256) {                                                             \
             constexpr int VALUES = 8;                                                               \
-            __VA_ARGS__;                                                                            \
-        } else if ((head_dim) <= 512) {                                                             \
-            constexpr int VALUES = 16;                                                              \
             __VA_ARGS__;                                                                            \
         } else {                                                                                    \
             constexpr int VALUES = 32;                                                              \

@@ -15,9 +15,9 @@
 
 /* How a block is made up where a lane holds VALUES numbers of a row. */
 template <int VALUES> struct attention_plain {
-    static constexpr int keys = VALUES <= 16 ? 32 : 16;
+    static constexpr int keys = VALUES <= 8 ? 32 : 16;
     static constexpr int rows_a_warp = VALUES <= 8 ? 4 : 1;
-    static constexpr int warps = VALUES <= 16 ? 8 : 4;
+    static constexpr int warps = VALUES <= 8 ? 8 : 4;
     static constexpr int rows = warps * rows_a_warp, threads = 32 * warps;
 };
 
