@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <map>
+
 emu_state emu;
 emu_index emu_current;
 
@@ -20,6 +22,7 @@ static void *main_context, *main_fake_stack;
 static const void *main_stack;
 static size_t main_stack_bytes;
 static char error_text[4096];
+static std::map<const void *, unsigned> &launches_of = *new std::map<const void *, unsigned>;
 
 /* ---- settings and errors ---- */
 
@@ -43,7 +46,7 @@ static void configure_once(void)
     if (done)
         return;
     done = true;
-    emu.settings.order = (emu_order)environment("EMU_ORDER", 0, EMU_ORDER_COUNT - 1);
+    emu.settings.order = (emu_order)environment("EMU_ORDER", 0, EMU_CHANGING);
     emu.settings.seed = (unsigned)environment("EMU_SEED", 1, 0xFFFFFFFFl);
     emu.settings.sum = (emu_sum)environment("EMU_SUM", 0, EMU_SUM_COUNT - 1);
     emu.settings.shared_bytes_max = (size_t)environment("EMU_SHARED", 163 * 1024, 227 * 1024);
@@ -242,7 +245,7 @@ static unsigned random_next(void)
 
 void emu_rotate(bool at_barrier)
 {
-    if (emu.settings.order != EMU_COLLECTIVES && !(emu.settings.order == EMU_BARRIERS && at_barrier))
+    if (emu.order != EMU_COLLECTIVES && !(emu.order == EMU_BARRIERS && at_barrier))
         return;
     unsigned bits = random_next();
     rotation_lane = bits % 32;
@@ -605,18 +608,20 @@ bool emu_run(const emu_kernel &kernel)
         unsigned u = (unsigned)i;
         emu.index[i] = {u % kernel.block.x, u / kernel.block.x % kernel.block.y, u / kernel.block.x / kernel.block.y};
     }
-    random_state = emu.settings.seed * 2654435761u + 12345u;
+    unsigned turn = emu.settings.order == EMU_CHANGING ? launches_of[kernel.function]++ : 0;
+    emu.order = emu.settings.order == EMU_CHANGING ? (emu_order)(turn % EMU_ORDER_COUNT) : emu.settings.order;
+    random_state = (emu.settings.seed + turn) * 2654435761u + 12345u;
     rotation_lane = rotation_warp = 0;
-    descending = emu.settings.order == EMU_DESCENDING;
+    descending = emu.order == EMU_DESCENDING;
     emu.counts.launches++;
     uint64_t count = (uint64_t)kernel.grid.x * kernel.grid.y * kernel.grid.z;
-    uint64_t stride = emu.settings.order >= EMU_BARRIERS ? coprime_stride(count) % count : 1, offset = random_next() % count;
+    uint64_t stride = emu.order >= EMU_BARRIERS ? coprime_stride(count) % count : 1, offset = random_next() % count;
     bool ok = true;
     for (uint64_t i = 0; i < count && ok; i++) {
         uint64_t b = i;
-        if (emu.settings.order == EMU_DESCENDING)
+        if (emu.order == EMU_DESCENDING)
             b = count - 1 - i;
-        else if (emu.settings.order >= EMU_BARRIERS)
+        else if (emu.order >= EMU_BARRIERS)
             b = (uint64_t)(((unsigned __int128)i * stride + offset) % count);
         emu_current.block = {(unsigned)(b % kernel.grid.x), (unsigned)(b / kernel.grid.x % kernel.grid.y),
                              (unsigned)(b / kernel.grid.x / kernel.grid.y)};

@@ -64,11 +64,13 @@ const char *emu_error(void);          /* the first error since the last clear, o
 void emu_clear_error(void);
 void emu_report(const char *format, ...) __attribute__((format(printf, 1, 2)));   /* an error outside of kernels */
 
-enum emu_order { EMU_ASCENDING, EMU_DESCENDING, EMU_BARRIERS, EMU_COLLECTIVES, EMU_ORDER_COUNT }; /* the last two: rotated there */
+/* The third and fourth: rotated there. EMU_CHANGING: each launch of a kernel has the next order and another seed, so that a test
+ * which runs everything twice and compares bits finds what depends on the order. */
+enum emu_order { EMU_ASCENDING, EMU_DESCENDING, EMU_BARRIERS, EMU_COLLECTIVES, EMU_CHANGING, EMU_ORDER_COUNT = EMU_CHANGING };
 enum emu_sum { EMU_FORWARD, EMU_BACKWARD, EMU_DOUBLE, EMU_SUM_COUNT };                            /* how an mma sums over k */
 
 struct emu_settings {
-    emu_order order;           /* of threads and of blocks; EMU_ORDER=0..3 in the environment is the start value of each */
+    emu_order order;           /* of threads and of blocks; EMU_ORDER=0..4 in the environment is the start value */
     unsigned seed;             /* EMU_SEED */
     emu_sum sum;               /* EMU_SUM=0..2 */
     size_t shared_bytes_max;   /* a block's shared memory: 163 KiB (sm_80) unless EMU_SHARED says otherwise */

@@ -97,6 +97,7 @@ struct emu_state {
     emu_slot slots[EMU_SLOTS];         /* slot 0 is the dynamic array */
     size_t static_bytes;
     emu_settings settings;
+    emu_order order;                   /* of this launch */
     emu_counts counts;
 };
 extern emu_state emu;

@@ -280,6 +280,23 @@ static void atomics_count(void **)
     assert_memory_equal(bins.data, want, sizeof(want));
 }
 
+__global__ void sum_in_turn(float *sum, const float *in)
+{
+    atomicAdd(sum, in[threadIdx.x]);
+}
+
+static void a_changing_order_shows_between_two_runs(void **)
+{
+    emu_settings old = quiet(EMU_CHANGING, 1, EMU_FORWARD);
+    device<float> in("in", 256, [](int i) { return random_float((uint64_t)i); }), sums("sums", 5, [](int) { return 0.0f; });
+    for (int i = 0; i < 5; i++)
+        CU_LAUNCH(sum_in_turn, 1, 256, 0, NULL, sums.data + i, in.data);
+    assert_int_equal(sync_status(), cudaSuccess);
+    assert_true(sums.data[0] != sums.data[1]);
+    assert_true(sums.data[0] == sums.data[4]); /* ascending again */
+    emu_configure(old);
+}
+
 /* ---- asynchronous copies ---- */
 
 __global__ void copies(const float *in, float *out)
@@ -569,6 +586,7 @@ int main(void)
         cmocka_unit_test(reductions_add_in_a_fixed_order),
         cmocka_unit_test(orders_are_permutations_and_differ),
         cmocka_unit_test(atomics_count),
+        cmocka_unit_test(a_changing_order_shows_between_two_runs),
         cmocka_unit_test(copies_come_at_the_wait_and_pad_with_zeros),
         cmocka_unit_test(a_copy_read_too_early_is_poison),
         cmocka_unit_test(halves_round_to_nearest_even),
