@@ -31,7 +31,10 @@ static cJSON *add_object(cJSON *object, const char *key)
 
 static cJSON *describe_config(const struct gd_model_config *c)
 {
+    static const char *const heads[] = {[GD_HEAD_VOCABULARY] = "vocabulary", [GD_HEAD_NONE] = "none", [GD_HEAD_MASKED] = "masked_lm",
+                                        [GD_HEAD_LABELS] = "labels"};
     cJSON *object = cJSON_CreateObject();
+    add_text(object, "head", heads[c->head]);
     add_number(object, "hidden_size", c->width);
     add_number(object, "layers", c->layers);
     if (c->encoder_layers > 0) {

@@ -59,8 +59,8 @@ bool gd_model_generates(const struct gd_model *model, struct gd_error *err)
 {
     if (gd_model_is_encoder(model))
         return gd_fail_param(err, GD_UNSUPPORTED, "model", "'%s' is an encoder (%s): it embeds and classifies texts and predicts no next "
-                             "token; ask /v1/embeddings or /v1/classifications, and train it with method type 'classification'", model->id,
-                             model->config.architecture);
+                             "token; ask /v1/embeddings or /v1/classifications, and train it with method type 'classification'%s", model->id,
+                             model->config.architecture, model->config.masks ? " (no route asks for what its masked-LM head says)" : "");
     return !model->config.classifies ||
            gd_fail_param(err, GD_UNSUPPORTED, "model", "'%s' is a classifier of %d labels: it predicts no next token; ask "
                          "/v1/classifications, and train it with method type 'classification'", model->id, model->config.label_count);

@@ -149,6 +149,8 @@ def test_what_a_model_cannot_do_is_refused_by_name(daemon, classifier, reviews):
         for model in ("tiny-minilm", classifier["fine_tuned_model"]):
             answer = daemon.post(path, {"model": model, "max_tokens": 2, **more})
             assert answer.status == 400 and answer.json["error"]["param"] == "model" and "encoder" in answer.json["error"]["message"]
+    masked = daemon.post("/v1/completions", {"model": "tiny-xlmr", "prompt": "hi"}).json["error"]["message"]
+    assert "/v1/embeddings" in masked and "masked-LM head" in masked
     assert "is no encoder" in embed(daemon, "tiny-llama", "hi", 400)["error"]["message"]
     assert "is no classifier" in classify(daemon, "tiny-minilm", "hi", 400)["error"]["message"]
     assert embed(daemon, "nowhere", "hi", 404)["error"]["code"] == "model_not_found"

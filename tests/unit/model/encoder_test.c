@@ -115,7 +115,7 @@ static double compare(const struct batch *batch, const char *name, const float *
     return largest;
 }
 
-static const char *const names[] = {"tiny-bert", "tiny-bert-mlm", "tiny-minilm", "tiny-roberta", "tiny-roberta-mlm"};
+static const char *const names[] = {"tiny-bert", "tiny-bert-mlm", "tiny-minilm", "tiny-roberta", "tiny-roberta-mlm", "tiny-xlmr"};
 
 static void hidden_states_poolers_and_heads_equal_the_reference(void **state)
 {
