@@ -4,8 +4,8 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/text/chat.h"
+#include "server/gather.h"
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -303,12 +303,7 @@ static bool check_ids(const cJSON *ids, const char *param, struct gd_error *err)
 {
     if (ids->child == NULL)
         return gd_fail_param(err, GD_INVALID, param, "%s is empty: give at least one token", param);
-    const cJSON *id;
-    cJSON_ArrayForEach(id, ids)
-        if (!cJSON_IsNumber(id) || id->valuedouble != floor(id->valuedouble) || id->valuedouble < 0 ||
-            id->valuedouble > INT32_MAX)
-            return gd_fail_param(err, GD_INVALID, param, "%s must hold token ids: whole numbers from 0", param);
-    return true;
+    return gd_gather_check_ids(ids, param, err);
 }
 
 static bool parse_prompts(struct gd_completion_ask *ask, const cJSON *prompt, struct gd_error *err)
