@@ -68,9 +68,10 @@ static bool factor_grads(const struct job *job, const char *dy, const char *x, c
                          .alpha = 1.0f, .lda = n->depth};
     struct gd_gemm db = {.m = n->rank, .n = n->out, .k = rows, .transpose_a = true, .in = n->act, .out = GD_F32, .accumulate = !first,
                          .alpha = job->scale, .lda = n->depth};
-    return (!job->want.a || gd_gemm_run(&da, job->du, x, job->da, err)) && (!job->want.b || gd_gemm_run(&db, u, dy, job->db, err));
+    return (!job->want.b || gd_gemm_run(&db, u, dy, job->db, err)) && (!job->want.a || gd_gemm_run(&da, job->du, x, job->da, err));
 }
 
+/* What reads x comes last, when dy and dx have been used up: all three do not fit into the processor's own cache at once. */
 static bool stretch(const struct job *job, const char *dy, const char *x, const char *u, char *dx, int64_t rows, bool first,
                     struct gd_error *err)
 {
@@ -78,9 +79,9 @@ static bool stretch(const struct job *job, const char *dy, const char *x, const 
     struct gd_gemm du = {.m = rows, .n = n->depth, .k = n->out, .in = n->act, .out = n->act, .alpha = job->scale};
     struct gd_gemm back = {.m = rows, .n = n->in, .k = n->depth, .in = n->act, .out = n->act, .accumulate = job->added, .alpha = 1.0f};
     return (!(job->want.x || job->want.a) || gd_gemm_run(&du, dy, job->factors.b, job->du, err)) &&
-           factor_grads(job, dy, x, u, rows, first, err) &&
            (!job->want.x || gd_gemm_run(&back, job->du, job->factors.a, dx, err)) &&
-           (!job->want.x || job->w == NULL || gd_weight_multiply(job->w, true, dy, n->act, dx, n->act, rows, true, err));
+           (!job->want.x || job->w == NULL || gd_weight_multiply(job->w, true, dy, n->act, dx, n->act, rows, true, err)) &&
+           factor_grads(job, dy, x, u, rows, first, err);
 }
 
 static void transpose(float *out, const float *in, int64_t rows, int64_t columns)
