@@ -14,6 +14,7 @@
 #include "cuda/device.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 template <class T> struct device_array {
     T *data;
@@ -23,22 +24,35 @@ template <class T> struct device_array {
     device_array(const char *name, int count) : data(NULL), count(count)
     {
         void *memory = NULL;
+#ifdef __CUDACC__
+        if (cudaMallocManaged(&memory, (size_t)count * sizeof(T)) != cudaSuccess)
+            abort();
+        data = (T *)memory;
+        memset(memory, 0xFF, (size_t)count * sizeof(T));
+#else
         if (posix_memalign(&memory, 256, (size_t)count * sizeof(T)) != 0)
             abort();
         data = (T *)memory;
         emu_register_device(data, (size_t)count * sizeof(T), name);
+#endif
     }
     template <class F> device_array(const char *name, int count, F value) : device_array(name, count)
     {
         for (int i = 0; i < count; i++)
             data[i] = value(i);
+#ifndef __CUDACC__
         emu_device_write(data, (size_t)count * sizeof(T), "fill");
+#endif
     }
     device_array(const device_array &) = delete;
     ~device_array()
     {
+#ifdef __CUDACC__
+        cudaFree(data);
+#else
         emu_unregister_device(data);
         free(data);
+#endif
     }
 };
 
