@@ -1,4 +1,5 @@
 #include "cuda/internal.h"
+#include "cuda/sample.h"
 #include "cuda/vector.h"
 #include "cuda/wear.h"
 #include "op_list.h"
@@ -63,8 +64,20 @@ static bool fill_zero(void *memory, size_t size_bytes, struct gd_error *err)
            gd_cuda_check(cudaStreamSynchronize(gd_cuda_stream()), "cudaStreamSynchronize", "zeros", err);
 }
 
+static bool sample(const struct gd_sample_batch *batch, struct gd_sampled *out, struct gd_error *err)
+{
+    size_t bytes = gd_cuda_sample_bytes(batch->row_count, batch->vocab, batch->edit_count);
+    void *scratch = NULL;
+    if (!gd_cuda_alloc(&scratch, bytes, "the choice of tokens", err))
+        return false;
+    bool ok = gd_cuda_sample(batch, scratch, out, err);
+    free_block(scratch, bytes);
+    return ok;
+}
+
 const struct gd_backend gd_backend_cuda = {
     .name = "cuda",
+    .lost = gd_cuda_lost,
     .own_memory = true,
     .op = find,
     .alloc = gd_cuda_alloc,
@@ -83,6 +96,7 @@ const struct gd_backend gd_backend_cuda = {
     .multiply = gd_cuda_multiply,
     .wear_adopt = gd_cuda_wear_adopt,
     .wear_drop = gd_cuda_wear_drop,
+    .sample = sample,
     .vector_add = gd_cuda_vector_add,
     .vector_add_squares = gd_cuda_vector_add_squares,
     .vector_sum_squares = gd_cuda_vector_sum_squares,

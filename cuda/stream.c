@@ -131,3 +131,8 @@ bool gd_cuda_launched(const struct gd_kernel_args *args, const char *op, struct 
     describe(args, op, what, sizeof(what));
     return gd_cuda_check(status, "launch", what, err);
 }
+
+const char *gd_cuda_lost(void)
+{
+    return state.lost.code != GD_OK ? state.lost.message : NULL;
+}

@@ -45,7 +45,8 @@ static bool plan_build(struct gd_logits *logits, struct gd_logits_plan *p, int r
     if (dry)
         return true;
     gd_plan_bind(p->plan, p->index, logits->index);
-    gd_plan_bind(p->plan, p->out, logits->logits);
+    if (!gd_device_samples()) /* there they stay where they are made */
+        gd_plan_bind(p->plan, p->out, logits->logits);
     if (worn)
         gd_plan_bind(p->plan, p->wear, &logits->wear);
     return true;
@@ -170,5 +171,14 @@ bool gd_logits_run(struct gd_logits *logits, const void *hidden, const struct gd
         logits->index[i] = i < count ? rows[i] : -1;
     gd_plan_attach((*p)->plan, logits->arena);
     gd_plan_bind((*p)->plan, (*p)->hidden, (void *)(uintptr_t)hidden);
-    return gd_plan_run((*p)->plan, NULL, err);
+    if (!gd_plan_run((*p)->plan, NULL, err))
+        return false;
+    logits->there = gd_plan_address((*p)->plan, (*p)->out);
+    return true;
+}
+
+bool gd_logits_fetch(struct gd_logits *logits, int count, struct gd_error *err)
+{
+    return !gd_device_samples() ||
+           gd_device_read(logits->logits, logits->there, (size_t)count * (size_t)logits->model->config.vocab * sizeof(float), err);
 }

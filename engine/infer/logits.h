@@ -24,7 +24,8 @@ struct gd_logits {
     struct gd_model *model;
     enum gd_dtype act;
     int rows_max;
-    float *logits;               /* [rows_max, vocab], of the last run */
+    float *logits;               /* [rows_max, vocab], of the last run; where the device samples, once gd_logits_fetch brought them */
+    const float *there;          /* the same on the device */
     size_t logits_bytes, arena_bytes;
     void *arena;
     struct gd_logits_plan *plans[GD_FORWARD_BUCKETS][2]; /* bare, worn */
@@ -40,5 +41,7 @@ void gd_logits_destroy(struct gd_logits *logits);
 /* hidden: act [GD_FORWARD_ROWS, width] on the device, of which rows[0..count) are there; ascending, as wear's rows are. */
 GD_MUST_CHECK bool gd_logits_run(struct gd_logits *logits, const void *hidden, const struct gd_wear *wear, const int32_t *rows,
                                  int count, struct gd_error *err);
+/* The last run's `count` rows, for the host to read. */
+GD_MUST_CHECK bool gd_logits_fetch(struct gd_logits *logits, int count, struct gd_error *err);
 
 #endif

@@ -2,6 +2,7 @@
  * What one turn does: choose rows, run them, publish full pages, sample, report.
  */
 #include "engine/base/alloc.h"
+#include "engine/infer/draw.h"
 #include "engine/infer/engine_internal.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/few_rows.h"
@@ -354,12 +355,15 @@ static bool answer(struct gd_infer *infer, struct gd_error *err)
             rows[i] = wanted[i].row;
         if (!gd_forward_logits(infer->forward, rows, count, err))
             return false;
+        bool drawn = false;
+        if (!gd_draw(infer, wanted, count, infer->results, &drawn, err) || (!drawn && !gd_logits_fetch(infer->forward->head, count, err)))
+            return false;
         int team = count < infer->sampler_count ? count : infer->sampler_count;
 #pragma omp parallel for schedule(static, 1) num_threads(team) if (team > 1)
         for (int i = 0; i < count; i++) {
             const float *logits = infer->forward->head->logits + (size_t)i * (size_t)vocab;
-            finite[i] = gd_all_finite(logits, vocab);
-            if (finite[i] && !wanted[i].sequence->finished)
+            finite[i] = drawn || gd_all_finite(logits, vocab);
+            if (finite[i] && !drawn && !wanted[i].sequence->finished)
                 choose_token(&infer->samplers[omp_get_thread_num()], &wanted[i], logits, &infer->results[i]);
         }
         for (int i = 0; i < count; i++)

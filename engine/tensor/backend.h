@@ -13,6 +13,7 @@
 
 #include "engine/tensor/device.h"
 #include "engine/tensor/op.h"
+#include "engine/tensor/sample.h"
 #include "engine/tensor/wear.h"
 
 struct gd_layout;    /* a weight laid out for one use; the backend knows what is inside */
@@ -72,6 +73,9 @@ struct gd_backend {
     /* What a graft's parts point at, brought to the device (wear.h); sites[i] belongs to a linear map or block of shapes[i]. */
     bool (*wear_adopt)(const struct gd_wear_part *sites, const struct gd_wear_shape *shapes, int count, struct gd_error *err); /* (own) */
     void (*wear_drop)(const struct gd_wear_part *sites);                        /* (own) */
+
+    /* (own) Tokens of logits that lie there (sample.h); NULL: logits are brought to the host. */
+    bool (*sample)(const struct gd_sample_batch *batch, struct gd_sampled *out, struct gd_error *err);
 
     /* Vectors in the device's memory; device.h says what they make. */
     bool (*vector_add)(float *y, const float *x, int64_t count, struct gd_error *err);

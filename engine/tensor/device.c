@@ -221,6 +221,16 @@ void gd_wear_drop(const struct gd_wear_part *sites)
         gd_backend()->wear_drop(sites);
 }
 
+bool gd_device_samples(void)
+{
+    return gd_backend()->own_memory && gd_backend()->sample != NULL;
+}
+
+bool gd_device_sample(const struct gd_sample_batch *batch, struct gd_sampled *out, struct gd_error *err)
+{
+    return gd_backend()->sample(batch, out, err);
+}
+
 /* ---- vectors ---- */
 
 bool gd_vector_zero(float *x, int64_t count, struct gd_error *err)

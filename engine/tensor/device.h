@@ -16,6 +16,8 @@
 
 #define GD_THREADS_MAX 1024
 
+struct gd_sample_batch;
+struct gd_sampled;
 struct gd_wear_part;
 struct gd_wear_shape;
 
@@ -68,6 +70,10 @@ void *gd_device_address(const void *memory);
 /* What a graft's parts point at, as kernels need it: before a batch wears it, and again after it changed (wear.h). */
 GD_MUST_CHECK bool gd_wear_adopt(const struct gd_wear_part *sites, const struct gd_wear_shape *shapes, int count, struct gd_error *err);
 void gd_wear_drop(const struct gd_wear_part *sites);
+
+/* Whether tokens are drawn where the logits lie (sample.h). */
+bool gd_device_samples(void);
+GD_MUST_CHECK bool gd_device_sample(const struct gd_sample_batch *batch, struct gd_sampled *out, struct gd_error *err);
 
 /* Vector work outside graphs, on twins; fixed order of summation, the same for every number of threads. */
 GD_MUST_CHECK bool gd_vector_zero(float *x, int64_t count, struct gd_error *err);
