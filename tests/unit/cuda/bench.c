@@ -68,6 +68,26 @@ void *bench_random(enum gd_dtype dtype, int64_t count, uint64_t stream)
     return memory;
 }
 
+uint8_t *bench_blocks(enum gd_dtype dtype, int64_t count)
+{
+    size_t bytes = gd_dtype_block_bytes(dtype);
+    uint8_t *blocks = gd_alloc_array((size_t)count, bytes);
+    for (size_t i = 0; i < (size_t)count * bytes; i++)
+        blocks[i] = (uint8_t)gd_philox4(dtype, 5, i).v[0];
+    for (int64_t b = 0; b < count; b++) {
+        uint8_t *block = blocks + (size_t)b * bytes;
+        float step = 0.02f * bench_normal(6, (uint64_t)b), base = 0.3f * bench_normal(7, (uint64_t)b);
+        uint16_t halves[2] = {gd_f32_to_f16(step), gd_f32_to_f16(base)};
+        if (dtype == GD_NF4)
+            memcpy(block, &base, 4);
+        else if (dtype == GD_Q6_K)
+            memcpy(block + 208, halves, 2);
+        else
+            memcpy(block, halves, dtype == GD_Q4_0 || dtype == GD_Q5_0 || dtype == GD_Q8_0 ? 2 : 4);
+    }
+    return blocks;
+}
+
 double bench_at(enum gd_dtype dtype, const void *data, int64_t i)
 {
     return dtype == GD_BF16 ? (double)gd_bf16_to_f32(((const uint16_t *)data)[i]) : (double)((const float *)data)[i];

@@ -35,6 +35,8 @@ void bench_get(void *host, const void *device, size_t bytes);
 float bench_normal(uint64_t stream, uint64_t i);
 /* Memory of the host: random numbers in a dtype (F32 or BF16). */
 void *bench_random(enum gd_dtype dtype, int64_t count, uint64_t stream);
+/* Memory of the host: blocks of a quantised dtype, random bits with steps of a fair size. */
+uint8_t *bench_blocks(enum gd_dtype dtype, int64_t count);
 double bench_at(enum gd_dtype dtype, const void *data, int64_t i);
 
 #endif

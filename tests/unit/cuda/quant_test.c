@@ -6,32 +6,11 @@
 
 static const enum gd_dtype formats[] = {GD_Q4_0, GD_Q4_1, GD_Q5_0, GD_Q5_1, GD_Q8_0, GD_Q4_K, GD_Q5_K, GD_Q6_K, GD_NF4};
 
-/* Random bits with steps of a fair size. */
-static uint8_t *random_blocks(enum gd_dtype dtype, int64_t count)
-{
-    size_t bytes = gd_dtype_block_bytes(dtype);
-    uint8_t *blocks = gd_alloc_array((size_t)count, bytes);
-    for (size_t i = 0; i < (size_t)count * bytes; i++)
-        blocks[i] = (uint8_t)gd_philox4(dtype, 5, i).v[0];
-    for (int64_t b = 0; b < count; b++) {
-        uint8_t *block = blocks + (size_t)b * bytes;
-        float step = 0.02f * bench_normal(6, (uint64_t)b), base = 0.3f * bench_normal(7, (uint64_t)b);
-        uint16_t halves[2] = {gd_f32_to_f16(step), gd_f32_to_f16(base)};
-        if (dtype == GD_NF4)
-            memcpy(block, &base, 4);
-        else if (dtype == GD_Q6_K)
-            memcpy(block + 208, halves, 2);
-        else
-            memcpy(block, halves, dtype == GD_Q4_0 || dtype == GD_Q5_0 || dtype == GD_Q8_0 ? 2 : 4);
-    }
-    return blocks;
-}
-
 static void check_unpack(enum gd_dtype dtype, enum gd_dtype out_dtype)
 {
     struct gd_error err = {0};
     int64_t block = gd_dtype_block(dtype), width = 3 * block, rows = 7, r0 = 2, r1 = 7, c0 = block, c1 = 3 * block;
-    uint8_t *blocks = random_blocks(dtype, rows * 3);
+    uint8_t *blocks = bench_blocks(dtype, rows * 3);
     float *all = gd_alloc_array((size_t)(rows * width), sizeof(float));
     int64_t count = (r1 - r0) * (c1 - c0);
     void *got = gd_alloc_array((size_t)count, sizeof(float));
@@ -87,7 +66,7 @@ static void check_few_rows(enum gd_dtype dtype, enum gd_dtype x_dtype, enum gd_d
 {
     struct gd_error err = {0};
     int64_t blocks_count = out * in / gd_dtype_block(dtype);
-    uint8_t *blocks = random_blocks(dtype, blocks_count);
+    uint8_t *blocks = bench_blocks(dtype, blocks_count);
     float *w = gd_alloc_array((size_t)(out * in), sizeof(float));
     gd_dequantise(w, blocks, dtype, blocks_count);
     void *x = bench_random(x_dtype, rows * in, 1), *before = bench_random(y_dtype, rows * out, 2), *y = bench_random(y_dtype, rows * out, 2);
@@ -132,7 +111,7 @@ static void rows_do_not_depend_on_each_other(void **state)
 {
     struct gd_error err = {0};
     int64_t in = 768, out = 6;
-    uint8_t *blocks = random_blocks(GD_Q4_K, out * in / 256);
+    uint8_t *blocks = bench_blocks(GD_Q4_K, out * in / 256);
     float *x = bench_random(GD_F32, 16 * in, 1), together[16 * 6], alone[6];
     void *device = bench_put(blocks, (size_t)(out * in / 256) * 144), *device_x = bench_put(x, (size_t)(16 * in) * 4), *y = bench_room(sizeof(together));
     assert_true(gd_cuda_few_rows(device, GD_Q4_K, out, in, device_x, GD_F32, y, GD_F32, 16, false, &err));
