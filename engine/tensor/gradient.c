@@ -3,6 +3,7 @@
  * Where layers are made again, their calls are repeated just before their gradients, which read the new values.
  */
 #include "engine/base/alloc.h"
+#include "engine/tensor/again.h"
 #include "engine/tensor/graph_internal.h"
 #include "engine/tensor/op.h"
 #include "engine/tensor/ops.h"
@@ -120,17 +121,31 @@ static bool enter_stretch(struct walk *walk, int index)
     return repeat_calls(walk, begin, end);
 }
 
-/* The call with what light ops give it made again, once for all calls that read it; those of a stretch come with that. */
-static bool read_again(struct walk *walk, const struct gd_call *call, struct gd_call *reads)
+/* Makes a call again, and before it those wide ones, or light ones of a wide one, that it reads. */
+static bool make_again(struct walk *walk, const struct gd_call *call)
 {
     int begin, end;
+    if (walk->again[call->index] != NULL || gd_graph_stretch(walk->graph, call->index, &begin, &end))
+        return true; /* those of a stretch come with that */
+    bool wide = gd_graph_is_wide(walk->graph, call->index);
+    for (int j = 0; j < call->in_count; j++) {
+        const struct gd_call *producer = call->in[j] != NULL ? call->in[j]->producer : NULL;
+        if (producer != NULL && (gd_graph_is_wide(walk->graph, producer->index) || (wide && producer->op->light)) &&
+            !make_again(walk, producer))
+            return false;
+    }
+    return repeat_call(walk, call);
+}
+
+/* The call with what light ops and wide ones give it made again, once for all calls that read it. */
+static bool read_again(struct walk *walk, const struct gd_call *call, struct gd_call *reads)
+{
     *reads = *call;
     for (int j = 0; j < call->in_count; j++) {
         const struct gd_call *producer = call->in[j] != NULL ? call->in[j]->producer : NULL;
-        if (producer == NULL || !producer->op->light)
+        if (producer == NULL || (!producer->op->light && !gd_graph_is_wide(walk->graph, producer->index)))
             continue;
-        if (walk->again[producer->index] == NULL && !gd_graph_stretch(walk->graph, producer->index, &begin, &end) &&
-            !repeat_call(walk, producer))
+        if (!make_again(walk, producer))
             return false;
         reads->in[j] = value_again(walk, call->in[j]);
     }

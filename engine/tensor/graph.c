@@ -1,6 +1,7 @@
 #include "engine/tensor/graph.h"
 #include "engine/base/alloc.h"
 #include "engine/base/arena.h"
+#include "engine/tensor/again.h"
 #include "engine/tensor/graph_internal.h"
 #include "engine/tensor/op.h"
 #include <assert.h>
@@ -23,6 +24,9 @@ struct gd_graph {
     int *marks;               /* calls made before each */
     int mark_count, mark_capacity;
     bool recompute;
+    int (*wide)[2];           /* ranges of calls, in order */
+    int wide_count, wide_capacity;
+    bool narrow;
     struct gd_group **groups;
     int group_count;
 };
@@ -46,6 +50,7 @@ void gd_graph_destroy(struct gd_graph *graph)
     gd_free(graph->values);
     gd_free(graph->calls);
     gd_free(graph->marks);
+    gd_free(graph->wide);
     gd_free(graph->groups);
     gd_free(graph);
 }
@@ -330,6 +335,34 @@ void gd_graph_mark(struct gd_graph *graph)
         graph->marks = gd_realloc_array(graph->marks, (size_t)graph->mark_capacity, sizeof(int));
     }
     graph->marks[graph->mark_count++] = graph->call_count;
+}
+
+void gd_graph_wide(struct gd_graph *graph, int begin)
+{
+    if (graph->wide_count == graph->wide_capacity) {
+        graph->wide_capacity = graph->wide_capacity ? 2 * graph->wide_capacity : 64;
+        graph->wide = gd_realloc_array(graph->wide, (size_t)graph->wide_capacity, sizeof(graph->wide[0]));
+    }
+    graph->wide[graph->wide_count][0] = begin;
+    graph->wide[graph->wide_count++][1] = graph->call_count;
+}
+
+void gd_graph_keep_narrow(struct gd_graph *graph)
+{
+    graph->narrow = true;
+}
+
+bool gd_graph_is_wide(const struct gd_graph *graph, int index)
+{
+    int low = 0, high = graph->narrow ? graph->wide_count : 0; /* the first range that ends behind it */
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        if (graph->wide[middle][1] <= index)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return graph->narrow && low < graph->wide_count && graph->wide[low][0] <= index;
 }
 
 void gd_graph_recompute(struct gd_graph *graph)

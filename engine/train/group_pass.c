@@ -2,6 +2,7 @@
 
 #include "engine/adapter/group.h"
 #include "engine/base/alloc.h"
+#include "engine/tensor/again.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/rows_alone.h"
 
@@ -206,11 +207,13 @@ static bool pass_build(struct gd_group_passes *group, struct gd_group_pass *pass
 {
     if (!gd_graph_create(&pass->graph, pass->of[0]->act, err))
         return false;
-    bool recompute = false;
+    bool recompute = false, narrow = false;
     for (int k = 0; k < pass->count; k++)
-        recompute |= pass->of[k]->recompute;
+        recompute |= pass->of[k]->recompute, narrow |= pass->of[k]->narrow;
     if (recompute)
         gd_graph_recompute(pass->graph);
+    if (narrow)
+        gd_graph_keep_narrow(pass->graph);
     struct gd_value *loss = build_loss(pass);
     if (!gd_graph_ok(pass->graph, err) || !plan_gradients(pass, loss, err))
         return false;

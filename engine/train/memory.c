@@ -88,6 +88,8 @@ static bool add_passes(struct gd_job_memory *memory, struct gd_passes *passes, c
                        const struct gd_memory_room *room, int largest, struct gd_error *err)
 {
     struct gd_pass_need train, valid = {0}, surveyed = {0};
+    passes->recompute = memory->checkpointing == GD_CHECKPOINTING_ON;
+    passes->narrow = memory->checkpointing == GD_CHECKPOINTING_FEED_FORWARD;
     if (!gd_passes_estimate(passes, largest, true, &train, err) ||
         (shape->valid > 0 && !gd_passes_estimate(passes, shape->valid, false, &valid, err)) ||
         (shape->surveyed > 0 && !gd_passes_estimate(passes, shape->surveyed, false, &surveyed, err)))
@@ -107,6 +109,7 @@ static bool add_passes(struct gd_job_memory *memory, struct gd_passes *passes, c
     memory->part[GD_MEMORY_WEIGHTS] += room->serving_stays ? more : 0;
     memory->part[GD_MEMORY_WEIGHTS] += laid;
     memory->part[GD_MEMORY_PROCESS] += train.tables * (1 + PASSES_KEPT) + valid.tables + surveyed.tables;
+    add_up(memory);
     return true;
 }
 
@@ -139,24 +142,22 @@ bool gd_job_memory_plan(struct gd_job_memory *out, const struct gd_model *model,
     gd_passes_init(&passes, model, graft, gd_job_objective(spec), &spec->preference, gd_job_act(spec), range, range);
     passes.reference = spec->reference;
     passes.start_block = range;
-    passes.recompute = spec->gradient_checkpointing == GD_CHECKPOINTING_ON;
     pretend(model, spec->quantization, true);
     add_base(&memory, model, spec->quantization);
     add_graft(&memory, graft, spec, room);
     memory.part[GD_MEMORY_MODEL_FILE] += room->serving_stays ? gd_model_touched_most(model, INT64_MAX) : shape->embedding_bytes;
     memory.part[GD_MEMORY_DATA] = shape->data_bytes;
     memory.part[GD_MEMORY_PROCESS] = gd_memory_process(model->config.vocab) + (spec->quantization != GD_QUANTIZATION_NONE ? TILE_BYTES : 0);
-    memory.recompute = passes.recompute;
+    bool automatic = spec->gradient_checkpointing == GD_CHECKPOINTING_AUTO, quantised = spec->quantization != GD_QUANTIZATION_NONE;
+    memory.checkpointing = !automatic ? spec->gradient_checkpointing : quantised ? GD_CHECKPOINTING_FEED_FORWARD : GD_CHECKPOINTING_OFF;
     with = memory;
     bool ok = add_passes(&memory, &passes, shape, room, largest, err);
-    memory.without = passes.recompute ? 0 : memory.part[GD_MEMORY_ACTIVATIONS] + memory.part[GD_MEMORY_HEAD];
-    add_up(&memory);
-    if (ok && memory.total > memory.limit && spec->gradient_checkpointing == GD_CHECKPOINTING_AUTO) {
-        passes.recompute = with.recompute = true;
-        with.without = memory.without;
-        ok = add_passes(&with, &passes, shape, room, largest, err);
-        add_up(&with);
-        memory = with.total < memory.total ? with : memory;
+    while (ok && automatic && memory.total > memory.limit && with.checkpointing < GD_CHECKPOINTING_ON) {
+        struct gd_job_memory more = with;
+        more.checkpointing = ++with.checkpointing;
+        more.without = with.without = with.without > 0 ? with.without : memory.part[GD_MEMORY_ACTIVATIONS] + memory.part[GD_MEMORY_HEAD];
+        ok = add_passes(&more, &passes, shape, room, largest, err);
+        memory = more.total < memory.total ? more : memory;
     }
     pretend(model, spec->quantization, false);
     gd_passes_release(&passes);
@@ -295,7 +296,7 @@ bool gd_job_memory_check(const struct gd_job_memory *memory, const struct gd_mem
     add_choice(choices, sizeof(choices), "adapter.r", advice->r);
     return gd_fail_param(err, GD_NO_ROOM, advice->tokens_per_batch > 0 ? "tokens_per_batch" : advice->max_length > 0 ? "data.max_length" : "adapter",
                          "the job needs %.0f MiB and has %.0f (%s)%s; %s%s", MIB(memory->total), MIB(memory->limit), parts,
-                         memory->recompute ? " with gradient checkpointing" : "",
+                         memory->checkpointing > GD_CHECKPOINTING_OFF ? " with gradient checkpointing" : "",
                          choices[0] != '\0' ? "what fits: " : "train fewer modules or layers, quantise the base, or use a smaller one",
                          choices);
 }
@@ -311,7 +312,7 @@ cJSON *gd_job_memory_json(const struct gd_job_memory *memory)
     cJSON_AddNumberToObject(json, "total_bytes", (double)memory->total);
     cJSON_AddNumberToObject(json, "limit_bytes", (double)memory->limit);
     cJSON_AddItemToObject(json, "peak_bytes", memory->peak > 0 ? cJSON_CreateNumber((double)memory->peak) : cJSON_CreateNull());
-    cJSON_AddBoolToObject(json, "gradient_checkpointing", memory->recompute);
+    cJSON_AddItemToObject(json, "gradient_checkpointing", gd_checkpointing_json(memory->checkpointing));
     return json;
 }
 

@@ -39,8 +39,8 @@ struct gd_job_memory {
     size_t part[GD_MEMORY_PARTS];
     size_t total, limit;
     size_t peak;                 /* measured; 0: not yet */
-    bool recompute;              /* gradient checkpointing, as asked or because it is needed */
-    size_t without;              /* activations and head without it */
+    enum gd_checkpointing checkpointing; /* as asked or because it is needed; never AUTO */
+    size_t without;              /* activations and head with less of it, where it is needed; else 0 */
 };
 
 /* What is known of the rows. */

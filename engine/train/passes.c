@@ -1,6 +1,7 @@
 #include "engine/train/passes.h"
 
 #include "engine/base/alloc.h"
+#include "engine/tensor/again.h"
 #include "engine/tensor/device.h"
 
 #include <string.h>
@@ -174,6 +175,8 @@ static bool pass_build(struct gd_passes *passes, struct gd_pass *pass, bool dry,
         return false;
     if (passes->recompute)
         gd_graph_recompute(pass->graph);
+    if (passes->narrow)
+        gd_graph_keep_narrow(pass->graph);
     build_loss(passes, pass);
     if (!gd_graph_ok(pass->graph, err))
         return false;

@@ -49,6 +49,7 @@ struct gd_passes {
     double router_loss;         /* of a model with experts: coefficient of the load-balancing loss in training passes; set after init */
     enum gd_dtype act;
     bool recompute;             /* training passes make each layer again in the backward pass; before the first of them */
+    bool narrow;                /* or what is wide in each (again.h) */
     float *block;               /* parameters */
     float *grad;                /* gradient of one micro-batch, same layout */
     /* Before the arena is made: others give way where they can. May be NULL. */

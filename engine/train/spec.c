@@ -75,6 +75,13 @@ static bool get_auto_number(const cJSON *object, const char *path, const char *k
     return is_auto(object, key) || gd_json_get_number(object, path, key, false, min, max, out, err);
 }
 
+#define FEED_FORWARD "feed_forward"
+
+cJSON *gd_checkpointing_json(enum gd_checkpointing checkpointing)
+{
+    return checkpointing == GD_CHECKPOINTING_FEED_FORWARD ? cJSON_CreateString(FEED_FORWARD) : cJSON_CreateBool(checkpointing == GD_CHECKPOINTING_ON);
+}
+
 static bool get_checkpointing(const cJSON *object, const char *path, enum gd_checkpointing *out, struct gd_error *err)
 {
     const cJSON *value = gd_json_find(object, "gradient_checkpointing");
@@ -82,9 +89,10 @@ static bool get_checkpointing(const cJSON *object, const char *path, enum gd_che
     if (value == NULL || cJSON_IsNull(value) || is_auto(object, "gradient_checkpointing"))
         return true;
     snprintf(param, sizeof(param), "%s.gradient_checkpointing", path);
-    if (!cJSON_IsBool(value))
-        return gd_fail_param(err, GD_INVALID, param, "gradient_checkpointing must be true, false or \"auto\"");
-    *out = cJSON_IsTrue(value) ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
+    bool feed_forward = cJSON_IsString(value) && strcmp(value->valuestring, FEED_FORWARD) == 0;
+    if (!cJSON_IsBool(value) && !feed_forward)
+        return gd_fail_param(err, GD_INVALID, param, "gradient_checkpointing must be true, false, \"" FEED_FORWARD "\" or \"auto\"");
+    *out = feed_forward ? GD_CHECKPOINTING_FEED_FORWARD : cJSON_IsTrue(value) ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
     return true;
 }
 
@@ -472,7 +480,7 @@ cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec)
     cJSON_AddNumberToObject(json, "eval_interval", spec->eval_interval);
     cJSON_AddNumberToObject(json, "checkpoint_interval", spec->checkpoint_interval);
     if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
-        cJSON_AddBoolToObject(json, "gradient_checkpointing", spec->gradient_checkpointing == GD_CHECKPOINTING_ON);
+        cJSON_AddItemToObject(json, "gradient_checkpointing", gd_checkpointing_json(spec->gradient_checkpointing));
     if (spec->router_aux_loss_coef >= 0)
         cJSON_AddNumberToObject(json, "router_aux_loss_coef", spec->router_aux_loss_coef);
     return json;
@@ -549,7 +557,7 @@ cJSON *gd_job_spec_json(const struct gd_job_spec *spec)
     add_number_unless_auto(hyper, "eval_interval", spec->eval_interval);
     add_number_unless_auto(hyper, "checkpoint_interval", spec->checkpoint_interval);
     if (spec->gradient_checkpointing != GD_CHECKPOINTING_AUTO)
-        cJSON_AddBoolToObject(hyper, "gradient_checkpointing", spec->gradient_checkpointing == GD_CHECKPOINTING_ON);
+        cJSON_AddItemToObject(hyper, "gradient_checkpointing", gd_checkpointing_json(spec->gradient_checkpointing));
     if (spec->router_aux_loss_coef >= 0)
         cJSON_AddNumberToObject(hyper, "router_aux_loss_coef", spec->router_aux_loss_coef);
     return json;

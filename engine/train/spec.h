@@ -19,7 +19,8 @@
 enum gd_schedule { GD_SCHEDULE_CONSTANT, GD_SCHEDULE_LINEAR, GD_SCHEDULE_COSINE };
 
 /* Layers keep only what enters them, and are made again in the backward pass. */
-enum gd_checkpointing { GD_CHECKPOINTING_AUTO, GD_CHECKPOINTING_OFF, GD_CHECKPOINTING_ON };
+/* From least to most that is made again. */
+enum gd_checkpointing { GD_CHECKPOINTING_AUTO, GD_CHECKPOINTING_OFF, GD_CHECKPOINTING_FEED_FORWARD, GD_CHECKPOINTING_ON };
 
 /* Method "classification". */
 struct gd_classes_spec {
@@ -59,7 +60,7 @@ struct gd_job_spec {
     int max_steps;                   /* 0: from n_epochs */
     int leaf_count;                  /* "gradient_leaves": power of two; auto 1 */
     int tokens_per_batch;            /* token budget of a micro-batch; auto */
-    enum gd_checkpointing gradient_checkpointing; /* auto: where the job would not fit the memory without */
+    enum gd_checkpointing gradient_checkpointing; /* auto: the least with which the job fits; a quantised base has its feed-forward parts made again */
     int eval_interval;               /* steps; auto = each epoch's end and the last step */
     int checkpoint_interval;         /* steps; auto = min(200 steps, about 5 minutes) resolved to steps at start */
     enum gd_overlong overlong;       /* data.overlong: "error" | "truncate" | "drop" */
@@ -85,5 +86,8 @@ cJSON *gd_job_spec_hyperparameters(const struct gd_job_spec *spec);
 char *gd_job_spec_pass_key(const struct gd_job_spec *spec);
 /* A body that parses to the same spec (checkpoints keep it; resumed jobs read it). */
 cJSON *gd_job_spec_json(const struct gd_job_spec *spec);
+
+/* true, false or "feed_forward"; not of AUTO. */
+cJSON *gd_checkpointing_json(enum gd_checkpointing checkpointing);
 
 #endif

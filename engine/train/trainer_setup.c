@@ -129,14 +129,15 @@ static bool plan_memory(struct gd_trainer *trainer, struct gd_error *err)
         gd_job_memory_advise(&advice, trainer->model, spec, &shape, &trainer->room);
         return gd_job_memory_check(memory, &advice, err);
     }
-    if (memory->recompute && spec->gradient_checkpointing == GD_CHECKPOINTING_AUTO)
+    if (memory->without > 0)
         gd_trainer_say(trainer, "info", "Gradient checkpointing is on: activations need %.0f MiB instead of %.0f, with which the job would "
-                       "not fit the %.0f that there are; each layer is computed twice", (double)(memory->part[GD_MEMORY_ACTIVATIONS] +
-                       memory->part[GD_MEMORY_HEAD]) / 1048576, (double)memory->without / 1048576, (double)memory->limit / 1048576);
+                       "not fit the %.0f that there are; %s computed twice", (double)(memory->part[GD_MEMORY_ACTIVATIONS] +
+                       memory->part[GD_MEMORY_HEAD]) / 1048576, (double)memory->without / 1048576, (double)memory->limit / 1048576,
+                       memory->checkpointing == GD_CHECKPOINTING_ON ? "each layer is" : "feed-forward parts are");
     size_t there = memory->part[GD_MEMORY_PROCESS] + memory->part[GD_MEMORY_MODEL_FILE] + gd_trainer_weight_bytes(trainer);
     if (trainer->observer.make_room != NULL && memory->total > there)
         trainer->observer.make_room(trainer->observer.context, memory->total - there);
-    spec->gradient_checkpointing = memory->recompute ? GD_CHECKPOINTING_ON : GD_CHECKPOINTING_OFF;
+    spec->gradient_checkpointing = memory->checkpointing;
     return true;
 }
 
@@ -152,7 +153,8 @@ static bool make_passes(struct gd_trainer *trainer, struct gd_error *err)
     if (!set_reference(trainer, err))
         return false;
 
-    trainer->passes.recompute = trainer->memory.recompute;
+    trainer->passes.recompute = trainer->memory.checkpointing == GD_CHECKPOINTING_ON;
+    trainer->passes.narrow = trainer->memory.checkpointing == GD_CHECKPOINTING_FEED_FORWARD;
     trainer->passes.make_room = trainer->observer.make_room;
     trainer->passes.room_context = trainer->observer.context;
     int most = trainer->largest > trainer->longest_valid ? trainer->largest : trainer->longest_valid;

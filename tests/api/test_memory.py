@@ -25,13 +25,13 @@ def test_the_account_stands_in_the_job_before_and_after(daemon):
     assert 0 < memory["peak_bytes"] < memory["limit_bytes"]
 
 
-@pytest.mark.parametrize("recompute", (True, False))
+@pytest.mark.parametrize("recompute", (True, "feed_forward", False))
 def test_checkpointing_is_echoed(daemon, recompute):
     file_id = daemon.upload(chat_rows(16)).json["id"]
     job = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, hyper={"gradient_checkpointing": recompute})).json
     done = daemon.wait_job(job["id"])
-    assert done["status"] == "succeeded" and done["memory"]["gradient_checkpointing"] is recompute
-    assert done["method"]["supervised"]["hyperparameters"]["gradient_checkpointing"] is recompute
+    assert done["status"] == "succeeded" and done["memory"]["gradient_checkpointing"] == recompute
+    assert done["method"]["supervised"]["hyperparameters"]["gradient_checkpointing"] == recompute
 
 
 def test_a_bad_choice_of_checkpointing_names_the_field(daemon):
@@ -74,7 +74,7 @@ def test_a_daemon_trains_and_serves_inside_its_limit(own_daemon):
         file_id = daemon.upload(long_rows(256)).json["id"]
         hyper = {"tokens_per_batch": 1048576, "batch_size": 256, "n_epochs": 1, "max_steps": 3}
         job = daemon.post("/v1/fine_tuning/jobs", job_body(file_id, hyper=hyper)).json
-        assert job["memory"]["gradient_checkpointing"] is True, job  # it fits only so
+        assert job["memory"]["gradient_checkpointing"] in ("feed_forward", True), job  # it fits only so
         served = 0
         while daemon.get("/v1/fine_tuning/jobs/" + job["id"]).json["status"] in ("validating_files", "queued", "running"):
             answer = daemon.post("/v1/completions", {"model": "tiny-llama", "prompt": "number", "max_tokens": 8})
