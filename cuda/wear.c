@@ -1,7 +1,6 @@
 #include "cuda/wear.h"
 #include "engine/base/alloc.h"
 #include "engine/tensor/backend.h"
-#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,7 +189,7 @@ static bool take(struct gd_wear_part *parts, const struct array *arrays, int arr
 
 bool gd_cuda_wear_adopt(const struct gd_wear_part *sites, const struct gd_wear_shape *shapes, int count, struct gd_error *err)
 {
-    assert(gd_cuda_wear_find(sites) == NULL);
+    gd_cuda_wear_drop(sites); /* it may have been here before it changed */
     struct gd_wear_part *parts = gd_alloc_array((size_t)count + 1, sizeof(*parts));
     struct array *arrays = gd_alloc_array((size_t)count * ARRAYS + 1, sizeof(*arrays));
     struct range *ranges = gd_alloc_array((size_t)count * ARRAYS + 1, sizeof(*ranges));

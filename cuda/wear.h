@@ -22,6 +22,7 @@
 #include "engine/tensor/op.h"
 #include "engine/tensor/wear.h"
 
+/* What a graft was when it was adopted before is forgotten. */
 bool gd_cuda_wear_adopt(const struct gd_wear_part *sites, const struct gd_wear_shape *shapes, int count, struct gd_error *err);
 void gd_cuda_wear_drop(const struct gd_wear_part *sites);
 /* The sites of an adopted graft as kernels see them; NULL: it was not adopted. */

@@ -344,6 +344,21 @@ struct wear_case {
     enum gd_dtype act;
 };
 
+/* A device with memory of its own takes what is worn: two sites each. */
+static void adopt(const struct gd_wear *wear, struct gd_wear_shape shape)
+{
+    struct gd_error err = {0};
+    for (int group = 0; group < wear->group_count; group++)
+        if (wear->sites[group] != NULL && !gd_wear_adopt(wear->sites[group], (struct gd_wear_shape[]){shape, shape}, 2, &err))
+            fail_msg("%s", err.message);
+}
+
+static void drop(const struct gd_wear *wear)
+{
+    for (int group = 0; group < wear->group_count; group++)
+        gd_wear_drop(wear->sites[group]);
+}
+
 static const void *run_wear(struct bench *bench, const struct wear_case *c, struct gd_wear *wear, int rows, const void *x,
                             const void *y)
 {
@@ -358,7 +373,10 @@ static const void *run_wear(struct bench *bench, const struct wear_case *c, stru
     bench->memory[2] = wear;
     bench->out = gd_wear(bench->graph, bench->in[0], bench->in[1], bench->in[2], 1);
     bench_plan(bench, 3);
-    return bench_run(bench);
+    adopt(wear, (struct gd_wear_shape){.in = c->in, .out = c->out});
+    const void *result = bench_run(bench);
+    drop(wear);
+    return result;
 }
 
 static double expected_wear(const struct wear_case *c, const struct gd_wear_part *part, const void *x, const void *y,
@@ -492,7 +510,9 @@ static void check_inputs(const struct gd_wear_part *part, int width, enum gd_dty
     bench.memory[1] = &wear;
     bench.out = gd_wear_input(bench.graph, bench.in[0], bench.in[1], 1);
     bench_plan(&bench, 2);
+    adopt(&wear, (struct gd_wear_shape){.in = width});
     const void *result = bench_run(&bench);
+    drop(&wear);
     for (int i = 0; i < ROWS * width; i++) {
         bool worn = i / width == 2 || i / width == 3;
         int block = worn && part->in_rotate != NULL ? part->rotate_block : 1, row = i % width;
@@ -615,7 +635,9 @@ static void tokens_are_changed_by_their_index_in_the_sequence(void **state)
         bench.memory[1] = &wear;
         bench.out = gd_wear_rows(bench.graph, bench.in[0], bench.in[1], 1);
         bench_plan(&bench, 2);
+        adopt(&wear, (struct gd_wear_shape){.out = WIDTH});
         const void *result = bench_run(&bench);
+        drop(&wear);
         for (int i = 0; i < ROWS * WIDTH; i++) {
             bool worn = i / WIDTH == 2; /* the others: base rows, beyond the table, without index, of no group */
             double expected = element(acts[a], x, i) + (worn ? (double)table[WIDTH + i % WIDTH] : 0);
