@@ -105,7 +105,7 @@ static struct gd_sampling plain(double temperature, int top_k, double top_p, dou
     return (struct gd_sampling){.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p, .repetition_penalty = 1, .seed = 11};
 }
 
-static const int vocabs[] = {1, 257, 1100};
+static const int vocabs[] = {1, 257, 700};
 
 static void the_largest_logit_is_taken_and_the_lowest_id_among_equals(void **state)
 {
@@ -131,7 +131,6 @@ static void draws_are_those_of_the_cpu(void **state)
 static void vocabularies_are_read_in_many_tiles(void **state)
 {
     check(9001, 0, plain(1.5, 0, 1, 0), false, 5);
-    check(9001, 0, plain(1.5, 0, 0.99, 0), false, 6);
 }
 
 static void ties_are_cut_by_lower_ids(void **state)
