@@ -174,15 +174,29 @@ CU_FN void absorb(const attention_shape &n, const attention_bias &bias, const in
     int lane = (int)threadIdx.x % 32, column = key + lane % 4 * 2;
     float s[PAGE / 8][4], top[2] = {most[0], most[1]}, fade[2];
     attention_products<PADDED, PAGE / 8>(s, q_tile, k_tile);
+    /* Which of both is the op's, not the page's: a row's bits must not depend on who else sees the page. */
+    if (n.softcap == 0 && n.bias_distance == 0) {
+#pragma unroll
+        for (int i = 0; i < PAGE / 8; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                s[i][e] *= n.scale * GD_ATTENTION_LOG2_E;
+    } else {
+#pragma unroll
+        for (int i = 0; i < PAGE / 8; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                s[i][e] = attention_exponent(n, s[i][e]);
+                if (n.bias_distance > 0)
+                    s[i][e] += attention_bias_of(n, bias, head[e / 2], row[e / 2] - (column + i * 8 + e % 2));
+            }
+    }
 #pragma unroll
     for (int i = 0; i < PAGE / 8; i++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            int j = column + i * 8 + e % 2, distance = row[e / 2] - j;
-            float x = attention_exponent(n, s[i][e]);
-            if (n.bias_distance > 0)
-                x += attention_bias_of(n, bias, head[e / 2], distance);
-            s[i][e] = j < end && attention_sees(n, distance) ? x : -INFINITY;
+            int j = column + i * 8 + e % 2;
+            s[i][e] = j < end && attention_sees(n, row[e / 2] - j) ? s[i][e] : -INFINITY;
             top[e / 2] = fmaxf(top[e / 2], s[i][e]);
         }
 #pragma unroll

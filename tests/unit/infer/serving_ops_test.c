@@ -97,8 +97,24 @@ struct attention {
 #define BIAS_DISTANCE 20
 #define BIAS_STREAM 99
 
+static size_t pages_bytes(const struct attention *a)
+{
+    return 48 * (size_t)a->layers * 2 * (size_t)(a->kv_heads * a->head_dim) * GD_KV_PAGE_TOKENS * sizeof(float);
+}
+
+/* NaN: rows that nobody stored must not be read. */
+static void spoil_pages(struct attention *a)
+{
+    struct gd_error err = {0};
+    char *nan = gd_alloc(pages_bytes(a));
+    memset(nan, 0xFF, pages_bytes(a));
+    assert_true(gd_device_write(a->pages, nan, pages_bytes(a), &err));
+    gd_free(nan);
+}
+
 static void attention_init(struct attention *a)
 {
+    struct gd_error err = {0};
     int q_width = a->heads * a->head_dim, kv_width = a->kv_heads * a->head_dim;
     for (int s = 0; s < 3; s++) {
         struct { float **rows; int width; } parts[] = {{&a->q[s], q_width}, {&a->k[s], kv_width}, {&a->v[s], kv_width}};
@@ -110,9 +126,8 @@ static void attention_init(struct attention *a)
             gd_free(rounded);
         }
     }
-    size_t page = (size_t)a->layers * 2 * (size_t)kv_width * GD_KV_PAGE_TOKENS;
-    a->pages = gd_alloc_array(48 * page, sizeof(float));
-    memset(a->pages, 0xFF, 48 * page * sizeof(float)); /* NaN: rows that nobody stored must not be read */
+    assert_true(gd_device_alloc(&a->pages, pages_bytes(a), "a test's pages", &err));
+    spoil_pages(a);
     for (int i = 0; i < 3 * STRIDE; i++)
         a->page_table[i] = (i * 29 + 5) % 48; /* scattered, all different */
 }
@@ -124,7 +139,7 @@ static void attention_release(struct attention *a)
         gd_free(a->k[s]);
         gd_free(a->v[s]);
     }
-    gd_free(a->pages);
+    gd_device_free(a->pages, pages_bytes(a));
 }
 
 /* Runs one batch: `take[s]` further tokens of sequence s, in `rows` rows (the rest is padding with NaN). Results go to
@@ -242,7 +257,7 @@ static void check_attention(struct attention a, double tolerance)
         int zero[3] = {0}, take[3] = {0};
         check_against_double(&a, s, lengths[s], out[s], tolerance);
         take[s] = lengths[s];
-        memset(a.pages, 0xFF, 48 * (size_t)a.layers * 2 * (size_t)(a.kv_heads * a.head_dim) * GD_KV_PAGE_TOKENS * 4);
+        spoil_pages(&a);
         run_batch(&a, zero, take, lengths[s], alone);
         assert_memory_equal(alone[s], out[s], (size_t)(lengths[s] * a.heads * a.head_dim) * sizeof(float));
     }
