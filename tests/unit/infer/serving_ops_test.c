@@ -349,6 +349,17 @@ static void cached_attention_works_in_bf16_and_with_bf16_pages(void **state)
                                        .page_dtype = GD_BF16}, 1e-5);
 }
 
+/* Long enough that a device splits the keys of few rows. */
+static void cached_attention_of_long_sequences_works_in_bf16(void **state)
+{
+    check_attention((struct attention){.heads = 6, .kv_heads = 2, .head_dim = 40, .layers = 2, .layer = 1, .tokens = 420, .window = 300,
+                                       .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
+    check_attention((struct attention){.heads = 2, .kv_heads = 2, .head_dim = 136, .layers = 1, .tokens = 170, .softcap = 2,
+                                       .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
+    check_attention((struct attention){.heads = 2, .kv_heads = 2, .head_dim = 6, .layers = 1, .tokens = 300, .buckets = 8,
+                                       .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
+}
+
 /* ---- wear ---- */
 
 struct wear_case {
@@ -680,6 +691,7 @@ int main(void)
         cmocka_unit_test(buckets_of_distances_are_those_of_t5),
         cmocka_unit_test(cached_attention_takes_more_heads_a_group_than_lanes),
         cmocka_unit_test(cached_attention_works_in_bf16_and_with_bf16_pages),
+        cmocka_unit_test(cached_attention_of_long_sequences_works_in_bf16),
         cmocka_unit_test(each_row_wears_its_own_graft_whatever_is_beside_it),
         cmocka_unit_test(inputs_are_scaled_and_rotated_by_the_graft_of_their_row),
         cmocka_unit_test(blocks_take_their_input_or_their_output_through_a_function),
