@@ -41,7 +41,8 @@ static bool make_batch(const struct gd_model *model, struct batch *batch, struct
     return true;
 }
 
-static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph *g, float *logits, struct gd_error *err)
+/* table: what the hidden states are multiplied by; NULL: the model's own head, as it is worn. */
+static bool run(const struct gd_worn *worn, struct gd_weight *table, struct batch *batch, struct gd_graph *g, float *logits, struct gd_error *err)
 {
     struct gd_model_inputs inputs;
     struct gd_graft_serving serving = {0};
@@ -55,8 +56,8 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
     if (worn->graft != NULL)
         gd_graft_serving_sites(&serving, g, worn->model, worn->graft->depth);
     struct gd_value *hidden = gd_model_hidden(g, worn->model, &inputs, worn->graft != NULL ? &serving.sites : NULL);
-    struct gd_value *out = gd_linear(g, hidden, gd_model_head(g, worn->model, NULL));
-    if (worn->graft != NULL)
+    struct gd_value *out = gd_linear(g, hidden, gd_graph_weight(g, table != NULL ? table : worn->model->head));
+    if (worn->graft != NULL && table == NULL)
         out = gd_wear(g, out, hidden, serving.wear, gd_slot_of_head(worn->model));
     out = gd_model_cap(g, worn->model, out);
     if (!gd_graph_ok(g, err) || !gd_plan_create(&plan, g, &out, 1, false, err))
@@ -90,10 +91,10 @@ static bool run(const struct gd_worn *worn, struct batch *batch, struct gd_graph
     return ok;
 }
 
-static bool logits_of(const struct gd_worn *worn, struct batch *batch, float *logits, struct gd_error *err)
+static bool logits_of(const struct gd_worn *worn, struct gd_weight *table, struct batch *batch, float *logits, struct gd_error *err)
 {
     struct gd_graph *g = NULL;
-    bool ok = gd_graph_create(&g, GD_F32, err) && run(worn, batch, g, logits, err);
+    bool ok = gd_graph_create(&g, GD_F32, err) && run(worn, table, batch, g, logits, err);
     gd_graph_destroy(g);
     return ok;
 }
@@ -110,7 +111,9 @@ bool gd_worn_difference(const struct gd_worn *a, const struct gd_worn *b, double
     if (!gd_large_alloc(&memory, 2 * count * sizeof(float), "logits of a comparison", err))
         return false;
     float *of_a = memory, *of_b = of_a + count;
-    bool ok = logits_of(a, &batch, of_a, err) && logits_of(b, &batch, of_b, err);
+    /* A classifier has lost the head that its base had: the hidden states of both are compared by one table. */
+    struct gd_weight *table = a->model->config.classifies != b->model->config.classifies ? a->model->embed : NULL;
+    bool ok = logits_of(a, table, &batch, of_a, err) && logits_of(b, table, &batch, of_b, err);
     double apart = 0, size = 0;
     for (size_t i = 0; ok && i < count; i++) {
         apart += ((double)of_a[i] - (double)of_b[i]) * ((double)of_a[i] - (double)of_b[i]);

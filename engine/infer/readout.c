@@ -106,7 +106,7 @@ static bool read_dimensions(struct gd_readout *encode, struct gd_error *err)
     const cJSON *list = gd_json_find(config, "matryoshka_dimensions"), *item;
     encode->dimensions = gd_alloc_array((size_t)cJSON_GetArraySize(list) + 1, sizeof *encode->dimensions);
     cJSON_ArrayForEach(item, list)
-        if (cJSON_IsNumber(item) && item->valuedouble >= 1 && item->valuedouble <= encode->model->config.width)
+        if (cJSON_IsNumber(item) && item->valuedouble >= 1 && item->valuedouble <= encode->model->config.embed_width)
             encode->dimensions[encode->dimension_count++] = item->valueint;
     cJSON_Delete(config);
     return err->code == GD_OK;
@@ -129,8 +129,8 @@ bool gd_readout_create(struct gd_readout **out, struct gd_model *model, struct g
     encode->model = model;
     /* What an encoder gives is compared with what others gave: small differences would be seen. */
     encode->act = gd_model_is_encoder(model) ? GD_F32 : gd_device()->compute;
-    encode->row = gd_alloc_array((size_t)model->config.width, sizeof(float));
-    encode->pooled = gd_alloc_array((size_t)model->config.width, sizeof(float));
+    encode->row = gd_alloc_array((size_t)model->config.embed_width, sizeof(float));
+    encode->pooled = gd_alloc_array((size_t)model->config.embed_width, sizeof(float));
     encode->base = (struct head){copy_weight(model->pool), copy_weight(model->pool_bias), copy_weight(model->label_head),
                                  copy_weight(model->label_bias)};
     bool folder = strcmp(model->format, "gguf") != 0;
@@ -329,7 +329,7 @@ static int pass_end(const struct gd_readout_text *texts, int count, int begin)
 
 static void read_row(const struct gd_readout *encode, const void *hidden, int row, float *out)
 {
-    int width = encode->model->config.width;
+    int width = encode->model->config.embed_width;
     gd_convert_to_f32(out, (const char *)hidden + gd_dtype_bytes(encode->act, (int64_t)row * width), encode->act, width);
 }
 
@@ -337,7 +337,7 @@ static void read_row(const struct gd_readout *encode, const void *hidden, int ro
 
 bool gd_readout_dimensions(const struct gd_readout *encode, int dimensions, int *length, struct gd_error *err)
 {
-    int width = encode->model->config.width;
+    int width = encode->model->config.embed_width;
     *length = dimensions == 0 ? width : dimensions;
     if (!gd_model_is_encoder(encode->model))
         return gd_fail_param(err, GD_UNSUPPORTED, "model", "'%s' (%s) is no encoder: it makes no embeddings; use a BERT or RoBERTa model, as "
@@ -355,7 +355,7 @@ static void pool(struct gd_readout *encode, const void *hidden, int text, int le
 {
     int begin = encode->cu_seqlens[text], end = encode->first ? begin + 1 : encode->cu_seqlens[text + 1];
     double size = 0;
-    memset(encode->pooled, 0, (size_t)encode->model->config.width * sizeof(float));
+    memset(encode->pooled, 0, (size_t)encode->model->config.embed_width * sizeof(float));
     for (int t = begin; t < end; t++) {
         read_row(encode, hidden, t, encode->row);
         for (int j = 0; j < length; j++)
@@ -365,7 +365,7 @@ static void pool(struct gd_readout *encode, const void *hidden, int text, int le
         out[j] = encode->pooled[j] / (float)(end - begin);
         size += (double)out[j] * (double)out[j];
     }
-    bool cut = length < encode->model->config.width;
+    bool cut = length < encode->model->config.embed_width;
     for (int j = 0; j < length && (encode->normalise || cut); j++)
         out[j] = (float)((double)out[j] / fmax(sqrt(size), 1e-12));
 }
@@ -426,7 +426,7 @@ bool gd_readout_classify(struct gd_readout *encode, const struct gd_graft *graft
                         struct gd_error *err)
 {
     struct gd_readout_labels labels;
-    int width = encode->model->config.width;
+    int width = encode->model->config.embed_width;
     if (!gd_readout_labels(encode, graft, &labels, err) || !check_texts(encode, texts, count, err))
         return false;
     struct head head = head_of(encode, graft);

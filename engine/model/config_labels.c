@@ -41,6 +41,10 @@ static bool read_one_class(const struct gd_config_reader *r, const char *name)
     r->config->head = own_head(r->family);
     if (strcmp(name, r->family->class_name) == 0)
         return true;
+    if (r->family->classifier != NULL && strcmp(name, r->family->classifier) == 0) {
+        r->config->head = GD_HEAD_LABELS;
+        return true;
+    }
     for (const struct gd_class *each = r->family->body->classes; each->suffix != NULL; each++)
         if (strlen(name) == stem + strlen(each->suffix) && memcmp(name, r->family->class_name, stem) == 0 && ends_with(name, each->suffix)) {
             r->config->head = each->head;

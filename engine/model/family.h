@@ -42,6 +42,7 @@ extern const struct gd_size_fields gd_size_fields_llama;
 struct gd_family {
     const char *model_type;   /* config.json */
     const char *class_name;   /* config.json: architectures; those of the same stem with the body's other suffixes are read too */
+    const char *classifier;   /* what its class with labels is called where that is not class_name with another suffix; or NULL */
     const char *gguf;         /* general.architecture (the first family with a name reads its files); NULL: not read from GGUF */
     bool gguf_permuted;       /* its q and k rows are stored for interleaved rope */
     bool bias_options;        /* attention_bias and mlp_bias are options; GGUF files have the tensors or not */

@@ -254,7 +254,10 @@ static void describe_head(const struct gd_rewrite_head *head, const struct gd_fa
     static const char *const replaced[] = {"architectures", "id2label", "label2id", "num_labels", "problem_type"};
     char class_name[128], number[16];
     const char *names[] = {class_name};
-    snprintf(class_name, sizeof class_name, "%.*sForSequenceClassification", (int)gd_family_stem(family), family->class_name);
+    if (family->classifier != NULL)
+        snprintf(class_name, sizeof class_name, "%s", family->classifier);
+    else
+        snprintf(class_name, sizeof class_name, "%.*sForSequenceClassification", (int)gd_family_stem(family), family->class_name);
     for (size_t i = 0; i < GD_COUNT(replaced); i++)
         cJSON_DeleteItemFromObjectCaseSensitive(json, replaced[i]);
     cJSON_AddItemToObject(json, "architectures", cJSON_CreateStringArray(names, 1));

@@ -224,7 +224,7 @@ def test_the_readmes_examples_work(daemon, tmp_path, number):
     assert all(len(each) == 1 for each in labels)
 
 
-@pytest.mark.parametrize("model", ["tiny-bert-mlm", "tiny-minilm", "tiny-llama"])
+@pytest.mark.parametrize("model", ["tiny-bert-mlm", "tiny-minilm", "tiny-llama", "tiny-neox", "tiny-opt-350m"])
 def test_a_merged_classifier_answers_as_the_adapter(daemon, own_daemon, models, reviews, tmp_path, model):
     job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", body(reviews, model)).json["id"])
     assert job["status"] == "succeeded", job["error"]

@@ -27,6 +27,7 @@ static bool read_gguf(struct gd_model_config *config, const struct gd_gguf *file
 const struct gd_family gd_family_gemma3_text = {
     .model_type = "gemma3_text",
     .class_name = "Gemma3ForCausalLM",
+    .classifier = "Gemma3TextForSequenceClassification",
     .gguf = "gemma3",
     .body = &gd_body_decoder,
     .names = &gd_names_gemma,

@@ -379,6 +379,15 @@ static void other_families_say_things_in_their_own_way(void **state)
     assert_int_equal(c.positions, 2050);
     gd_model_config_release(&c);
 
+    static const char *const classifiers[] = {"{\"model_type\":\"gemma3_text\",\"architectures\":[\"Gemma3TextForSequenceClassification\"]}",
+                                              "{\"model_type\":\"gemma3\",\"architectures\":[\"Gemma3ForSequenceClassification\"],\"text_config\":{}}",
+                                              "{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2ForSequenceClassification\"]}"};
+    for (size_t i = 0; i < GD_COUNT(classifiers); i++) {
+        c = must_read(classifiers[i], "{}", NULL);
+        assert_true(c.classifies && c.label_count == 2);
+        gd_model_config_release(&c);
+    }
+
     c = must_read("{\"model_type\":\"gemma2\"}", "{\"query_pre_attn_scalar\":144,\"final_logit_softcapping\":null,\"num_hidden_layers\":3}", NULL);
     assert_true(c.attention_scale == 1.0 / 12 && c.score_softcap == 50 && c.logit_softcap == 0);
     assert_true(c.slides[0] && !c.slides[1] && c.slides[2]);
