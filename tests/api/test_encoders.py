@@ -226,7 +226,7 @@ def test_the_readmes_examples_work(daemon, tmp_path, number):
 
 @pytest.mark.parametrize("model", ["tiny-bert-mlm", "tiny-minilm", "tiny-llama", "tiny-neox", "tiny-opt-350m"])
 def test_a_merged_classifier_answers_as_the_adapter(daemon, own_daemon, models, reviews, tmp_path, model):
-    job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", body(reviews, model)).json["id"])
+    job = daemon.wait_job(daemon.post("/v1/fine_tuning/jobs", body(reviews, model, adapter={"type": "lora", "r": 8})).json["id"])
     assert job["status"] == "succeeded", job["error"]
     folder = tmp_path / "models" / "merged"
     folder.parent.mkdir()
