@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* An op's entry is a constant of its own in a file of kernels (kernel.h). */
-#define GD_OP(name) extern const struct gd_backend_op gd_cuda_##name __attribute__((weak));
+#define GD_OP(name) extern const struct gd_backend_op gd_cuda_##name;
 GD_OP_LIST
 #undef GD_OP
 
@@ -22,7 +22,7 @@ static const struct {
 static struct gd_backend_op find(const struct gd_op *op)
 {
     for (size_t i = 0; i < GD_COUNT(entries); i++)
-        if (strcmp(entries[i].name, op->name) == 0 && entries[i].op != NULL)
+        if (strcmp(entries[i].name, op->name) == 0)
             return *entries[i].op;
     return (struct gd_backend_op){0};
 }
