@@ -39,9 +39,9 @@ def losses(daemon, job_id):
 def test_a_job_trains_and_its_model_answers_on_the_device(tmp_path, models):
     daemon = start(tmp_path, models)
     try:
-        assert "emulated" in daemon.get("/healthz").body.decode()
         job = daemon.wait_job(submit(daemon))
         assert job["status"] == "succeeded", job["error"]
+        assert "emulated" in daemon.get("/healthz").body.decode()
         curve = losses(daemon, job["id"])
         assert curve[-1] < curve[0]
         for model in ("tiny-llama", job["fine_tuned_model"]):
