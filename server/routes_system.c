@@ -47,6 +47,19 @@ static int count_failed(const cJSON *description)
     return count;
 }
 
+/* Such a program is for tests: nobody should take it for another. */
+static bool is_emulated(const cJSON *description)
+{
+    const cJSON *worker;
+    cJSON_ArrayForEach(worker, gd_json_find(description, "workers"))
+    {
+        const char *isa = cJSON_GetStringValue(gd_json_find(worker, "isa"));
+        if (isa != NULL && strcmp(isa, "emulated") == 0)
+            return true;
+    }
+    return false;
+}
+
 void gd_handle_health(struct gd_app *app, struct gd_request *request)
 {
     cJSON *json = cJSON_CreateObject();
@@ -60,6 +73,8 @@ void gd_handle_health(struct gd_app *app, struct gd_request *request)
     cJSON_AddNumberToObject(json, "uptime_seconds", (double)(gd_time_unix() - app->started_at));
     cJSON_AddItemToObject(json, "workers", count_states(workers));
     cJSON_AddItemToObject(json, "jobs", counts != NULL ? counts : cJSON_CreateObject());
+    if (is_emulated(workers))
+        cJSON_AddStringToObject(json, "device", "emulated");
     cJSON_Delete(workers);
     cJSON_Delete(queue);
     gd_http_reply(request, able ? 200 : 503, json);

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_job_trains_and_its_model_answers_on_the_device(tmp_path, models):
     try:
         job = daemon.wait_job(submit(daemon))
         assert job["status"] == "succeeded", job["error"]
-        assert "emulated" in daemon.get("/healthz").body.decode()
+        assert daemon.get("/healthz").json["device"] == "emulated"
         curve = losses(daemon, job["id"])
         assert curve[-1] < curve[0]
         for model in ("tiny-llama", job["fine_tuned_model"]):
@@ -76,13 +77,18 @@ def test_a_device_that_cannot_be_used_is_named(tmp_path, models, setting, words)
     assert done.returncode != 0 and words in done.stderr and "cuda:0" in done.stderr
 
 
-def test_a_job_leaves_a_sick_device_and_ends_on_another(tmp_path, models):
-    daemon = start(tmp_path, models, device="cuda:0,cpu", EMU_FAULT="step:6000:214")
+def test_a_sick_device_leaves_the_pool_and_its_job_waits(tmp_path, models):
+    daemon = start(tmp_path, models, EMU_FAULT="step:1500:214")
     try:
-        job = daemon.wait_job(submit(daemon))
-        assert job["status"] == "succeeded", job["error"]
+        job_id = submit(daemon)
+        end = time.monotonic() + 60
+        while daemon.get("/healthz").json["status"] != "failed" and time.monotonic() < end:
+            time.sleep(0.1)
         health = daemon.get("/healthz")
-        assert health.status == 200 and health.json["status"] == "degraded", health.body
-        assert "ECC" in health.body.decode() or "ECC" in daemon.log()
+        assert health.status == 503 and health.json["workers"] == {"failed": 1}, health.body
+        job = daemon.get("/v1/fine_tuning/jobs/" + job_id).json
+        assert job["status"] not in ("succeeded", "failed"), job
+        answer = daemon.post("/v1/completions", {"model": "tiny-llama", "prompt": "a", "max_tokens": 1})
+        assert answer.status == 503 and answer.json["error"]["code"] == "device_lost" and "ECC" in answer.json["error"]["message"]
     finally:
         daemon.stop()
