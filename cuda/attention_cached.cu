@@ -361,7 +361,7 @@ CU_FN bool find_work(const attention_shape &n, const staged &at, bf16 *out, cons
 }
 
 template <int PADDED>
-__global__ __launch_bounds__(128) void cached_kernel(attention_shape n, staged at, cache cache, attention_bias bias, const bf16 *q, bf16 *out,
+__global__ __launch_bounds__(128, 1) void cached_kernel(attention_shape n, staged at, cache cache, attention_bias bias, const bf16 *q, bf16 *out,
                                                      partials partials, int items, int parts)
 {
     cached_work work;
