@@ -3,22 +3,13 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 import time
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-from daemon import FIXTURES, GRAFTD, Daemon, chat_rows, job_body  # noqa: E402
+from daemon import GRAFTD, Daemon, chat_rows, job_body
 
 HYPER = {"n_epochs": 1, "batch_size": 4, "checkpoint_interval": 2}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    os.symlink(FIXTURES / "models" / "tiny-llama", folder / "tiny-llama")
-    return folder
 
 
 def start(folder, models, device="cuda:0", **environment):

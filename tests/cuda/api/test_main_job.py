@@ -6,7 +6,6 @@ import signal
 import time
 
 from daemon import Daemon, chat_rows, job_body
-from test_emulated import models  # noqa: F401 (a fixture)
 
 
 def start(folder, models, device, **environment):
