@@ -1,4 +1,5 @@
 #include "cuda/open.h"
+#include "engine/base/memory.h"
 #include "cuda/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,11 +38,21 @@ static bool find_device(int index, struct cudaDeviceProp *properties, struct gd_
     return true;
 }
 
+/* What is free now is what this process may have; the rest is others', and of the driver's own for graphs and large stacks. */
+static bool count_memory(struct gd_error *err)
+{
+    size_t free = 0, total = 0;
+    if (!gd_cuda_check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo", "the device", err))
+        return false;
+    gd_memory_count_device(free - free / 50);
+    return true;
+}
+
 bool gd_cuda_open(int index, const struct gd_backend **backend, struct gd_device_info *info, struct gd_error *err)
 {
     struct cudaDeviceProp properties;
     if (!find_device(index, &properties, err) || !gd_cuda_check(cudaSetDevice(index), "cudaSetDevice", "the device", err) ||
-        !gd_cuda_streams_open(err) || !gd_cuda_gemm_open(properties.name, err))
+        !gd_cuda_streams_open(err) || !gd_cuda_gemm_open(properties.name, err) || !count_memory(err))
         return false;
     *backend = &gd_backend_cuda;
     snprintf(info->name, sizeof(info->name), "cuda:%d", index);

@@ -1,6 +1,7 @@
 /* Memory of the device: chunks from the driver, blocks in them, neighbours that are free become one. */
 #include "cuda/internal.h"
 #include "engine/base/alloc.h"
+#include "engine/base/memory.h"
 #include <assert.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -118,6 +119,7 @@ static void give_back(struct block *block)
     take_free(block);
     unlist_chunk(block->chunk);
     cudaFree(block->chunk->memory);
+    gd_memory_give(block->chunk->size);
     pool.memory.taken -= block->chunk->size;
     gd_free(block->chunk);
     gd_free(block);
@@ -140,12 +142,16 @@ static bool give_back_idle(void)
 static bool new_chunk(size_t size, bool own, const char *what, struct gd_error *err)
 {
     void *memory = NULL;
+    if (!gd_memory_take(size) && !(give_back_idle() && gd_memory_take(size)))
+        return gd_fail(err, GD_NO_MEMORY, "%.1f MiB for %s do not fit: %.1f of the device's %.1f MiB are in use", (double)size / 1048576,
+                       what, (double)gd_memory_taken() / 1048576, (double)gd_memory_bytes() / 1048576);
     cudaError_t status = cudaMalloc(&memory, size);
     if (status == cudaErrorMemoryAllocation && give_back_idle()) {
         cudaGetLastError();
         status = cudaMalloc(&memory, size);
     }
     if (status != cudaSuccess) {
+        gd_memory_give(size);
         char call[160];
         size_t free = 0, total = 0;
         if (status == cudaErrorMemoryAllocation && cudaMemGetInfo(&free, &total) == cudaSuccess)

@@ -40,6 +40,7 @@
     X(FIRST_TOKEN,       HISTOGRAM, "graftd_time_to_first_token_seconds",   "",                    "From request to first token.") \
     X(WORKERS,           GAUGE,     "graftd_workers",                       "state",               "Worker processes by state.") \
     X(WORKER_RESTARTS,   GAUGE,     "graftd_worker_restarts",               "worker",              "Restarts since the server started.") \
+    X(DEVICE_BYTES,      GAUGE,     "graftd_device_bytes",                  "worker,kind",         "Memory of a GPU: taken, limit.") \
     X(WORKER_RSS,        GAUGE,     "graftd_worker_resident_bytes",         "worker",              "Resident memory.") \
     X(INFER_RUNNING,     GAUGE,     "graftd_infer_running",                 "worker",              "Sequences being decoded.") \
     X(INFER_WAITING,     GAUGE,     "graftd_infer_waiting",                 "worker",              "Sequences waiting for memory.") \

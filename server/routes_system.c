@@ -91,7 +91,7 @@ static void set_from(struct gd_counters *counters, enum gd_counter counter, cons
 static void export_workers(struct gd_app *app)
 {
     struct gd_counters *counters = app->counters;
-    static const enum gd_counter families[] = {GD_COUNTER_WORKERS, GD_COUNTER_WORKER_RESTARTS, GD_COUNTER_WORKER_RSS,
+    static const enum gd_counter families[] = {GD_COUNTER_WORKERS, GD_COUNTER_WORKER_RESTARTS, GD_COUNTER_WORKER_RSS, GD_COUNTER_DEVICE_BYTES,
                                                GD_COUNTER_INFER_RUNNING, GD_COUNTER_INFER_WAITING,
                                                GD_COUNTER_CACHE_PAGES, GD_COUNTER_ADAPTER_BYTES};
     for (size_t i = 0; i < GD_COUNT(families); i++)
@@ -107,6 +107,8 @@ static void export_workers(struct gd_app *app)
         const char *worker[] = {index};
         set_from(counters, GD_COUNTER_WORKER_RESTARTS, item, "restarts", worker);
         set_from(counters, GD_COUNTER_WORKER_RSS, item, "rss_bytes", worker);
+        set_from(counters, GD_COUNTER_DEVICE_BYTES, item, "device_bytes", (const char *[]){index, "taken"});
+        set_from(counters, GD_COUNTER_DEVICE_BYTES, item, "device_limit_bytes", (const char *[]){index, "limit"});
         set_from(counters, GD_COUNTER_INFER_RUNNING, infer, "running", worker);
         set_from(counters, GD_COUNTER_INFER_WAITING, infer, "waiting", worker);
         set_from(counters, GD_COUNTER_ADAPTER_BYTES, infer, "adapter_bytes", worker);

@@ -732,7 +732,7 @@ static cJSON *describe_worker(const struct worker *worker)
         copy_member(out, worker->ready, of_ready[i]);
     if (worker->ready == NULL)
         cJSON_ReplaceItemInObjectCaseSensitive(out, "device", cJSON_CreateString(worker->device));
-    const char *const of_heartbeat[] = {"busy", "rss_bytes", "step_watermark", "infer"};
+    const char *const of_heartbeat[] = {"busy", "rss_bytes", "device_bytes", "device_limit_bytes", "step_watermark", "infer"};
     for (size_t i = 0; i < GD_COUNT(of_heartbeat); i++)
         copy_member(out, worker->heartbeat, of_heartbeat[i]);
     cJSON_AddItemToObject(out, "job_id", worker->job_count > 0 ? cJSON_CreateString(worker->job_ids[0]) : cJSON_CreateNull());

@@ -47,7 +47,7 @@ int gd_supervisor_in_flight(const struct gd_supervisor *supervisor, int worker);
 /* Shorter silences, for tests. */
 void gd_supervisor_set_patience(struct gd_supervisor *supervisor, uint64_t heartbeat_ms, uint64_t watermark_ms);
 
-/* {"workers":[{index,pid,state,device,isa,compute,threads,job_id,job_ids[],rss_bytes,restarts,infer{..},heartbeat_age_ms}]} */
+/* {"workers":[{index,pid,state,device,isa,compute,threads,job_id,job_ids[],rss_bytes,device_bytes,device_limit_bytes,restarts,infer{..},heartbeat_age_ms}]} */
 cJSON *gd_supervisor_describe(const struct gd_supervisor *supervisor);
 
 #endif

@@ -36,6 +36,10 @@ static void *heartbeat(void *context)
         cJSON_AddStringToObject(json, "busy", busy);
         cJSON_AddItemToObject(json, "job_id", job[0] ? cJSON_CreateString(job) : cJSON_CreateNull());
         cJSON_AddNumberToObject(json, "rss_bytes", (double)gd_memory_resident());
+        if (gd_memory_of_device()) {
+            cJSON_AddNumberToObject(json, "device_bytes", (double)gd_memory_taken());
+            cJSON_AddNumberToObject(json, "device_limit_bytes", (double)gd_memory_bytes());
+        }
         cJSON_AddNumberToObject(json, "step_watermark", (double)atomic_load(&worker->watermark));
         cJSON *infer = cJSON_AddObjectToObject(json, "infer");
         cJSON_AddNumberToObject(infer, "running", stats.running);

@@ -39,7 +39,7 @@
  * worker -> server
  *   ready       {version: 1, pid, device, isa, compute, threads, build}
  *   device_failed {message}  (its device cannot be opened, or not be used any more: the process ends, and its jobs go to others)
- *   heartbeat   {busy: "idle"|"train"|"evaluate"|"generate", job_id|null, rss_bytes, step_watermark, infer{running, waiting,
+ *   heartbeat   {busy: "idle"|"train"|"evaluate"|"generate", job_id|null, rss_bytes, device_bytes, device_limit_bytes (of a GPU), step_watermark, infer{running, waiting,
  *                prompt_tokens, completion_tokens, pages_used, pages_total, cached_tokens}}   (every second, own thread)
  *   job_started {job_id, total_steps, rows, tokens, hyperparameters{..}, precision, memory{..},
  *                resumed_from: step|0}

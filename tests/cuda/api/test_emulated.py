@@ -34,6 +34,10 @@ def test_a_job_trains_and_its_model_answers_on_the_device(tmp_path, models):
         job = daemon.wait_job(submit(daemon))
         assert job["status"] == "succeeded", job["error"]
         assert daemon.get("/healthz").json["device"] == "emulated"
+        metrics = daemon.get("/metrics").body.decode()
+        assert 'graftd_device_bytes{worker="0",kind="limit"}' in metrics
+        planned, peak = job["memory"]["total_bytes"], job["memory"]["peak_bytes"]
+        assert abs(planned - peak) < 0.05 * peak, job["memory"]
         curve = losses(daemon, job["id"])
         assert curve[-1] < curve[0]
         for model in ("tiny-llama", job["fine_tuned_model"]):
