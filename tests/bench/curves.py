@@ -1,5 +1,7 @@
-"""How speed and memory grow: with length, rank, threads; memory with and without recomputation. Ours alone, medians; PNG plots."""
+"""How speed and memory grow: with length, rank, jobs, threads; memory with and without recomputation. Ours alone, medians; PNG plots."""
 import dataclasses
+import os
+import re
 
 import matplotlib
 
@@ -11,6 +13,7 @@ import training  # noqa: E402
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192]
 RANKS = [4, 16, 64, 256]
+JOBS = [1, 2, 4, 8]
 
 
 def plot(chosen, name, x, series, x_label, y_label):
@@ -59,4 +62,14 @@ def measure(bench):
     tables.append(("Speed and memory against rank: LoRA on SmolLM2-135M, bf16, packed 2048", ["rank", "tokens/s", "a processor second", "peak MiB"],
                    [[str(rank), f"{m.rate:.0f}", f"{m.processor_rate:.0f}", str(m.peak_bytes >> 20)] for rank, m in zip(RANKS, ranked)]))
     plot(chosen, "speed-rank", RANKS, [("tokens/s", [m.rate for m in ranked])], "rank", "tokens/s")
+
+    prepare.say("curves: jobs")
+    tool, shared = bench.program.parent / "tests" / "bench" / "four_jobs", []
+    for count in JOBS:
+        text = prepare.run(tool, prepare.smol_folder(bench.cache), 1, 64, 16, 8, "auto", count, env={**os.environ, "OMP_NUM_THREADS": str(chosen.threads)})
+        shared.append(re.search(r"in turn (\d+) tokens/s, together (\d+)", text).groups())
+    tables.append(("Speed against jobs side by side: LoRA r=16 on SmolLM2-135M, rows of 64 tokens, all jobs' tokens/s", ["jobs", "in turn", "in one pass"],
+                   [[str(count), *pair] for count, pair in zip(JOBS, shared)]))
+    plot(chosen, "speed-jobs", JOBS, [("in turn", [float(pair[0]) for pair in shared]), ("in one pass", [float(pair[1]) for pair in shared])],
+         "jobs", "tokens/s")
     return tables

@@ -1,6 +1,6 @@
 /*
- * Tokens per second of four LoRA jobs in one pass over their base, and of the same four one after the other:
- *     four_jobs MODEL [ROUNDS [ROWS [RANK [STEPS [PRECISION]]]]]
+ * Tokens per second of LoRA jobs (four unless said) in one pass over their base, and of the same ones one after the other:
+ *     four_jobs MODEL [ROUNDS [ROWS [RANK [STEPS [PRECISION [JOBS]]]]]]
  * Whole steps (packing, forward, backward, clipping, AdamW) of micro-batches of ROWS tokens and padding (64 when not given), by
  * turns in each round; each job's first step is not timed. After each round the parameters of both forms must be the same to
  * the bit. Ratios: of tokens a second, and of the processors' own seconds, which other programs on the machine disturb least.
@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define JOBS 4
+#define JOBS_MAX GD_SPLIT_MAX
 #define ROUNDS_MAX 100
 #define MODEL_ID "base"
 
@@ -37,6 +37,7 @@ struct cost {
     double wall, processor;
 };
 
+static int job_count = 4;
 static char scratch[] = "/tmp/graftd-four-jobs-XXXXXX";
 
 static void must(bool ok, const struct gd_error *err)
@@ -78,7 +79,7 @@ static void on_left(void *context, struct gd_trainer *trainer, bool ok, const st
     struct job *jobs = context;
     if (err->code != GD_CANCELLED)
         must(ok, err);
-    for (int i = 0; i < JOBS; i++)
+    for (int i = 0; i < job_count; i++)
         jobs[i].over |= jobs[i].trainer == trainer;
 }
 
@@ -129,7 +130,7 @@ static void end(struct job *job)
 static struct cost run_alone(struct job *jobs)
 {
     struct cost sum = {0};
-    for (int i = 0; i < JOBS; i++) {
+    for (int i = 0; i < job_count; i++) {
         struct cost begin = {0};
         struct gd_error err = {0};
         gd_trainer_begin(jobs[i].trainer);
@@ -149,11 +150,11 @@ static struct cost run_together(struct job *jobs)
     struct gd_job_group group;
     struct gd_job_group_observer observer = {.context = jobs, .left = on_left};
     gd_job_group_init(&group, &observer);
-    for (int i = 0; i < JOBS; i++)
+    for (int i = 0; i < job_count; i++)
         gd_job_group_add(&group, jobs[i].trainer);
     while (group.count > 0) {
         gd_job_group_turn(&group);
-        if (begin.wall == 0 && jobs[JOBS - 1].trainer->state.step == 1)
+        if (begin.wall == 0 && jobs[job_count - 1].trainer->state.step == 1)
             begin = now();
     }
     add(&sum, begin);
@@ -177,16 +178,16 @@ static void run_rounds(const struct gd_model *model, const struct settings *sett
 {
     double wall[ROUNDS_MAX], processor[ROUNDS_MAX];
     for (int r = 0; r < settings->rounds; r++) {
-        struct job alone[JOBS], together[JOBS];
+        struct job alone[JOBS_MAX], together[JOBS_MAX];
         struct cost cost[2] = {{0}};
-        for (int i = 0; i < JOBS; i++) {
+        for (int i = 0; i < job_count; i++) {
             begin(&alone[i], model, settings, i, "alone", settings->steps);
             begin(&together[i], model, settings, i, "together", settings->steps);
         }
         for (int form = 0; form < 2; form++)
             cost[(form + r) % 2] = (form + r) % 2 == 0 ? run_alone(alone) : run_together(together);
         double tokens = 0;
-        for (int i = 0; i < JOBS; i++) {
+        for (int i = 0; i < job_count; i++) {
             tokens += (double)alone[i].trainer->state.tokens * settings->steps / (settings->steps + 1);
             if (memcmp(alone[i].trainer->state.block, together[i].trainer->state.block, alone[i].trainer->block_bytes) != 0) {
                 fprintf(stderr, "job %d: the parameters are not those that it has alone\n", i);
@@ -216,8 +217,9 @@ int main(int argc, char **argv)
     struct gd_model *model = NULL;
     struct settings settings = {argc > 6 ? argv[6] : "auto", number(argc, argv, 2, 5), number(argc, argv, 3, 64), number(argc, argv, 4, 16),
                                 number(argc, argv, 5, 8)};
-    if (argc < 2 || settings.rounds > ROUNDS_MAX) {
-        fprintf(stderr, "usage: four_jobs MODEL [ROUNDS [ROWS [RANK [STEPS [PRECISION]]]]]\n");
+    job_count = number(argc, argv, 7, job_count);
+    if (argc < 2 || settings.rounds > ROUNDS_MAX || job_count > JOBS_MAX) {
+        fprintf(stderr, "usage: four_jobs MODEL [ROUNDS [ROWS [RANK [STEPS [PRECISION [JOBS]]]]]]\n");
         return 2;
     }
     must(gd_device_init("auto", 0, &err), &err);
@@ -225,7 +227,7 @@ int main(int argc, char **argv)
     if (mkdtemp(scratch) == NULL)
         return 1;
     write_rows(model, settings.rows);
-    printf("%s, %d threads, %d jobs of %d rows, rank %d\n", gd_device()->isa, gd_device()->threads, JOBS, settings.rows, settings.rank);
+    printf("%s, %d threads, %d jobs of %d rows, rank %d\n", gd_device()->isa, gd_device()->threads, job_count, settings.rows, settings.rank);
     run_rounds(model, &settings);
     gd_model_destroy(model);
     must(gd_remove_tree(scratch, &err), &err);
