@@ -124,7 +124,7 @@ static void the_folder_stays_below_its_bound(void **state)
     float forward[ROWS * OUT], back[ROWS * IN];
     gd_pack_cache_configure(folder, bound);
     for (int i = 0; i < 6; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof(name), "w%d", i);
         products(name, forward, back);
         assert_true(gd_pack_cache_get_stats().bytes <= bound);

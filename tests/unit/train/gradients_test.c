@@ -333,7 +333,7 @@ static void every_weight_of_an_encoder_has_the_gradient_of_the_reference(void **
             assert_int_equal(gd_tasks_add(&data->classes, config->labels[label], &err), label);
         }
         for (int k = 0; k < (int)GD_COUNT(single); k++) {
-            char ids_name[16], types_name[16];
+            char ids_name[20], types_name[20];
             snprintf(ids_name, sizeof ids_name, "ids.%d", k);
             snprintf(types_name, sizeof types_name, "types.%d", k);
             struct gd_tensor ids = stored(file, ids_name), types = stored(file, types_name);

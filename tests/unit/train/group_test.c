@@ -279,7 +279,7 @@ static void on_other_bases_too(void **state)
     for (size_t i = 0; i < GD_COUNT(bases); i++) {
         struct gd_error err = {0};
         struct kind kinds[2];
-        char names[2][24], *path = gd_format("%s/models/%s", getenv("GD_FIXTURES"), bases[i]);
+        char names[2][40], *path = gd_format("%s/models/%s", getenv("GD_FIXTURES"), bases[i]);
         int plain;
         model = NULL;
         must(gd_model_open(&model, "tiny-llama", path, &err), &err);

@@ -168,7 +168,7 @@ static void gg_many_values(FILE *file) /* all of them real */
 {
     gguf(file, 0, 2000000);
     for (int i = 0; i < 2000000; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "%07d", i);
         key(file, name, U32);
         number(file, 1, 4);
@@ -178,7 +178,7 @@ static void gg_many_tensors(FILE *file)
 {
     gguf(file, 2000000, 0);
     for (int i = 0; i < 2000000; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "%07d", i);
         tensor(file, name, 8, 1, (uint64_t)i * 32);
     }
