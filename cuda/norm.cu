@@ -3,76 +3,15 @@
  * twice (the second time from the cache), so that no length has a limit.
  */
 #include "cuda/column_sums.h"
-extern "C" {
-#include "cuda/wear.h"
-}
-
-#define SHORT 1024   /* elements that a warp takes on */
-#define WARPS 8      /* of a block for long ones */
-#define SHORTS 4     /* short vectors of a block */
+#include "cuda/norm.h"
 
 namespace {
-
-/* One weight and bias for all rows. */
-struct plain_norm {
-    const float *w, *b;
-    CU_FN const float *weight(int64_t) const
-    {
-        return w;
-    }
-    CU_FN const float *bias(int64_t) const
-    {
-        return b;
-    }
-};
-
-/* What each row's graft has at the site, else the base's. */
-struct worn_norm {
-    const struct gd_cuda_wear *wear;
-    int site;
-    const float *w, *b;
-    CU_FN const float *weight(int64_t row) const
-    {
-        const struct gd_wear_part *part = gd_worn(wear, row, site);
-        return part != NULL && part->norm != NULL ? part->norm : w;
-    }
-    CU_FN const float *bias(int64_t row) const
-    {
-        const struct gd_wear_part *part = gd_worn(wear, row, site);
-        return part != NULL && part->norm_bias != NULL ? part->norm_bias : b;
-    }
-};
-
-/* Which vector this thread works on, and which part of it; SHORT_ROWS is known at compile time. */
-template <bool SHORT_ROWS> CU_FN int64_t vector_here()
-{
-    return SHORT_ROWS ? (int64_t)blockIdx.x * SHORTS + threadIdx.x / CU_WARP : (int64_t)blockIdx.x;
-}
-
-template <bool SHORT_ROWS> CU_FN int64_t lane_here()
-{
-    return SHORT_ROWS ? threadIdx.x % CU_WARP : threadIdx.x;
-}
-
-template <bool SHORT_ROWS> CU_FN float vector_sum(float value)
-{
-    if constexpr (SHORT_ROWS)
-        return warp_sum(value);
-    else
-        return block_sum(value);
-}
-
-/* Elements from one of a thread to its next. */
-template <bool SHORT_ROWS, int N> CU_FN int64_t stride_here()
-{
-    return (SHORT_ROWS ? CU_WARP : WARPS * CU_WARP) * N;
-}
 
 template <typename T, int N, bool SHORT_ROWS, typename W>
 __global__ void rms_norm_kernel(T *y, float *inverse_rms, const T *x, W weights, float eps, float offset, int64_t count, int64_t width,
                                 int64_t heads)
 {
-    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
     if (t < count) { /* the same for all that sum together */
         const float *w = weights.weight(t / heads);
         float sum = 0;
@@ -83,7 +22,7 @@ __global__ void rms_norm_kernel(T *y, float *inverse_rms, const T *x, W weights,
             for (int k = 0; k < N; k++)
                 sum += v[k] * v[k];
         }
-        float inverse = 1.0f / sqrtf(vector_sum<SHORT_ROWS>(sum) / (float)width + eps);
+        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(sum) / (float)width + eps);
         if (first == 0)
             inverse_rms[t] = inverse;
         for (int64_t j = first; j < width; j += step) {
@@ -98,11 +37,21 @@ __global__ void rms_norm_kernel(T *y, float *inverse_rms, const T *x, W weights,
     }
 }
 
-template <typename T, int N, bool SHORT_ROWS>
-__global__ void rms_norm_grad_kernel(T *dx, const T *x, const float *w, const float *inverse_rms, const T *dy, float offset, int64_t count,
-                                     int64_t width)
+/* Where it is NULL: zeros. It may lie where the output does. */
+template <int N, typename T> CU_FN void load_addend(float (&out)[N], const T *addend, int64_t at)
 {
-    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        out[k] = 0;
+    if (addend != NULL)
+        gd_load_pack<N>(out, addend + at);
+}
+
+template <typename T, int N, bool SHORT_ROWS>
+__global__ void rms_norm_grad_kernel(T *dx, const T *x, const float *w, const float *inverse_rms, const T *dy, const T *addend, float offset,
+                                     int64_t count, int64_t width)
+{
+    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
     if (t < count) {
         float r = inverse_rms[t], sum = 0;
         for (int64_t j = first; j < width; j += step) {
@@ -114,15 +63,16 @@ __global__ void rms_norm_grad_kernel(T *dx, const T *x, const float *w, const fl
             for (int k = 0; k < N; k++)
                 sum += (by[k] + offset) * d[k] * v[k];
         }
-        float factor = vector_sum<SHORT_ROWS>(sum) * r * r * r / (float)width;
+        float factor = gd_norm_sum<SHORT_ROWS>(sum) * r * r * r / (float)width;
         for (int64_t j = first; j < width; j += step) {
-            float v[N], d[N], by[N];
+            float v[N], d[N], by[N], plus[N];
             gd_load_pack<N>(v, x + t * width + j);
             gd_load_pack<N>(d, dy + t * width + j);
             gd_load_floats<N>(by, w + j);
+            load_addend<N>(plus, addend, t * width + j);
 #pragma unroll
             for (int k = 0; k < N; k++)
-                v[k] = r * (by[k] + offset) * d[k] - factor * v[k];
+                v[k] = plus[k] + (r * (by[k] + offset) * d[k] - factor * v[k]);
             gd_store_pack<N>(dx + t * width + j, v);
         }
     }
@@ -131,7 +81,7 @@ __global__ void rms_norm_grad_kernel(T *dx, const T *x, const float *w, const fl
 template <typename T, int N, bool SHORT_ROWS, typename W>
 __global__ void layer_norm_kernel(T *y, float *means, float *inverses, const T *x, W weights, float eps, int64_t count, int64_t width)
 {
-    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
     if (t < count) {
         const float *w = weights.weight(t), *b = weights.bias(t);
         float sum = 0, squares = 0;
@@ -142,7 +92,7 @@ __global__ void layer_norm_kernel(T *y, float *means, float *inverses, const T *
             for (int k = 0; k < N; k++)
                 sum += v[k];
         }
-        float mean = vector_sum<SHORT_ROWS>(sum) / (float)width;
+        float mean = gd_norm_sum<SHORT_ROWS>(sum) / (float)width;
         for (int64_t j = first; j < width; j += step) { /* apart from the mean: squares of large numbers would drown it */
             float v[N];
             gd_load_pack<N>(v, x + t * width + j);
@@ -150,7 +100,7 @@ __global__ void layer_norm_kernel(T *y, float *means, float *inverses, const T *
             for (int k = 0; k < N; k++)
                 squares += (v[k] - mean) * (v[k] - mean);
         }
-        float inverse = 1.0f / sqrtf(vector_sum<SHORT_ROWS>(squares) / (float)width + eps);
+        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(squares) / (float)width + eps);
         if (first == 0) {
             means[t] = mean;
             inverses[t] = inverse;
@@ -174,9 +124,9 @@ __global__ void layer_norm_kernel(T *y, float *means, float *inverses, const T *
 
 template <typename T, int N, bool SHORT_ROWS>
 __global__ void layer_norm_grad_kernel(T *dx, const T *x, const float *w, const float *means, const float *inverses, const T *dy,
-                                       int64_t count, int64_t width)
+                                       const T *addend, int64_t count, int64_t width)
 {
-    int64_t t = vector_here<SHORT_ROWS>(), first = lane_here<SHORT_ROWS>() * N, step = stride_here<SHORT_ROWS, N>();
+    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
     if (t < count) {
         float r = inverses[t], mean = means[t], sum = 0, product = 0;
         for (int64_t j = first; j < width; j += step) {
@@ -190,15 +140,16 @@ __global__ void layer_norm_grad_kernel(T *dx, const T *x, const float *w, const 
                 product += by[k] * d[k] * (v[k] - mean);
             }
         }
-        float shift = vector_sum<SHORT_ROWS>(sum) / (float)width, factor = vector_sum<SHORT_ROWS>(product) * r * r / (float)width;
+        float shift = gd_norm_sum<SHORT_ROWS>(sum) / (float)width, factor = gd_norm_sum<SHORT_ROWS>(product) * r * r / (float)width;
         for (int64_t j = first; j < width; j += step) {
-            float v[N], d[N], by[N];
+            float v[N], d[N], by[N], plus[N];
             gd_load_pack<N>(v, x + t * width + j);
             gd_load_pack<N>(d, dy + t * width + j);
             gd_load_floats<N>(by, w + j);
+            load_addend<N>(plus, addend, t * width + j);
 #pragma unroll
             for (int k = 0; k < N; k++)
-                v[k] = r * (by[k] * d[k] - shift - factor * (v[k] - mean));
+                v[k] = plus[k] + r * (by[k] * d[k] - shift - factor * (v[k] - mean));
             gd_store_pack<N>(dx + t * width + j, v);
         }
     }
@@ -225,52 +176,25 @@ template <typename T> struct of_bias {
     }
 };
 
-unsigned blocks_of(int64_t count, bool is_short)
-{
-    return (unsigned)(is_short ? (count + SHORTS - 1) / SHORTS : count);
-}
-
-unsigned threads_of(bool is_short)
-{
-    return (is_short ? SHORTS : WARPS) * CU_WARP;
-}
-
-const float *vector_of(const struct gd_kernel_args *args, int input)
-{
-    return args->weight[input] != NULL ? gd_weight_vector(args->weight[input]) : (const float *)args->in[input].data;
-}
-
-/* Launches kernel<T, N, is_short, ...>(...) for a dtype and vectors of `width` that lie at x and two others. */
-#define BY_VECTORS(dtype, packed, count, width, kernel, more, ...)                                                       \
-    GD_BY_ACT(dtype, T,                                                                                                   \
-              GD_BY_PACK(packed, T, N,                                                                                    \
-                         if ((width) <= SHORT)                                                                            \
-                             CU_LAUNCH((kernel<T, N, true more>), blocks_of(count, true), threads_of(true), 0,            \
-                                       gd_cuda_stream(), __VA_ARGS__);                                                    \
-                         else                                                                                             \
-                             CU_LAUNCH((kernel<T, N, false more>), blocks_of(count, false), threads_of(false), 0,         \
-                                       gd_cuda_stream(), __VA_ARGS__)))
-#define COMMA ,
-
 template <typename W> void run_rms_norm_with(W weights, const struct gd_kernel_args *args)
 {
     const struct gd_tensor *x = &args->in[0], *y = &args->out[0];
     int64_t width = args->in[1].shape[0], heads = x->shape[1] / width, count = x->shape[0] * heads;
     float eps = (float)args->params->f[0], offset = (float)args->params->f[1];
     bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, y->data);
-    BY_VECTORS(x->dtype, packed, count, width, rms_norm_kernel, COMMA W, (T *)y->data, (float *)args->out[1].data, (const T *)x->data,
+    GD_NORM_LAUNCH(x->dtype, packed, count, width, rms_norm_kernel, GD_COMMA W, (T *)y->data, (float *)args->out[1].data, (const T *)x->data,
                weights, eps, offset, count, width, heads);
 }
 
 bool run_rms_norm(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    const float *w = vector_of(args, 1);
+    const float *w = gd_norm_operand(args, 1);
     if (gd_tensor_count(&args->in[0]) == 0)
         return true;
     if (args->in[2].rank != 0)
-        run_rms_norm_with(worn_norm{(const struct gd_cuda_wear *)args->staged, (int)args->params->i[0], w, NULL}, args);
+        run_rms_norm_with(gd_worn_norm{(const struct gd_cuda_wear *)args->staged, (int)args->params->i[0], w, NULL}, args);
     else
-        run_rms_norm_with(plain_norm{w, NULL}, args);
+        run_rms_norm_with(gd_plain_norm{w, NULL}, args);
     return gd_cuda_launched(args, "rms_norm", err);
 }
 
@@ -284,14 +208,15 @@ bool run_rms_norm_grad(const struct gd_kernel_args *args, struct gd_error *err)
 {
     const struct gd_tensor *x = &args->in[0], *dy = &args->in[3], *dx = &args->out[0];
     int64_t width = args->in[1].shape[0], count = x->shape[0] * (x->shape[1] / width);
-    const float *w = vector_of(args, 1), *inverse = (const float *)args->in[2].data;
-    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, dy->data, dx->data);
+    const float *w = gd_norm_operand(args, 1), *inverse = (const float *)args->in[2].data;
+    const void *addend = args->in[4].data;
+    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, dy->data, dx->data, addend);
     if (args->params->i[0])
         GD_BY_ACT(x->dtype, T, gd_column_sums(of_weight<T>{(const T *)dy->data, (const T *)x->data, NULL, inverse, width},
                                               (float *)args->out[1].data, count, width, args->scratch));
     if (count > 0)
-        BY_VECTORS(x->dtype, packed, count, width, rms_norm_grad_kernel, , (T *)dx->data, (const T *)x->data, w, inverse,
-                   (const T *)dy->data, (float)args->params->f[0], count, width);
+        GD_NORM_LAUNCH(x->dtype, packed, count, width, rms_norm_grad_kernel, , (T *)dx->data, (const T *)x->data, w, inverse,
+                   (const T *)dy->data, (const T *)addend, (float)args->params->f[0], count, width);
     return gd_cuda_launched(args, "rms_norm_grad", err);
 }
 
@@ -300,19 +225,19 @@ template <typename W> void run_layer_norm_with(W weights, const struct gd_kernel
     const struct gd_tensor *x = &args->in[0], *y = &args->out[0];
     int64_t count = x->shape[0], width = x->shape[1];
     bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, y->data);
-    BY_VECTORS(x->dtype, packed, count, width, layer_norm_kernel, COMMA W, (T *)y->data, (float *)args->out[1].data,
+    GD_NORM_LAUNCH(x->dtype, packed, count, width, layer_norm_kernel, GD_COMMA W, (T *)y->data, (float *)args->out[1].data,
                (float *)args->out[2].data, (const T *)x->data, weights, (float)args->params->f[0], count, width);
 }
 
 bool run_layer_norm(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    const float *w = vector_of(args, 1), *b = vector_of(args, 2);
+    const float *w = gd_norm_operand(args, 1), *b = gd_norm_operand(args, 2);
     if (args->in[0].shape[0] == 0)
         return true;
     if (args->in[3].rank != 0)
-        run_layer_norm_with(worn_norm{(const struct gd_cuda_wear *)args->staged, (int)args->params->i[0], w, b}, args);
+        run_layer_norm_with(gd_worn_norm{(const struct gd_cuda_wear *)args->staged, (int)args->params->i[0], w, b}, args);
     else
-        run_layer_norm_with(plain_norm{w, b}, args);
+        run_layer_norm_with(gd_plain_norm{w, b}, args);
     return gd_cuda_launched(args, "layer_norm", err);
 }
 
@@ -325,8 +250,9 @@ bool run_layer_norm_grad(const struct gd_kernel_args *args, struct gd_error *err
 {
     const struct gd_tensor *x = &args->in[0], *dy = &args->in[4], *dx = &args->out[0];
     int64_t count = x->shape[0], width = x->shape[1];
-    const float *w = vector_of(args, 1), *means = (const float *)args->in[2].data, *inverses = (const float *)args->in[3].data;
-    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, dy->data, dx->data);
+    const float *w = gd_norm_operand(args, 1), *means = (const float *)args->in[2].data, *inverses = (const float *)args->in[3].data;
+    const void *addend = args->in[5].data;
+    bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, dy->data, dx->data, addend);
     if (args->params->i[0])
         GD_BY_ACT(x->dtype, T, gd_column_sums(of_weight<T>{(const T *)dy->data, (const T *)x->data, means, inverses, width},
                                               (float *)args->out[1].data, count, width, args->scratch));
@@ -334,8 +260,8 @@ bool run_layer_norm_grad(const struct gd_kernel_args *args, struct gd_error *err
         GD_BY_ACT(x->dtype, T, gd_column_sums(of_bias<T>{(const T *)dy->data, width}, (float *)args->out[2].data, count, width,
                                               args->scratch));
     if (count > 0)
-        BY_VECTORS(x->dtype, packed, count, width, layer_norm_grad_kernel, , (T *)dx->data, (const T *)x->data, w, means, inverses,
-                   (const T *)dy->data, count, width);
+        GD_NORM_LAUNCH(x->dtype, packed, count, width, layer_norm_grad_kernel, , (T *)dx->data, (const T *)x->data, w, means, inverses,
+                   (const T *)dy->data, (const T *)addend, count, width);
     return gd_cuda_launched(args, "layer_norm_grad", err);
 }
 
