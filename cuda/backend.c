@@ -1,4 +1,5 @@
 #include "cuda/internal.h"
+#include "cuda/pair.h"
 #include "cuda/sample.h"
 #include "cuda/vector.h"
 #include "cuda/wear.h"
@@ -80,6 +81,7 @@ const struct gd_backend gd_backend_cuda = {
     .lost = gd_cuda_lost,
     .own_memory = true,
     .op = find,
+    .pair = gd_cuda_pair,
     .alloc = gd_cuda_alloc,
     .free = free_block,
     .owns = gd_cuda_owns,

@@ -64,12 +64,8 @@ static struct gd_value *attention(const struct gd_builder *b, int layer, struct 
         k = gd_build_linear(b, layer, GD_LINEAR_K, x);
         v = gd_build_linear(b, layer, GD_LINEAR_V, x);
     }
-    if (config->qk_norm) {
-        q = gd_build_layer_norm(b, layer, GD_NORM_Q, q);
-        k = gd_build_layer_norm(b, layer, GD_NORM_K, k);
-    }
-    q = rope(b, layer, q);
-    k = rope(b, layer, k);
+    q = rope(b, layer, config->qk_norm ? gd_build_layer_norm(b, layer, GD_NORM_Q, q) : q);
+    k = rope(b, layer, config->qk_norm ? gd_build_layer_norm(b, layer, GD_NORM_K, k) : k);
     if (b->sites.kv != NULL)
         b->sites.kv(b->sites.context, b->graph, &b->files->kv_sites[layer], &k, &v);
     struct gd_attention_options options = {

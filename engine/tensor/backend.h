@@ -30,6 +30,10 @@ struct gd_backend_op {
     bool (*stage)(const struct gd_kernel_args *args, void *out, struct gd_error *err);
 };
 
+/* Two calls as one launch, which reads and writes the memory between them once less: the bits are those of the two. What the first
+ * makes and nobody but the second reads has no address (out[0].data is NULL). */
+typedef bool (*gd_pair_fn)(const struct gd_kernel_args *first, const struct gd_kernel_args *second, struct gd_error *err);
+
 /* A plan's run on a device with memory of its own. */
 struct gd_backend_run {
     void *staged_device;         /* gets staged_host's bytes before the first launch */
@@ -49,6 +53,8 @@ struct gd_backend {
     const char *(*lost)(void);   /* gd_device_lost; NULL: that cannot be */
     bool own_memory;             /* kernels cannot reach the host's memory. False: what is marked (own) is not called */
     struct gd_backend_op (*op)(const struct gd_op *op); /* run is NULL where the op does not run on this device */
+    /* For calls that follow each other and have the rows of no group. NULL, or what it gives is: a launch each. */
+    gd_pair_fn (*pair)(const struct gd_call *first, const struct gd_call *second);
 
     bool (*alloc)(void **out, size_t size_bytes, const char *what, struct gd_error *err);
     void (*free)(void *memory, size_t size_bytes);

@@ -51,6 +51,26 @@ static bool list_steps(struct gd_plan *plan, struct gd_value *const *outputs, in
     return ok;
 }
 
+static bool has_group(const struct gd_call *call)
+{
+    bool has = false;
+    for (int j = 0; j < call->in_count; j++)
+        has |= call->in[j] != NULL && call->in[j]->group != NULL;
+    for (int k = 0; k < call->out_count; k++)
+        has |= call->out[k]->group != NULL;
+    return has;
+}
+
+static void pair_steps(struct gd_plan *plan)
+{
+    for (int s = 0; gd_backend()->pair != NULL && s + 1 < plan->step_count; s++) {
+        struct step *step = &plan->steps[s], *next = step + 1;
+        if (!step->paired && !has_group(step->call) && !has_group(next->call))
+            step->pair = gd_backend()->pair(step->call, next->call);
+        next->paired = step->pair != NULL;
+    }
+}
+
 /* ---- liveness: every computed value gets a block of the arena, shared where an op works in place ---- */
 
 static int new_block(struct gd_plan *plan, size_t size_bytes, int first_step, int last_step)
@@ -216,6 +236,20 @@ static void assign_step(struct gd_plan *plan, int s)
         step->scratch_block = new_block(plan, scratch_bytes, s, s);
 }
 
+/* What a pair's first step reads and writes is there until the second is done: they are one launch. */
+static void keep_for_pairs(struct gd_plan *plan)
+{
+    for (int s = 0; s < plan->step_count; s++) {
+        const struct gd_call *call = plan->steps[s].call;
+        for (int i = 0; plan->steps[s].pair != NULL && i < call->in_count + call->out_count; i++) {
+            const struct gd_value *value = i < call->in_count ? call->in[i] : call->out[i - call->in_count];
+            int block = value != NULL ? plan->slots[value->index].block : -1;
+            if (block >= 0 && plan->blocks[block].last < s + 1)
+                plan->blocks[block].last = s + 1;
+        }
+    }
+}
+
 static void assign_blocks(struct gd_plan *plan)
 {
     size_t most = (size_t)plan->step_count * (GD_CALL_OUTPUTS_MAX + 1) + 1;
@@ -225,6 +259,7 @@ static void assign_blocks(struct gd_plan *plan)
     find_last_uses(plan);
     for (int s = 0; s < plan->step_count; s++)
         assign_step(plan, s);
+    keep_for_pairs(plan);
     gd_slabs_destroy(plan->slabs);
     plan->layout_is_old = true;
 }
@@ -285,6 +320,7 @@ bool gd_plan_create(struct gd_plan **out, struct gd_graph *graph, struct gd_valu
         plan->slots[i] = (struct slot){.block = -1, .next = -1};
     bool ok = check_outputs(plan, outputs, output_count, err) && list_steps(plan, outputs, output_count, err);
     if (ok) {
+        pair_steps(plan);
         assign_blocks(plan);
         ok = prepare_weights(plan, err);
     }

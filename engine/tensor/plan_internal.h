@@ -32,6 +32,8 @@ struct slot {           /* what the plan knows of one value */
 struct step {
     const struct gd_call *call;
     struct gd_backend_op op;
+    gd_pair_fn pair;    /* runs this step and the next; NULL: this alone */
+    bool paired;        /* runs with the step before */
     int scratch_block;  /* -1: none */
     size_t staged;      /* of what the kernel reads of handles; SIZE_MAX: nothing */
     size_t staged_bytes; /* of it */

@@ -143,6 +143,13 @@ static struct gd_tensor view(const struct gd_plan *plan, const struct gd_value *
     return tensor;
 }
 
+/* The value between a pair's steps, where nobody else reads it. */
+static bool is_between(const struct gd_plan *plan, int s)
+{
+    const struct slot *slot = &plan->slots[plan->steps[s].call->out[0]->index];
+    return plan->steps[s].pair != NULL && !slot->is_output && slot->last_use <= s + 1;
+}
+
 static bool fill_args(struct gd_plan *plan, struct gd_error *err)
 {
     if (plan->arena == NULL && plan->arena_bytes > 0)
@@ -184,6 +191,8 @@ static bool fill_args(struct gd_plan *plan, struct gd_error *err)
             step->args.out[k] = view(plan, call->out[k]);
             step->grouped |= call->out[k]->group != NULL;
         }
+        if (is_between(plan, s))
+            step->args.out[0].data = NULL;
         step->args.staged = step->staged != SIZE_MAX ? plan->staged_device + step->staged : NULL;
         plan->grouped |= step->grouped;
     }
@@ -192,15 +201,14 @@ static bool fill_args(struct gd_plan *plan, struct gd_error *err)
 }
 
 /* The rows of a value's group, as they are now. */
-static bool narrow(const struct gd_plan *plan, const struct gd_value *value, struct gd_tensor *tensor, struct gd_error *err)
+static bool narrow(struct gd_plan *plan, const struct gd_value *value, struct gd_tensor *tensor, struct gd_error *err)
 {
     if (value == NULL || value->group == NULL)
         return true;
-    int32_t bounds[2];
-    const int32_t *offsets = gd_plan_address(plan, value->group->offsets);
-    if (!gd_device_read(bounds, offsets + value->group->index, sizeof(bounds), err))
+    const int32_t *offsets = gd_plan_read(plan, value->group->offsets, err); /* brought to the host once for all that have such rows */
+    if (offsets == NULL)
         return false;
-    int64_t begin = bounds[0], end = bounds[1], all = value->group->order->shape[0];
+    int64_t begin = offsets[value->group->index], end = offsets[value->group->index + 1], all = value->group->order->shape[0];
     if (begin < 0 || end < begin || end > all || end - begin > value->group->rows_max)
         return gd_fail(err, GD_INTERNAL, "plan: '%s' has rows %" PRId64 " to %" PRId64 " of %" PRId64, value->name, begin, end, all);
     tensor->shape[0] = (end - begin) * (value->shape[0] / value->group->rows_max);
@@ -235,7 +243,7 @@ static bool check_finite(const struct step *step, struct gd_error *err)
         struct gd_tensor out = step->args.out[k];
         int64_t count = gd_tensor_count(&out);
         bool finite = false;
-        if (out.dtype != GD_F32 && out.dtype != GD_BF16)
+        if ((out.dtype != GD_F32 && out.dtype != GD_BF16) || out.data == NULL)
             continue;
         if (out.dtype == GD_F32 && (!gd_backend()->vector_all_finite(&finite, out.data, count, err) || finite))
             continue;
@@ -281,10 +289,10 @@ static void print_times(const struct gd_plan *plan, const double *seconds)
 
 static bool run_step(struct gd_plan *plan, struct step *step, struct gd_error *err)
 {
-    bool idle = false;
+    bool idle = step->paired;
     if (step->grouped && !narrow_step(plan, step, &idle, err))
         return false;
-    if (idle || step->op.run(&step->args, err))
+    if (idle || (step->pair != NULL ? step->pair(&step->args, &step[1].args, err) : step->op.run(&step->args, err)))
         return true;
     gd_error_context(err, "op '%s'", step->call->out[0]->name);
     return false;
