@@ -21,6 +21,7 @@
 #include "engine/base/fsio.h"
 #include "engine/base/philox.h"
 #include "engine/infer/engine.h"
+#include "engine/tensor/backend.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
@@ -155,13 +156,15 @@ static inline void check_empty(struct gd_infer *infer)
     assert_int_equal(stats.pages_used, 0);
 }
 
+/* To the bit on the CPU; a device's library adds up in another order where there are more rows. */
 static inline void check_same(const struct heard *a, const struct heard *b)
 {
+    double tolerance = gd_backend()->own_memory ? 1e-5 : 0;
     assert_int_equal(a->count, b->count);
     assert_int_equal(a->finish, b->finish);
     for (int i = 0; i < a->count; i++) {
         assert_int_equal(a->ids[i], b->ids[i]);
-        if (a->logprobs[i] != b->logprobs[i])
+        if (!(fabs(a->logprobs[i] - b->logprobs[i]) <= tolerance))
             fail_msg("token %d: log-probability %.17g alone, %.17g in company", i, a->logprobs[i], b->logprobs[i]);
     }
 }
