@@ -62,11 +62,10 @@ static bool run(const struct gd_worn *worn, struct gd_weight *table, struct batc
     out = gd_model_cap(g, worn->model, out);
     if (!gd_graph_ok(g, err) || !gd_plan_create(&plan, g, &out, 1, false, err))
         return false;
-    void *arena = NULL;
-    size_t arena_bytes = gd_plan_arena_bytes(plan);
-    bool ok = gd_device_alloc(&arena, arena_bytes, "activations of a comparison", err);
+    struct gd_device_block arena = {0};
+    bool ok = gd_device_reserve(&arena, gd_plan_arena_bytes(plan), "activations of a comparison", err);
     if (ok) {
-        gd_plan_attach(plan, arena);
+        gd_plan_attach(plan, arena.memory);
         gd_plan_bind(plan, inputs.ids, batch->ids);
         gd_plan_bind(plan, inputs.positions, batch->positions);
         gd_plan_bind(plan, inputs.cu_seqlens, batch->cu_seqlens);
@@ -87,7 +86,7 @@ static bool run(const struct gd_worn *worn, struct gd_weight *table, struct batc
     }
     gd_plan_destroy(plan);
     gd_graft_tables_release(&serving.tables);
-    gd_device_free(arena, arena_bytes);
+    gd_device_release(&arena);
     return ok;
 }
 

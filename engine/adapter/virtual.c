@@ -138,11 +138,10 @@ void gd_fill_layer(const struct gd_graft *graft, float *block, int weight, int b
 static bool run_values(struct gd_graft_training *training, struct gd_plan *plan, float *block, struct gd_value *const *values,
                        float *const *out, int count, struct gd_error *err)
 {
-    void *arena = NULL;
-    size_t bytes = gd_plan_arena_bytes(plan);
-    if (!gd_device_alloc(&arena, bytes, "the values of an adapter", err))
+    struct gd_device_block arena = {0};
+    if (!gd_device_reserve(&arena, gd_plan_arena_bytes(plan), "the values of an adapter", err))
         return false;
-    gd_plan_attach(plan, arena);
+    gd_plan_attach(plan, arena.memory);
     gd_graft_training_bind(training, plan, block);
     bool ok = gd_plan_run(plan, NULL, err);
     for (int i = 0; ok && i < count; i++) {
@@ -152,7 +151,7 @@ static bool run_values(struct gd_graft_training *training, struct gd_plan *plan,
         if (ok)
             memcpy(out[i], from, (size_t)floats * sizeof(float));
     }
-    gd_device_free(arena, bytes);
+    gd_device_release(&arena);
     return ok;
 }
 
@@ -206,20 +205,19 @@ static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct
     struct gd_sites sites = {.context = capture, .embed = capture_embed, .kv = capture_kv};
     struct gd_model_inputs inputs;
     struct gd_plan *plan = NULL;
-    void *arena = NULL;
+    struct gd_device_block arena = {0};
     gd_model_inputs_create(&inputs, g, graft->model, count, 1, false);
     capture->rows = gd_graph_input(g, "virtual_rows", GD_F32, 2, (int64_t[]){count, config->embed_width});
     gd_model_hidden(g, graft->model, &inputs, &sites);
     if (!gd_graph_ok(g, err) || !gd_plan_create(&plan, g, capture->kept, 2 * layers, false, err))
         return false;
-    size_t bytes = gd_plan_arena_bytes(plan);
-    bool ok = gd_device_alloc(&arena, bytes, "the keys and values of virtual rows", err);
+    bool ok = gd_device_reserve(&arena, gd_plan_arena_bytes(plan), "the keys and values of virtual rows", err);
     if (ok) {
         int32_t *positions = gd_alloc_array((size_t)count, sizeof(int32_t)), bounds[2] = {0, count};
         int32_t *ids = gd_alloc_array((size_t)count, sizeof(int32_t));
         for (int i = 0; i < count; i++)
             positions[i] = is_long ? i | GD_POSITION_LONG : i;
-        gd_plan_attach(plan, arena);
+        gd_plan_attach(plan, arena.memory);
         gd_plan_bind(plan, capture->rows, graft->block + graft->params[0].offset);
         gd_plan_bind(plan, inputs.ids, ids); /* their embeddings are not looked at */
         gd_plan_bind(plan, inputs.positions, positions);
@@ -235,7 +233,7 @@ static bool run_capture(const struct gd_graft *graft, struct gd_graph *g, struct
         gd_free(positions);
         gd_free(ids);
     }
-    gd_device_free(arena, bytes);
+    gd_device_release(&arena);
     gd_plan_destroy(plan);
     return ok;
 }

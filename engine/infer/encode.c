@@ -19,8 +19,7 @@ struct gd_encoder {
     enum gd_dtype act;
     struct encode_plan *plans[GD_ENCODER_PLANS]; /* the oldest first */
     int plan_count;
-    void *arena;
-    size_t arena_bytes;
+    struct gd_device_block arena;
     /* The text. */
     int32_t *ids;
     int count, capacity;
@@ -54,7 +53,7 @@ void gd_encoder_destroy(struct gd_encoder *encoder)
         return;
     for (int i = 0; i < encoder->plan_count; i++)
         plan_destroy(encoder->plans[i]);
-    gd_device_free(encoder->arena, encoder->arena_bytes);
+    gd_device_release(&encoder->arena);
     gd_free(encoder->ids);
     gd_free(encoder);
 }
@@ -144,25 +143,13 @@ bool gd_encoder_estimate(struct gd_model *model, enum gd_dtype act, int rows, si
     return ok;
 }
 
-static bool reserve_arena(struct gd_encoder *encoder, size_t bytes, struct gd_error *err)
-{
-    if (bytes <= encoder->arena_bytes)
-        return true;
-    gd_device_free(encoder->arena, encoder->arena_bytes);
-    encoder->arena = NULL;
-    encoder->arena_bytes = 0;
-    if (!gd_device_alloc(&encoder->arena, bytes, "activations of an encoded text", err))
-        return false;
-    encoder->arena_bytes = bytes;
-    return true;
-}
-
 bool gd_encoder_run(struct gd_encoder *encoder, const int32_t *ids, int count, const struct gd_graft *graft, struct gd_error *err)
 {
     int rows = padded(count);
     reserve_ids(encoder, rows);
     struct encode_plan *p = plan_get(encoder, rows, graft != NULL ? graft->depth : GD_WEAR_NONE, err);
-    if (p == NULL || !reserve_arena(encoder, gd_plan_arena_bytes(p->plan), err))
+    if (p == NULL ||
+        !gd_device_reserve(&encoder->arena, gd_plan_arena_bytes(p->plan), "activations of an encoded text", err))
         return false;
     memcpy(encoder->ids, ids, (size_t)count * sizeof(*ids));
     memset(encoder->ids + count, 0, (size_t)(rows - count) * sizeof(*ids));
@@ -171,7 +158,7 @@ bool gd_encoder_run(struct gd_encoder *encoder, const int32_t *ids, int count, c
     encoder->wear.ids = encoder->ids;
     gd_graft_tables_fill(&p->tables, encoder->model, encoder->sites[0]);
     encoder->last = p;
-    gd_plan_attach(p->plan, encoder->arena);
+    gd_plan_attach(p->plan, encoder->arena.memory);
     return gd_plan_run(p->plan, NULL, err);
 }
 

@@ -1,10 +1,11 @@
 #include "engine/infer/forward.h"
 #include "engine/adapter/adapter.h"
 #include "engine/base/alloc.h"
-#include "engine/tensor/device.h"
 #include "engine/tensor/few_rows.h"
 #include "engine/tensor/plan.h"
 #include <assert.h>
+
+#define ARENA "activations of an inference batch"
 
 /* Powers of two, with steps between them where a row costs most of what it would alone. */
 const int gd_forward_buckets[GD_FORWARD_BUCKETS] = {1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, GD_FORWARD_ROWS};
@@ -64,19 +65,6 @@ static struct gd_forward_plan *plan_create(struct gd_forward *forward, int rows,
     return NULL;
 }
 
-static bool reserve_arena(struct gd_forward *forward, size_t bytes, struct gd_error *err)
-{
-    if (bytes <= forward->arena_bytes)
-        return true;
-    gd_device_free(forward->arena, forward->arena_bytes);
-    forward->arena = NULL;
-    forward->arena_bytes = 0;
-    if (!gd_device_alloc(&forward->arena, bytes, "activations of an inference batch", err))
-        return false;
-    forward->arena_bytes = bytes;
-    return true;
-}
-
 static int bucket_of(int rows)
 {
     int b = 0;
@@ -119,7 +107,7 @@ bool gd_forward_create(struct gd_forward **out, struct gd_model *model, enum gd_
     bool ok = gd_logits_create(&forward->head, model, act, err);
     /* The largest plan tells now what memory will be needed. */
     struct gd_forward_plan *largest = ok ? plan_create(forward, GD_FORWARD_ROWS, GD_WEAR_DEPTHS - 1, true, err) : NULL;
-    ok = largest != NULL && reserve_arena(forward, gd_plan_arena_bytes(largest->plan), err);
+    ok = largest != NULL && gd_device_reserve(&forward->arena, gd_plan_arena_bytes(largest->plan), ARENA, err);
     plan_destroy(largest);
     if (!ok) {
         gd_forward_destroy(forward);
@@ -136,7 +124,7 @@ void gd_forward_destroy(struct gd_forward *forward)
     for (int b = 0; b < GD_FORWARD_BUCKETS; b++)
         for (int depth = 0; depth < GD_WEAR_DEPTHS; depth++)
             plan_destroy(forward->plans[b][depth]);
-    gd_device_free(forward->arena, forward->arena_bytes);
+    gd_device_release(&forward->arena);
     gd_logits_destroy(forward->head);
     gd_free(forward);
 }
@@ -149,9 +137,9 @@ bool gd_forward_run(struct gd_forward *forward, int used, enum gd_wear_depth dep
     struct gd_forward_plan **p = &forward->plans[b][depth];
     if (*p == NULL && (*p = plan_create(forward, gd_forward_buckets[b], depth, false, err)) == NULL)
         return false;
-    if (!reserve_arena(forward, gd_plan_arena_bytes((*p)->plan), err))
+    if (!gd_device_reserve(&forward->arena, gd_plan_arena_bytes((*p)->plan), ARENA, err))
         return false;
-    gd_plan_attach((*p)->plan, forward->arena);
+    gd_plan_attach((*p)->plan, forward->arena.memory);
     for (int t = used; t < gd_forward_buckets[b]; t++)
         forward->ids[t] = forward->positions[t] = 0;
     gd_graft_tables_fill(&(*p)->tables, forward->model, forward->wear.group_count > 0 ? forward->wear.sites[0] : NULL);

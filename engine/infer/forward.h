@@ -14,6 +14,7 @@
 
 #include "engine/infer/logits.h"
 #include "engine/model/model.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/kv.h"
 #include "engine/tensor/wear.h"
 
@@ -26,8 +27,7 @@ struct gd_forward {
     struct gd_model *model;
     enum gd_dtype act;
     struct gd_forward_plan *plans[GD_FORWARD_BUCKETS][GD_WEAR_DEPTHS];
-    void *arena;
-    size_t arena_bytes;
+    struct gd_device_block arena;
     /* The batch: rows [0, used) of ids and positions; kv and wear describe the same rows. */
     int32_t ids[GD_FORWARD_ROWS], positions[GD_FORWARD_ROWS];
     struct gd_kv_batch kv;

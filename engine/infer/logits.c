@@ -1,7 +1,6 @@
 #include "engine/infer/forward.h"
 #include "engine/adapter/adapter.h"
 #include "engine/base/alloc.h"
-#include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
 #include <assert.h>
@@ -120,22 +119,9 @@ void gd_logits_destroy(struct gd_logits *logits)
     for (int b = 0; b < GD_FORWARD_BUCKETS; b++)
         for (int worn = 0; worn < 2; worn++)
             plan_destroy(logits->plans[b][worn]);
-    gd_device_free(logits->arena, logits->arena_bytes);
+    gd_device_release(&logits->arena);
     gd_large_free(logits->logits, logits->logits_bytes);
     gd_free(logits);
-}
-
-static bool reserve_arena(struct gd_logits *logits, size_t bytes, struct gd_error *err)
-{
-    if (bytes <= logits->arena_bytes)
-        return true;
-    gd_device_free(logits->arena, logits->arena_bytes);
-    logits->arena = NULL;
-    logits->arena_bytes = 0;
-    if (!gd_device_alloc(&logits->arena, bytes, "rows that are asked for their next token", err))
-        return false;
-    logits->arena_bytes = bytes;
-    return true;
 }
 
 /* Where the grafts' rows are among the chosen ones; whether one of them changes the head. */
@@ -165,11 +151,12 @@ bool gd_logits_run(struct gd_logits *logits, const void *hidden, const struct gd
     struct gd_logits_plan **p = &logits->plans[b][worn];
     if (*p == NULL && (*p = plan_create(logits, padded, worn, false, err)) == NULL)
         return false;
-    if (!reserve_arena(logits, gd_plan_arena_bytes((*p)->plan), err))
+    size_t bytes = gd_plan_arena_bytes((*p)->plan);
+    if (!gd_device_reserve(&logits->arena, bytes, "rows that are asked for their next token", err))
         return false;
     for (int i = 0; i < padded; i++)
         logits->index[i] = i < count ? rows[i] : -1;
-    gd_plan_attach((*p)->plan, logits->arena);
+    gd_plan_attach((*p)->plan, logits->arena.memory);
     gd_plan_bind((*p)->plan, (*p)->hidden, (void *)(uintptr_t)hidden);
     if (!gd_plan_run((*p)->plan, NULL, err))
         return false;

@@ -13,6 +13,7 @@
 
 #include "engine/infer/engine.h"
 #include "engine/model/model.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/wear.h"
 
 #define GD_FORWARD_ROWS GD_INFER_ROWS_MAX
@@ -26,8 +27,8 @@ struct gd_logits {
     int rows_max;
     float *logits;               /* [rows_max, vocab], of the last run; where the device samples, once gd_logits_fetch brought them */
     const float *there;          /* the same on the device */
-    size_t logits_bytes, arena_bytes;
-    void *arena;
+    size_t logits_bytes;
+    struct gd_device_block arena;
     struct gd_logits_plan *plans[GD_FORWARD_BUCKETS][2]; /* bare, worn */
     int32_t index[GD_FORWARD_ROWS], row_begin[GD_FORWARD_ROWS + 2];
     struct gd_wear wear;         /* of the chosen rows */

@@ -41,8 +41,7 @@ struct gd_readout {
     struct encode_plan plan[PLANS_MAX];
     int plan_count;
     uint64_t clock;
-    void *arena;
-    size_t arena_bytes;
+    struct gd_device_block arena;
     int capacity;                /* rows of the lists below */
     int32_t *ids, *types, *positions, *row_index;
     int32_t cu_seqlens[TEXTS_MAX + 1];
@@ -166,7 +165,7 @@ void gd_readout_destroy(struct gd_readout *encode)
         return;
     for (int i = 0; i < encode->plan_count; i++)
         plan_release(&encode->plan[i]);
-    gd_device_free(encode->arena, encode->arena_bytes);
+    gd_device_release(&encode->arena);
     release_lists(encode);
     gd_free(encode->dimensions);
     gd_free(encode->base.pool);
@@ -217,25 +216,16 @@ static struct encode_plan *plan_get(struct gd_readout *encode, int rows, enum gd
     return NULL;
 }
 
-static bool reserve(struct gd_readout *encode, int rows, size_t arena_bytes, struct gd_error *err)
+static void reserve_lists(struct gd_readout *encode, int rows)
 {
-    if (rows > encode->capacity) {
-        release_lists(encode);
-        encode->ids = gd_alloc_array((size_t)rows, sizeof(int32_t));
-        encode->types = gd_alloc_array((size_t)rows, sizeof(int32_t));
-        encode->positions = gd_alloc_array((size_t)rows, sizeof(int32_t));
-        encode->row_index = gd_alloc_array((size_t)rows, sizeof(int32_t));
-        encode->capacity = rows;
-    }
-    if (arena_bytes <= encode->arena_bytes)
-        return true;
-    gd_device_free(encode->arena, encode->arena_bytes);
-    encode->arena = NULL;
-    encode->arena_bytes = 0;
-    if (!gd_device_alloc(&encode->arena, arena_bytes, "activations of an encoder", err))
-        return false;
-    encode->arena_bytes = arena_bytes;
-    return true;
+    if (rows <= encode->capacity)
+        return;
+    release_lists(encode);
+    encode->ids = gd_alloc_array((size_t)rows, sizeof(int32_t));
+    encode->types = gd_alloc_array((size_t)rows, sizeof(int32_t));
+    encode->positions = gd_alloc_array((size_t)rows, sizeof(int32_t));
+    encode->row_index = gd_alloc_array((size_t)rows, sizeof(int32_t));
+    encode->capacity = rows;
 }
 
 static int fill(struct gd_readout *encode, const struct gd_readout_text *texts, int count, int rows)
@@ -276,14 +266,15 @@ static const void *run(struct gd_readout *encode, const struct gd_graft *graft, 
         tokens += texts[i].tokens.count;
     int rows = bucket(tokens);
     struct encode_plan *plan = plan_get(encode, rows, graft != NULL ? graft->depth : GD_WEAR_NONE, err);
-    if (plan == NULL || !reserve(encode, rows, gd_plan_arena_bytes(plan->plan), err))
+    if (plan == NULL || !gd_device_reserve(&encode->arena, gd_plan_arena_bytes(plan->plan), "activations of an encoder", err))
         return NULL;
+    reserve_lists(encode, rows);
     plan->used = ++encode->clock;
     int32_t begin[] = {0, fill(encode, texts, count, rows)};
     const struct gd_wear_part *sites[] = {graft != NULL ? graft->wear : NULL};
     struct gd_wear wear = {.group_count = 1, .row_begin = begin, .sites = sites, .row_index = encode->row_index, .ids = encode->ids,
                            .positions = encode->positions};
-    gd_plan_attach(plan->plan, encode->arena);
+    gd_plan_attach(plan->plan, encode->arena.memory);
     gd_plan_bind(plan->plan, plan->inputs.ids, encode->ids);
     gd_plan_bind(plan->plan, plan->inputs.positions, encode->positions);
     gd_plan_bind(plan->plan, plan->inputs.inv_freq, encode->model->config.inv_freq);

@@ -130,6 +130,24 @@ void gd_device_free(void *memory, size_t size_bytes)
         gd_backend()->free(memory, size_bytes);
 }
 
+void gd_device_release(struct gd_device_block *block)
+{
+    gd_device_free(block->memory, block->size_bytes);
+    *block = (struct gd_device_block){0};
+}
+
+bool gd_device_reserve(struct gd_device_block *block, size_t size_bytes, const char *what, struct gd_error *err)
+{
+    if (size_bytes <= block->size_bytes)
+        return true;
+    gd_device_release(block);
+    void *memory = NULL;
+    if (!gd_device_alloc(&memory, size_bytes, what, err))
+        return false;
+    *block = (struct gd_device_block){memory, size_bytes};
+    return true;
+}
+
 bool gd_device_read(void *to, const void *device, size_t size_bytes, struct gd_error *err)
 {
     return gd_backend()->copy(to, device, size_bytes, GD_COPY_FROM_DEVICE, err);

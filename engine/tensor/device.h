@@ -55,6 +55,14 @@ const char *gd_device_lost(void);
 /* Memory for kernels alone: arenas, the key/value cache. The host reaches what lies there by gd_device_read and _write. */
 GD_MUST_CHECK bool gd_device_alloc(void **out, size_t size_bytes, const char *what, struct gd_error *err);
 void gd_device_free(void *memory, size_t size_bytes);
+/* The same, grown to the largest need so far: what several plans run in by turns. Zeroed at first; growing forgets what was there, and a
+ * failure leaves it empty. */
+struct gd_device_block {
+    void *memory;
+    size_t size_bytes;
+};
+GD_MUST_CHECK bool gd_device_reserve(struct gd_device_block *block, size_t size_bytes, const char *what, struct gd_error *err);
+void gd_device_release(struct gd_device_block *block);
 GD_MUST_CHECK bool gd_device_read(void *to, const void *device, size_t size_bytes, struct gd_error *err);
 GD_MUST_CHECK bool gd_device_write(void *device, const void *from, size_t size_bytes, struct gd_error *err);
 

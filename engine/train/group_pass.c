@@ -3,7 +3,6 @@
 #include "engine/adapter/group.h"
 #include "engine/base/alloc.h"
 #include "engine/tensor/again.h"
-#include "engine/tensor/device.h"
 #include "engine/tensor/rows_alone.h"
 
 #include <string.h>
@@ -59,9 +58,7 @@ static void pass_destroy(struct gd_group_pass *pass)
 
 void gd_group_passes_rest(struct gd_group_passes *group)
 {
-    gd_device_free(group->arena, group->arena_bytes);
-    group->arena = NULL;
-    group->arena_bytes = 0;
+    gd_device_release(&group->arena);
 }
 
 void gd_group_passes_release(struct gd_group_passes *group)
@@ -278,13 +275,7 @@ static bool ensure_arena(struct gd_group_passes *group, size_t bytes, size_t lim
     if (bytes > limit)
         return gd_fail(err, GD_NO_MEMORY, "the activations of the pass need %.0f MiB; there are %.0f", (double)bytes / 1048576,
                        (double)limit / 1048576);
-    if (bytes <= group->arena_bytes)
-        return true;
-    gd_group_passes_rest(group);
-    if (!gd_device_alloc(&group->arena, bytes, "activations of several jobs", err))
-        return false;
-    group->arena_bytes = bytes;
-    return true;
+    return gd_device_reserve(&group->arena, bytes, "activations of several jobs", err);
 }
 
 /* The jobs' rows side by side; weights as gd_passes_run scales them. */
@@ -347,7 +338,7 @@ bool gd_group_passes_run(struct gd_group_passes *group, struct gd_group_part *pa
     struct gd_group_pass *pass = pass_get(group, parts, count, err);
     if (pass == NULL || !ensure_arena(group, gd_plan_arena_bytes(pass->plan), arena_limit, err))
         return false;
-    gd_plan_attach(pass->plan, group->arena);
+    gd_plan_attach(pass->plan, group->arena.memory);
     fill(pass, parts);
     return gd_plan_run(pass->plan, options, err) && read_results(pass, parts, err);
 }

@@ -33,8 +33,7 @@ struct gd_group_pass;
 struct gd_group_passes {
     struct gd_group_pass *pass[GD_GROUP_PASSES_MAX]; /* newest use first */
     int pass_count;
-    void *arena;
-    size_t arena_bytes;
+    struct gd_device_block arena;
     bool head_checked;           /* its products stand alone */
 };
 

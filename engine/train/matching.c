@@ -20,19 +20,16 @@ struct reader {
     struct gd_model_inputs inputs;
     struct gd_value *hidden;
     int tokens;                  /* of the graph */
-    void *arena;
-    size_t arena_bytes;
+    struct gd_device_block arena;
 };
 
 static void reader_release(struct reader *reader)
 {
     gd_plan_destroy(reader->plan);
     gd_graph_destroy(reader->graph);
-    gd_device_free(reader->arena, reader->arena_bytes);
+    gd_device_release(&reader->arena);
     reader->plan = NULL;
     reader->graph = NULL;
-    reader->arena = NULL;
-    reader->arena_bytes = 0;
     reader->tokens = 0;
 }
 
@@ -47,12 +44,10 @@ static bool reader_build(struct reader *reader, int tokens, struct gd_error *err
     reader->hidden = gd_cast(reader->graph, gd_model_hidden(reader->graph, reader->model, &reader->inputs, NULL), GD_F32);
     if (!gd_graph_ok(reader->graph, err) || !gd_plan_create(&reader->plan, reader->graph, &reader->hidden, 1, false, err))
         return false;
-    size_t bytes = gd_plan_arena_bytes(reader->plan);
-    if (!gd_device_alloc(&reader->arena, bytes, "activations of a batch of prompts", err))
+    if (!gd_device_reserve(&reader->arena, gd_plan_arena_bytes(reader->plan), "activations of a batch of prompts", err))
         return false;
-    reader->arena_bytes = bytes;
     reader->tokens = tokens;
-    gd_plan_attach(reader->plan, reader->arena);
+    gd_plan_attach(reader->plan, reader->arena.memory);
     gd_plan_bind(reader->plan, reader->inputs.inv_freq, reader->model->config.inv_freq);
     return true;
 }

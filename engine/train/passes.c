@@ -2,7 +2,6 @@
 
 #include "engine/base/alloc.h"
 #include "engine/tensor/again.h"
-#include "engine/tensor/device.h"
 
 #include <string.h>
 
@@ -48,7 +47,7 @@ void gd_passes_release(struct gd_passes *passes)
     for (int i = 0; i < passes->pass_count; i++)
         pass_destroy(passes->pass[i]);
     gd_batch_release(&passes->bare);
-    gd_device_free(passes->arena, passes->arena_bytes);
+    gd_device_release(&passes->arena);
     gd_free(passes->nll);
     memset(passes, 0, sizeof(*passes));
 }
@@ -243,17 +242,12 @@ static void widest_sides(const struct gd_passes *passes, int bucket, int *tokens
 
 static bool ensure_arena(struct gd_passes *passes, size_t bytes, struct gd_error *err)
 {
-    if (bytes <= passes->arena_bytes)
-        return true;
-    gd_device_free(passes->arena, passes->arena_bytes);
-    passes->arena = NULL;
-    passes->arena_bytes = 0;
-    if (passes->make_room != NULL)
-        passes->make_room(passes->room_context, bytes);
-    if (!gd_device_alloc(&passes->arena, bytes, "activations of a micro-batch", err))
-        return false;
-    passes->arena_bytes = bytes;
-    return true;
+    if (bytes > passes->arena.size_bytes) {
+        gd_device_release(&passes->arena);
+        if (passes->make_room != NULL)
+            passes->make_room(passes->room_context, bytes);
+    }
+    return gd_device_reserve(&passes->arena, bytes, "activations of a micro-batch", err);
 }
 
 static bool has_reference(const struct gd_passes *passes)
@@ -301,9 +295,7 @@ bool gd_passes_estimate(struct gd_passes *passes, int tokens, bool training, str
 
 void gd_passes_rest(struct gd_passes *passes)
 {
-    gd_device_free(passes->arena, passes->arena_bytes);
-    passes->arena = NULL;
-    passes->arena_bytes = 0;
+    gd_device_release(&passes->arena);
 }
 
 static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_batch *batch, int32_t *dropout_key,
@@ -311,7 +303,7 @@ static bool run_pass(struct gd_passes *passes, struct gd_pass *pass, struct gd_b
 {
     if (pass == NULL || !ensure_arena(passes, gd_plan_arena_bytes(pass->plan), err))
         return false;
-    gd_plan_attach(pass->plan, passes->arena);
+    gd_plan_attach(pass->plan, passes->arena.memory);
     gd_plan_bind(pass->plan, pass->inputs.ids, batch->ids);
     gd_plan_bind(pass->plan, pass->inputs.positions, batch->positions);
     gd_plan_bind(pass->plan, pass->inputs.cu_seqlens, batch->cu_seqlens);

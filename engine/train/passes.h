@@ -17,6 +17,7 @@
 #include "engine/objective/labels.h"
 #include "engine/objective/objective.h"
 #include "engine/objective/preference.h"
+#include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
 #include "engine/train/survey.h"
@@ -55,8 +56,7 @@ struct gd_passes {
     /* Before the arena is made: others give way where they can. May be NULL. */
     void (*make_room)(void *context, size_t bytes);
     void *room_context;
-    void *arena;
-    size_t arena_bytes;
+    struct gd_device_block arena;
     struct gd_pass *pass[GD_PASS_BUCKETS_MAX];
     int pass_count;
 };
