@@ -1,77 +1,30 @@
 /* Functions by element and softmax: activation, activation_grad, swiglu, swiglu_grad, softmax, softmax_grad. */
+#include "cuda/activation.h"
 #include "cuda/map.h"
-extern "C" {
-#include "engine/tensor/activation.h"
-}
 
 #define ROWS_A_BLOCK 4 /* of softmax: a warp each */
 
 namespace {
 
-CU_FN float sigmoid(float x)
-{
-    return 1.0f / (1.0f + expf(-x));
-}
-
-CU_FN float gelu_inner(float x)
-{
-    return tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x));
-}
-
 template <enum gd_activation KIND> struct activated {
     CU_FN float operator()(float x, float) const
     {
-        switch (KIND) {
-        case GD_ACTIVATION_RELU:
-            return x < 0.0f ? 0.0f : x;
-        case GD_ACTIVATION_GELU:
-            return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-        case GD_ACTIVATION_GELU_NEW:
-            return 0.5f * x * (1.0f + gelu_inner(x));
-        case GD_ACTIVATION_SILU:
-            return x * sigmoid(x);
-        case GD_ACTIVATION_TANH:
-            return tanhf(x);
-        case GD_ACTIVATION_SIGMOID:
-            return sigmoid(x);
-        default:
-            return x;
-        }
+        return gd_cuda_activate(KIND, x);
     }
 };
 
-/* x, dy -> dy times the slope at x; 0 at the kink of relu. */
+/* x, dy -> dy times the slope at x */
 template <enum gd_activation KIND> struct sloped {
     CU_FN float operator()(float x, float dy) const
     {
-        float s;
-        switch (KIND) {
-        case GD_ACTIVATION_RELU:
-            return x > 0.0f ? dy : dy * 0.0f;
-        case GD_ACTIVATION_GELU:
-            return dy * (0.5f * (1.0f + erff(x * 0.7071067811865476f)) + 0.3989422804014327f * x * expf(-0.5f * x * x));
-        case GD_ACTIVATION_GELU_NEW:
-            s = gelu_inner(x);
-            return dy * (0.5f * (1.0f + s) + 0.5f * x * (1.0f - s * s) * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x));
-        case GD_ACTIVATION_SILU:
-            s = sigmoid(x);
-            return dy * (s * (1.0f + x * (1.0f - s)));
-        case GD_ACTIVATION_TANH:
-            s = tanhf(x);
-            return dy * (1.0f - s * s);
-        case GD_ACTIVATION_SIGMOID:
-            s = sigmoid(x);
-            return dy * (s * (1.0f - s));
-        default:
-            return dy;
-        }
+        return dy * gd_cuda_activate_slope(KIND, x);
     }
 };
 
 struct swiglu {
     CU_FN float operator()(float gate, float up) const
     {
-        return gate * sigmoid(gate) * up;
+        return gate * gd_cuda_sigmoid(gate) * up;
     }
 };
 
@@ -86,7 +39,7 @@ __global__ void swiglu_grad_kernel(T *d_gate, T *d_up, const T *gate, const T *u
         gd_load_pack<N>(d, dy + i * N);
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            float s = sigmoid(g[k]), of_up = d[k] * g[k] * s;
+            float s = gd_cuda_sigmoid(g[k]), of_up = d[k] * g[k] * s;
             g[k] = d[k] * u[k] * s * (1.0f + g[k] * (1.0f - s));
             u[k] = of_up;
         }
@@ -94,7 +47,7 @@ __global__ void swiglu_grad_kernel(T *d_gate, T *d_up, const T *gate, const T *u
         gd_store_pack<N>(d_up + i * N, u);
     }
     for (int64_t i = packs * N + gd_cuda_thread(); i < count; i += gd_cuda_threads()) {
-        float g = to_f32(gate[i]), u = to_f32(up[i]), d = to_f32(dy[i]), s = sigmoid(g);
+        float g = to_f32(gate[i]), u = to_f32(up[i]), d = to_f32(dy[i]), s = gd_cuda_sigmoid(g);
         d_gate[i] = from_f32<T>(d * u * s * (1.0f + g * (1.0f - s)));
         d_up[i] = from_f32<T>(d * g * s);
     }

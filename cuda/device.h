@@ -67,32 +67,42 @@ template <class T, int COUNT> struct __align__(sizeof(T) * COUNT) cu_vector {
     T v[COUNT];
 };
 
-template <class T> CU_FN T block_sum(T value)
+/* What the warps have, each in all of its lanes, joined in their order. */
+template <class T, class F> CU_FN T block_joined(T value, F join)
 {
     CU_SHARED(T, partial, [32]);
-    value = warp_sum(value);
     if (threadIdx.x % CU_WARP == 0)
         partial[threadIdx.x / CU_WARP] = value;
     __syncthreads();
-    T sum = partial[0];
+    T all = partial[0];
     for (unsigned warp = 1; warp < blockDim.x / CU_WARP; warp++)
-        sum += partial[warp];
+        all = join(all, partial[warp]);
     __syncthreads(); /* the next call writes */
-    return sum;
+    return all;
+}
+
+template <class T> struct cu_sum {
+    CU_FN T operator()(T a, T b) const
+    {
+        return a + b;
+    }
+};
+
+template <class T> struct cu_larger {
+    CU_FN T operator()(T a, T b) const
+    {
+        return b > a ? b : a;
+    }
+};
+
+template <class T> CU_FN T block_sum(T value)
+{
+    return block_joined(warp_sum(value), cu_sum<T>());
 }
 
 template <class T> CU_FN T block_max(T value)
 {
-    CU_SHARED(T, partial, [32]);
-    value = warp_max(value);
-    if (threadIdx.x % CU_WARP == 0)
-        partial[threadIdx.x / CU_WARP] = value;
-    __syncthreads();
-    T most = partial[0];
-    for (unsigned warp = 1; warp < blockDim.x / CU_WARP; warp++)
-        most = partial[warp] > most ? partial[warp] : most;
-    __syncthreads();
-    return most;
+    return block_joined(warp_max(value), cu_larger<T>());
 }
 
 #endif

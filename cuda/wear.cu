@@ -5,6 +5,7 @@
  * so that the grid depends on shapes alone. A row's sums are the same in every chunk. Between the steps values are rounded to the
  * dtype of activations, as on the CPU.
  */
+#include "cuda/activation.h"
 #include "cuda/kernel.h"
 extern "C" {
 #include "cuda/wear.h"
@@ -44,20 +45,6 @@ CU_FN const struct gd_wear_part *chunk_at(const struct worn_rows &w, int64_t t, 
     while (t + *count < w.rows && (t + *count) % CHUNK != 0 && part_at(w, t + *count) == part)
         ++*count;
     return part;
-}
-
-/* engine/tensor/ops/activation_math.h */
-CU_FN float activate(enum gd_activation kind, float x)
-{
-    switch (kind) {
-    case GD_ACTIVATION_RELU: return x < 0.0f ? 0.0f : x;
-    case GD_ACTIVATION_GELU: return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-    case GD_ACTIVATION_GELU_NEW: return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-    case GD_ACTIVATION_SILU: return x / (1.0f + expf(-x));
-    case GD_ACTIVATION_TANH: return tanhf(x);
-    case GD_ACTIVATION_SIGMOID: return 1.0f / (1.0f + expf(-x));
-    default: return x;
-    }
 }
 
 template <class T> CU_FN float rounded(float value)
@@ -113,7 +100,7 @@ template <class T> CU_FN void take_fours(float (*sums)[CHUNK], const float *a, i
 CU_FN float finish_rank(const struct gd_wear_part *part, float sum, int r)
 {
     sum += part->mid_add != nullptr ? part->mid_add[r] : 0.0f;
-    sum = activate(part->activation, sum);
+    sum = gd_cuda_activate(part->activation, sum);
     return part->mid != nullptr ? sum * part->mid[r] : sum;
 }
 
@@ -221,23 +208,9 @@ template <class T> CU_FN void add_dense(T *y, const float *delta, const T *x, co
     }
 }
 
-/* The first entry of S whose row is not below `row`. */
-CU_FN int64_t entry_from(const struct gd_wear_part *part, int64_t row)
-{
-    int64_t low = 0, high = part->entry_count;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (part->entry_row[middle] < row)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 template <class T> CU_FN void add_entries(T *y, const struct gd_wear_part *part, const T *x, const struct worn_rows &w, int64_t o, int count)
 {
-    int64_t from = entry_from(part, o), to = entry_from(part, o + 1);
+    int64_t from = gd_wear_entry_from(part, o), to = gd_wear_entry_from(part, o + 1);
     for (int i = 0; i < count && from < to; i++) {
         float sum = 0;
         for (int64_t e = from; e < to; e++)

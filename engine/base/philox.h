@@ -12,14 +12,9 @@
 #ifndef GD_BASE_PHILOX_H
 #define GD_BASE_PHILOX_H
 
+#include "engine/base/anywhere.h"
 #include <math.h>
 #include <stdint.h>
-
-#ifdef __CUDACC__
-#define GD_ANYWHERE __host__ __device__
-#else
-#define GD_ANYWHERE
-#endif
 
 enum gd_random_purpose {
     GD_RANDOM_INIT = 1,     /* adapter initialisation */

@@ -26,6 +26,7 @@
 #ifndef GD_TENSOR_WEAR_H
 #define GD_TENSOR_WEAR_H
 
+#include "engine/base/anywhere.h"
 #include "engine/tensor/activation.h"
 #include "engine/tensor/tensor.h"
 
@@ -61,6 +62,20 @@ struct gd_wear_part {            /* one graft at one site */
     const float *positions;      /* [positions, width] */
     int position_offset;
 };
+
+/* The first entry of S whose row is not below `row`. */
+static GD_ANYWHERE inline int64_t gd_wear_entry_from(const struct gd_wear_part *part, int64_t row)
+{
+    int64_t low = 0, high = part->entry_count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (part->entry_row[middle] < row)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
 
 /* What a part's arrays belong to, for a device that takes them into its own memory. */
 struct gd_wear_shape {

@@ -114,24 +114,10 @@ static void add_dense(const struct job *job, const struct gd_wear_part *part, in
         }
 }
 
-/* The first entry of S whose row is not below `row`. */
-static int64_t entry_from(const struct gd_wear_part *part, int64_t row)
-{
-    int64_t low = 0, high = part->entry_count;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (part->entry_row[middle] < row)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 static void add_entries(const struct job *job, const struct gd_wear_part *part, int64_t first, int64_t rows, int64_t begin,
                         int64_t end, float *row)
 {
-    int64_t from = entry_from(part, begin), to = entry_from(part, end);
+    int64_t from = gd_wear_entry_from(part, begin), to = gd_wear_entry_from(part, end);
     size_t item = job->bf16 ? 2 : 4;
     for (int64_t t = first; t < first + rows && from < to; t++) {
         gd_row_to_f32(row, (const char *)job->x + (size_t)(t * job->in) * item, job->bf16 ? GD_BF16 : GD_F32, job->in);
