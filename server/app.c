@@ -33,6 +33,11 @@ struct server {
 
 /* ---- stop ---- */
 
+bool gd_fail_stopping(struct gd_error *err)
+{
+    return gd_fail(err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+}
+
 static void stop_when_drained(struct server *server)
 {
     if (server->workers_stopped && server->jobs_drained && server->http_drained)

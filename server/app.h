@@ -39,6 +39,9 @@ struct gd_app {
     char organization_id[40];
 };
 
+/* What is asked of a server that stops gets GD_UNAVAILABLE; returns false. */
+bool gd_fail_stopping(struct gd_error *err);
+
 /* Runs until SIGTERM/SIGINT. Returns the process's exit code. */
 int gd_app_run(const struct gd_config *config);
 

@@ -17,7 +17,7 @@ void gd_scheduler_submit(struct gd_scheduler *scheduler, struct gd_job_record *j
 {
     if (scheduler->draining) {
         struct gd_error err = {0};
-        gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+        gd_fail_stopping(&err);
         gd_job_record_release(job_taken);
         done(context, NULL, &err);
         return;
