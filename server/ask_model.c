@@ -94,10 +94,7 @@ static void on_model(void *context, const struct gd_model_ref *model, const stru
     }
     cJSON *message = cJSON_CreateObject();
     cJSON_AddStringToObject(message, "type", "generate");
-    cJSON_AddStringToObject(message, "model_id", model->base_model);
-    cJSON_AddStringToObject(message, "model_path", model->base_path);
-    cJSON_AddItemToObject(message, "adapter_path",
-                          model->adapter_path != NULL ? cJSON_CreateString(model->adapter_path) : cJSON_CreateNull());
+    gd_model_ref_name(model, message);
     cJSON_AddStringToObject(message, "kind", "chat");
     cJSON_AddItemToObject(message, "messages", cJSON_Duplicate(ask->messages, true));
     cJSON_AddItemToObject(message, "tools", ask->tools != NULL ? cJSON_Duplicate(ask->tools, true) : cJSON_CreateNull());

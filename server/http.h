@@ -81,6 +81,8 @@ void gd_http_reply_bytes(struct gd_request *request, int status, const char *con
 void gd_http_reply_file(struct gd_request *request, const char *content_type, const char *filename, int fd_taken,
                         uint64_t bytes);
 void gd_http_fail(struct gd_request *request, const struct gd_error *err);
+/* {"error":{message, type, param, code}}; code NULL: the error's own. */
+cJSON *gd_error_body(const struct gd_error *err, const char *code);
 /* Server-sent events. The stream owns the connection from here; writes are queued; `gone` once when the client leaves or
  * stops reading for GD_STREAM_STALL_SECONDS or lets more than GD_STREAM_QUEUE_BYTES pile up. Comments are sent every 15 s. */
 #define GD_STREAM_QUEUE_BYTES (8u << 20)

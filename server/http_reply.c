@@ -124,7 +124,7 @@ void gd_http_reply_file(struct gd_request *request, const char *content_type, co
     gd_http_answer(request, 200, response);
 }
 
-static char *error_text(const struct gd_error *err)
+cJSON *gd_error_body(const struct gd_error *err, const char *code)
 {
     cJSON *body = cJSON_CreateObject(), *error = cJSON_AddObjectToObject(body, "error");
     cJSON_AddStringToObject(error, "message", err->message);
@@ -133,7 +133,13 @@ static char *error_text(const struct gd_error *err)
         cJSON_AddStringToObject(error, "param", err->param);
     else
         cJSON_AddNullToObject(error, "param");
-    cJSON_AddStringToObject(error, "code", gd_code_wire(err->code));
+    cJSON_AddStringToObject(error, "code", code != NULL ? code : gd_code_wire(err->code));
+    return body;
+}
+
+static char *error_text(const struct gd_error *err)
+{
+    cJSON *body = gd_error_body(err, NULL);
     char *text = gd_json_print(body);
     cJSON_Delete(body);
     return text;

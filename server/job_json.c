@@ -207,20 +207,10 @@ void gd_metrics_explain(cJSON *series)
     }
 }
 
-cJSON *gd_error_body(const struct gd_error *err, const char *code)
+void gd_http_fail_model(struct gd_request *request, const struct gd_error *err)
 {
-    cJSON *body = cJSON_CreateObject(), *error = cJSON_AddObjectToObject(body, "error");
-    add_text(error, "message", err->message);
-    add_text(error, "type", gd_code_type(err->code));
-    add_text(error, "param", err->param[0] != '\0' ? err->param : NULL);
-    add_text(error, "code", code != NULL ? code : gd_code_wire(err->code));
-    return body;
-}
-
-void gd_http_fail_as(struct gd_request *request, const struct gd_error *err, const char *code)
-{
-    if (code == NULL)
-        gd_http_fail(request, err); /* with its headers for retries */
+    if (err->code == GD_NOT_FOUND)
+        gd_http_reply(request, gd_code_http(err->code), gd_error_body(err, "model_not_found"));
     else
-        gd_http_reply(request, gd_code_http(err->code), gd_error_body(err, code));
+        gd_http_fail(request, err); /* with its headers for retries */
 }

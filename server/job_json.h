@@ -19,9 +19,7 @@ cJSON *gd_checkpoint_json(const struct gd_app *app, const struct gd_checkpoint_r
 /* Adds unit, better and definition to each series of a metrics answer, where the name is known. */
 void gd_metrics_explain(cJSON *series);
 
-/* {"error":{message, type, param, code}}; code NULL: the error's own. */
-cJSON *gd_error_body(const struct gd_error *err, const char *code);
-/* Ends the request like gd_http_fail, with another code (NULL: the error's own). */
-void gd_http_fail_as(struct gd_request *request, const struct gd_error *err, const char *code);
+/* Ends the request like gd_http_fail; a model that is not there has the code model_not_found. */
+void gd_http_fail_model(struct gd_request *request, const struct gd_error *err);
 
 #endif

@@ -219,6 +219,13 @@ void gd_models_resolve(struct gd_app *app, const char *project, const char *id, 
     }
 }
 
+void gd_model_ref_name(const struct gd_model_ref *ref, cJSON *message)
+{
+    cJSON_AddStringToObject(message, "model_id", ref->base_model);
+    cJSON_AddStringToObject(message, "model_path", ref->base_path);
+    cJSON_AddItemToObject(message, "adapter_path", ref->adapter_path != NULL ? cJSON_CreateString(ref->adapter_path) : cJSON_CreateNull());
+}
+
 bool gd_models_place(const struct gd_app *app, cJSON *models, struct gd_error *err)
 {
     cJSON *model;

@@ -49,6 +49,9 @@ struct gd_model_ref {
 typedef void (*gd_model_found)(void *context, const struct gd_model_ref *ref, const struct gd_error *err);
 void gd_models_resolve(struct gd_app *app, const char *project, const char *id, gd_model_found found, void *context);
 
+/* model_id, model_path and adapter_path (null: the base itself), as messages to workers name a model. */
+void gd_model_ref_name(const struct gd_model_ref *ref, cJSON *message);
+
 /* models: [{id, base_id, folder (of the adapter, below the data folder) or null}], as jobs keep those that their evals ask: each gets
  * base_path and adapter_path, as the worker reads them. GD_NOT_FOUND: a base is gone. Loop thread. */
 GD_MUST_CHECK bool gd_models_place(const struct gd_app *app, cJSON *models, struct gd_error *err);

@@ -2,13 +2,11 @@
 #include "engine/base/alloc.h"
 #include "engine/base/fsio.h"
 #include "engine/worker/protocol.h"
+#include "server/app.h"
 #include "server/completion.h"
 #include "server/counters.h"
+#include "server/gather.h"
 #include "server/handlers.h"
-#include "server/http.h"
-#include "server/job_json.h"
-#include "server/models.h"
-#include "server/supervisor.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -17,8 +15,7 @@ struct completion;
 struct choice {
     struct completion *completion;
     int prompt, index;               /* which prompt, and the place in choices */
-    uint64_t request;                /* of the supervisor */
-    bool open, begun, prompt_over;
+    bool begun, prompt_over;
     struct gd_buf text;              /* not sent yet; all of it without a stream */
     cJSON *logprobs;                 /* of the same tokens, or NULL */
     int64_t offset;                  /* characters so far */
@@ -30,20 +27,20 @@ struct choice {
 
 struct completion {
     struct gd_app *app;
-    struct gd_request *request;      /* until the stream begins */
-    struct gd_stream *stream;
+    struct gd_gather *gather;
     struct gd_completion_ask ask;
     struct gd_completion_head head;
     char id[40];
     char *model;
     struct choice *choices;
-    int choice_count, open_count;
+    int choice_count;
     double started;
-    bool first_seen, resolving, over;
+    bool first_seen;
 };
 
-static void release(struct completion *completion)
+static void release(void *context)
 {
+    struct completion *completion = context;
     for (int i = 0; i < completion->choice_count; i++) {
         gd_buf_release(&completion->choices[i].text);
         cJSON_Delete(completion->choices[i].logprobs);
@@ -52,59 +49,6 @@ static void release(struct completion *completion)
     gd_free(completion->model);
     gd_completion_ask_release(&completion->ask);
     gd_free(completion);
-}
-
-static void cancel_all(struct completion *completion)
-{
-    for (int i = 0; i < completion->choice_count; i++)
-        if (completion->choices[i].open)
-            gd_supervisor_cancel(completion->app->supervisor, completion->choices[i].request);
-}
-
-static void send_event(struct completion *completion, cJSON *json_taken)
-{
-    char *text = gd_json_print(json_taken);
-    gd_stream_data(completion->stream, NULL, NULL, text);
-    gd_free(text);
-    cJSON_Delete(json_taken);
-}
-
-static void end_stream(struct completion *completion)
-{
-    gd_stream_data(completion->stream, NULL, NULL, "[DONE]");
-    gd_stream_end(completion->stream);
-}
-
-/* Ends everything with an error: a status before the stream has begun, an event after. */
-static void fail(struct completion *completion, const struct gd_error *err, const char *code)
-{
-    cancel_all(completion);
-    if (completion->stream != NULL) {
-        send_event(completion, gd_error_body(err, code));
-        end_stream(completion);
-    } else {
-        gd_http_fail_as(completion->request, err, code);
-    }
-    release(completion);
-}
-
-/* The client left. Its sequences end within a step of the worker. */
-static void on_gone(void *context)
-{
-    struct completion *completion = context;
-    if (completion->resolving) { /* the model's lookup comes back to us */
-        completion->over = true;
-        return;
-    }
-    cancel_all(completion);
-    if (completion->stream != NULL) {
-        gd_stream_end(completion->stream);
-    } else {
-        struct gd_error err = {0};
-        gd_fail(&err, GD_CANCELLED, "the client left");
-        gd_http_fail(completion->request, &err); /* dropped; it ends the request */
-    }
-    release(completion);
 }
 
 /* ---- the answer ---- */
@@ -157,7 +101,7 @@ static void rank(struct completion *completion)
     }
 }
 
-static void reply(struct completion *completion)
+static cJSON *whole_answer(struct completion *completion)
 {
     int shown = completion->ask.prompt_count * completion->ask.n;
     cJSON **ordered = gd_alloc_array((size_t)shown, sizeof *ordered);
@@ -173,8 +117,7 @@ static void reply(struct completion *completion)
         cJSON_AddItemToArray(choices, ordered[i]);
     gd_free(ordered);
     struct gd_completion_usage usage = total_usage(completion);
-    gd_http_reply(completion->request, 200, gd_completion_json(&completion->head, choices, &usage, false));
-    release(completion);
+    return gd_completion_json(&completion->head, choices, &usage, false);
 }
 
 /* ---- the stream ---- */
@@ -183,22 +126,13 @@ static void send_choice(struct completion *completion, cJSON *choice_taken)
 {
     cJSON *choices = cJSON_CreateArray();
     cJSON_AddItemToArray(choices, choice_taken);
-    send_event(completion, gd_completion_json(&completion->head, choices, NULL, completion->ask.include_usage));
-}
-
-static void begin_stream(struct completion *completion)
-{
-    if (completion->stream != NULL)
-        return;
-    struct gd_request *request = completion->request;
-    completion->request = NULL;
-    completion->head.chunk = true;
-    completion->stream = gd_http_stream(request, on_gone, completion);
+    gd_gather_send(completion->gather, gd_completion_json(&completion->head, choices, NULL, completion->ask.include_usage));
 }
 
 static void begin_choice(struct choice *choice)
 {
     struct completion *completion = choice->completion;
+    gd_gather_stream(completion->gather);
     if (choice->begun)
         return;
     choice->begun = true;
@@ -230,14 +164,20 @@ static void send_end(struct choice *choice)
     gd_buf_clear(&choice->text);
 }
 
-static void finish_stream(struct completion *completion)
+static void send_usage(struct completion *completion)
 {
-    if (completion->ask.include_usage) {
-        struct gd_completion_usage usage = total_usage(completion);
-        send_event(completion, gd_completion_json(&completion->head, NULL, &usage, false));
-    }
-    end_stream(completion);
-    release(completion);
+    struct gd_completion_usage usage = total_usage(completion);
+    gd_gather_send(completion->gather, gd_completion_json(&completion->head, NULL, &usage, false));
+}
+
+static cJSON *reply(void *context, double *prompt_tokens)
+{
+    struct completion *completion = context;
+    if (!completion->ask.stream)
+        return whole_answer(completion);
+    if (completion->ask.include_usage)
+        send_usage(completion);
+    return NULL;
 }
 
 /* ---- frames ---- */
@@ -250,18 +190,17 @@ static void note_first_token(struct completion *completion)
     gd_counters_observe(completion->app->counters, GD_COUNTER_FIRST_TOKEN, gd_time_monotonic() - completion->started, NULL);
 }
 
-static void on_token(struct choice *choice, const cJSON *frame)
+static void hear(void *context, int part, const cJSON *frame)
 {
-    struct completion *completion = choice->completion;
+    struct completion *completion = context;
+    struct choice *choice = &completion->choices[part];
     const struct gd_completion_ask *ask = &completion->ask;
     const cJSON *text = gd_json_find(frame, "text"), *logprob = gd_json_find(frame, "logprob");
     bool of_prompt = cJSON_IsTrue(gd_json_find(frame, "prompt"));
     if (!of_prompt)
         note_first_token(completion);
-    if (ask->stream) {
-        begin_stream(completion);
+    if (ask->stream)
         begin_choice(choice);
-    }
     if (ask->stream && !of_prompt && !choice->prompt_over)
         send_text(choice); /* an echoed prompt goes out in one piece */
     choice->prompt_over = choice->prompt_over || !of_prompt;
@@ -287,17 +226,14 @@ static int64_t count_of(const cJSON *usage, const char *name)
     return cJSON_IsNumber(value) ? (int64_t)value->valuedouble : 0;
 }
 
-static void on_generated(struct choice *choice, const cJSON *frame)
+static bool take(void *context, int part, const cJSON *frame, struct gd_error *err)
 {
-    struct completion *completion = choice->completion;
+    struct completion *completion = context;
+    struct choice *choice = &completion->choices[part];
     const cJSON *finish = gd_json_find(frame, "finish"), *tail = gd_json_find(frame, "tail");
     const cJSON *usage = gd_json_find(frame, "usage");
-    if (!cJSON_IsString(finish) || strcmp(finish->valuestring, "cancelled") == 0) {
-        struct gd_error err = {0};
-        gd_fail(&err, GD_UNAVAILABLE, "the worker gave up this request: try again");
-        fail(completion, &err, NULL);
-        return;
-    }
+    if (!cJSON_IsString(finish) || strcmp(finish->valuestring, "cancelled") == 0)
+        return gd_fail(err, GD_UNAVAILABLE, "the worker gave up this request: try again");
     snprintf(choice->finish, sizeof choice->finish, "%s", finish->valuestring);
     choice->usage.prompt_tokens = count_of(usage, "prompt_tokens");
     choice->usage.cached_tokens = count_of(usage, "cached_tokens");
@@ -307,46 +243,19 @@ static void on_generated(struct choice *choice, const cJSON *frame)
     if (cJSON_IsString(tail))
         gd_buf_append_text(&choice->text, tail->valuestring);
     if (completion->ask.stream) {
-        begin_stream(completion);
         begin_choice(choice);
         send_end(choice);
     }
-    if (--completion->open_count > 0)
-        return;
-    if (completion->ask.stream)
-        finish_stream(completion);
-    else
-        reply(completion);
-}
-
-static void on_frame(void *context, const cJSON *frame, bool last)
-{
-    struct choice *choice = context;
-    const char *type = gd_json_find(frame, "type")->valuestring;
-    if (last)
-        choice->open = false;
-    if (strcmp(type, "token") == 0) {
-        on_token(choice, frame);
-    } else if (strcmp(type, "generated") == 0) {
-        on_generated(choice, frame);
-    } else {
-        struct gd_error err = {0};
-        gd_error_from_json(gd_json_find(frame, "error"), &err);
-        fail(choice->completion, &err, NULL);
-    }
+    return true;
 }
 
 /* ---- the questions ---- */
 
-static cJSON *generate_message(const struct completion *completion, const struct gd_model_ref *model, int prompt, int sequence)
+static cJSON *ask_choice(void *context, int part)
 {
+    const struct completion *completion = context;
     const struct gd_completion_ask *ask = &completion->ask;
     cJSON *message = cJSON_CreateObject();
-    cJSON_AddStringToObject(message, "type", "generate");
-    cJSON_AddStringToObject(message, "model_id", model->base_model);
-    cJSON_AddStringToObject(message, "model_path", model->base_path);
-    cJSON_AddItemToObject(message, "adapter_path",
-                          model->adapter_path != NULL ? cJSON_CreateString(model->adapter_path) : cJSON_CreateNull());
     cJSON_AddItemToObject(message, "task", ask->task[0] != '\0' ? cJSON_CreateString(ask->task) : cJSON_CreateNull());
     cJSON_AddStringToObject(message, "kind", ask->chat ? "chat" : "text");
     if (ask->chat) {
@@ -355,17 +264,20 @@ static cJSON *generate_message(const struct completion *completion, const struct
         if (ask->template_kwargs != NULL)
             cJSON_AddItemToObject(message, "chat_template_kwargs", cJSON_Duplicate(ask->template_kwargs, true));
     } else {
-        cJSON_AddItemToObject(message, "prompt", cJSON_Duplicate(ask->prompts[prompt], true));
+        cJSON_AddItemToObject(message, "prompt", cJSON_Duplicate(ask->prompts[completion->choices[part].prompt], true));
     }
-    cJSON_AddNumberToObject(message, "choice", sequence);
+    cJSON_AddNumberToObject(message, "choice", part % ask->best_of);
     cJSON_AddItemToObject(message, "sampling", cJSON_Duplicate(ask->sampling, true));
     return message;
 }
 
-static void ask_worker(struct completion *completion, const struct gd_model_ref *model)
+static const struct gd_gather_kind kind = {"generate", "generated", ask_choice, hear, take, NULL, reply, release};
+
+/* ---- the request ---- */
+
+static void make_choices(struct completion *completion)
 {
     const struct gd_completion_ask *ask = &completion->ask;
-    struct gd_error err = {0};
     completion->choice_count = ask->prompt_count * ask->best_of;
     completion->choices = gd_alloc_array((size_t)completion->choice_count, sizeof *completion->choices);
     for (int i = 0; i < completion->choice_count; i++) {
@@ -374,27 +286,7 @@ static void ask_worker(struct completion *completion, const struct gd_model_ref 
         choice->prompt = i / ask->best_of;
         choice->index = choice->prompt * ask->n + i % ask->best_of; /* rank() sets it anew where best_of > n */
         gd_buf_init(&choice->text, 0);
-        if (!gd_supervisor_request(completion->app->supervisor,
-                                   generate_message(completion, model, choice->prompt, i % ask->best_of), on_frame, choice,
-                                   &choice->request, &err)) {
-            fail(completion, &err, NULL);
-            return;
-        }
-        choice->open = true;
-        completion->open_count++;
     }
-}
-
-static void on_model(void *context, const struct gd_model_ref *model, const struct gd_error *err)
-{
-    struct completion *completion = context;
-    completion->resolving = false;
-    if (completion->over)
-        on_gone(completion);
-    else if (model == NULL)
-        fail(completion, err, err->code == GD_NOT_FOUND ? "model_not_found" : NULL);
-    else
-        ask_worker(completion, model);
 }
 
 /* Each sequence travels to the worker with its prompt. */
@@ -416,25 +308,24 @@ static void handle(struct gd_app *app, struct gd_request *request, bool chat)
     struct completion *completion = gd_alloc(sizeof *completion);
     struct gd_error err = {0};
     completion->app = app;
-    completion->request = request;
+    completion->gather = gd_gather_create(app, request, &kind, completion);
     completion->started = gd_time_monotonic();
-    bool ok = !app->draining || gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+    bool ok = !app->draining || gd_fail_stopping(&err);
     if (!ok || !gd_completion_parse(&completion->ask, chat, gd_request_json(request), &err) ||
         !check_size(&completion->ask, gd_request_json(request), &err)) {
-        fail(completion, &err, NULL);
+        gd_gather_refuse(completion->gather, &err);
         return;
     }
     char unique[25];
     gd_random_id(unique, 24);
     snprintf(completion->id, sizeof completion->id, "%s-%s", chat ? "chatcmpl" : "cmpl", unique);
     completion->model = gd_strdup(completion->ask.model);
-    completion->head = (struct gd_completion_head){.chat = chat, .id = completion->id, .model = completion->model,
-                                                   .created = gd_time_unix()};
+    completion->head = (struct gd_completion_head){.chat = chat, .chunk = completion->ask.stream, .id = completion->id,
+                                                   .model = completion->model, .created = gd_time_unix()};
     if (completion->ask.ignored != NULL)
         gd_http_header(request, "x-graftd-ignored-fields", completion->ask.ignored);
-    gd_request_on_gone(request, on_gone, completion);
-    completion->resolving = true;
-    gd_models_resolve(app, gd_request_project(request), completion->model, on_model, completion);
+    make_choices(completion);
+    gd_gather_start(completion->gather, completion->model, completion->choice_count);
 }
 
 void gd_handle_chat_completions(struct gd_app *app, struct gd_request *request)

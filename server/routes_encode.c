@@ -85,6 +85,20 @@ static void add_classes(cJSON *data, const cJSON *answer)
     }
 }
 
+static cJSON *ask(void *context, int part)
+{
+    struct encode_call *call = context;
+    cJSON *message = cJSON_CreateObject();
+    cJSON_AddStringToObject(message, "kind", call->embeds ? "embed" : "classify");
+    cJSON_AddItemToObject(message, "inputs", call->inputs[part]);
+    cJSON_AddNumberToObject(message, "first", call->count == 1 ? -1 : part * PART_INPUTS);
+    if (call->dimensions > 0)
+        cJSON_AddNumberToObject(message, "dimensions", (double)call->dimensions);
+    cJSON_AddBoolToObject(message, "base64", call->base64);
+    call->inputs[part] = NULL;
+    return message;
+}
+
 static bool take(void *context, int part, const cJSON *frame, struct gd_error *err)
 {
     struct encode_call *call = context;
@@ -114,7 +128,7 @@ static cJSON *reply(void *context, double *tokens)
     return out;
 }
 
-static const struct gd_gather_kind kind = {"encode", "result", take, NULL, reply, release};
+static const struct gd_gather_kind kind = {"encode", "result", ask, NULL, take, NULL, reply, release};
 
 /* ---- the request ---- */
 
@@ -181,38 +195,23 @@ static bool read_format(struct encode_call *call, const cJSON *body, struct gd_e
            gd_fail_param(err, GD_INVALID, "encoding_format", "encoding_format is '%s'; it must be 'float' or 'base64'", format);
 }
 
-static cJSON *make_message(struct encode_call *call, int part)
-{
-    cJSON *message = cJSON_CreateObject();
-    cJSON_AddStringToObject(message, "kind", call->embeds ? "embed" : "classify");
-    cJSON_AddItemToObject(message, "inputs", call->inputs[part]);
-    cJSON_AddNumberToObject(message, "first", call->count == 1 ? -1 : part * PART_INPUTS);
-    if (call->dimensions > 0)
-        cJSON_AddNumberToObject(message, "dimensions", (double)call->dimensions);
-    cJSON_AddBoolToObject(message, "base64", call->base64);
-    call->inputs[part] = NULL;
-    return message;
-}
-
 static void handle(struct gd_app *app, struct gd_request *request, bool embeds)
 {
     static const char *const of_embeddings[] = {"model", "input", "encoding_format", "dimensions", "user", NULL};
     static const char *const of_classes[] = {"model", "input", "user", NULL};
     struct encode_call *call = gd_alloc(sizeof *call);
+    struct gd_gather *gather = gd_gather_create(app, request, &kind, call);
     const cJSON *body = gd_request_json(request);
     const char *model = NULL;
     struct gd_error err = {0};
     call->embeds = embeds;
     if (!gd_gather_read(app, request, embeds ? of_embeddings : of_classes, &model, &err) || (embeds && !read_format(call, body, &err)) ||
         !read_inputs(call, body, &err)) {
-        gd_gather_refuse(request, &kind, call, &err);
+        gd_gather_refuse(gather, &err);
         return;
     }
     call->model = gd_strdup(model);
-    cJSON *messages = cJSON_CreateArray();
-    for (int i = 0; i < call->part_count; i++)
-        cJSON_AddItemToArray(messages, make_message(call, i));
-    gd_gather_start(app, request, call->model, messages, &kind, call);
+    gd_gather_start(gather, call->model, call->part_count);
 }
 
 void gd_handle_embeddings(struct gd_app *app, struct gd_request *request)

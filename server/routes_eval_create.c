@@ -205,7 +205,7 @@ static void on_model(void *context, const struct gd_model_ref *ref, const struct
         struct gd_error named = *err;
         gd_error_context(&named, start->looked_up == 0 && start->source->model != NULL ? "data_source.model"
                                                                                       : "a judge in testing_criteria");
-        gd_http_fail_as(start->request, &named, named.code == GD_NOT_FOUND ? "model_not_found" : NULL);
+        gd_http_fail_model(start->request, &named);
         release_start(start);
         return;
     }
@@ -299,7 +299,7 @@ void gd_handle_eval_run_create(struct gd_app *app, struct gd_request *request)
     start->project = gd_strdup(gd_request_project(request));
     start->eval_id = gd_strdup(gd_request_param(request, 0));
     start->models = cJSON_CreateArray();
-    bool ok = !app->draining || gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+    bool ok = !app->draining || gd_fail_stopping(&err);
     ok = ok && gd_json_only_known(body, "", known, &err) &&
          gd_json_get_string(body, "", "name", false, 1, NAME_BYTES_MAX, &name, &err) &&
          gd_metadata_read(body, &start->record.metadata, &err);

@@ -71,7 +71,7 @@ static void on_judge(void *context, const struct gd_model_ref *model, const stru
 {
     struct grading *grading = context;
     if (model == NULL) {
-        gd_http_fail_as(grading->request, err, err->code == GD_NOT_FOUND ? "model_not_found" : NULL);
+        gd_http_fail_model(grading->request, err);
         release_grading(grading);
         return;
     }

@@ -292,7 +292,7 @@ static void on_looked_up(void *argument, const struct gd_error *stored)
     if (err.code == GD_OK && create->spec.init_from != NULL && create->repeated)
         set_text(&create->spec.model, create->earlier.model);
     if (err.code == GD_NOT_FOUND || (err.code == GD_OK && create->start.id != NULL && !adopt_start(create, &err))) {
-        gd_http_fail_as(create->request, &err, err.code == GD_NOT_FOUND ? "model_not_found" : NULL);
+        gd_http_fail_model(create->request, &err);
         release_create(create);
     } else if (err.code != GD_OK) {
         fail_create(create, &err);
@@ -323,17 +323,13 @@ void gd_handle_job_create(struct gd_app *app, struct gd_request *request)
     struct gd_error err = {0};
     create->app = app;
     create->request = request;
-    bool ok = !app->draining || gd_fail(&err, GD_UNAVAILABLE, "the server is shutting down: try again when it is back");
+    bool ok = !app->draining || gd_fail_stopping(&err);
     ok = ok && gd_job_spec_parse(&create->spec, body, &err) && gd_metadata_read(body, &create->record.metadata, &err) &&
          check_integrations(body, &create->record.integrations, &err) &&
          check_idempotency_key(request, &create->record.idempotency_key, &err) && check_model(app, &create->spec, &err);
-    if (!ok && err.code == GD_NOT_FOUND) {
-        gd_http_fail_as(request, &err, "model_not_found");
-        release_create(create);
-        return;
-    }
     if (!ok) {
-        fail_create(create, &err);
+        gd_http_fail_model(request, &err);
+        release_create(create);
         return;
     }
     create->seed_given = create->spec.seed >= 0;

@@ -15,7 +15,7 @@
 
 struct reward_call {
     char *model;
-    cJSON *messages;                 /* one for each input: "prompt" or "messages" */
+    cJSON *messages;                 /* not sent yet, one for each input: "prompt" or "messages" */
     double *scores;
     int count;
     int64_t prompt_tokens, cached_tokens;
@@ -59,6 +59,11 @@ static int64_t count_of(const cJSON *usage, const char *name)
     return cJSON_IsNumber(value) ? (int64_t)value->valuedouble : 0;
 }
 
+static cJSON *ask(void *context, int part)
+{
+    return cJSON_DetachItemFromArray(((struct reward_call *)context)->messages, 0);
+}
+
 static bool take(void *context, int part, const cJSON *frame, struct gd_error *err)
 {
     struct reward_call *call = context;
@@ -77,7 +82,7 @@ static void explain(void *context, int part, struct gd_error *err)
         gd_error_context(err, "input[%d]", part);
 }
 
-static const struct gd_gather_kind kind = {"score", "scored", take, explain, reply, release};
+static const struct gd_gather_kind kind = {"score", "scored", ask, NULL, take, explain, reply, release};
 
 /* A text, token ids, or a conversation that ends with the assistant's answer. */
 static bool read_one(struct reward_call *call, const cJSON *input, const char *path, struct gd_error *err)
@@ -122,14 +127,13 @@ void gd_handle_rewards(struct gd_app *app, struct gd_request *request)
 {
     static const char *const known[] = {"model", "input", "user", NULL};
     struct reward_call *call = gd_alloc(sizeof *call);
+    struct gd_gather *gather = gd_gather_create(app, request, &kind, call);
     const char *model = NULL;
     struct gd_error err = {0};
     if (!gd_gather_read(app, request, known, &model, &err) || !read_inputs(call, gd_request_json(request), &err)) {
-        gd_gather_refuse(request, &kind, call, &err);
+        gd_gather_refuse(gather, &err);
         return;
     }
-    cJSON *messages = call->messages;
-    call->messages = NULL;
     call->model = gd_strdup(model);
-    gd_gather_start(app, request, call->model, messages, &kind, call);
+    gd_gather_start(gather, call->model, call->count);
 }

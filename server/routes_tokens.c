@@ -71,7 +71,7 @@ static void on_model(void *context, const struct gd_model_ref *model, const stru
 {
     struct token_call *call = context;
     if (model == NULL) {
-        gd_http_fail_as(call->request, err, err->code == GD_NOT_FOUND ? "model_not_found" : NULL);
+        gd_http_fail_model(call->request, err);
         release(call);
         return;
     }
