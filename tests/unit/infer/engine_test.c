@@ -470,11 +470,6 @@ static void destroying_a_busy_engine_finishes_its_requests(void **state)
 
 int main(void)
 {
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err)) {
-        fprintf(stderr, "%s\n", err.message);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decoding_with_the_cache_equals_full_recomputation),
         cmocka_unit_test(company_changes_no_bit_of_a_result),
@@ -489,5 +484,5 @@ int main(void)
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
         cmocka_unit_test(destroying_a_busy_engine_finishes_its_requests),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

@@ -322,11 +322,6 @@ static void an_answer_in_the_next_prompt_is_computed_anew(void **state)
 
 int main(void)
 {
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err)) {
-        fprintf(stderr, "%s\n", err.message);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(methods_share_a_batch_but_no_pages),
         cmocka_unit_test(long_requests_have_a_rope_of_their_own),
@@ -335,5 +330,5 @@ int main(void)
         cmocka_unit_test(trained_tensors_are_served_as_they_were_trained),
         cmocka_unit_test(an_answer_in_the_next_prompt_is_computed_anew),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

@@ -677,11 +677,6 @@ static void tokens_are_changed_by_their_index_in_the_sequence(void **state)
 
 int main(void)
 {
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err)) {
-        fprintf(stderr, "%s\n", err.message);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cached_attention_agrees_with_double_and_does_not_depend_on_slices),
         cmocka_unit_test(cached_attention_sees_no_further_than_its_window),
@@ -698,5 +693,5 @@ int main(void)
         cmocka_unit_test(a_rank_beyond_the_limit_is_an_error),
         cmocka_unit_test(tokens_are_changed_by_their_index_in_the_sequence),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

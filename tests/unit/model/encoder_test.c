@@ -304,12 +304,6 @@ static void gradients_of_all_weights_equal_the_reference(void **state)
     }
 }
 
-static int start_device(void **state)
-{
-    struct gd_error err = {0};
-    return gd_device_init(test_device(), 2, &err) ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -317,5 +311,5 @@ int main(void)
         cmocka_unit_test(classifiers_know_their_labels),
         cmocka_unit_test(gradients_of_all_weights_equal_the_reference),
     };
-    return cmocka_run_group_tests(tests, start_device, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

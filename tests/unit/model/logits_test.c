@@ -436,14 +436,6 @@ static void smollm2_gives_the_logits_of_the_reference(void **state)
     gd_safetensors_close(reference.file);
 }
 
-static int init_device(void **state)
-{
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err))
-        fail_msg("%s", err.message);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -456,5 +448,5 @@ int main(void)
         cmocka_unit_test(decoding_through_the_cache_equals_the_whole),
         cmocka_unit_test(smollm2_gives_the_logits_of_the_reference),
     };
-    return cmocka_run_group_tests(tests, init_device, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

@@ -309,11 +309,6 @@ static void configs_that_are_not_computed_are_refused_by_field(void **state)
 
 int main(void)
 {
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err)) {
-        fprintf(stderr, "%s\n", err.message);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(encoder_and_logits_equal_the_reference),
         cmocka_unit_test(bf16_logits_are_near_the_reference),
@@ -321,5 +316,5 @@ int main(void)
         cmocka_unit_test(gradients_equal_the_reference),
         cmocka_unit_test(configs_that_are_not_computed_are_refused_by_field),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

@@ -1,26 +1,6 @@
-#include "storage/db_internal.h"
-#include "tests/unit/base/scratch.h"
+#include "tests/unit/storage/db_testing.h"
 
 #include <math.h>
-
-static char *folder;
-static struct gd_db *db;
-static struct gd_error err;
-
-static int open_db(void **state)
-{
-    folder = scratch_new();
-    gd_error_clear(&err);
-    return gd_db_open(&db, folder, &err) && gd_db_begin(db, &err) ? 0 : -1;
-}
-
-static int close_db(void **state)
-{
-    gd_db_rollback(db);
-    gd_db_close(db);
-    scratch_remove(folder);
-    return 0;
-}
 
 static void put(const char *name, int64_t step, double value)
 {

@@ -312,13 +312,10 @@ static void rows_of_two_experts_do_not_meet_in_one_op(void **state)
 
 int main(void)
 {
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err))
-        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_layer_of_experts_and_its_gradients_agree_with_loops),
         cmocka_unit_test(experts_share_the_memory_of_the_rows_that_all_get_together),
         cmocka_unit_test(rows_of_two_experts_do_not_meet_in_one_op),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

@@ -347,14 +347,9 @@ static void ops_are_found_by_name_in_sorted_order(void **state)
 
 int main(void)
 {
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err)) {
-        fprintf(stderr, "%s\n", err.message);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ops_are_found_by_name_in_sorted_order),
         cmocka_unit_test(every_op_agrees_with_its_reference_and_its_gradient_with_finite_differences),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

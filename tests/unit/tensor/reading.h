@@ -31,6 +31,14 @@ static inline void test_ok(bool ok, const struct gd_error *err)
     }
 }
 
+/* What a group of tests sets up. */
+static inline int test_open_device(void **state)
+{
+    struct gd_error err = {0};
+    test_ok(gd_device_init(test_device(), 2, &err), &err);
+    return 0;
+}
+
 /* NaN in every dtype: nothing old can help. */
 static inline void test_poison(void *memory, size_t size_bytes)
 {

@@ -387,9 +387,6 @@ static void rows_that_are_not_whole_blocks_are_refused(void **state)
 
 int main(void)
 {
-    struct gd_error err = {0};
-    if (!gd_device_init(test_device(), 2, &err))
-        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rows_come_in_the_given_order_with_the_constant_added, set_up, tear_down),
         cmocka_unit_test_setup_teardown(products_forward_and_backward_agree_with_the_plain_sum, set_up, tear_down),
@@ -403,5 +400,5 @@ int main(void)
         cmocka_unit_test(quantised_weights_that_stay_so_multiply_alike),
         cmocka_unit_test_setup_teardown(rows_that_are_not_whole_blocks_are_refused, set_up, tear_down),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

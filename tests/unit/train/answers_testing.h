@@ -16,6 +16,7 @@
 #include "engine/data/dataset.h"
 #include "engine/model/safetensors.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -30,6 +31,17 @@ static inline void must(bool ok, const struct gd_error *err)
 {
     if (!ok)
         fail_msg("%s", err->message);
+}
+
+/* |a - b| / |b| */
+static inline double distance(const float *a, const float *b, int64_t count)
+{
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        size += (double)b[i] * b[i];
+    }
+    return sqrt(difference) / (sqrt(size) + 1e-12);
 }
 
 static inline struct gd_tensor stored(const struct gd_safetensors *file, const char *prefix, const char *name)

@@ -383,13 +383,6 @@ static void every_weight_of_an_encoder_and_decoder_has_the_gradient_of_the_refer
     }
 }
 
-static int set_up(void **state)
-{
-    struct gd_error err = {0};
-    must(gd_device_init(test_device(), 2, &err), &err);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -397,5 +390,5 @@ int main(void)
         cmocka_unit_test(every_weight_of_an_encoder_has_the_gradient_of_the_reference),
         cmocka_unit_test(every_weight_of_an_encoder_and_decoder_has_the_gradient_of_the_reference),
     };
-    return cmocka_run_group_tests(tests, set_up, NULL);
+    return cmocka_run_group_tests(tests, test_open_device, NULL);
 }

@@ -79,16 +79,6 @@ static struct gd_pass_result run(struct setting *s, const struct gd_preference *
     return result;
 }
 
-static double distance(const float *a, const float *b, int64_t count)
-{
-    double difference = 0, size = 0;
-    for (int64_t i = 0; i < count; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        size += (double)b[i] * b[i];
-    }
-    return sqrt(difference) / (sqrt(size) + 1e-12);
-}
-
 static void every_loss_and_its_gradient_equal_pytorchs(void **state)
 {
     struct setting *s = *state;

@@ -3,14 +3,7 @@
 #include "engine/base/alloc.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
-
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "tests/unit/train/answers_testing.h"
 
 #define SPACE 1024
 
@@ -32,12 +25,6 @@ struct setting {
     float *block, *grad;
     int64_t count;
 };
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static void add_side(struct gd_dataset *data, const struct shape *shape, int row, int side, int own)
 {
@@ -133,16 +120,6 @@ static struct gd_pass_result run(struct setting *s, const char *loss, bool share
     must(gd_passes_run(&passes, true, &s->batch, 1.0 / ROWS, NULL, NULL, &result, &err), &err);
     gd_passes_release(&passes);
     return result;
-}
-
-static double distance(const float *a, const float *b, int64_t count)
-{
-    double difference = 0, size = 0;
-    for (int64_t i = 0; i < count; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        size += (double)b[i] * b[i];
-    }
-    return sqrt(difference) / (sqrt(size) + 1e-12);
 }
 
 static void compare(struct setting *s, const char *loss)

@@ -92,16 +92,6 @@ static struct gd_pass_result run(struct setting *s, double centre, bool margins,
     return result;
 }
 
-static double distance(const float *a, const float *b, int64_t count)
-{
-    double difference = 0, size = 0;
-    for (int64_t i = 0; i < count; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        size += (double)b[i] * b[i];
-    }
-    return sqrt(difference) / (sqrt(size) + 1e-12);
-}
-
 static void compare(struct setting *s, const char *prefix, const struct gd_pass_result *result)
 {
     double expected = *(const float *)stored(s->file, prefix, "loss").data;
