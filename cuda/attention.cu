@@ -6,71 +6,29 @@
  */
 #include "cuda/attention_plain.h"
 
-#define ROWS 64
+#define ROWS GD_ATTENTION_ROWS
 
-/* Keys of a tile: the sums of wide heads leave room for fewer scores. */
-template <int PADDED> struct forward_tile {
-    static constexpr int keys = PADDED <= 128 ? 64 : 32;
-    static constexpr size_t bytes = (ROWS + 2 * keys) * (PADDED + 8) * sizeof(bf16);
-};
-
-/* One tile of scores to probabilities of 16 rows, in place; maximum, sum and output of the rows are brought up to date. */
-template <int NT, int DT>
+/* Products of a warp's 16 rows to weights, and these into the rows' sums. Tiles that all rows see whole are the most: no masks there. */
+template <int PADDED, int NT>
 CU_FN void soften(const attention_shape &n, const attention_bias &bias, int head, float (*s)[4], float (*sum)[4], float *most, float *total,
                   int row, int key, int end, int shift)
 {
-    int lane = (int)threadIdx.x % 32, mine = row + lane / 4, column = key + lane % 4 * 2;
+    int mine = row + (int)threadIdx.x % 32 / 4 + shift, heads[2] = {head, head}, apart[2] = {mine, mine + 8};
     bool whole = key + 8 * NT <= end && attention_sees_all(n, row, row + 15, key, key + 8 * NT - 1, shift);
-    float top[2] = {most[0], most[1]}, fade[2], scale = n.scale * GD_ATTENTION_LOG2_E;
     if (whole && n.softcap == 0 && n.bias_distance == 0) {
-#pragma unroll
-        for (int i = 0; i < NT; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                s[i][e] *= scale;
+        attention_scale<NT>(s, n);
     } else {
-#pragma unroll
-        for (int i = 0; i < NT; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int j = column + i * 8 + e % 2, distance = mine + e / 2 * 8 - j + shift;
-                float x = attention_exponent(n, s[i][e]);
-                if (n.bias_distance > 0)
-                    x += attention_bias_of(n, bias, head, distance);
-                s[i][e] = j < end && attention_sees(n, distance) ? x : -INFINITY;
-            }
+        attention_scores<NT>(s, n, bias, heads, apart, key);
+        attention_mask<NT>(s, n, apart, key, end);
     }
-#pragma unroll
-    for (int i = 0; i < NT; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            top[e / 2] = fmaxf(top[e / 2], s[i][e]);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        top[half] = quad_max(top[half]);
-        fade[half] = fast_exp2(most[half] - top[half]);
-        most[half] = top[half];
-        total[half] *= fade[half];
-    }
-#pragma unroll
-    for (int i = 0; i < NT; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            s[i][e] = fast_exp2(s[i][e] - most[e / 2]);
-            total[e / 2] += s[i][e];
-        }
-#pragma unroll
-    for (int i = 0; i < DT; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            sum[i][e] *= fade[e / 2];
+    attention_soften<NT, PADDED / 8>(s, sum, most, total);
 }
 
 template <int PADDED>
 CU_FN void forward_rows(const attention_shape &n, const attention_bias &bias, int head, const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out,
                         float *lse, const attention_part *parts, int begin, int end)
 {
-    const int keys = forward_tile<PADDED>::keys, pitch = PADDED + 8;
+    const int keys = attention_tiles<PADDED>::forward_keys, pitch = PADDED + 8;
     CU_DYN_SHARED(bf16, shared);
     bf16 *q_tile = shared, *k_tile = q_tile + ROWS * pitch, *v_tile = k_tile + keys * pitch;
     int lane = (int)threadIdx.x % 32, row = (int)threadIdx.x / 32 * 16;
@@ -92,7 +50,7 @@ CU_FN void forward_rows(const attention_shape &n, const attention_bias &bias, in
         cp_async_commit();
         float s[keys / 8][4];
         attention_products<PADDED, keys / 8>(s, q_tile + row * pitch, k_tile);
-        soften<keys / 8, PADDED / 8>(n, bias, head, s, sum, most, total, begin + row, key, key_end, shift);
+        soften<PADDED, keys / 8>(n, bias, head, s, sum, most, total, begin + row, key, key_end, shift);
         cp_async_wait<0>();
         __syncthreads(); /* values are there; nobody reads keys any more */
         if (t + 1 < tiles) {
@@ -117,22 +75,15 @@ CU_FN void forward_rows(const attention_shape &n, const attention_bias &bias, in
     }
 }
 
-/* What both forms do around their rows. Long rows are begun first. */
+/* What both forms do around their rows. */
 template <class T, int ROWS_A_TILE>
 CU_FN bool find_rows(const attention_shape &n, const attention_offsets &at, T *out, float *lse, attention_tile *tile, attention_part *parts)
 {
-    int head = (int)blockIdx.y;
-    *tile = attention_find_tile(at.cu, n.segments, n.rows, ROWS_A_TILE, 1, (int)(gridDim.x - 1 - blockIdx.x));
-    if (tile->begin == tile->end)
-        return false;
-    if (tile->segment == n.segments) {
-        attention_zero_rows(out + head * n.head_dim, (long long)n.heads * n.head_dim, tile->begin, tile->end, n.head_dim);
-        for (int row = tile->begin + (int)threadIdx.x; row < tile->end; row += (int)blockDim.x)
-            lse[(long long)row * n.heads + head] = 0;
-        return false;
-    }
-    attention_keys_of(n, at, *tile, parts);
-    return true;
+    if (attention_find_rows<T, ROWS_A_TILE>(n, at, out, tile, parts))
+        return true;
+    for (int row = tile->begin + (int)threadIdx.x; row < tile->end; row += (int)blockDim.x)
+        lse[(long long)row * n.heads + (int)blockIdx.y] = 0;
+    return false;
 }
 
 template <int PADDED>
@@ -216,7 +167,7 @@ static bool run(const struct gd_kernel_args *args, struct gd_error *err)
     if (out[0].dtype == GD_BF16 && n.head_dim <= GD_ATTENTION_MMA_MAX) {
         dim3 grid((unsigned)(n.rows / ROWS + n.segments + 1), (unsigned)n.heads);
         GD_BY_HEAD_DIM(n.head_dim, PADDED, {
-            const size_t bytes = forward_tile<PADDED>::bytes;
+            const size_t bytes = attention_mma_bytes(ATTENTION_FORWARD, n.head_dim);
             if (!attention_allow_shared((const void *)forward_kernel<PADDED>, bytes, "attention", err))
                 return false;
             CU_LAUNCH((forward_kernel<PADDED>), grid, 128, bytes, gd_cuda_stream(), n, at, bias, (const bf16 *)in[0].data,
@@ -226,7 +177,7 @@ static bool run(const struct gd_kernel_args *args, struct gd_error *err)
     }
     GD_BY_VALUES(n.head_dim, VALUES, {
         using plain = attention_plain<VALUES>;
-        const size_t bytes = attention_plain_bytes<VALUES>(n.head_dim, 1, 1);
+        const size_t bytes = attention_plain_bytes(ATTENTION_FORWARD, n.head_dim);
         dim3 grid((unsigned)(n.rows / plain::rows + n.segments + 1), (unsigned)n.heads);
         GD_BY_ACT(out[0].dtype, T, {
             if (!attention_allow_shared((const void *)forward_plain_kernel<T, VALUES>, bytes, "attention", err))

@@ -2,7 +2,7 @@
  * attention.h - what the kernels of attention share: which keys a row sees, the bias between them, tiles of rows.
  *
  * Why      Forward, backward and serving cut the batch, mask and cap scores in one way (the CPU's attention_blocks.h).
- * Memory   Tiles of a block's dynamic shared memory.
+ * Memory   Tiles of a block's dynamic shared memory, all of them within GD_ATTENTION_SHARED_MAX.
  * Threads  Functions on tiles are called by all threads of a block.
  * Errors   none
  * Limits   Rows and keys fit 32 bits.
@@ -21,10 +21,18 @@
 #include "cuda/kernel.h"
 #include <math.h>
 
+extern "C" {
+#include "engine/tensor/kv.h"
+}
+
 #define GD_ATTENTION_FAR 2147483647
 #define GD_ATTENTION_LOG2_E 1.44269504088896340736f
 #define GD_ATTENTION_LN_2 0.69314718055994530942f
 #define GD_ATTENTION_NOTHING (-1e30f) /* maximum of no scores: finite, so that it makes no NaN */
+
+#define GD_ATTENTION_ROWS 64          /* of a block on the tensor cores: four warps of 16 */
+#define GD_ATTENTION_MMA_MAX 256      /* head sizes up to this have kernels on the tensor cores */
+#define GD_ATTENTION_SHARED_MAX (99 * 1024) /* what a block may have on sm_86, sm_89 and sm_120, the least of all that run it */
 
 struct attention_shape {
     int rows, key_rows, segments;
@@ -162,6 +170,16 @@ CU_FN float attention_exponent_slope(const attention_shape &n, float product, fl
 
 /* ---- tiles of bf16 rows in shared memory, PADDED + 8 elements apart: no bank conflicts ---- */
 
+/* How kernels on the tensor cores are made up for heads of up to PADDED: the rows or keys that come by, tile by tile. */
+template <int PADDED> struct attention_tiles {
+    static constexpr int forward_keys = PADDED <= 128 ? 64 : 32; /* the sums of wide heads leave room for fewer scores */
+    static constexpr int backward_keys = PADDED <= 64 ? 64 : PADDED <= 128 ? 32 : 16;
+    static constexpr int backward_rows = PADDED <= 128 ? 32 : 16;
+    static constexpr int page = GD_KV_PAGE_TOKENS;
+    static constexpr int halves = PADDED > 128 ? 2 : 1; /* of the columns of two sums: each has its own four warps */
+    static constexpr int columns = PADDED / halves;
+};
+
 /* `count` rows of head_dim elements, `row` apart, into a tile of ROWS; the rest is zero. Committed and waited for by the caller. */
 template <int PADDED, int ROWS> CU_FN void attention_load_tile(bf16 *tile, const bf16 *from, long long row, int count, int head_dim, int vectors)
 {
@@ -186,24 +204,52 @@ template <int PADDED> struct attention_wide {
     static constexpr int tiles = PADDED % 64 == 0 ? 8 : PADDED % 32 == 0 ? 4 : 2;
 };
 
-/* s[16 rows of a][8 NT rows of b] = a b^T, both of PADDED columns. a: where the warp's rows begin. */
-template <int PADDED, int NT> CU_FN void attention_products(float (*s)[4], const bf16 *a, const bf16 *b)
+/* s += a b^T of the columns [k, k + 16). */
+template <int PADDED, int NT> CU_FN void attention_product_step(float (*s)[4], const bf16 *a, const bf16 *b, int k)
 {
     const int pitch = PADDED + 8, lane = (int)threadIdx.x % 32;
     const bf16 *from_a = a + lane % 16 * pitch + lane / 16 * 8, *from_b = b + (lane % 8 + lane / 16 * 8) * pitch + lane / 8 % 2 * 8;
+    unsigned left[4], right[NT][2];
+    ldmatrix_x4(left, from_a + k);
+#pragma unroll
+    for (int i = 0; i < NT; i += 2)
+        ldmatrix_x4(&right[i][0], from_b + i * 8 * pitch + k);
+    mma_bf16_row<NT>(s, left, right);
+}
+
+template <int NT> CU_FN void attention_zero(float (*s)[4])
+{
 #pragma unroll
     for (int i = 0; i < NT; i++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
             s[i][e] = 0;
+}
+
+/* s[16 rows of a][8 NT rows of b] = a b^T, both of PADDED columns. a: where the warp's rows begin. */
+template <int PADDED, int NT> CU_FN void attention_products(float (*s)[4], const bf16 *a, const bf16 *b)
+{
+    attention_zero<NT>(s);
+#pragma unroll
+    for (int k = 0; k < PADDED; k += 16)
+        attention_product_step<PADDED, NT>(s, a, b, k);
+}
+
+/* s = a b^T and t = c d^T. Tiles of 16 rows take turns: one product alone waits for its own sums. */
+template <int PADDED, int NT>
+CU_FN void attention_two_products(float (*s)[4], const bf16 *a, const bf16 *b, float (*t)[4], const bf16 *c, const bf16 *d)
+{
+    if (NT > 2) {
+        attention_products<PADDED, NT>(s, a, b);
+        attention_products<PADDED, NT>(t, c, d);
+        return;
+    }
+    attention_zero<NT>(s);
+    attention_zero<NT>(t);
 #pragma unroll
     for (int k = 0; k < PADDED; k += 16) {
-        unsigned left[4], right[NT][2];
-        ldmatrix_x4(left, from_a + k);
-#pragma unroll
-        for (int i = 0; i < NT; i += 2)
-            ldmatrix_x4(&right[i][0], from_b + i * 8 * pitch + k);
-        mma_bf16_row<NT>(s, left, right);
+        attention_product_step<PADDED, NT>(s, a, b, k);
+        attention_product_step<PADDED, NT>(t, c, d, k);
     }
 }
 
@@ -225,6 +271,81 @@ template <int PADDED, int COLUMNS, int NT> CU_FN void attention_add_products(flo
             mma_bf16_row<wide>(sum + c, left, right);
         }
     }
+}
+
+template <int NT> CU_FN void attention_scale(float (*s)[4], const attention_shape &n)
+{
+    float scale = n.scale * GD_ATTENTION_LOG2_E;
+#pragma unroll
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            s[i][e] *= scale;
+}
+
+/*
+ * Products of 16 rows to scores in base 2. `apart`: from either half's row to key 0, `head`: its head. Which form this takes is the
+ * op's, not the tile's: in serving a row's bits must not depend on who else sees the tile.
+ */
+template <int NT>
+CU_FN void attention_scores(float (*s)[4], const attention_shape &n, const attention_bias &bias, const int *head, const int *apart, int key)
+{
+    int column = key + (int)threadIdx.x % 4 * 2;
+    if (n.softcap == 0 && n.bias_distance == 0) {
+        attention_scale<NT>(s, n);
+    } else {
+#pragma unroll
+        for (int i = 0; i < NT; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                s[i][e] = attention_exponent(n, s[i][e]);
+                if (n.bias_distance > 0)
+                    s[i][e] += attention_bias_of(n, bias, head[e / 2], apart[e / 2] - (column + i * 8 + e % 2));
+            }
+    }
+}
+
+/* Scores of keys that a row does not see become -inf. */
+template <int NT> CU_FN void attention_mask(float (*s)[4], const attention_shape &n, const int *apart, int key, int end)
+{
+    int column = key + (int)threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int j = column + i * 8 + e % 2;
+            s[i][e] = j < end && attention_sees(n, apart[e / 2] - j) ? s[i][e] : -INFINITY;
+        }
+}
+
+/* Scores of 16 rows to their weights, in place: maximum and sum of the rows are brought up to date, and DT tiles of their output. */
+template <int NT, int DT> CU_FN void attention_soften(float (*s)[4], float (*sum)[4], float *most, float *total)
+{
+    float top[2] = {most[0], most[1]}, fade[2];
+#pragma unroll
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            top[e / 2] = fmaxf(top[e / 2], s[i][e]);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        top[half] = quad_max(top[half]);
+        fade[half] = fast_exp2(most[half] - top[half]);
+        most[half] = top[half];
+        total[half] *= fade[half];
+    }
+#pragma unroll
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            s[i][e] = fast_exp2(s[i][e] - most[e / 2]);
+            total[e / 2] += s[i][e];
+        }
+#pragma unroll
+    for (int i = 0; i < DT; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            sum[i][e] *= fade[e / 2];
 }
 
 /* Two columns of a row of head_dim elements. */
@@ -292,6 +413,8 @@ static inline bool attention_allow_shared(const void *kernel, size_t bytes, cons
                                                "cudaFuncSetAttribute", op, err);
 }
 
+enum attention_kernel { ATTENTION_FORWARD, ATTENTION_CACHED, ATTENTION_ROWS, ATTENTION_KEYS, ATTENTION_BIAS };
+
 /* Does `...` with PADDED as head_dim rounded up to a size that there are kernels for. */
 #define GD_BY_HEAD_DIM(head_dim, PADDED, ...)                                                       \
     do {                                                                                            \
@@ -319,6 +442,22 @@ static inline bool attention_allow_shared(const void *kernel, size_t bytes, cons
         }                                                                                           \
     } while (0)
 
+/* Bytes of shared memory that a block of a kernel on the tensor cores takes (all but ATTENTION_BIAS, which has none). */
+static inline size_t attention_mma_bytes(enum attention_kernel kernel, int head_dim)
+{
+    size_t bytes = 0;
+    GD_BY_HEAD_DIM(head_dim, PADDED, {
+        using tiles = attention_tiles<PADDED>;
+        const int own = kernel == ATTENTION_ROWS || kernel == ATTENTION_KEYS ? 2 * GD_ATTENTION_ROWS : GD_ATTENTION_ROWS;
+        const int passing = kernel == ATTENTION_FORWARD  ? 2 * tiles::forward_keys
+                            : kernel == ATTENTION_CACHED ? 4 * tiles::page
+                            : kernel == ATTENTION_ROWS   ? 4 * tiles::backward_keys
+                                                         : 4 * tiles::backward_rows;
+        bytes = (size_t)(own + passing) * (PADDED + 8) * sizeof(bf16);
+    });
+    return bytes;
+}
+
 /* Does `...` with VALUES as numbers of a row that a lane holds, at least head_dim / 32. */
 #define GD_BY_VALUES(head_dim, VALUES, ...)                                                         \
     do {                                                                                            \
@@ -333,8 +472,5 @@ static inline bool attention_allow_shared(const void *kernel, size_t bytes, cons
             __VA_ARGS__;                                                                            \
         }                                                                                           \
     } while (0)
-
-/* Head sizes up to this have kernels on the tensor cores. */
-#define GD_ATTENTION_MMA_MAX 256
 
 #endif

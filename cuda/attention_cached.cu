@@ -13,11 +13,7 @@
  */
 #include "cuda/attention_plain.h"
 
-extern "C" {
-#include "engine/tensor/kv.h"
-}
-
-#define LANES 64
+#define LANES GD_ATTENTION_ROWS
 #define SPLIT_ROWS 8                  /* sequences with more rows in a batch fill blocks without being split */
 #define CHUNKS 128
 #define CHUNKS_OF_A_SIZE 16           /* of 128 keys, then as many of twice as many, and so on */
@@ -123,12 +119,6 @@ CU_FN float merge_sums(float sum, const merging &by, float other)
     return __fmaf_rn(sum, by.mine, __fmul_rn(other, by.other));
 }
 
-template <int PADDED> struct cached_tile {
-    static constexpr bool sums_in_registers = PADDED <= 128; /* those of all chunks, beside those of the chunk at hand */
-    static constexpr size_t tile_bytes = (LANES + 4 * PAGE) * (PADDED + 8) * sizeof(bf16);
-    static constexpr size_t bytes = tile_bytes + (sums_in_registers ? 0 : LANES * PADDED * sizeof(float));
-};
-
 /* What a block does: lanes [lane, lane_end) of sequence s (lane = row * group + head), keys [begin, end), begin a page's. */
 struct cached_work {
     int s, lane, lane_end, begin, end;
@@ -166,80 +156,35 @@ CU_FN void load_page(bf16 *k_tile, bf16 *v_tile, const attention_shape &n, const
     attention_load_tile<PADDED, PAGE>(v_tile, pages + page_rows<bf16>(n, cache, page, 1, kv_head), n.head_dim, end - key, n.head_dim, n.vectors);
 }
 
-/* One page of keys for the warp's 16 lanes. row: the position of either half's lane. */
+/* One page of keys for the warp's 16 lanes and its columns of the values. row: the position of either half's lane. */
 template <int PADDED>
 CU_FN void absorb(const attention_shape &n, const attention_bias &bias, const int *row, const int *head, int key, int end, const bf16 *q_tile,
                   const bf16 *k_tile, const bf16 *v_tile, float (*sum)[4], float *most, float *total)
 {
-    int lane = (int)threadIdx.x % 32, column = key + lane % 4 * 2;
-    float s[PAGE / 8][4], top[2] = {most[0], most[1]}, fade[2];
+    const int columns = attention_tiles<PADDED>::columns;
+    float s[PAGE / 8][4];
     attention_products<PADDED, PAGE / 8>(s, q_tile, k_tile);
-    /* Which of both is the op's, not the page's: a row's bits must not depend on who else sees the page. */
-    if (n.softcap == 0 && n.bias_distance == 0) {
-#pragma unroll
-        for (int i = 0; i < PAGE / 8; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                s[i][e] *= n.scale * GD_ATTENTION_LOG2_E;
-    } else {
-#pragma unroll
-        for (int i = 0; i < PAGE / 8; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                s[i][e] = attention_exponent(n, s[i][e]);
-                if (n.bias_distance > 0)
-                    s[i][e] += attention_bias_of(n, bias, head[e / 2], row[e / 2] - (column + i * 8 + e % 2));
-            }
-    }
-#pragma unroll
-    for (int i = 0; i < PAGE / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int j = column + i * 8 + e % 2;
-            s[i][e] = j < end && attention_sees(n, row[e / 2] - j) ? s[i][e] : -INFINITY;
-            top[e / 2] = fmaxf(top[e / 2], s[i][e]);
-        }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        top[half] = quad_max(top[half]);
-        fade[half] = fast_exp2(most[half] - top[half]);
-        most[half] = top[half];
-        total[half] *= fade[half];
-    }
-#pragma unroll
-    for (int i = 0; i < PAGE / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            s[i][e] = fast_exp2(s[i][e] - most[e / 2]);
-            total[e / 2] += s[i][e];
-        }
-#pragma unroll
-    for (int i = 0; i < PADDED / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            sum[i][e] *= fade[e / 2];
-    attention_add_products<PADDED, PADDED, PAGE / 8>(sum, s, v_tile);
+    attention_scores<PAGE / 8>(s, n, bias, head, row, key);
+    attention_mask<PAGE / 8>(s, n, row, key, end);
+    attention_soften<PAGE / 8, columns / 8>(s, sum, most, total);
+    attention_add_products<PADDED, columns, PAGE / 8>(sum, s, v_tile);
 }
 
 template <int PADDED>
 CU_FN void cached_rows(const attention_shape &n, const staged &at, const cache &cache, const attention_bias &bias, const bf16 *q, bf16 *out,
                        const partials &partials, const cached_work &work)
 {
-    using shape = cached_tile<PADDED>;
-    const int pitch = PADDED + 8, page = PAGE * pitch, all_count = shape::sums_in_registers ? PADDED / 8 : 1;
+    const int pitch = PADDED + 8, page = PAGE * pitch, columns = attention_tiles<PADDED>::columns;
     CU_DYN_SHARED(bf16, shared);
     bf16 *q_tile = shared, *tiles = q_tile + LANES * pitch; /* two of keys, two of values */
-    float *all_shared = reinterpret_cast<float *>(reinterpret_cast<char *>(shared) + shape::tile_bytes) + threadIdx.x;
-    int kv_head = (int)blockIdx.y, lane = (int)threadIdx.x % 32, own = (int)threadIdx.x / 32 * 16, first_row = at.begin[work.s];
+    int kv_head = (int)blockIdx.y, lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, own = warp % 4 * 16;
+    int from_column = warp / 4 * columns, first_row = at.begin[work.s];
     int mine[2] = {work.lane + own + lane / 4, work.lane + own + lane / 4 + 8};
     int row[2] = {at.past[work.s] + mine[0] / n.group, at.past[work.s] + mine[1] / n.group};
     int head[2] = {kv_head * n.group + mine[0] % n.group, kv_head * n.group + mine[1] % n.group};
     bool works = work.lane + own < work.lane_end; /* the warp has lanes */
-    float sum[PADDED / 8][4] = {}, most[2] = {GD_ATTENTION_NOTHING, GD_ATTENTION_NOTHING}, total[2] = {};
-    float all[all_count][4] = {}, all_most[2] = {GD_ATTENTION_NOTHING, GD_ATTENTION_NOTHING}, all_total[2] = {};
-    if (!shape::sums_in_registers)
-        for (int i = 0; i < PADDED / 2; i++)
-            all_shared[i * 128] = 0;
+    float sum[columns / 8][4] = {}, most[2] = {GD_ATTENTION_NOTHING, GD_ATTENTION_NOTHING}, total[2] = {};
+    float all[columns / 8][4] = {}, all_most[2] = {GD_ATTENTION_NOTHING, GD_ATTENTION_NOTHING}, all_total[2] = {};
     for (int key = work.begin - PAGE, stage = 1; key < work.end; key += PAGE, stage = 1 - stage) {
         int next = key + PAGE;
         if (key >= work.begin)
@@ -255,7 +200,8 @@ CU_FN void cached_rows(const attention_shape &n, const staged &at, const cache &
         __syncthreads(); /* this page is there */
         if (!works)
             continue;
-        absorb<PADDED>(n, bias, row, head, key, work.end, q_tile + own * pitch, tiles + stage * page, tiles + (2 + stage) * page, sum, most, total);
+        absorb<PADDED>(n, bias, row, head, key, work.end, q_tile + own * pitch, tiles + stage * page,
+                       tiles + (2 + stage) * page + from_column, sum, most, total);
         if (next < chunk_end(chunk_of(key)) && next < work.end)
             continue;
         merging by[2];
@@ -268,13 +214,10 @@ CU_FN void cached_rows(const attention_shape &n, const staged &at, const cache &
         if (work.slot >= 0)
             break; /* one chunk; the last page: no copies are under way */
 #pragma unroll
-        for (int i = 0; i < PADDED / 8; i++)
+        for (int i = 0; i < columns / 8; i++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                if (shape::sums_in_registers)
-                    all[i % all_count][e] = merge_sums(all[i % all_count][e], by[e / 2], sum[i][e]);
-                else
-                    all_shared[(i * 4 + e) * 128] = merge_sums(all_shared[(i * 4 + e) * 128], by[e / 2], sum[i][e]);
+                all[i][e] = merge_sums(all[i][e], by[e / 2], sum[i][e]);
                 sum[i][e] = 0;
             }
 #pragma unroll
@@ -290,26 +233,25 @@ CU_FN void cached_rows(const attention_shape &n, const staged &at, const cache &
             continue;
         if (work.slot >= 0) {
             long long slot = (long long)(work.slot + mine[half] / n.group) * n.heads + head[half];
-            if (lane % 4 == 0) {
+            if (lane % 4 == 0 && from_column == 0) {
                 partials.weights[slot * 2] = most[half];
                 partials.weights[slot * 2 + 1] = total[half];
             }
 #pragma unroll
-            for (int i = 0; i < PADDED / 8; i++)
+            for (int i = 0; i < columns / 8; i++)
 #pragma unroll
-                for (int e = 0; e < 2; e++)
-                    if (i * 8 + lane % 4 * 2 + e < n.head_dim)
-                        partials.sums[slot * n.head_dim + i * 8 + lane % 4 * 2 + e] = sum[i][half * 2 + e];
+                for (int e = 0; e < 2; e++) {
+                    int column = from_column + i * 8 + lane % 4 * 2 + e;
+                    if (column < n.head_dim)
+                        partials.sums[slot * n.head_dim + column] = sum[i][half * 2 + e];
+                }
             continue;
         }
         float factor = all_total[half] != 0 ? 1 / all_total[half] : 0;
         bf16 *to = out + lane_offset(n, kv_head, first_row, mine[half]);
 #pragma unroll
-        for (int i = 0; i < PADDED / 8; i++) {
-            float a = shape::sums_in_registers ? all[i % all_count][half * 2] : all_shared[(i * 4 + half * 2) * 128];
-            float b = shape::sums_in_registers ? all[i % all_count][half * 2 + 1] : all_shared[(i * 4 + half * 2 + 1) * 128];
-            attention_store_pair(to, i * 8 + lane % 4 * 2, n.head_dim, a * factor, b * factor);
-        }
+        for (int i = 0; i < columns / 8; i++)
+            attention_store_pair(to, from_column + i * 8 + lane % 4 * 2, n.head_dim, all[i][half * 2] * factor, all[i][half * 2 + 1] * factor);
     }
 }
 
@@ -361,8 +303,9 @@ CU_FN bool find_work(const attention_shape &n, const staged &at, bf16 *out, cons
 }
 
 template <int PADDED>
-__global__ __launch_bounds__(128, 1) void cached_kernel(attention_shape n, staged at, cache cache, attention_bias bias, const bf16 *q, bf16 *out,
-                                                     partials partials, int items, int parts)
+__global__ __launch_bounds__(128 * attention_tiles<PADDED>::halves, 1) void cached_kernel(attention_shape n, staged at, cache cache,
+                                                                                       attention_bias bias, const bf16 *q, bf16 *out,
+                                                                                       partials partials, int items, int parts)
 {
     cached_work work;
     if (find_work(n, at, out, partials, items, parts, &work))
@@ -560,7 +503,7 @@ static bool run_plain(const struct gd_kernel_args *args, const attention_shape &
 {
     GD_BY_VALUES(n.head_dim, VALUES, {
         using plain = attention_plain<VALUES>;
-        const size_t bytes = attention_plain_bytes<VALUES>(n.head_dim, 1, 1);
+        const size_t bytes = attention_plain_bytes(ATTENTION_CACHED, n.head_dim);
         dim3 grid((unsigned)(n.rows / plain::rows + n.rows + 1), (unsigned)n.heads);
         if (!attention_allow_shared((const void *)cached_plain_kernel<T, P, VALUES>, bytes, "attention_cached", err))
             return false;
@@ -579,10 +522,11 @@ static bool run_mma(const struct gd_kernel_args *args, const attention_shape &n,
     partials partials = {scratch, scratch + (size_t)items * (size_t)n.heads * (size_t)n.head_dim};
     dim3 grid((unsigned)(items * parts + (long long)n.rows * n.group / LANES + n.rows + 1), (unsigned)n.kv_heads);
     GD_BY_HEAD_DIM(n.head_dim, PADDED, {
-        const size_t bytes = cached_tile<PADDED>::bytes;
+        const size_t bytes = attention_mma_bytes(ATTENTION_CACHED, n.head_dim);
         if (!attention_allow_shared((const void *)cached_kernel<PADDED>, bytes, "attention_cached", err))
             return false;
-        CU_LAUNCH((cached_kernel<PADDED>), grid, 128, bytes, gd_cuda_stream(), n, at, cache, bias, q, out, partials, items, parts);
+        CU_LAUNCH((cached_kernel<PADDED>), grid, 128 * attention_tiles<PADDED>::halves, bytes, gd_cuda_stream(), n, at, cache, bias, q, out,
+                  partials, items, parts);
     });
     CU_LAUNCH(merge_kernel, dim3((unsigned)n.rows, (unsigned)n.heads), 64, 0, gd_cuda_stream(), n, at, out, partials);
     return true;

@@ -10,19 +10,10 @@
  */
 #include "cuda/attention_plain.h"
 
-#define ROWS 64                    /* of a block's own tile */
+#define ROWS GD_ATTENTION_ROWS
 
 struct backward {
     const float *lse, *dot;        /* [T, heads] */
-};
-
-/* Rows or keys of the tile that comes by. */
-template <int PADDED> struct backward_tile {
-    static constexpr int keys = PADDED <= 64 ? 64 : 32;
-    static constexpr int rows = 32;
-    static constexpr int halves = PADDED > 128 ? 2 : 1; /* of the columns of dk and dv: each to its own four warps */
-    static constexpr size_t rows_bytes = (2 * ROWS + 4 * keys) * (PADDED + 8) * sizeof(bf16);
-    static constexpr size_t keys_bytes = (2 * ROWS + 4 * rows) * (PADDED + 8) * sizeof(bf16) + 4 * rows * sizeof(float);
 };
 
 template <class T> __global__ void dots_kernel(float *dot, const T *out, const T *d_out, const int *used, int heads, int head_dim)
@@ -61,7 +52,7 @@ template <int PADDED>
 CU_FN void rows_of(const attention_shape &n, const attention_bias &bias, const backward &at, int head, const bf16 *q, const bf16 *k, const bf16 *v,
                    const bf16 *d_out, bf16 *dq, const attention_part *parts, int begin, int end)
 {
-    const int keys = backward_tile<PADDED>::keys, pitch = PADDED + 8, tile = keys * pitch;
+    const int keys = attention_tiles<PADDED>::backward_keys, pitch = PADDED + 8, tile = keys * pitch;
     CU_DYN_SHARED(bf16, shared);
     bf16 *q_tile = shared, *d_tile = q_tile + ROWS * pitch, *kv_tiles = d_tile + ROWS * pitch; /* two of keys, two of values */
     int lane = (int)threadIdx.x % 32, row = (int)threadIdx.x / 32 * 16, mine = begin + row + lane / 4;
@@ -98,8 +89,7 @@ CU_FN void rows_of(const attention_shape &n, const attention_bias &bias, const b
         int key = second ? parts[1].begin + (t - first_tiles) * keys : parts[0].begin + t * keys;
         const bf16 *k_tile = kv_tiles + t % 2 * tile, *v_tile = kv_tiles + (2 + t % 2) * tile;
         float p[keys / 8][4], ds[keys / 8][4];
-        attention_products<PADDED, keys / 8>(p, q_tile + row * pitch, k_tile);
-        attention_products<PADDED, keys / 8>(ds, d_tile + row * pitch, v_tile);
+        attention_two_products<PADDED, keys / 8>(p, q_tile + row * pitch, k_tile, ds, d_tile + row * pitch, v_tile);
         int column = key + lane % 4 * 2, first = begin + row;
         bool whole = key + keys <= key_end && attention_sees_all(n, first, first + 15, key, key + keys - 1, shift);
         if (whole && n.softcap == 0 && n.bias_distance == 0) {
@@ -128,21 +118,6 @@ CU_FN void rows_of(const attention_shape &n, const attention_bias &bias, const b
                 attention_store_pair(dq + (mine + half * 8) * q_row, i * 8 + lane % 4 * 2, n.head_dim, sum[i][half * 2], sum[i][half * 2 + 1]);
 }
 
-/* A tile of rows, or false where there are none; those behind the last segment get 0. */
-template <class T, int ROWS_A_TILE>
-CU_FN bool find_rows(const attention_shape &n, const attention_offsets &at, T *dq, attention_tile *tile, attention_part *parts)
-{
-    *tile = attention_find_tile(at.cu, n.segments, n.rows, ROWS_A_TILE, 1, (int)(gridDim.x - 1 - blockIdx.x));
-    if (tile->begin == tile->end)
-        return false;
-    if (tile->segment == n.segments) {
-        attention_zero_rows(dq + (int)blockIdx.y * n.head_dim, (long long)n.heads * n.head_dim, tile->begin, tile->end, n.head_dim);
-        return false;
-    }
-    attention_keys_of(n, at, *tile, parts);
-    return true;
-}
-
 template <int PADDED>
 __global__ __launch_bounds__(128, 1) void rows_kernel(attention_shape n, attention_offsets at, attention_bias bias, backward backward, const bf16 *q,
                                                    const bf16 *k, const bf16 *v, const bf16 *d_out, bf16 *dq)
@@ -150,7 +125,7 @@ __global__ __launch_bounds__(128, 1) void rows_kernel(attention_shape n, attenti
     attention_tile tile;
     attention_part parts[2];
     int head = (int)blockIdx.y, at_q = head * n.head_dim, at_kv = head / n.group * n.head_dim;
-    if (find_rows<bf16, ROWS>(n, at, dq, &tile, parts))
+    if (attention_find_rows<bf16, ROWS>(n, at, dq, &tile, parts))
         rows_of<PADDED>(n, bias, backward, head, q + at_q, k + at_kv, v + at_kv, d_out + at_q, dq + at_q, parts, tile.begin, tile.end);
 }
 
@@ -230,15 +205,23 @@ CU_FN void seen_range(const attention_offsets &at, int own, const row_cursor &cu
     }
 }
 
+/* What stands with a row of q in a tile, in the room between it and the next row. */
+struct __align__(8) numbers {
+    float lse, dot;                /* lse times log2(e) */
+};
+
+template <int PADDED> CU_FN numbers *row_numbers(bf16 *tile, int row)
+{
+    return reinterpret_cast<numbers *>(tile + row * (PADDED + 8) + PADDED);
+}
+
 template <int PADDED>
 CU_FN void keys_of(const attention_shape &n, const attention_offsets &at, const attention_bias &bias, const backward &sums, const bf16 *q,
                    const bf16 *k, const bf16 *v, const bf16 *d_out, bf16 *dk, bf16 *dv, const attention_tile &tile)
 {
-    using shape = backward_tile<PADDED>;
-    const int rows = shape::rows, pitch = PADDED + 8, step = rows * pitch, columns = PADDED / shape::halves;
+    const int rows = attention_tiles<PADDED>::backward_rows, pitch = PADDED + 8, step = rows * pitch, columns = attention_tiles<PADDED>::columns;
     CU_DYN_SHARED(bf16, shared);
     bf16 *k_tile = shared, *v_tile = k_tile + ROWS * pitch, *tiles = v_tile + ROWS * pitch; /* two of q, two of d_out */
-    float *numbers = reinterpret_cast<float *>(tiles + 4 * step);                           /* [stage][lse log2(e), dot][rows] */
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, own = warp % 4 * 16, from_column = warp / 4 * columns;
     int kv_head = (int)blockIdx.y, mine = tile.begin + own + lane / 4;
     long long q_row = (long long)n.heads * n.head_dim, kv_row = (long long)n.kv_heads * n.head_dim;
@@ -254,23 +237,22 @@ CU_FN void keys_of(const attention_shape &n, const attention_offsets &at, const 
             const bf16 *from = q + (long long)next.head * n.head_dim + next.row * q_row, *from_d = d_out + (long long)next.head * n.head_dim + next.row * q_row;
             attention_load_tile<PADDED, rows>(tiles + stage * step, from, q_row, count, n.head_dim, n.vectors);
             attention_load_tile<PADDED, rows>(tiles + (2 + stage) * step, from_d, q_row, count, n.head_dim, n.vectors);
-            for (int i = (int)threadIdx.x; i < 2 * rows; i += (int)blockDim.x) {
-                int r = i % rows;
+            for (int r = (int)threadIdx.x; r < rows; r += (int)blockDim.x) {
                 long long at_row = (long long)(next.row + r) * n.heads + next.head;
-                numbers[stage * 2 * rows + i] = r >= count ? 0 : i < rows ? sums.lse[at_row] * GD_ATTENTION_LOG2_E : sums.dot[at_row];
+                bool there = r < count;
+                *row_numbers<PADDED>(tiles + stage * step, r) =
+                    numbers{there ? sums.lse[at_row] * GD_ATTENTION_LOG2_E : 0.0f, there ? sums.dot[at_row] : 0.0f};
             }
         }
         cp_async_commit();
         if (t >= 0) {
             cp_async_wait<1>();
             __syncthreads(); /* the rows are there */
-            const bf16 *q_tile = tiles + t % 2 * step, *d_tile = tiles + (2 + t % 2) * step;
-            const float *lse = numbers + t % 2 * 2 * rows, *dot = lse + rows;
+            bf16 *q_tile = tiles + t % 2 * step, *d_tile = tiles + (2 + t % 2) * step;
             int from, to;
             seen_range(at, tile.segment, now, tile.begin, tile.end, &from, &to);
             float p[rows / 8][4], ds[rows / 8][4];
-            attention_products<PADDED, rows / 8>(p, k_tile + own * pitch, q_tile);
-            attention_products<PADDED, rows / 8>(ds, v_tile + own * pitch, d_tile);
+            attention_two_products<PADDED, rows / 8>(p, k_tile + own * pitch, q_tile, ds, v_tile + own * pitch, d_tile);
             int first = tile.begin + own;
             bool whole = now.row + rows <= now.rows.end && first >= from && first + 16 <= to &&
                          attention_sees_all(n, now.row, now.row + rows - 1, first, first + 15, now.rows.shift);
@@ -279,8 +261,8 @@ CU_FN void keys_of(const attention_shape &n, const attention_offsets &at, const 
                 for (int i = 0; i < rows / 8; i++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        int r = i * 8 + lane % 4 * 2 + e % 2;
-                        weigh_plainly(n, lse[r], dot[r], &p[i][e], &ds[i][e]);
+                        numbers of = *row_numbers<PADDED>(q_tile, i * 8 + lane % 4 * 2 + e % 2);
+                        weigh_plainly(n, of.lse, of.dot, &p[i][e], &ds[i][e]);
                     }
             } else {
 #pragma unroll
@@ -289,7 +271,8 @@ CU_FN void keys_of(const attention_shape &n, const attention_offsets &at, const 
                     for (int e = 0; e < 4; e++) {
                         int r = i * 8 + lane % 4 * 2 + e % 2, row = now.row + r, key = mine + e / 2 * 8, distance = row - key + now.rows.shift;
                         bool seen = row < now.rows.end && key >= from && key < to && attention_sees(n, distance);
-                        weigh(n, bias, now.head, distance, seen, lse[r], dot[r], &p[i][e], &ds[i][e]);
+                        numbers of = *row_numbers<PADDED>(q_tile, r);
+                        weigh(n, bias, now.head, distance, seen, of.lse, of.dot, &p[i][e], &ds[i][e]);
                     }
             }
             attention_add_products<PADDED, columns, rows / 8>(v_sum, p, d_tile + from_column);
@@ -328,7 +311,7 @@ CU_FN bool find_keys(const attention_shape &n, const attention_offsets &at, T *d
 }
 
 template <int PADDED>
-__global__ __launch_bounds__(128 * backward_tile<PADDED>::halves, 1) void keys_kernel(attention_shape n, attention_offsets at, attention_bias bias,
+__global__ __launch_bounds__(128 * attention_tiles<PADDED>::halves, 1) void keys_kernel(attention_shape n, attention_offsets at, attention_bias bias,
                                                                                    backward backward, const bf16 *q, const bf16 *k, const bf16 *v,
                                                                                    const bf16 *d_out, bf16 *dk, bf16 *dv)
 {
@@ -369,7 +352,7 @@ CU_FN void rows_of_plain(const attention_shape &n, const attention_bias &bias, c
 {
     using plain = attention_plain<VALUES>;
     CU_DYN_SHARED(float, shared);
-    int lane = (int)threadIdx.x % 32, first = (int)threadIdx.x / 32 * plain::rows_a_warp;
+    int first = (int)threadIdx.x / 32 * plain::rows_a_warp;
     long long q_row = (long long)n.heads * n.head_dim;
     attention_packed_keys place = {(long long)n.kv_heads * n.head_dim};
     float *q_tile = shared, *d_tile = q_tile + plain::rows * n.head_dim, *k_tile = d_tile + plain::rows * n.head_dim;
@@ -385,12 +368,7 @@ CU_FN void rows_of_plain(const attention_shape &n, const attention_bias &bias, c
             __syncthreads();
             plain_weights<VALUES>(n, bias, at, head, q_tile + first * n.head_dim, d_tile + first * n.head_dim, k_tile, v_tile, begin + first, end,
                                   key, keys.end, keys.shift, true, ds);
-#pragma unroll
-            for (int r = 0; r < plain::rows_a_warp; r++)
-                weight[r * 32 + lane] = ds[r];
-            __syncwarp();
-            attention_plain_add<VALUES>(sum, weight, k_tile, n.head_dim);
-            __syncwarp();
+            attention_plain_add<VALUES>(sum, weight, ds, k_tile, n.head_dim);
         }
     }
 #pragma unroll
@@ -407,7 +385,7 @@ __global__ __launch_bounds__(attention_plain<VALUES>::threads, 1) void rows_plai
     attention_tile tile;
     attention_part parts[2];
     int head = (int)blockIdx.y, at_q = head * n.head_dim, at_kv = head / n.group * n.head_dim;
-    if (find_rows<T, attention_plain<VALUES>::rows>(n, at, dq, &tile, parts))
+    if (attention_find_rows<T, attention_plain<VALUES>::rows>(n, at, dq, &tile, parts))
         rows_of_plain<T, VALUES>(n, bias, backward, head, q + at_q, k + at_kv, v + at_kv, d_out + at_q, dq + at_q, parts, tile.begin, tile.end);
 }
 
@@ -423,7 +401,6 @@ CU_FN void keys_of_plain(const attention_shape &n, const attention_offsets &at, 
     long long q_row = (long long)n.heads * n.head_dim, kv_row = (long long)n.kv_heads * n.head_dim;
     float *k_tile = shared, *v_tile = k_tile + plain::rows * n.head_dim, *q_tile = v_tile + plain::rows * n.head_dim;
     float *d_tile = q_tile + plain::keys * (n.head_dim + 1), *weight = d_tile + plain::keys * (n.head_dim + 1) + first * 32;
-    float *slope_weight = weight + plain::rows * 32;
     float k_sum[mine][VALUES] = {}, v_sum[mine][VALUES] = {}, p[mine], ds[mine], one[mine];
     attention_plain_load(k_tile, n.head_dim, k + tile.begin * kv_row, kv_row, tile.end - tile.begin, plain::rows, n.head_dim);
     attention_plain_load(v_tile, n.head_dim, v + tile.begin * kv_row, kv_row, tile.end - tile.begin, plain::rows, n.head_dim);
@@ -445,13 +422,9 @@ CU_FN void keys_of_plain(const attention_shape &n, const attention_offsets &at, 
         for (int r = 0; r < mine; r++) {
             int key = tile.begin + first + r, distance = row - key + now.rows.shift;
             weigh(n, bias, now.head, distance, there && key >= from && key < to && attention_sees(n, distance), lse, dot, &p[r], &ds[r]);
-            weight[r * 32 + lane] = p[r];
-            slope_weight[r * 32 + lane] = ds[r];
         }
-        __syncwarp();
-        attention_plain_add<VALUES>(v_sum, weight, d_tile, n.head_dim);
-        attention_plain_add<VALUES>(k_sum, slope_weight, q_tile, n.head_dim);
-        __syncwarp();
+        attention_plain_add<VALUES>(v_sum, weight, p, d_tile, n.head_dim);
+        attention_plain_add<VALUES>(k_sum, weight, ds, q_tile, n.head_dim);
         next_rows<plain::keys>(n, at, tile.segment, tile.begin, tile.end, kv_head, &now);
     }
 #pragma unroll
@@ -481,15 +454,15 @@ __global__ __launch_bounds__(attention_plain<VALUES>::threads, 1) void bias_grad
                                                                                        const T *d_out, float *partial, int buckets)
 {
     using plain = attention_plain<VALUES>;
-    const int diagonals = plain::rows + plain::keys - 1;
+    const int diagonals = plain::diagonals;
     CU_DYN_SHARED(float, shared);
-    CU_SHARED(float, diagonal, [diagonals]);
-    CU_SHARED(int, diagonal_bucket, [diagonals]);
     int lane = (int)threadIdx.x % 32, first = (int)threadIdx.x / 32 * plain::rows_a_warp, head = (int)blockIdx.y;
     long long q_row = (long long)n.heads * n.head_dim;
     attention_packed_keys place = {q_row};
     float *q_tile = shared, *d_tile = q_tile + plain::rows * n.head_dim, *k_tile = d_tile + plain::rows * n.head_dim;
     float *v_tile = k_tile + plain::keys * (n.head_dim + 1), *weight = v_tile + plain::keys * (n.head_dim + 1);
+    float *diagonal = weight + plain::rows * 32;
+    int *diagonal_bucket = reinterpret_cast<int *>(diagonal + diagonals);
     float *mine = partial + (long long)blockIdx.x * buckets * n.heads + head;
     for (int b = (int)threadIdx.x; b < buckets; b += (int)blockDim.x)
         mine[(long long)b * n.heads] = 0;
@@ -585,8 +558,7 @@ static bool run_mma(const attention_shape &n, const attention_offsets &at, const
 {
     dim3 grid((unsigned)(n.rows / ROWS + n.segments + 1), (unsigned)n.heads), key_grid((unsigned)(n.key_rows / ROWS + n.segments + 1), (unsigned)n.kv_heads);
     GD_BY_HEAD_DIM(n.head_dim, PADDED, {
-        using shape = backward_tile<PADDED>;
-        const size_t rows_bytes = shape::rows_bytes, keys_bytes = shape::keys_bytes;
+        const size_t rows_bytes = attention_mma_bytes(ATTENTION_ROWS, n.head_dim), keys_bytes = attention_mma_bytes(ATTENTION_KEYS, n.head_dim);
         if (!attention_allow_shared((const void *)rows_kernel<PADDED>, rows_bytes, "attention_grad", err) ||
             !attention_allow_shared((const void *)keys_kernel<PADDED>, keys_bytes, "attention_grad", err))
             return false;
@@ -594,7 +566,7 @@ static bool run_mma(const attention_shape &n, const attention_offsets &at, const
             CU_LAUNCH((rows_kernel<PADDED>), grid, 128, rows_bytes, gd_cuda_stream(), n, at, bias, sums, (const bf16 *)o.q, (const bf16 *)o.k,
                       (const bf16 *)o.v, (const bf16 *)o.d_out, (bf16 *)o.dq);
         if (n.key_rows > 0)
-            CU_LAUNCH((keys_kernel<PADDED>), key_grid, 128 * shape::halves, keys_bytes, gd_cuda_stream(), n, at, bias, sums, (const bf16 *)o.q,
+            CU_LAUNCH((keys_kernel<PADDED>), key_grid, 128 * attention_tiles<PADDED>::halves, keys_bytes, gd_cuda_stream(), n, at, bias, sums, (const bf16 *)o.q,
                       (const bf16 *)o.k, (const bf16 *)o.v, (const bf16 *)o.d_out, (bf16 *)o.dk, (bf16 *)o.dv);
     });
     return true;
@@ -606,7 +578,7 @@ static bool run_plain(const attention_shape &n, const attention_offsets &at, con
 {
     GD_BY_VALUES(n.head_dim, VALUES, {
         using plain = attention_plain<VALUES>;
-        const size_t rows_bytes = attention_plain_bytes<VALUES>(n.head_dim, 2, 1), keys_bytes = attention_plain_bytes<VALUES>(n.head_dim, 2, 2);
+        const size_t rows_bytes = attention_plain_bytes(ATTENTION_ROWS, n.head_dim), keys_bytes = attention_plain_bytes(ATTENTION_KEYS, n.head_dim);
         dim3 grid((unsigned)(n.rows / plain::rows + n.segments + 1), (unsigned)n.heads);
         dim3 key_grid((unsigned)(n.key_rows / plain::rows + n.segments + 1), (unsigned)n.kv_heads);
         if (!attention_allow_shared((const void *)rows_plain_kernel<T, VALUES>, rows_bytes, "attention_grad", err) ||
@@ -629,7 +601,7 @@ static bool run_bias(const attention_shape &n, const attention_offsets &at, cons
     int count = buckets * n.heads;
     GD_BY_VALUES(n.head_dim, VALUES, {
         using plain = attention_plain<VALUES>;
-        const size_t bytes = attention_plain_bytes<VALUES>(n.head_dim, 2, 1);
+        const size_t bytes = attention_plain_bytes(ATTENTION_BIAS, n.head_dim);
         if (!attention_allow_shared((const void *)bias_grad_kernel<T, VALUES>, bytes, "attention_grad", err))
             return false;
         CU_LAUNCH((bias_grad_kernel<T, VALUES>), dim3((unsigned)places, (unsigned)n.heads), plain::threads, bytes, gd_cuda_stream(), n, at, bias,

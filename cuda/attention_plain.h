@@ -15,18 +15,24 @@
 
 /* How a block is made up where a lane holds VALUES numbers of a row. */
 template <int VALUES> struct attention_plain {
-    static constexpr int keys = VALUES <= 8 ? 32 : 16;
-    static constexpr int rows_a_warp = VALUES <= 8 ? 4 : 1;
+    static constexpr int keys = VALUES <= 8 ? 32 : 8;
+    static constexpr int rows_a_warp = VALUES <= 4 ? 4 : VALUES <= 8 ? 2 : 1;
     static constexpr int warps = VALUES <= 8 ? 8 : 4;
     static constexpr int rows = warps * rows_a_warp, threads = 32 * warps;
+    static constexpr int diagonals = rows + keys - 1; /* of a tile */
 };
 
-/* Floats of shared memory: `own` arrays of the block's rows, two of a tile's, `weights` of [rows][32]. */
-template <int VALUES> static inline size_t attention_plain_bytes(int head_dim, int own, int weights)
+/* Bytes of shared memory that a block of such a kernel takes: one or two arrays of its own rows, two of those that come by, weights. */
+static inline size_t attention_plain_bytes(enum attention_kernel kernel, int head_dim)
 {
-    using plain = attention_plain<VALUES>;
-    return ((size_t)(own * plain::rows) * (size_t)head_dim + (size_t)(2 * plain::keys) * (size_t)(head_dim + 1) +
-            (size_t)(weights * plain::rows) * 32) * sizeof(float);
+    int numbers = 0;
+    GD_BY_VALUES(head_dim, VALUES, {
+        using plain = attention_plain<VALUES>;
+        int own = kernel == ATTENTION_FORWARD || kernel == ATTENTION_CACHED ? 1 : 2;
+        numbers = own * plain::rows * head_dim + 2 * plain::keys * (head_dim + 1) + plain::rows * 32 +
+                  (kernel == ATTENTION_BIAS ? 2 * plain::diagonals : 0);
+    });
+    return (size_t)numbers * sizeof(float);
 }
 
 /* `count` rows, `row` apart, as f32 rows of `pitch`; zeros up to `rows`. */
@@ -78,12 +84,16 @@ template <int VALUES> CU_FN void attention_plain_dots(float *s, const float *own
     }
 }
 
-/* sum[r][column] += weight[r][j] tile[j][column] for the warp's rows. */
+/* sum[r][column] += own[r] of lane j times tile[j][column], for the warp's rows. weight: room for these, [rows_a_warp][32]. */
 template <int VALUES>
-CU_FN void attention_plain_add(float (*sum)[VALUES], const float *weight, const float *tile, int head_dim)
+CU_FN void attention_plain_add(float (*sum)[VALUES], float *weight, const float *own, const float *tile, int head_dim)
 {
     using plain = attention_plain<VALUES>;
     int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < plain::rows_a_warp; r++)
+        weight[r * 32 + lane] = own[r];
+    __syncwarp();
     for (int j = 0; j < plain::keys; j++) {
         float w[plain::rows_a_warp];
 #pragma unroll
@@ -97,6 +107,7 @@ CU_FN void attention_plain_add(float (*sum)[VALUES], const float *weight, const 
                 sum[r][i] += w[r] * x;
         }
     }
+    __syncwarp(); /* the next call writes */
 }
 
 template <class T, int VALUES>
@@ -117,6 +128,21 @@ template <class T> CU_FN void attention_zero_rows(T *to, long long row, int begi
 {
     for (int i = (int)threadIdx.x; i < (end - begin) * head_dim; i += (int)blockDim.x)
         to[(begin + i / head_dim) * row + i % head_dim] = from_f32<T>(0.0f);
+}
+
+/* The block's tile of rows and the keys that they see, long rows first. False: none; rows behind the last segment get 0 in out. */
+template <class T, int ROWS_A_TILE>
+CU_FN bool attention_find_rows(const attention_shape &n, const attention_offsets &at, T *out, attention_tile *tile, attention_part *parts)
+{
+    *tile = attention_find_tile(at.cu, n.segments, n.rows, ROWS_A_TILE, 1, (int)(gridDim.x - 1 - blockIdx.x));
+    if (tile->begin == tile->end)
+        return false;
+    if (tile->segment == n.segments) {
+        attention_zero_rows(out + (int)blockIdx.y * n.head_dim, (long long)n.heads * n.head_dim, tile->begin, tile->end, n.head_dim);
+        return false;
+    }
+    attention_keys_of(n, at, *tile, parts);
+    return true;
 }
 
 /* Rows [begin, end) of one head against two ranges of keys. q, out: row 0 of the head; k, v: of its kv head; lse: or NULL. */
@@ -156,14 +182,12 @@ CU_FN void attention_plain_rows(const attention_shape &n, const attention_bias &
                 float higher = fmaxf(most[r], warp_max(x)), fade = exp2f(most[r] - higher), p = exp2f(x - higher);
                 most[r] = higher;
                 total[r] = total[r] * fade + warp_sum(p);
-                weight[r * 32 + lane] = p;
+                s[r] = p;
 #pragma unroll
                 for (int i = 0; i < VALUES; i++)
                     sum[r][i] *= fade;
             }
-            __syncwarp();
-            attention_plain_add<VALUES>(sum, weight, v_tile, n.head_dim);
-            __syncwarp();
+            attention_plain_add<VALUES>(sum, weight, s, v_tile, n.head_dim);
         }
     }
     float factor[mine];

@@ -356,6 +356,10 @@ static void cached_attention_of_long_sequences_works_in_bf16(void **state)
                                        .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
     check_attention((struct attention){.heads = 2, .kv_heads = 2, .head_dim = 136, .layers = 1, .tokens = 170, .softcap = 2,
                                        .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
+    check_attention((struct attention){.heads = 3, .kv_heads = 1, .head_dim = 256, .layers = 1, .tokens = 170,
+                                       .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
+    check_attention((struct attention){.heads = 3, .kv_heads = 1, .head_dim = 201, .layers = 1, .tokens = 140, .window = 133,
+                                       .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
     check_attention((struct attention){.heads = 2, .kv_heads = 2, .head_dim = 6, .layers = 1, .tokens = 300, .buckets = 8,
                                        .act = GD_BF16, .page_dtype = GD_BF16}, 8e-3);
 }
