@@ -80,7 +80,8 @@ static bool read_names(const struct gd_config_reader *r, const cJSON *names)
     return true;
 }
 
-/* transformers: two labels where nothing is said. */
+/* transformers: two labels where nothing is said. Of one label alone a softmax would say 1 to everything: it is so or not, as in
+ * transformers' pipeline. */
 static bool read_labels(const struct gd_config_reader *r)
 {
     const cJSON *names = NULL;
@@ -93,11 +94,12 @@ static bool read_labels(const struct gd_config_reader *r)
         return false;
     if (problem != NULL && strcmp(problem, "single_label_classification") != 0 && strcmp(problem, "multi_label_classification") != 0)
         return gd_config_refuse(r, "problem_type", problem, "single_label_classification, multi_label_classification");
-    r->config->multi_label = problem != NULL && strcmp(problem, "multi_label_classification") == 0;
-    if (names != NULL)
-        return read_names(r, names);
-    number_labels(r->config, count);
-    for (int i = 0; i < count; i++)
+    if (names != NULL && !read_names(r, names))
+        return false;
+    if (names == NULL)
+        number_labels(r->config, count);
+    r->config->multi_label = r->config->label_count == 1 || (problem != NULL && strcmp(problem, "multi_label_classification") == 0);
+    for (int i = 0; names == NULL && i < count; i++)
         r->config->labels[i] = gd_format("LABEL_%d", i);
     return true;
 }

@@ -12,9 +12,9 @@ struct rope_name {
     enum gd_rope_kind kind;
 };
 static const struct rope_name rope_names[] = {
-    {"default", GD_ROPE_DEFAULT}, {"linear", GD_ROPE_LINEAR}, {"dynamic", GD_ROPE_DYNAMIC},
-    {"llama3", GD_ROPE_LLAMA3},   {"yarn", GD_ROPE_YARN},     {"longrope", GD_ROPE_LONG},
-    {"su", GD_ROPE_LONG},
+    {"default", GD_ROPE_DEFAULT}, {"linear", GD_ROPE_LINEAR}, {"ntk", GD_ROPE_NTK},
+    {"dynamic", GD_ROPE_DYNAMIC}, {"llama3", GD_ROPE_LLAMA3}, {"yarn", GD_ROPE_YARN},
+    {"longrope", GD_ROPE_LONG},   {"su", GD_ROPE_LONG},
 };
 
 static bool read_scaling_kind(struct gd_rope_scaling *scaling, const cJSON *json, const char *path,
@@ -30,7 +30,7 @@ static bool read_scaling_kind(struct gd_rope_scaling *scaling, const cJSON *json
             return true;
         }
     return gd_fail_param(err, GD_UNSUPPORTED, path,
-                         "%s.rope_type \"%s\" is not supported; supported are default, linear, dynamic, llama3, yarn, longrope",
+                         "%s.rope_type \"%s\" is not supported; supported are default, linear, ntk, dynamic, llama3, yarn, longrope",
                          path, gd_show_text(kind).text);
 }
 
@@ -115,6 +115,7 @@ static bool read_scaling(const struct gd_config_reader *r, struct gd_config_rope
     case GD_ROPE_DEFAULT:
         return true;
     case GD_ROPE_LINEAR:
+    case GD_ROPE_NTK:
     case GD_ROPE_DYNAMIC:
         return gd_json_get_number(json, path, "factor", true, 1, 1e6, &scaling->factor, r->err);
     case GD_ROPE_LLAMA3:

@@ -48,7 +48,9 @@ static const struct gd_part outer[GD_OUTER_COUNT] = {
 };
 
 static const struct gd_class classes[] = {
-    {"Model", GD_HEAD_NONE}, {"ForMaskedLM", GD_HEAD_MASKED}, {"ForSequenceClassification", GD_HEAD_LABELS}, {NULL, GD_HEAD_NONE}};
+    {"Model", GD_HEAD_NONE}, {"ForMaskedLM", GD_HEAD_MASKED}, {"ForSequenceClassification", GD_HEAD_LABELS},
+    {"ForPreTraining", GD_HEAD_MASKED}, /* with a head for the next sentence, which is not read */
+    {NULL, GD_HEAD_NONE}};
 
 static struct gd_value *attention(const struct gd_builder *b, int layer, struct gd_value *x)
 {

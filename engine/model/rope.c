@@ -2,6 +2,7 @@
  * rope.c - inverse frequencies inv_j = theta^(-2j/r), j < r/2, and their scalings.
  *
  * linear   inv / factor (Chen et al. 2023)
+ * ntk      theta * factor^(r/(r-2)), whatever the length (bloc97 2023)
  * dynamic  theta grows with the length beyond max_position_embeddings; a model's context ends there, so never
  * llama3   by wavelength w = 2 pi / inv: kept below original/high, divided above original/low, blended between
  * yarn     inv/factor * ramp + inv * (1 - ramp), ramp over dimensions by rotations within the original context
@@ -80,6 +81,8 @@ static double attention_factor(const struct gd_rope_scaling *s)
 
 double gd_rope_frequencies(float *inv_freq, int rotary_dim, double theta, const struct gd_rope_scaling *scaling)
 {
+    if (scaling->kind == GD_ROPE_NTK && rotary_dim > 2) /* one frequency alone does not depend on theta */
+        theta *= pow(scaling->factor, rotary_dim / (rotary_dim - 2.0));
     for (int j = 0; j < rotary_dim / 2; j++) {
         double inv = pow(theta, -2.0 * j / rotary_dim);
         if (scaling->kind == GD_ROPE_LINEAR)

@@ -13,7 +13,7 @@
 
 #include <stdbool.h>
 
-enum gd_rope_kind { GD_ROPE_DEFAULT, GD_ROPE_LINEAR, GD_ROPE_DYNAMIC, GD_ROPE_LLAMA3, GD_ROPE_YARN, GD_ROPE_LONG };
+enum gd_rope_kind { GD_ROPE_DEFAULT, GD_ROPE_LINEAR, GD_ROPE_NTK, GD_ROPE_DYNAMIC, GD_ROPE_LLAMA3, GD_ROPE_YARN, GD_ROPE_LONG };
 
 struct gd_rope_scaling {
     enum gd_rope_kind kind;

@@ -1,10 +1,12 @@
 /* qwen3.c - Qwen 3 (Yang et al. 2025): the heads of q and k are normalised, and a head's size is a field of its own. */
 #include "engine/model/config_read.h"
 
-/* transformers makes biases of attention_bias; no published model has them. */
 static bool read_hf(const struct gd_config_reader *r)
 {
-    return gd_config_read_activation(r, "hidden_act") && gd_config_refuse_flag(r, "attention_bias") && gd_qwen_read_window(r);
+    if (!gd_config_read_activation(r, "hidden_act") || !gd_config_read_bool(r, "attention_bias", &r->config->qkv_bias) || !gd_qwen_read_window(r))
+        return false;
+    r->config->o_bias = r->config->qkv_bias;
+    return true;
 }
 
 const struct gd_family gd_family_qwen3 = {

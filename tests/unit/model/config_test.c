@@ -107,7 +107,6 @@ static void each_bad_field_is_refused_by_name(void **state)
         {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1]}}", GD_BAD_MODEL, "short_factor has 1 numbers; 8|wanted"},
         {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"mrope\"}}", GD_UNSUPPORTED, "rope_scaling|\"mrope\"|yarn, longrope"},
         {"{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}}", GD_UNSUPPORTED, "partial_rotary_factor 0.5|llama"},
-        {"{\"model_type\":\"qwen3\",\"attention_bias\":true}", GD_UNSUPPORTED, "config.json.attention_bias true|qwen3"},
         {"{\"model_type\":\"qwen3\",\"attention_bias\":3}", GD_BAD_MODEL, "config.json.attention_bias"},
         {"{\"model_type\":\"qwen3\",\"num_key_value_heads\":4,\"head_dim\":7}", GD_BAD_MODEL, "head_dim 7"},
         {"{\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1,1,1,1,1,1,\"x\"]}}", GD_BAD_MODEL,
@@ -271,7 +270,7 @@ static void check_frequencies(const char *patch, const double *expected, double 
 
 static void frequencies_are_those_of_the_formula(void **state)
 {
-    double plain[8], scaled[8];
+    double plain[8], scaled[8], ntk[8];
     for (int j = 0; j < 8; j++) {
         plain[j] = pow(10000, -j / 8.0);
         scaled[j] = plain[j] / 4;
@@ -281,6 +280,9 @@ static void frequencies_are_those_of_the_formula(void **state)
     check_frequencies("{\"rope_scaling\":{}}", plain, 1);
     check_frequencies("{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4}}", plain, 1);
     check_frequencies("{\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}", scaled, 1);
+    for (int j = 0; j < 8; j++)
+        ntk[j] = pow(10000 * pow(4, 16 / 14.0), -j / 8.0);
+    check_frequencies("{\"rope_scaling\":{\"type\":\"ntk\",\"factor\":4}}", ntk, 1);
     check_frequencies(
         "{\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4,\"rope_theta\":10000},\"rope_theta\":5}", scaled,
         1);
@@ -384,9 +386,18 @@ static void other_families_say_things_in_their_own_way(void **state)
                                               "{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2ForSequenceClassification\"]}"};
     for (size_t i = 0; i < GD_COUNT(classifiers); i++) {
         c = must_read(classifiers[i], "{}", NULL);
-        assert_true(c.classifies && c.label_count == 2);
+        assert_true(c.classifies && c.label_count == 2 && !c.multi_label);
         gd_model_config_release(&c);
     }
+    c = must_read("{\"model_type\":\"bert\",\"architectures\":[\"BertForSequenceClassification\"]}", "{\"id2label\":{\"0\":\"fits\"}}", NULL);
+    assert_true(c.label_count == 1 && c.multi_label); /* a softmax over one label would say 1 to everything */
+    gd_model_config_release(&c);
+    c = must_read("{\"model_type\":\"bert\",\"architectures\":[\"BertForPreTraining\"]}", "{}", NULL);
+    assert_true(c.masks && !c.classifies);
+    gd_model_config_release(&c);
+    c = must_read("{\"model_type\":\"qwen3\"}", "{\"attention_bias\":true}", NULL);
+    assert_true(c.qkv_bias && c.o_bias && c.qk_norm);
+    gd_model_config_release(&c);
 
     c = must_read("{\"model_type\":\"gemma2\"}", "{\"query_pre_attn_scalar\":144,\"final_logit_softcapping\":null,\"num_hidden_layers\":3}", NULL);
     assert_true(c.attention_scale == 1.0 / 12 && c.score_softcap == 50 && c.logit_softcap == 0);
