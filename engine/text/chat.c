@@ -64,8 +64,8 @@ static const char probe[] =
     "{\"role\":\"tool\",\"tool_call_id\":\"call00001\",\"name\":\"find\",\"content\":\"straw\"},"
     "{\"role\":\"assistant\",\"content\":\"answer\"}]";
 
-/* True when these habits render the probe with its arguments as JSON and without a stray None. */
-static bool probe_fits(const struct gd_chat *chat, const struct variant *variant, const cJSON *messages)
+/* True when these habits render the probe with the argument `named` so and without a stray None. */
+static bool probe_fits(const struct gd_chat *chat, const struct variant *variant, const cJSON *messages, const char *named)
 {
     struct gd_error ignored = {0};
     struct gd_buf text;
@@ -73,13 +73,14 @@ static bool probe_fits(const struct gd_chat *chat, const struct variant *variant
     cJSON *view = gd_chat_view(messages, &variant->habits);
     bool fits = render(chat, variant, view, cJSON_GetArraySize(view), NULL, NULL, false, &text, NULL, &ignored) &&
                 text.length > 0 &&
-                strstr(text.data, "\"needle\"") != NULL && strstr(text.data, "None") == NULL;
+                strstr(text.data, named) != NULL && strstr(text.data, "None") == NULL;
     cJSON_Delete(view);
     gd_buf_release(&text);
     return fits;
 }
 
-/* Arguments as an object, else as text; content null, else "". The first that fits; nothing fits: object and null. */
+/* Arguments as an object, else as text; content null, else "". The first that fits, with the arguments as JSON, else in a notation of
+ * the template's own (needle="hay"); nothing fits: object and null. */
 static void learn_habits(const struct gd_chat *chat, struct variant *variant, const char *source)
 {
     struct gd_error ignored = {0};
@@ -91,10 +92,10 @@ static void learn_habits(const struct gd_chat *chat, struct variant *variant, co
         return;
     cJSON *messages = gd_json_parse(probe, strlen(probe), sizeof probe, &ignored);
     bool fits = false;
-    for (int i = 0; i < 4 && !fits; i++) {
-        habits->arguments_as_text = i >= 2;
+    for (int i = 0; i < 8 && !fits; i++) {
+        habits->arguments_as_text = i % 4 >= 2;
         habits->empty_for_null = i % 2 == 1;
-        fits = probe_fits(chat, variant, messages);
+        fits = probe_fits(chat, variant, messages, i < 4 ? "\"needle\"" : "needle");
     }
     if (!fits)
         habits->arguments_as_text = habits->empty_for_null = false;
@@ -361,7 +362,7 @@ static bool weigh_message(const struct gd_chat *chat, const cJSON *view, int ind
     bool ok = render(chat, pick(chat, tools), view, index, tools, kwargs, true, &before, NULL, err) &&
               render(chat, pick(chat, tools), view, index + 1, tools, kwargs, false, &after, NULL, err);
     if (!ok)
-        gd_error_context(err, "rendering the conversation up to messages[%d]", index);
+        gd_error_context(err, "rendering the conversation up to messages[%d], whose words are to be learned (weight 0 leaves them out)", index);
     if (ok && (!begins_with(&after, &before) || !begins_with(&encoding->text, &after)))
         ok = gd_fail_param(err, GD_INVALID, "messages",
                            "the chat template rewrites earlier turns (what leads to messages[%d] reads differently once "

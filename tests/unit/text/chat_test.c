@@ -385,6 +385,7 @@ static void tool_call_arguments_take_the_form_that_the_template_prints(void **st
          "{\"a\": [1, 2.5]}"},
         {"{{ t.function.arguments | tojson }}{{ m.content + '!' }}", "{\"a\": [1, 2.5]}!"},
         {"{{ t.function.arguments }}{{ m.content }}", "{\"a\":[1,2.5]}"},
+        {"{% for k, v in t.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}{{ m.content + '!' }}", "a=[1, 2.5]!"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char *source = gd_format("%s%s%s", head, cases[i].body, tail);
