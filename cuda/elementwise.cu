@@ -149,6 +149,12 @@ bool run_add_row(const struct gd_kernel_args *args, struct gd_error *err)
     return run_by_row(sum(), args, "add_row", err);
 }
 
+/* The bias as the result's dtype has it, for a product that adds it (pair.h). */
+size_t add_row_scratch(const struct gd_call *call)
+{
+    return gd_dtype_bytes(call->out[0]->dtype, call->out[0]->shape[1]);
+}
+
 bool run_mul_row(const struct gd_kernel_args *args, struct gd_error *err)
 {
     return run_by_row(product(), args, "mul_row", err);
@@ -185,7 +191,7 @@ GD_CUDA_OP(mul, run_mul, NULL)
 GD_CUDA_OP(scale, run_scale, NULL)
 GD_CUDA_OP(mul_scalar, run_mul_scalar, NULL)
 GD_CUDA_OP(cast, run_cast, NULL)
-GD_CUDA_OP(add_row, run_add_row, NULL)
+GD_CUDA_OP(add_row, run_add_row, add_row_scratch)
 GD_CUDA_OP(mul_row, run_mul_row, NULL)
 GD_CUDA_OP(shift, run_shift, NULL)
 GD_CUDA_OP(dropout, run_dropout, NULL)

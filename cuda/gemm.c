@@ -31,7 +31,7 @@
 
 struct shape {                   /* what an algorithm is chosen for; no padding */
     int64_t m, n, k, lda, ldb, ldc, batch, stride_a, stride_b, stride_c;
-    int32_t transpose_a, transpose_b, in, out, accumulate, align_a, align_b, align_c;
+    int32_t transpose_a, transpose_b, in, out, accumulate, align_a, align_b, align_c, bias, align_bias;
 };
 
 struct choice {
@@ -132,12 +132,23 @@ static bool set_transpose(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttribute
     return check(blas.lt.cublasLtMatmulDescSetAttribute(desc, which, &op, sizeof(op)), "cublasLtMatmulDescSetAttribute", s, err);
 }
 
-static bool product_create(struct product *p, const struct shape *s, struct gd_error *err)
+/* In columns, a bias has a number for each row of the result. */
+static bool set_bias(cublasLtMatmulDesc_t desc, const void *bias, const struct shape *s, struct gd_error *err)
+{
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    return bias == NULL ||
+           (check(blas.lt.cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)),
+                  "cublasLtMatmulDescSetAttribute", s, err) &&
+            check(blas.lt.cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)),
+                  "cublasLtMatmulDescSetAttribute", s, err));
+}
+
+static bool product_create(struct product *p, const struct shape *s, const void *bias, struct gd_error *err)
 {
     *p = (struct product){0};
     bool ok = check(blas.lt.cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate", s, err) &&
               set_transpose(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, s->transpose_b, s, err) &&
-              set_transpose(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, s->transpose_a, s, err) &&
+              set_transpose(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, s->transpose_a, s, err) && set_bias(p->desc, bias, s, err) &&
               make_layout(&p->a, s, (enum gd_dtype)s->in, s->transpose_b ? s->n : s->k, s->transpose_b ? s->k : s->n, s->ldb, s->stride_b, err) &&
               make_layout(&p->b, s, (enum gd_dtype)s->in, s->transpose_a ? s->k : s->m, s->transpose_a ? s->m : s->k, s->lda, s->stride_a, err) &&
               make_layout(&p->c, s, (enum gd_dtype)s->out, s->m, s->n, s->ldc, s->stride_c, err);
@@ -360,6 +371,7 @@ static struct shape shape_of(const struct gd_cuda_gemm *gemm, const void *a, con
         .transpose_a = gemm->transpose_a, .transpose_b = gemm->transpose_b,
         .in = gemm->in, .out = gemm->out, .accumulate = gemm->accumulate,
         .align_a = alignment(a), .align_b = alignment(b), .align_c = alignment(c),
+        .bias = gemm->bias != NULL, .align_bias = gemm->bias != NULL ? alignment(gemm->bias) : 0,
     };
 }
 
@@ -380,12 +392,12 @@ bool gd_cuda_gemm(const struct gd_cuda_gemm *gemm, const void *a, const void *b,
     struct shape s = shape_of(gemm, a, b, c);
     if (s.m == 0 || s.n == 0 || gemm->batch < 0)
         return true;
-    if (s.k == 0)
+    if (s.k == 0 && gemm->bias == NULL)
         return zeros(&s, c, err);
-    if ((s.in != GD_F32 && s.in != GD_BF16) || (s.out != GD_F32 && s.out != GD_BF16) || (s.in == GD_F32 && s.out == GD_BF16))
+    if (s.k == 0 || (s.in != GD_F32 && s.in != GD_BF16) || (s.out != GD_F32 && s.out != GD_BF16) || (s.in == GD_F32 && s.out == GD_BF16))
         return check(CUBLAS_STATUS_NOT_SUPPORTED, "gd_cuda_gemm", &s, err);
     struct product p;
-    if (!product_create(&p, &s, err))
+    if (!product_create(&p, &s, gemm->bias, err))
         return false;
     const cublasLtMatmulAlgo_t *algorithm = choose(&p, &s, a, b, c, err);
     bool ok = algorithm != NULL && multiply(&p, &s, gemm->alpha, a, b, c, c, algorithm, err);

@@ -32,6 +32,7 @@ struct gd_cuda_gemm {
     float alpha;
     int64_t lda, ldb, ldc;
     int64_t batch, stride_a, stride_b, stride_c;
+    const void *bias;    /* [n] of the dtype `out`, added to each row before it is rounded; NULL: none */
 };
 
 bool gd_cuda_gemm(const struct gd_cuda_gemm *gemm, const void *a, const void *b, void *c, struct gd_error *err);

@@ -294,6 +294,12 @@ const void *gd_cuda_rows(const struct gd_weight *weight, enum gd_dtype *dtype)
     return copy->memory;
 }
 
+const void *gd_cuda_plain(const struct gd_weight *weight, enum gd_dtype dtype)
+{
+    const struct copy *copy = find(weight, dtype);
+    return copy != NULL ? copy->memory : NULL;
+}
+
 bool gd_cuda_multiply(const struct gd_layout *layout, const void *x, enum gd_dtype x_dtype, void *y, enum gd_dtype y_dtype,
                       int64_t rows, bool accumulate, struct gd_error *err)
 {

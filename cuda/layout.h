@@ -23,6 +23,9 @@ extern "C" {
 /* Rows of a prepared GD_WEIGHT_ROWS layout: row-major [rows, width] of *dtype (F32, BF16, F16 or a quantised type), on the device. */
 const void *gd_cuda_rows(const struct gd_weight *weight, enum gd_dtype *dtype);
 
+/* A prepared weight, plain as products read it, on the device; NULL: it is not kept so in this dtype. */
+const void *gd_cuda_plain(const struct gd_weight *weight, enum gd_dtype dtype);
+
 #ifdef __cplusplus
 }
 #endif

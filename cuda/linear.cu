@@ -2,6 +2,9 @@
 #include "cuda/layout.h"
 #include "cuda/map.h"
 #include "cuda/quant.h"
+extern "C" {
+#include "cuda/pair.h"
+}
 
 #define NORM_ROWS 4     /* rows of w that a block takes: they share each element of a */
 #define UNPACKED_ROWS 256
@@ -203,6 +206,36 @@ bool run_row_norm_ratio(const struct gd_kernel_args *args, struct gd_error *err)
 }
 
 } // namespace
+
+extern "C" const struct gd_backend_op gd_cuda_linear, gd_cuda_add_row;
+
+/* Where somebody reads the product without the bias, both are there. */
+bool gd_cuda_linear_add_row(const struct gd_kernel_args *linear, const struct gd_kernel_args *add_row, struct gd_error *err)
+{
+    const struct gd_tensor *x = &linear->in[0], *y = &add_row->out[0];
+    const float *b = add_row->weight[1] != NULL ? gd_weight_vector(add_row->weight[1]) : (const float *)add_row->in[1].data;
+    const void *w = gd_cuda_plain(linear->weight[1], x->dtype);
+    if (linear->out[0].data != NULL || w == NULL)
+        return gd_cuda_linear.run(linear, err) && gd_cuda_add_row.run(add_row, err);
+    if (gd_tensor_count(y) == 0)
+        return true;
+    int64_t width = y->shape[1];
+    unsigned blocks = gd_cuda_blocks(width, GD_CUDA_THREADS);
+    if (y->dtype == GD_BF16)
+        CU_LAUNCH((convert_kernel<bf16, float>), blocks, GD_CUDA_THREADS, 0, gd_cuda_stream(), (bf16 *)add_row->scratch, b, width);
+    else
+        CU_LAUNCH((convert_kernel<float, float>), blocks, GD_CUDA_THREADS, 0, gd_cuda_stream(), (float *)add_row->scratch, b, width);
+    struct gd_cuda_gemm gemm = {};
+    gemm.m = y->shape[0];
+    gemm.n = width;
+    gemm.k = x->shape[1];
+    gemm.transpose_b = true;
+    gemm.in = x->dtype;
+    gemm.out = y->dtype;
+    gemm.alpha = 1.0f;
+    gemm.bias = add_row->scratch;
+    return gd_cuda_launched(add_row, "a bias", err) && gd_cuda_gemm(&gemm, x->data, w, y->data, err);
+}
 
 GD_CUDA_OP(matmul, run_matmul, matmul_scratch)
 GD_CUDA_OP(linear, run_linear, NULL)

@@ -4,7 +4,6 @@
  */
 #include "cuda/norm.h"
 #include "cuda/rope.h"
-#include <string.h>
 extern "C" {
 #include "cuda/pair.h"
 }
@@ -140,14 +139,6 @@ bool launch_add_rms_norm(W weights, const struct gd_kernel_args *add, const stru
     return gd_cuda_launched(norm, "add and rms_norm", err);
 }
 
-bool run_add_rms_norm(const struct gd_kernel_args *add, const struct gd_kernel_args *norm, struct gd_error *err)
-{
-    const float *w = gd_norm_operand(norm, 1);
-    if (norm->in[2].rank == 0)
-        return launch_add_rms_norm(gd_plain_norm{w, NULL}, add, norm, err);
-    return launch_add_rms_norm(gd_worn_norm{(const struct gd_cuda_wear *)norm->staged, (int)norm->params->i[0], w, NULL}, add, norm, err);
-}
-
 template <typename W>
 bool launch_add_layer_norm(W weights, const struct gd_kernel_args *add, const struct gd_kernel_args *norm, struct gd_error *err)
 {
@@ -157,14 +148,6 @@ bool launch_add_layer_norm(W weights, const struct gd_kernel_args *add, const st
                        (float *)norm->out[1].data, (float *)norm->out[2].data, (T *)of.u->data, (const T *)of.a->data,
                        (const T *)of.b->data, weights, (float)norm->params->f[0], of.count, of.width);
     return gd_cuda_launched(norm, "add and layer_norm", err);
-}
-
-bool run_add_layer_norm(const struct gd_kernel_args *add, const struct gd_kernel_args *norm, struct gd_error *err)
-{
-    const float *w = gd_norm_operand(norm, 1), *b = gd_norm_operand(norm, 2);
-    if (norm->in[3].rank == 0)
-        return launch_add_layer_norm(gd_plain_norm{w, b}, add, norm, err);
-    return launch_add_layer_norm(gd_worn_norm{(const struct gd_cuda_wear *)norm->staged, (int)norm->params->i[0], w, b}, add, norm, err);
 }
 
 /* ---- norm of heads and rotation: a block for each row, a warp for each head, which lies in shared memory between the two ---- */
@@ -307,7 +290,25 @@ bool launch_rms_norm_rope(W weights, const struct gd_kernel_args *norm, const st
     return gd_cuda_launched(rope, "rms_norm and rope", err);
 }
 
-bool run_rms_norm_rope(const struct gd_kernel_args *norm, const struct gd_kernel_args *rope, struct gd_error *err)
+} // namespace
+
+bool gd_cuda_add_rms_norm(const struct gd_kernel_args *add, const struct gd_kernel_args *norm, struct gd_error *err)
+{
+    const float *w = gd_norm_operand(norm, 1);
+    if (norm->in[2].rank == 0)
+        return launch_add_rms_norm(gd_plain_norm{w, NULL}, add, norm, err);
+    return launch_add_rms_norm(gd_worn_norm{(const struct gd_cuda_wear *)norm->staged, (int)norm->params->i[0], w, NULL}, add, norm, err);
+}
+
+bool gd_cuda_add_layer_norm(const struct gd_kernel_args *add, const struct gd_kernel_args *norm, struct gd_error *err)
+{
+    const float *w = gd_norm_operand(norm, 1), *b = gd_norm_operand(norm, 2);
+    if (norm->in[3].rank == 0)
+        return launch_add_layer_norm(gd_plain_norm{w, b}, add, norm, err);
+    return launch_add_layer_norm(gd_worn_norm{(const struct gd_cuda_wear *)norm->staged, (int)norm->params->i[0], w, b}, add, norm, err);
+}
+
+bool gd_cuda_rms_norm_rope(const struct gd_kernel_args *norm, const struct gd_kernel_args *rope, struct gd_error *err)
 {
     const float *w = gd_norm_operand(norm, 1);
     if (norm->in[2].rank == 0)
@@ -315,7 +316,7 @@ bool run_rms_norm_rope(const struct gd_kernel_args *norm, const struct gd_kernel
     return launch_rms_norm_rope(gd_worn_norm{(const struct gd_cuda_wear *)norm->staged, (int)norm->params->i[0], w, NULL}, norm, rope, err);
 }
 
-bool run_rope_rms_norm_grad(const struct gd_kernel_args *rope, const struct gd_kernel_args *norm, struct gd_error *err)
+bool gd_cuda_rope_rms_norm_grad(const struct gd_kernel_args *rope, const struct gd_kernel_args *norm, struct gd_error *err)
 {
     const struct gd_tensor *x = &norm->in[0], *dy = &rope->in[0], *between = &rope->out[0], *dx = &norm->out[0];
     struct heads heads = heads_of(rope);
@@ -328,35 +329,4 @@ bool run_rope_rms_norm_grad(const struct gd_kernel_args *rope, const struct gd_k
                                        (const int32_t *)rope->in[1].data, gd_turn_of(rope), (const T *)x->data, gd_norm_operand(norm, 1),
                                        (const float *)norm->in[2].data, (float)norm->params->f[0], heads)));
     return gd_cuda_launched(norm, "rope and rms_norm_grad", err);
-}
-
-/* ---- which calls are such a pair ---- */
-
-bool are(const struct gd_call *first, const char *first_name, const struct gd_call *second, const char *second_name)
-{
-    return strcmp(first->op->name, first_name) == 0 && strcmp(second->op->name, second_name) == 0;
-}
-
-/* The rotation's heads are the norm's vectors, and a warp takes on one. */
-bool fits(const struct gd_call *norm, const struct gd_call *rope)
-{
-    int64_t dim = rope->params.i[0];
-    return norm->in[1]->shape[0] == dim && dim <= GD_NORM_SHORT;
-}
-
-} // namespace
-
-gd_pair_fn gd_cuda_pair(const struct gd_call *first, const struct gd_call *second)
-{
-    const struct gd_value *between = first->out[0];
-    if (are(first, "add", second, "rms_norm") && second->in[0] == between && second->in[1]->shape[0] == between->shape[1])
-        return run_add_rms_norm;
-    if (are(first, "add", second, "layer_norm") && second->in[0] == between)
-        return run_add_layer_norm;
-    if (are(first, "rms_norm", second, "rope") && second->in[0] == between && fits(first, second))
-        return run_rms_norm_rope;
-    if (are(first, "rope", second, "rms_norm_grad") && second->in[3] == between && second->in[0] != between && fits(second, first) &&
-        second->params.i[0] == 0 && (second->in_count < 5 || second->in[4] == NULL))
-        return run_rope_rms_norm_grad;
-    return NULL;
 }

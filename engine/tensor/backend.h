@@ -30,8 +30,9 @@ struct gd_backend_op {
     bool (*stage)(const struct gd_kernel_args *args, void *out, struct gd_error *err);
 };
 
-/* Two calls as one launch, which reads and writes the memory between them once less: the bits are those of the two. What the first
- * makes and nobody but the second reads has no address (out[0].data is NULL). */
+/* Two calls as one launch, which reads and writes the memory between them once less: the bits are those of the two, but that a bias
+ * is added to a product before that is rounded. What the first makes and nobody but the second reads has no address (out[0].data
+ * is NULL). */
 typedef bool (*gd_pair_fn)(const struct gd_kernel_args *first, const struct gd_kernel_args *second, struct gd_error *err);
 
 /* A plan's run on a device with memory of its own. */

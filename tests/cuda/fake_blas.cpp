@@ -17,6 +17,8 @@ struct desc {
     cublasComputeType_t compute;
     cudaDataType_t scale;
     cublasOperation_t a, b;
+    cublasLtEpilogue_t epilogue;
+    const void *bias;
 };
 
 struct layout {
@@ -62,7 +64,7 @@ uint64_t mix_layout(uint64_t hash, const layout &l)
 
 uint64_t shape_of(const desc &form, const layout &a, const layout &b, const layout &c, const layout &d)
 {
-    uint64_t hash = mix(mix(mix(1, form.compute), form.a), form.b);
+    uint64_t hash = mix(mix(mix(mix(1, form.compute), form.a), form.b), form.epilogue);
     return mix_layout(mix_layout(mix_layout(mix_layout(hash, a), b), c), d);
 }
 
@@ -88,7 +90,8 @@ bool fits(const desc &form, const layout &a, const layout &b, const layout &c, c
     uint64_t n = form.b == CUBLAS_OP_N ? b.columns : b.rows, k_b = form.b == CUBLAS_OP_N ? b.rows : b.columns;
     return sound(a) && sound(b) && sound(c) && sound(d) && k == k_b && d.rows == m && d.columns == n && c.rows == m && c.columns == n &&
            a.type == b.type && c.type == d.type && (a.type == CUDA_R_16BF || c.type == CUDA_R_32F) && a.batch == b.batch &&
-           a.batch == d.batch && c.batch == d.batch && form.compute == CUBLAS_COMPUTE_32F && form.scale == CUDA_R_32F;
+           a.batch == d.batch && c.batch == d.batch && form.compute == CUBLAS_COMPUTE_32F && form.scale == CUDA_R_32F &&
+           (form.epilogue == CUBLASLT_EPILOGUE_DEFAULT || (form.epilogue == CUBLASLT_EPILOGUE_BIAS && form.bias != nullptr));
 }
 
 float load(const char *data, cudaDataType_t type, size_t i)
@@ -156,7 +159,8 @@ bool write_columns(const layout &l, void *data)
 bool compute(const product &p)
 {
     if (!read_columns(p.a, p.a_data) || !read_columns(p.b, p.b_data) || (p.beta != 0.0f && !read_columns(p.c, p.c_data)) ||
-        !write_columns(p.d, p.d_data))
+        !write_columns(p.d, p.d_data) ||
+        (p.form.bias != nullptr && !emu_device_read(p.form.bias, p.d.rows * item(p.d.type), "cublasLtMatmul's bias")))
         return false;
     if (p.workspace_bytes > 0) {
         if (!emu_device_write(p.workspace, p.workspace_bytes, "cublasLtMatmul's workspace"))
@@ -176,6 +180,8 @@ bool compute(const product &p)
                 float value = p.alpha * sum[(size_t)(j * m + i)];
                 if (p.beta != 0.0f)
                     value += p.beta * load((const char *)p.c_data, p.c.type, at_c);
+                if (p.form.bias != nullptr)
+                    value += load((const char *)p.form.bias, p.d.type, (size_t)i);
                 store((char *)p.d_data, p.d.type, at_d, value);
             }
     }
@@ -233,7 +239,7 @@ const char *cublasLtGetStatusString(cublasStatus_t status)
 
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *out, cublasComputeType_t compute, cudaDataType_t scale)
 {
-    *out = reinterpret_cast<cublasLtMatmulDesc_t>(new desc{compute, scale, CUBLAS_OP_N, CUBLAS_OP_N});
+    *out = reinterpret_cast<cublasLtMatmulDesc_t>(new desc{compute, scale, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr});
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -245,11 +251,20 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d)
 
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t which, const void *value, size_t size)
 {
+    desc &form = *mine<desc>(d);
     cublasOperation_t op;
+    if (which == CUBLASLT_MATMUL_DESC_EPILOGUE && size == sizeof(form.epilogue)) {
+        memcpy(&form.epilogue, value, size);
+        return CUBLAS_STATUS_SUCCESS;
+    }
+    if (which == CUBLASLT_MATMUL_DESC_BIAS_POINTER && size == sizeof(form.bias)) {
+        memcpy(&form.bias, value, size);
+        return CUBLAS_STATUS_SUCCESS;
+    }
     if (size != sizeof(op) || (which != CUBLASLT_MATMUL_DESC_TRANSA && which != CUBLASLT_MATMUL_DESC_TRANSB))
         return CUBLAS_STATUS_INVALID_VALUE;
     memcpy(&op, value, size);
-    (which == CUBLASLT_MATMUL_DESC_TRANSA ? mine<desc>(d)->a : mine<desc>(d)->b) = op;
+    (which == CUBLASLT_MATMUL_DESC_TRANSA ? form.a : form.b) = op;
     return CUBLAS_STATUS_SUCCESS;
 }
 
