@@ -276,3 +276,42 @@ void gd_grader_text_release(struct gd_grader_text *text)
 {
     gd_arena_release(&text->arena);
 }
+
+/* ---- input and reference ---- */
+
+bool gd_grader_pair_parse(struct gd_grader_pair *pair, const cJSON *json, const char *path, struct gd_error *err)
+{
+    return gd_grader_text_parse(&pair->input, json, path, "input", err) &&
+           gd_grader_text_parse(&pair->reference, json, path, "reference", err);
+}
+
+bool gd_grader_pair_grade(const struct gd_grader *grader, const struct gd_grade_input *from, gd_grader_compare compare,
+                          struct gd_grade *grade)
+{
+    const struct gd_grader_pair *pair = grader->state;
+    struct gd_buf input, reference;
+    gd_buf_init(&input, GD_GRADER_RENDER_BYTES_MAX);
+    gd_buf_init(&reference, GD_GRADER_RENDER_BYTES_MAX);
+    bool ok = gd_grader_text_render(&pair->input, from->item, from->sample, &input, grade) &&
+              gd_grader_text_render(&pair->reference, from->item, from->sample, &reference, grade) &&
+              compare(grader->state, input.data != NULL ? input.data : "", reference.data != NULL ? reference.data : "", grade);
+    gd_buf_release(&input);
+    gd_buf_release(&reference);
+    return ok;
+}
+
+bool gd_grader_pair_references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                               struct gd_error *err)
+{
+    const struct gd_grader_pair *pair = grader->state;
+    return gd_grader_text_references(&pair->input, path, "input", seen, context, err) &&
+           gd_grader_text_references(&pair->reference, path, "reference", seen, context, err);
+}
+
+void gd_grader_pair_release(struct gd_grader *grader)
+{
+    struct gd_grader_pair *pair = grader->state;
+    gd_grader_text_release(&pair->input);
+    gd_grader_text_release(&pair->reference);
+    gd_free(pair);
+}

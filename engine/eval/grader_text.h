@@ -37,4 +37,17 @@ GD_MUST_CHECK bool gd_grader_text_references(const struct gd_grader_text *text, 
                                              gd_reference_seen seen, void *context, struct gd_error *err);
 void gd_grader_text_release(struct gd_grader_text *text);
 
+/* The state of a type that compares "input" with "reference" begins with these. */
+struct gd_grader_pair {
+    struct gd_grader_text input, reference;
+};
+GD_MUST_CHECK bool gd_grader_pair_parse(struct gd_grader_pair *pair, const cJSON *json, const char *path, struct gd_error *err);
+/* Fills both in; `compare` has the reward, or false and the grade says why. */
+typedef bool (*gd_grader_compare)(const void *state, const char *input, const char *reference, struct gd_grade *grade);
+GD_MUST_CHECK bool gd_grader_pair_grade(const struct gd_grader *grader, const struct gd_grade_input *from, gd_grader_compare compare,
+                                        struct gd_grade *grade);
+GD_MUST_CHECK bool gd_grader_pair_references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                                             struct gd_error *err);
+void gd_grader_pair_release(struct gd_grader *grader);
+
 #endif

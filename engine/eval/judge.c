@@ -27,17 +27,30 @@ bool gd_judge_parse(struct gd_judge *judge, const cJSON *json, const char *path,
     return ok;
 }
 
-void gd_judge_release(struct gd_judge *judge)
+bool gd_judge_references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                         struct gd_error *err)
 {
-    gd_free(judge->model);
-    gd_eval_messages_release(&judge->input);
-    gd_eval_sampling_release(&judge->sampling);
-    cJSON_Delete(judge->choices);
+    const struct gd_judge *judge = grader->state;
+    char *at = gd_format("%s.input", path);
+    bool ok = gd_eval_messages_references(&judge->input, at, seen, context, err);
+    gd_free(at);
+    return ok;
 }
 
-bool gd_judge_fill_ask(const struct gd_judge *judge, const struct gd_grade_input *input, struct gd_ask *ask,
+int gd_judge_ask_count(const struct gd_grader *grader)
+{
+    return 1;
+}
+
+const char *gd_judge_ask_model(const struct gd_grader *grader, int index)
+{
+    return ((const struct gd_judge *)grader->state)->model;
+}
+
+bool gd_judge_fill_ask(const struct gd_grader *grader, int index, const struct gd_grade_input *input, struct gd_ask *ask,
                        struct gd_grade *grade)
 {
+    const struct gd_judge *judge = grader->state;
     ask->messages = gd_eval_messages_render(&judge->input, input->item, input->sample, grade);
     if (ask->messages == NULL)
         return false;
@@ -46,6 +59,16 @@ bool gd_judge_fill_ask(const struct gd_judge *judge, const struct gd_grade_input
     if (!judge->free_output)
         ask->choices = cJSON_Duplicate(judge->choices, true);
     return true;
+}
+
+void gd_judge_release(struct gd_grader *grader)
+{
+    struct gd_judge *judge = grader->state;
+    gd_free(judge->model);
+    gd_eval_messages_release(&judge->input);
+    gd_eval_sampling_release(&judge->sampling);
+    cJSON_Delete(judge->choices);
+    gd_free(judge);
 }
 
 static bool is_blank(char c)

@@ -28,9 +28,14 @@ struct gd_judge {
 };
 
 GD_MUST_CHECK bool gd_judge_parse(struct gd_judge *judge, const cJSON *json, const char *path, struct gd_error *err);
-void gd_judge_release(struct gd_judge *judge);
-GD_MUST_CHECK bool gd_judge_fill_ask(const struct gd_judge *judge, const struct gd_grade_input *input, struct gd_ask *ask,
+/* What a type whose state begins with its judge has for functions. */
+GD_MUST_CHECK bool gd_judge_references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
+                                       struct gd_error *err);
+int gd_judge_ask_count(const struct gd_grader *grader);
+const char *gd_judge_ask_model(const struct gd_grader *grader, int index);
+GD_MUST_CHECK bool gd_judge_fill_ask(const struct gd_grader *grader, int index, const struct gd_grade_input *input, struct gd_ask *ask,
                                      struct gd_grade *grade);
+void gd_judge_release(struct gd_grader *grader);
 /* The answer without white space around it, yours to free; NULL: the grade says why there is none. */
 char *gd_judge_text(const struct gd_grade_input *input, struct gd_grade *grade);
 /* The member "result" where `text` is a JSON object with one (yours), else NULL. */

@@ -21,7 +21,7 @@ static const char *const fields[] = {"type",  "name",           "model",  "input
                                      "range", "pass_threshold", "output", NULL};
 
 struct score {
-    struct gd_judge judge;
+    struct gd_judge judge; /* first */
     double low, high;
 };
 
@@ -105,39 +105,6 @@ static bool grade(const struct gd_grader *grader, const struct gd_grade_input *i
     return ok;
 }
 
-static bool references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
-                       struct gd_error *err)
-{
-    const struct score *score = grader->state;
-    char *at = gd_format("%s.input", path);
-    bool ok = gd_eval_messages_references(&score->judge.input, at, seen, context, err);
-    gd_free(at);
-    return ok;
-}
-
-static int ask_count(const struct gd_grader *grader)
-{
-    return 1;
-}
-
-static const char *ask_model(const struct gd_grader *grader, int index)
-{
-    return ((const struct score *)grader->state)->judge.model;
-}
-
-static bool fill_ask(const struct gd_grader *grader, int index, const struct gd_grade_input *input, struct gd_ask *ask,
-                     struct gd_grade *out)
-{
-    return gd_judge_fill_ask(&((const struct score *)grader->state)->judge, input, ask, out);
-}
-
-static void release(struct gd_grader *grader)
-{
-    struct score *score = grader->state;
-    gd_judge_release(&score->judge);
-    gd_free(score);
-}
-
 const struct gd_grader_type gd_grader_type_score_model = {
-    .name = "score_model", .fields = fields, .parse = parse, .grade = grade, .release = release,
-    .references = references, .ask_count = ask_count, .ask_model = ask_model, .fill_ask = fill_ask};
+    .name = "score_model", .fields = fields, .parse = parse, .grade = grade, .release = gd_judge_release,
+    .references = gd_judge_references, .ask_count = gd_judge_ask_count, .ask_model = gd_judge_ask_model, .fill_ask = gd_judge_fill_ask};

@@ -11,7 +11,7 @@ static const char *const operations[OPERATION_COUNT] = {"eq", "ilike", "like", "
 static const char *const fields[] = {"type", "name", "input", "reference", "operation", NULL};
 
 struct check {
-    struct gd_grader_text input, reference;
+    struct gd_grader_pair pair; /* first */
     enum operation operation;
 };
 
@@ -19,8 +19,7 @@ static bool parse(struct gd_grader *grader, const cJSON *json, const char *path,
 {
     struct check *check = grader->state = gd_alloc(sizeof *check);
     int operation = 0;
-    if (!gd_grader_text_parse(&check->input, json, path, "input", err) ||
-        !gd_grader_text_parse(&check->reference, json, path, "reference", err) ||
+    if (!gd_grader_pair_parse(&check->pair, json, path, err) ||
         !gd_grader_choice(json, path, "operation", operations, OPERATION_COUNT, &operation, err))
         return false;
     check->operation = (enum operation)operation;
@@ -59,38 +58,18 @@ static bool holds(enum operation operation, const char *input, const char *refer
     }
 }
 
+static bool compare(const void *state, const char *input, const char *reference, struct gd_grade *out)
+{
+    const struct check *check = state;
+    out->reward = holds(check->operation, input, reference);
+    return true;
+}
+
 static bool grade(const struct gd_grader *grader, const struct gd_grade_input *from, struct gd_grade *out)
 {
-    const struct check *check = grader->state;
-    struct gd_buf input, reference;
-    gd_buf_init(&input, GD_GRADER_RENDER_BYTES_MAX);
-    gd_buf_init(&reference, GD_GRADER_RENDER_BYTES_MAX);
-    bool ok = gd_grader_text_render(&check->input, from->item, from->sample, &input, out) &&
-              gd_grader_text_render(&check->reference, from->item, from->sample, &reference, out);
-    if (ok)
-        out->reward =
-            holds(check->operation, input.data != NULL ? input.data : "", reference.data != NULL ? reference.data : "");
-    gd_buf_release(&input);
-    gd_buf_release(&reference);
-    return ok;
-}
-
-static bool references(const struct gd_grader *grader, const char *path, gd_reference_seen seen, void *context,
-                       struct gd_error *err)
-{
-    const struct check *check = grader->state;
-    return gd_grader_text_references(&check->input, path, "input", seen, context, err) &&
-           gd_grader_text_references(&check->reference, path, "reference", seen, context, err);
-}
-
-static void release(struct gd_grader *grader)
-{
-    struct check *check = grader->state;
-    gd_grader_text_release(&check->input);
-    gd_grader_text_release(&check->reference);
-    gd_free(check);
+    return gd_grader_pair_grade(grader, from, compare, out);
 }
 
 const struct gd_grader_type gd_grader_type_string_check = {
-    .name = "string_check", .fields = fields, .parse = parse, .grade = grade, .release = release,
-    .references = references};
+    .name = "string_check", .fields = fields, .parse = parse, .grade = grade, .release = gd_grader_pair_release,
+    .references = gd_grader_pair_references};
