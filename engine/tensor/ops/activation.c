@@ -9,36 +9,16 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return gd_shape_unary(graph, call);
 }
 
-GD_INLINE void body(void *y, const void *x, enum gd_activation kind, bool bf16, int64_t begin, int64_t end)
+GD_INLINE void body(const struct gd_kernel_args *args, bool bf16, int64_t begin, int64_t end)
 {
+    enum gd_activation kind = (enum gd_activation)args->params->i[0];
+    void *y = args->out[0].data;
+    const void *x = args->in[0].data;
     for (int64_t i = begin; i < end; i++)
         gd_store(y, bf16, i, gd_activate(kind, gd_load(x, bf16, i)));
 }
 
-GD_KERNEL static void part_f32(float *y, const float *x, enum gd_activation kind, int64_t begin, int64_t end)
-{
-    body(y, x, kind, false, begin, end);
-}
-
-GD_KERNEL static void part_bf16(uint16_t *y, const uint16_t *x, enum gd_activation kind, int64_t begin, int64_t end)
-{
-    body(y, x, kind, true, begin, end);
-}
-
-static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
-{
-    int64_t count = gd_tensor_count(&args->out[0]);
-    enum gd_activation kind = (enum gd_activation)args->params->i[0];
-    GD_PARALLEL(count)
-    {
-        struct gd_range r = gd_thread_range(count, 32);
-        if (args->out[0].dtype == GD_BF16)
-            part_bf16(args->out[0].data, args->in[0].data, kind, r.begin, r.end);
-        else
-            part_f32(args->out[0].data, args->in[0].data, kind, r.begin, r.end);
-    }
-    return true;
-}
+#include "engine/tensor/ops/by_element.h"
 
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
                      struct gd_value **in_grad)

@@ -2,37 +2,16 @@
 #include "engine/tensor/ops/activation_math.h"
 #include "engine/tensor/ops/elementwise.h"
 
-GD_INLINE void body(void *dx, const void *x, const void *dy, enum gd_activation kind, bool bf16, int64_t begin, int64_t end)
+GD_INLINE void body(const struct gd_kernel_args *args, bool bf16, int64_t begin, int64_t end)
 {
+    enum gd_activation kind = (enum gd_activation)args->params->i[0];
+    void *dx = args->out[0].data;
+    const void *x = args->in[0].data, *dy = args->in[1].data;
     for (int64_t i = begin; i < end; i++)
         gd_store(dx, bf16, i, gd_load(dy, bf16, i) * gd_activate_slope(kind, gd_load(x, bf16, i)));
 }
 
-GD_KERNEL static void part_f32(float *dx, const float *x, const float *dy, enum gd_activation kind, int64_t begin, int64_t end)
-{
-    body(dx, x, dy, kind, false, begin, end);
-}
-
-GD_KERNEL static void part_bf16(uint16_t *dx, const uint16_t *x, const uint16_t *dy, enum gd_activation kind, int64_t begin,
-                                int64_t end)
-{
-    body(dx, x, dy, kind, true, begin, end);
-}
-
-static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
-{
-    int64_t count = gd_tensor_count(&args->out[0]);
-    enum gd_activation kind = (enum gd_activation)args->params->i[0];
-    GD_PARALLEL(count)
-    {
-        struct gd_range r = gd_thread_range(count, 32);
-        if (args->out[0].dtype == GD_BF16)
-            part_bf16(args->out[0].data, args->in[0].data, args->in[1].data, kind, r.begin, r.end);
-        else
-            part_f32(args->out[0].data, args->in[0].data, args->in[1].data, kind, r.begin, r.end);
-    }
-    return true;
-}
+#include "engine/tensor/ops/by_element.h"
 
 /* The slope by a central difference, so that the case does not repeat the formula. */
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)

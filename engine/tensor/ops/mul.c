@@ -1,35 +1,15 @@
 /* y = a * b, element by element; da = dy * b, db = dy * a. */
 #include "engine/tensor/ops/elementwise.h"
 
-GD_INLINE void body(void *y, const void *a, const void *b, bool bf16, int64_t begin, int64_t end)
+GD_INLINE void body(const struct gd_kernel_args *args, bool bf16, int64_t begin, int64_t end)
 {
+    void *y = args->out[0].data;
+    const void *a = args->in[0].data, *b = args->in[1].data;
     for (int64_t i = begin; i < end; i++)
         gd_store(y, bf16, i, gd_load(a, bf16, i) * gd_load(b, bf16, i));
 }
 
-GD_KERNEL static void part_f32(float *y, const float *a, const float *b, int64_t begin, int64_t end)
-{
-    body(y, a, b, false, begin, end);
-}
-
-GD_KERNEL static void part_bf16(uint16_t *y, const uint16_t *a, const uint16_t *b, int64_t begin, int64_t end)
-{
-    body(y, a, b, true, begin, end);
-}
-
-static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
-{
-    int64_t count = gd_tensor_count(&args->out[0]);
-    GD_PARALLEL(count)
-    {
-        struct gd_range r = gd_thread_range(count, 32);
-        if (args->out[0].dtype == GD_BF16)
-            part_bf16(args->out[0].data, args->in[0].data, args->in[1].data, r.begin, r.end);
-        else
-            part_f32(args->out[0].data, args->in[0].data, args->in[1].data, r.begin, r.end);
-    }
-    return true;
-}
+#include "engine/tensor/ops/by_element.h"
 
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
                      struct gd_value **in_grad)

@@ -2,8 +2,10 @@
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/sigmoid.h"
 
-GD_INLINE void body(void *y, const void *gate, const void *up, bool bf16, int64_t begin, int64_t end)
+GD_INLINE void body(const struct gd_kernel_args *args, bool bf16, int64_t begin, int64_t end)
 {
+    void *y = args->out[0].data;
+    const void *gate = args->in[0].data, *up = args->in[1].data;
 #pragma omp simd
     for (int64_t i = begin; i < end; i++) {
         float g = gd_load(gate, bf16, i);
@@ -11,29 +13,7 @@ GD_INLINE void body(void *y, const void *gate, const void *up, bool bf16, int64_
     }
 }
 
-GD_KERNEL static void part_f32(float *y, const float *gate, const float *up, int64_t begin, int64_t end)
-{
-    body(y, gate, up, false, begin, end);
-}
-
-GD_KERNEL static void part_bf16(uint16_t *y, const uint16_t *gate, const uint16_t *up, int64_t begin, int64_t end)
-{
-    body(y, gate, up, true, begin, end);
-}
-
-static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
-{
-    int64_t count = gd_tensor_count(&args->out[0]);
-    GD_PARALLEL(count)
-    {
-        struct gd_range r = gd_thread_range(count, 32);
-        if (args->out[0].dtype == GD_BF16)
-            part_bf16(args->out[0].data, args->in[0].data, args->in[1].data, r.begin, r.end);
-        else
-            part_f32(args->out[0].data, args->in[0].data, args->in[1].data, r.begin, r.end);
-    }
-    return true;
-}
+#include "engine/tensor/ops/by_element.h"
 
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
                      struct gd_value **in_grad)

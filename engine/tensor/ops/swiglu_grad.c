@@ -13,9 +13,10 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-GD_INLINE void body(void *d_gate, void *d_up, const void *gate, const void *up, const void *dy, bool bf16, int64_t begin,
-                    int64_t end)
+GD_INLINE void body(const struct gd_kernel_args *args, bool bf16, int64_t begin, int64_t end)
 {
+    void *d_gate = args->out[0].data, *d_up = args->out[1].data;
+    const void *gate = args->in[0].data, *up = args->in[1].data, *dy = args->in[2].data;
 #pragma omp simd
     for (int64_t i = begin; i < end; i++) {
         float g = gd_load(gate, bf16, i), u = gd_load(up, bf16, i), d = gd_load(dy, bf16, i), s = gd_sigmoid(g);
@@ -24,33 +25,7 @@ GD_INLINE void body(void *d_gate, void *d_up, const void *gate, const void *up, 
     }
 }
 
-GD_KERNEL static void part_f32(float *d_gate, float *d_up, const float *gate, const float *up, const float *dy,
-                               int64_t begin, int64_t end)
-{
-    body(d_gate, d_up, gate, up, dy, false, begin, end);
-}
-
-GD_KERNEL static void part_bf16(uint16_t *d_gate, uint16_t *d_up, const uint16_t *gate, const uint16_t *up,
-                                const uint16_t *dy, int64_t begin, int64_t end)
-{
-    body(d_gate, d_up, gate, up, dy, true, begin, end);
-}
-
-static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
-{
-    int64_t count = gd_tensor_count(&args->out[0]);
-    void *d_gate = args->out[0].data, *d_up = args->out[1].data;
-    const void *gate = args->in[0].data, *up = args->in[1].data, *dy = args->in[2].data;
-    GD_PARALLEL(count)
-    {
-        struct gd_range r = gd_thread_range(count, 32);
-        if (args->out[0].dtype == GD_BF16)
-            part_bf16(d_gate, d_up, gate, up, dy, r.begin, r.end);
-        else
-            part_f32(d_gate, d_up, gate, up, dy, r.begin, r.end);
-    }
-    return true;
-}
+#include "engine/tensor/ops/by_element.h"
 
 static void reference(const struct gd_op_case *op_case, double *const *in, double **out)
 {
