@@ -75,11 +75,21 @@ GD_MUST_CHECK bool gd_read_records(struct gd_query *query, const struct gd_recor
 GD_MUST_CHECK bool gd_read_record(struct gd_query *query, const struct gd_record_kind *kind, void *out, bool *found,
                                   struct gd_error *err);
 
-/* Where a page starts. `lookup` gives (created_at, seq) of page->after; it has its values bound already. */
-struct gd_cursor {
-    int64_t created_at, seq;
+/* A list that is read page by page, in the order of a column and seq. */
+struct gd_page_sql {
+    const char *lookup;  /* of what a page comes after: (column, seq) where id = ?1, of owner ?2 (and ?3) */
+    const char *list[2]; /* of owner ?1 (and ?2), filtered by ?3, what follows (?4, ?5): falling and rising */
 };
-GD_MUST_CHECK bool gd_page_cursor(struct gd_query *lookup, const struct gd_page *page, struct gd_cursor *out,
-                                  struct gd_error *err);
+/* The two lists of a SELECT that ends in its conditions. */
+#define GD_PAGE_LISTS(select, column)                                                                 \
+    {select " AND (" column ", seq) < (?4, ?5) ORDER BY " column " DESC, seq DESC",                   \
+     select " AND (" column ", seq) > (?4, ?5) ORDER BY " column ", seq"}
+struct gd_page_keys {
+    const char *owner, *second; /* second NULL: the lookup has no ?3 */
+    const char *filter;         /* NULL: null */
+};
+/* As gd_read_records; GD_INVALID where page->after is nothing of these. */
+GD_MUST_CHECK bool gd_read_page(struct gd_db *db, const struct gd_page_sql *sql, const struct gd_page_keys *keys, const struct gd_page *page,
+                                const struct gd_record_kind *kind, void **out, int *count, bool *has_more, struct gd_error *err);
 
 #endif

@@ -78,25 +78,13 @@ bool gd_db_eval_update(struct gd_db *db, const struct gd_eval_record *record, st
 bool gd_db_eval_list(struct gd_db *db, const char *project, bool by_update, const struct gd_page *page,
                      struct gd_eval_record **out, int *count, bool *has_more, struct gd_error *err)
 {
-    static const char *const lookups[] = {"SELECT created_at, seq FROM main.evals WHERE id = ?1 AND project = ?2",
-                                          "SELECT updated_at, seq FROM main.evals WHERE id = ?1 AND project = ?2"};
-#define LIST(column, compare, order)                                                                      \
-    "SELECT " COLUMNS " FROM main.evals WHERE project = ?1 AND (" column ", seq) " compare " (?2, ?3)"    \
-    " ORDER BY " column order ", seq" order
-    static const char *const sql[2][2] = {{LIST("created_at", "<", " DESC"), LIST("created_at", ">", "")},
-                                          {LIST("updated_at", "<", " DESC"), LIST("updated_at", ">", "")}};
+#define LIST(column)                                                                      \
+    {"SELECT " column ", seq FROM main.evals WHERE id = ?1 AND project = ?2",             \
+     GD_PAGE_LISTS("SELECT " COLUMNS " FROM main.evals WHERE project = ?1", column)}
+    static const struct gd_page_sql sql[] = {LIST("created_at"), LIST("updated_at")};
 #undef LIST
-    struct gd_query lookup = gd_query_start(db, lookups[by_update]);
-    gd_put_text(&lookup, page->after);
-    gd_put_text(&lookup, project);
-    struct gd_cursor cursor;
-    if (!gd_page_cursor(&lookup, page, &cursor, err))
-        return false;
-    struct gd_query query = gd_query_start(db, sql[by_update][page->ascending]);
-    gd_put_text(&query, project);
-    gd_put_int(&query, cursor.created_at);
-    gd_put_int(&query, cursor.seq);
-    return gd_read_records(&query, &eval_kind, page->limit, (void **)out, count, has_more, err);
+    const struct gd_page_keys keys = {.owner = project};
+    return gd_read_page(db, &sql[by_update], &keys, page, &eval_kind, (void **)out, count, has_more, err);
 }
 
 /* ---- deleting ---- */
@@ -266,24 +254,11 @@ bool gd_db_eval_item_get(struct gd_db *db, const char *run_id, const char *id, s
 bool gd_db_eval_item_list(struct gd_db *db, const char *run_id, const char *status, const struct gd_page *page,
                           struct gd_eval_item_record **out, int *count, bool *has_more, struct gd_error *err)
 {
-#define LIST(compare, order)                                                                                          \
-    "SELECT " ITEM_COLUMNS " FROM main.eval_items WHERE run_id = ?1 AND (?2 IS NULL OR status = ?2) AND (created_at, seq) " \
-    compare " (?3, ?4) ORDER BY created_at" order ", seq" order
-    static const char *const sql[] = {LIST("<", " DESC"), LIST(">", "")};
-#undef LIST
-    struct gd_query lookup = gd_query_start(db,
-        "SELECT created_at, seq FROM main.eval_items WHERE id = ?1 AND run_id = ?2");
-    gd_put_text(&lookup, page->after);
-    gd_put_text(&lookup, run_id);
-    struct gd_cursor cursor;
-    if (!gd_page_cursor(&lookup, page, &cursor, err))
-        return false;
-    struct gd_query query = gd_query_start(db, sql[page->ascending]);
-    gd_put_text(&query, run_id);
-    gd_put_text(&query, status);
-    gd_put_int(&query, cursor.created_at);
-    gd_put_int(&query, cursor.seq);
-    return gd_read_records(&query, &item_kind, page->limit, (void **)out, count, has_more, err);
+    static const struct gd_page_sql sql = {
+        "SELECT created_at, seq FROM main.eval_items WHERE id = ?1 AND run_id = ?2",
+        GD_PAGE_LISTS("SELECT " ITEM_COLUMNS " FROM main.eval_items WHERE run_id = ?1 AND (?3 IS NULL OR status = ?3)", "created_at")};
+    const struct gd_page_keys keys = {.owner = run_id, .filter = status};
+    return gd_read_page(db, &sql, &keys, page, &item_kind, (void **)out, count, has_more, err);
 }
 
 bool gd_db_eval_done(struct gd_db *db, const char *run_id, cJSON **ranges, int64_t *count, struct gd_error *err)

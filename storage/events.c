@@ -58,22 +58,11 @@ bool gd_db_event_append(struct gd_db *db, struct gd_event_record *record, struct
 bool gd_db_event_list(struct gd_db *db, const char *job_id, const struct gd_page *page, struct gd_event_record **out,
                       int *count, bool *has_more, struct gd_error *err)
 {
-    static const char *const sql[] = {
-        "SELECT " COLUMNS " FROM main.events WHERE job_id = ?1 AND (created_at, seq) < (?2, ?3)"
-        " ORDER BY created_at DESC, seq DESC",
-        "SELECT " COLUMNS " FROM main.events WHERE job_id = ?1 AND (created_at, seq) > (?2, ?3) ORDER BY created_at, seq"};
-    struct gd_query lookup = gd_query_start(db,
-        "SELECT created_at, seq FROM main.events WHERE id = ?1 AND job_id = ?2");
-    gd_put_text(&lookup, page->after);
-    gd_put_text(&lookup, job_id);
-    struct gd_cursor cursor;
-    if (!gd_page_cursor(&lookup, page, &cursor, err))
-        return false;
-    struct gd_query query = gd_query_start(db, sql[page->ascending]);
-    gd_put_text(&query, job_id);
-    gd_put_int(&query, cursor.created_at);
-    gd_put_int(&query, cursor.seq);
-    return gd_read_records(&query, &event_kind, page->limit, (void **)out, count, has_more, err);
+    static const struct gd_page_sql sql = {
+        "SELECT created_at, seq FROM main.events WHERE id = ?1 AND job_id = ?2",
+        GD_PAGE_LISTS("SELECT " COLUMNS " FROM main.events WHERE job_id = ?1", "created_at")};
+    const struct gd_page_keys keys = {.owner = job_id};
+    return gd_read_page(db, &sql, &keys, page, &event_kind, (void **)out, count, has_more, err);
 }
 
 bool gd_db_event_since(struct gd_db *db, const char *job_id, int64_t after_sequence, int limit,

@@ -105,24 +105,11 @@ bool gd_db_file_delete(struct gd_db *db, const char *project, const char *id, st
 bool gd_db_file_list(struct gd_db *db, const char *project, const char *purpose, const struct gd_page *page,
                      struct gd_file_record **out, int *count, bool *has_more, struct gd_error *err)
 {
-    static const char *const sql[] = {
-        "SELECT " COLUMNS " FROM main.files WHERE project = ?1 AND (?2 IS NULL OR purpose = ?2)"
-        " AND (created_at, seq) < (?3, ?4) ORDER BY created_at DESC, seq DESC",
-        "SELECT " COLUMNS " FROM main.files WHERE project = ?1 AND (?2 IS NULL OR purpose = ?2)"
-        " AND (created_at, seq) > (?3, ?4) ORDER BY created_at, seq"};
-    struct gd_query lookup = gd_query_start(db,
-        "SELECT created_at, seq FROM main.files WHERE id = ?1 AND project = ?2");
-    gd_put_text(&lookup, page->after);
-    gd_put_text(&lookup, project);
-    struct gd_cursor cursor;
-    if (!gd_page_cursor(&lookup, page, &cursor, err))
-        return false;
-    struct gd_query query = gd_query_start(db, sql[page->ascending]);
-    gd_put_text(&query, project);
-    gd_put_text(&query, purpose);
-    gd_put_int(&query, cursor.created_at);
-    gd_put_int(&query, cursor.seq);
-    return gd_read_records(&query, &file_kind, page->limit, (void **)out, count, has_more, err);
+    static const struct gd_page_sql sql = {
+        "SELECT created_at, seq FROM main.files WHERE id = ?1 AND project = ?2",
+        GD_PAGE_LISTS("SELECT " COLUMNS " FROM main.files WHERE project = ?1 AND (?3 IS NULL OR purpose = ?3)", "created_at")};
+    const struct gd_page_keys keys = {.owner = project, .filter = purpose};
+    return gd_read_page(db, &sql, &keys, page, &file_kind, (void **)out, count, has_more, err);
 }
 
 bool gd_db_file_expired(struct gd_db *db, int64_t now, struct gd_file_record **out, int *count, struct gd_error *err)

@@ -191,30 +191,16 @@ bool gd_db_run_list(struct gd_db *db, const char *project, const char *eval_id, 
                     int wanted_count, const struct gd_page *page, struct gd_job_record **out, int *count, bool *has_more,
                     struct gd_error *err)
 {
-#define LIST(compare, order)                                                                                               \
-    "SELECT " COLUMNS " FROM main.jobs WHERE eval_id = ?1 AND project = ?2 AND (?3 IS NULL OR status IN (SELECT value FROM" \
-    " json_each(?3))) AND (created_at, seq) " compare " (?4, ?5) ORDER BY created_at" order ", seq" order
-    static const char *const sql[] = {LIST("<", " DESC"), LIST(">", "")};
-#undef LIST
-    struct gd_query lookup = gd_query_start(db,
-        "SELECT created_at, seq FROM main.jobs WHERE id = ?1 AND project = ?2 AND eval_id = ?3");
-    gd_put_text(&lookup, page->after);
-    gd_put_text(&lookup, project);
-    gd_put_text(&lookup, eval_id);
-    struct gd_cursor cursor;
-    if (!gd_page_cursor(&lookup, page, &cursor, err))
-        return false;
+    static const struct gd_page_sql sql = {
+        "SELECT created_at, seq FROM main.jobs WHERE id = ?1 AND eval_id = ?2 AND project = ?3",
+        GD_PAGE_LISTS("SELECT " COLUMNS " FROM main.jobs WHERE eval_id = ?1 AND project = ?2"
+                      " AND (?3 IS NULL OR status IN (SELECT value FROM json_each(?3)))", "created_at")};
     cJSON *names = cJSON_CreateArray();
     for (int i = 0; i < wanted_count; i++)
         cJSON_AddItemToArray(names, cJSON_CreateString(gd_job_status_name(wanted[i])));
     char *filter = wanted_count > 0 ? gd_json_print(names) : NULL;
-    struct gd_query query = gd_query_start(db, sql[page->ascending]);
-    gd_put_text(&query, eval_id);
-    gd_put_text(&query, project);
-    gd_put_text(&query, filter);
-    gd_put_int(&query, cursor.created_at);
-    gd_put_int(&query, cursor.seq);
-    bool ok = gd_read_records(&query, &job_kind, page->limit, (void **)out, count, has_more, err);
+    const struct gd_page_keys keys = {.owner = eval_id, .second = project, .filter = filter};
+    bool ok = gd_read_page(db, &sql, &keys, page, &job_kind, (void **)out, count, has_more, err);
     cJSON_Delete(names);
     gd_free(filter);
     return ok;
@@ -275,30 +261,16 @@ bool gd_db_job_update(struct gd_db *db, const struct gd_job_record *record, stru
 bool gd_db_job_list(struct gd_db *db, const char *project, const cJSON *metadata_filter, const struct gd_page *page,
                     struct gd_job_record **out, int *count, bool *has_more, struct gd_error *err)
 {
-    /* Each member of the filter (?2) must be in the job's metadata with the same type and value. */
-#define MATCHES                                                                                          \
-    " AND (?2 IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(?2) AS f WHERE NOT EXISTS (SELECT 1"        \
-    " FROM json_each(coalesce(jobs.metadata, '{}')) AS m"                                                \
-    " WHERE m.key = f.key AND m.type = f.type AND m.value IS f.value)))"
-    static const char *const sql[] = {
-        "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1 AND kind = 'fine_tuning'" MATCHES
-        " AND (created_at, seq) < (?3, ?4) ORDER BY created_at DESC, seq DESC",
-        "SELECT " COLUMNS " FROM main.jobs WHERE project = ?1 AND kind = 'fine_tuning'" MATCHES
-        " AND (created_at, seq) > (?3, ?4) ORDER BY created_at, seq"};
-#undef MATCHES
-    struct gd_query lookup = gd_query_start(db, "SELECT created_at, seq FROM main.jobs WHERE id = ?1 AND project = ?2");
-    gd_put_text(&lookup, page->after);
-    gd_put_text(&lookup, project);
-    struct gd_cursor cursor;
-    if (!gd_page_cursor(&lookup, page, &cursor, err))
-        return false;
+    /* Each member of the filter must be in the job's metadata with the same type and value. */
+    static const struct gd_page_sql sql = {
+        "SELECT created_at, seq FROM main.jobs WHERE id = ?1 AND project = ?2",
+        GD_PAGE_LISTS("SELECT " COLUMNS " FROM main.jobs WHERE project = ?1 AND kind = 'fine_tuning'"
+                      " AND (?3 IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(?3) AS f WHERE NOT EXISTS (SELECT 1"
+                      " FROM json_each(coalesce(jobs.metadata, '{}')) AS m"
+                      " WHERE m.key = f.key AND m.type = f.type AND m.value IS f.value)))", "created_at")};
     char *filter = metadata_filter != NULL && metadata_filter->child != NULL ? gd_json_print(metadata_filter) : NULL;
-    struct gd_query query = gd_query_start(db, sql[page->ascending]);
-    gd_put_text(&query, project);
-    gd_put_text(&query, filter);
-    gd_put_int(&query, cursor.created_at);
-    gd_put_int(&query, cursor.seq);
-    bool ok = gd_read_records(&query, &job_kind, page->limit, (void **)out, count, has_more, err);
+    const struct gd_page_keys keys = {.owner = project, .filter = filter};
+    bool ok = gd_read_page(db, &sql, &keys, page, &job_kind, (void **)out, count, has_more, err);
     gd_free(filter);
     return ok;
 }

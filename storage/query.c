@@ -173,19 +173,46 @@ bool gd_read_record(struct gd_query *query, const struct gd_record_kind *kind, v
     return gd_query_end(query, err);
 }
 
-bool gd_page_cursor(struct gd_query *lookup, const struct gd_page *page, struct gd_cursor *out, struct gd_error *err)
+/* ---- pages ---- */
+
+struct cursor {
+    int64_t at, seq;
+};
+
+static bool find_cursor(struct gd_db *db, const struct gd_page_sql *sql, const struct gd_page_keys *keys, const struct gd_page *page,
+                        struct cursor *out, struct gd_error *err)
 {
-    *out = page->ascending ? (struct gd_cursor){INT64_MIN, INT64_MIN} : (struct gd_cursor){INT64_MAX, INT64_MAX};
-    bool found = page->after != NULL && gd_query_next(lookup);
+    struct gd_query lookup = gd_query_start(db, sql->lookup);
+    gd_put_text(&lookup, page->after);
+    gd_put_text(&lookup, keys->owner);
+    if (keys->second != NULL)
+        gd_put_text(&lookup, keys->second);
+    *out = page->ascending ? (struct cursor){INT64_MIN, INT64_MIN} : (struct cursor){INT64_MAX, INT64_MAX};
+    bool found = page->after != NULL && gd_query_next(&lookup);
     if (found) {
-        out->created_at = gd_take_int(lookup);
-        out->seq = gd_take_int(lookup);
+        out->at = gd_take_int(&lookup);
+        out->seq = gd_take_int(&lookup);
     }
-    if (!gd_query_end(lookup, err))
+    if (!gd_query_end(&lookup, err))
         return false;
     if (page->limit < 1)
         return gd_fail_param(err, GD_INVALID, "limit", "'limit' must be at least 1, got %d", page->limit);
     return page->after == NULL || found ||
            gd_fail_param(err, GD_INVALID, "after", "'after': nothing here has the id '%.100s'; "
                          "give the id of the last element of the page before", page->after);
+}
+
+bool gd_read_page(struct gd_db *db, const struct gd_page_sql *sql, const struct gd_page_keys *keys, const struct gd_page *page,
+                  const struct gd_record_kind *kind, void **out, int *count, bool *has_more, struct gd_error *err)
+{
+    struct cursor cursor;
+    if (!find_cursor(db, sql, keys, page, &cursor, err))
+        return false;
+    struct gd_query query = gd_query_start(db, sql->list[page->ascending]);
+    gd_put_text(&query, keys->owner);
+    gd_put_text(&query, keys->second);
+    gd_put_text(&query, keys->filter);
+    gd_put_int(&query, cursor.at);
+    gd_put_int(&query, cursor.seq);
+    return gd_read_records(&query, kind, page->limit, out, count, has_more, err);
 }
