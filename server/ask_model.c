@@ -36,12 +36,6 @@ static void add_text(struct asking *asking, const cJSON *frame, const char *name
         gd_buf_append_text(&asking->text, text->valuestring);
 }
 
-static int64_t count_of(const cJSON *usage, const char *name)
-{
-    const cJSON *count = usage != NULL ? gd_json_find(usage, name) : NULL;
-    return cJSON_IsNumber(count) ? (int64_t)count->valuedouble : 0;
-}
-
 static void on_frame(void *context, const cJSON *frame, bool last)
 {
     struct asking *asking = context;
@@ -59,9 +53,9 @@ static void on_frame(void *context, const cJSON *frame, bool last)
     const cJSON *usage = gd_json_find(frame, "usage"), *finish = gd_json_find(frame, "finish");
     add_text(asking, frame, "tail");
     ask->truncated = cJSON_IsString(finish) && strcmp(finish->valuestring, "length") == 0;
-    ask->prompt_tokens = count_of(usage, "prompt_tokens");
-    ask->cached_tokens = count_of(usage, "cached_tokens");
-    ask->completion_tokens = count_of(usage, "completion_tokens");
+    ask->prompt_tokens = gd_frame_int(usage, "prompt_tokens", 0);
+    ask->cached_tokens = gd_frame_int(usage, "cached_tokens", 0);
+    ask->completion_tokens = gd_frame_int(usage, "completion_tokens", 0);
     if (asking->text.overflow)
         gd_fail(&err, GD_TOO_LARGE, "the answer has more than %u bytes", GD_ASK_ANSWER_BYTES_MAX);
     end(asking, asking->text.overflow ? &err : NULL);

@@ -30,23 +30,6 @@ int gd_run_statuses(const char *name, enum gd_job_status statuses[GD_JOB_STATUS_
 
 /* ---- parts ---- */
 
-static cJSON *stored(const char *text)
-{
-    struct gd_error err = {0};
-    cJSON *json = text != NULL ? gd_json_parse(text, strlen(text), SIZE_MAX, &err) : NULL;
-    return json != NULL ? json : cJSON_CreateNull();
-}
-
-static void add_text(cJSON *out, const char *name, const char *text)
-{
-    cJSON_AddItemToObject(out, name, text != NULL ? cJSON_CreateString(text) : cJSON_CreateNull());
-}
-
-static void add_time(cJSON *out, const char *name, int64_t value)
-{
-    cJSON_AddItemToObject(out, name, value != 0 ? cJSON_CreateNumber((double)value) : cJSON_CreateNull());
-}
-
 static void add_finite(cJSON *out, const char *name, double value)
 {
     cJSON_AddItemToObject(out, name, isfinite(value) ? cJSON_CreateNumber(value) : cJSON_CreateNull());
@@ -60,7 +43,7 @@ static cJSON *stat_json(const struct gd_stat *stat)
     add_finite(out, "standard_error", stat->standard_error);
     add_finite(out, "low", stat->low);
     add_finite(out, "high", stat->high);
-    add_text(out, "interval", stat->interval);
+    gd_json_add_text(out, "interval", stat->interval);
     if (stat->resamples > 0)
         cJSON_AddNumberToObject(out, "resamples", stat->resamples);
     return out;
@@ -71,14 +54,14 @@ static cJSON *stat_json(const struct gd_stat *stat)
 cJSON *gd_eval_json(const struct gd_eval_record *record)
 {
     cJSON *out = cJSON_CreateObject();
-    add_text(out, "object", "eval");
-    add_text(out, "id", record->id);
-    add_text(out, "name", record->name != NULL ? record->name : record->id);
-    cJSON_AddItemToObject(out, "data_source_config", stored(record->config));
-    cJSON_AddItemToObject(out, "testing_criteria", stored(record->criteria));
+    gd_json_add_text(out, "object", "eval");
+    gd_json_add_text(out, "id", record->id);
+    gd_json_add_text(out, "name", record->name != NULL ? record->name : record->id);
+    cJSON_AddItemToObject(out, "data_source_config", gd_json_stored(record->config));
+    cJSON_AddItemToObject(out, "testing_criteria", gd_json_stored(record->criteria));
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
     cJSON_AddNumberToObject(out, "updated_at", (double)record->updated_at);
-    cJSON_AddItemToObject(out, "metadata", stored(record->metadata));
+    cJSON_AddItemToObject(out, "metadata", gd_json_stored(record->metadata));
     return out;
 }
 
@@ -99,7 +82,7 @@ static void add_usage(cJSON *out, const struct gd_eval_results *results)
     for (int i = 0; i < results->usage_count; i++) {
         const struct gd_eval_usage *usage = &results->usage[i];
         cJSON *json = cJSON_CreateObject();
-        add_text(json, "model_name", usage->model);
+        gd_json_add_text(json, "model_name", usage->model);
         cJSON_AddNumberToObject(json, "invocation_count", (double)usage->invocations);
         cJSON_AddNumberToObject(json, "prompt_tokens", (double)usage->prompt_tokens);
         cJSON_AddNumberToObject(json, "completion_tokens", (double)usage->completion_tokens);
@@ -119,8 +102,8 @@ static void add_criteria(cJSON *out, const struct gd_eval_results *results)
                                               criterion->count, RESAMPLES);
         struct gd_stat rate = gd_stats_proportion((size_t)criterion->passed, (size_t)(criterion->passed + criterion->failed));
         cJSON *json = cJSON_CreateObject();
-        add_text(json, "testing_criteria", criterion->name);
-        add_text(json, "type", criterion->type);
+        gd_json_add_text(json, "testing_criteria", criterion->name);
+        gd_json_add_text(json, "type", criterion->type);
         cJSON_AddNumberToObject(json, "passed", (double)criterion->passed);
         cJSON_AddNumberToObject(json, "failed", (double)criterion->failed);
         cJSON_AddNumberToObject(json, "errored", (double)criterion->errored);
@@ -132,25 +115,25 @@ static void add_criteria(cJSON *out, const struct gd_eval_results *results)
 
 static cJSON *error_json(const char *text)
 {
-    cJSON *error = stored(text);
+    cJSON *error = gd_json_stored(text);
     cJSON_DeleteItemFromObjectCaseSensitive(error, "param");
     return error;
 }
 
 cJSON *gd_run_json(const struct gd_job_record *record, const struct gd_eval_results *results)
 {
-    cJSON *out = cJSON_CreateObject(), *body = stored(record->body);
+    cJSON *out = cJSON_CreateObject(), *body = gd_json_stored(record->body);
     cJSON *source = cJSON_DetachItemFromObjectCaseSensitive(body, "data_source");
-    add_text(out, "object", "eval.run");
-    add_text(out, "id", record->id);
-    add_text(out, "eval_id", record->eval_id);
+    gd_json_add_text(out, "object", "eval.run");
+    gd_json_add_text(out, "id", record->id);
+    gd_json_add_text(out, "eval_id", record->eval_id);
     cJSON_AddNullToObject(out, "report_url");
-    add_text(out, "status", gd_run_status_name(record->status));
-    add_text(out, "model", record->model);
-    add_text(out, "name", record->name != NULL ? record->name : record->id);
+    gd_json_add_text(out, "status", gd_run_status_name(record->status));
+    gd_json_add_text(out, "model", record->model);
+    gd_json_add_text(out, "name", record->name != NULL ? record->name : record->id);
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
-    add_time(out, "started_at", record->started_at);
-    add_time(out, "finished_at", record->finished_at);
+    gd_json_add_nonzero(out, "started_at", record->started_at);
+    gd_json_add_nonzero(out, "finished_at", record->finished_at);
     add_counts(out, results);
     struct gd_stat rate = gd_stats_proportion((size_t)results->passed, (size_t)(results->passed + results->failed));
     cJSON_AddItemToObject(out, "pass_rate", stat_json(&rate));
@@ -158,11 +141,11 @@ cJSON *gd_run_json(const struct gd_job_record *record, const struct gd_eval_resu
     add_criteria(out, results);
     cJSON *progress = cJSON_AddObjectToObject(out, "progress");
     cJSON_AddNumberToObject(progress, "items", (double)(results->passed + results->failed + results->errored));
-    add_time(progress, "total_items", record->total_steps);
+    gd_json_add_nonzero(progress, "total_items", record->total_steps);
     cJSON_AddNumberToObject(out, "attempt", record->attempt);
     cJSON_AddItemToObject(out, "data_source", source != NULL ? source : cJSON_CreateNull());
     cJSON_AddItemToObject(out, "error", error_json(record->error));
-    cJSON_AddItemToObject(out, "metadata", stored(record->metadata));
+    cJSON_AddItemToObject(out, "metadata", gd_json_stored(record->metadata));
     cJSON_Delete(body);
     return out;
 }
@@ -170,13 +153,13 @@ cJSON *gd_run_json(const struct gd_job_record *record, const struct gd_eval_resu
 cJSON *gd_output_item_json(const char *eval_id, const struct gd_eval_item_record *record)
 {
     static const char *const parts[] = {"datasource_item", "results", "sample", "error"};
-    cJSON *out = cJSON_CreateObject(), *body = stored(record->body);
-    add_text(out, "object", "eval.run.output_item");
-    add_text(out, "id", record->id);
-    add_text(out, "run_id", record->run_id);
-    add_text(out, "eval_id", eval_id);
+    cJSON *out = cJSON_CreateObject(), *body = gd_json_stored(record->body);
+    gd_json_add_text(out, "object", "eval.run.output_item");
+    gd_json_add_text(out, "id", record->id);
+    gd_json_add_text(out, "run_id", record->run_id);
+    gd_json_add_text(out, "eval_id", eval_id);
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
-    add_text(out, "status", record->status);
+    gd_json_add_text(out, "status", record->status);
     cJSON_AddNumberToObject(out, "datasource_item_id", (double)record->index);
     for (size_t i = 0; i < GD_COUNT(parts); i++) {
         cJSON *part = cJSON_DetachItemFromObjectCaseSensitive(body, parts[i]);
@@ -189,9 +172,9 @@ cJSON *gd_output_item_json(const char *eval_id, const struct gd_eval_item_record
 cJSON *gd_run_comparison_json(const char *run_id, const char *with_run_id, const struct gd_eval_pairs *pairs)
 {
     cJSON *out = cJSON_CreateObject();
-    add_text(out, "object", "eval.run.comparison");
-    add_text(out, "run_id", run_id);
-    add_text(out, "with_run_id", with_run_id);
+    gd_json_add_text(out, "object", "eval.run.comparison");
+    gd_json_add_text(out, "run_id", run_id);
+    gd_json_add_text(out, "with_run_id", with_run_id);
     cJSON *items = cJSON_AddObjectToObject(out, "items");
     cJSON_AddNumberToObject(items, "shared", (double)pairs->items_shared);
     cJSON_AddNumberToObject(items, "only_in_run", (double)(pairs->items_a - pairs->items_shared));
@@ -203,7 +186,7 @@ cJSON *gd_run_comparison_json(const char *run_id, const char *with_run_id, const
         struct gd_stat b = gd_scores_stat(pair->aggregation, pair->b, NULL, pair->count, RESAMPLES);
         struct gd_stat difference = gd_scores_stat(pair->aggregation, pair->a, pair->b, pair->count, RESAMPLES);
         cJSON *json = cJSON_CreateObject();
-        add_text(json, "testing_criteria", pair->name);
+        gd_json_add_text(json, "testing_criteria", pair->name);
         cJSON_AddNumberToObject(json, "errored", (double)pair->errored);
         cJSON_AddItemToObject(json, "run", stat_json(&a));
         cJSON_AddItemToObject(json, "with_run", stat_json(&b));

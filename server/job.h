@@ -13,6 +13,7 @@
 #ifndef GD_SERVER_JOB_H
 #define GD_SERVER_JOB_H
 
+#include "engine/worker/protocol.h"
 #include "server/job_change.h"
 #include "server/scheduler.h"
 
@@ -112,10 +113,8 @@ extern const struct gd_turn_kind gd_turn_submit, gd_turn_start, gd_turn_cancel, 
     gd_turn_flush, gd_turn_message, gd_turn_lost, gd_turn_failed, gd_turn_stopped;
 /* NULL if no turn of this job is made of frames of this type. */
 const struct gd_turn_kind *gd_turn_of_frame(const struct gd_job *job, const char *type);
-/* Members of frames, `otherwise` where they are not of the type. */
-int64_t gd_frame_int(const cJSON *frame, const char *name, int64_t otherwise);
-double gd_frame_number(const cJSON *frame, const char *name, double otherwise);
-const char *gd_frame_text(const cJSON *frame, const char *name, const char *otherwise);
+/* The frame's member goes back to the worker, if there still is one: what it stands for is stored. */
+void gd_job_tell_stored(struct gd_job *job, const char *type, const cJSON *frame, const char *member);
 /* Moves the waiting steps into the change: every turn that stores something begins with this, so that metrics never come
  * after what followed them. */
 void gd_job_take_steps(struct gd_job *job, struct gd_job_change *change);

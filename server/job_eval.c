@@ -50,11 +50,11 @@ static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored
     for (size_t i = 0; body != NULL && i < GD_COUNT(parts); i++)
         cJSON_AddItemToObject(message, parts[i], cJSON_DetachItemFromObjectCaseSensitive(body, parts[i]));
     char *path = record->training_file[0] != '\0' ? gd_file_path(job->app, record->training_file) : NULL;
-    cJSON_AddItemToObject(message, "file_path", path != NULL ? cJSON_CreateString(path) : cJSON_CreateNull());
+    gd_json_add_text(message, "file_path", path);
     char *second = record->validation_file != NULL && record->validation_file[0] != '\0'
                        ? gd_file_path(job->app, record->validation_file)
                        : NULL;
-    cJSON_AddItemToObject(message, "second_file_path", second != NULL ? cJSON_CreateString(second) : cJSON_CreateNull());
+    gd_json_add_text(message, "second_file_path", second);
     gd_free(second);
     cJSON_AddItemToObject(message, "done", cJSON_Duplicate(stored->done, true));
     cJSON *models = models_of(record);
@@ -196,13 +196,7 @@ static enum gd_turn_result prepare_items(struct gd_job *job, struct gd_turn *tur
 /* The worker goes on finishing items while some batches are on their way, but not too many. */
 static void after_items(struct gd_job *job, struct gd_turn *turn)
 {
-    if (job->worker < 0)
-        return;
-    cJSON *message = cJSON_CreateObject();
-    cJSON_AddStringToObject(message, "type", "job_items_stored");
-    cJSON_AddStringToObject(message, "job_id", job->record.id);
-    cJSON_AddNumberToObject(message, "sequence", (double)gd_frame_int(turn->frame, "sequence", 0));
-    gd_job_send(job, message);
+    gd_job_tell_stored(job, "job_items_stored", turn->frame, "sequence");
 }
 
 static enum gd_turn_result prepare_done(struct gd_job *job, struct gd_turn *turn, struct gd_error *err)

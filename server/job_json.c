@@ -6,24 +6,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static cJSON *stored(const char *text)
-{
-    struct gd_error err = {0};
-    cJSON *json = text != NULL ? gd_json_parse(text, strlen(text), SIZE_MAX, &err) : NULL;
-    return json != NULL ? json : cJSON_CreateNull();
-}
-
-static void add_text(cJSON *out, const char *name, const char *text)
-{
-    cJSON_AddItemToObject(out, name, text != NULL ? cJSON_CreateString(text) : cJSON_CreateNull());
-}
-
-/* 0 stands for null. */
-static void add_count(cJSON *out, const char *name, int64_t value)
-{
-    cJSON_AddItemToObject(out, name, value != 0 ? cJSON_CreateNumber((double)value) : cJSON_CreateNull());
-}
-
 static void move_member(cJSON *out, cJSON *body, const char *name)
 {
     cJSON *value = cJSON_IsObject(body) ? cJSON_DetachItemFromObjectCaseSensitive(body, name) : NULL;
@@ -33,7 +15,7 @@ static void move_member(cJSON *out, cJSON *body, const char *name)
 /* The method as asked, with the hyperparameters as resolved so far: what ran is what is shown. */
 static cJSON *method_json(const char *body_text, const cJSON *hyperparameters)
 {
-    cJSON *body = stored(body_text), *method = cJSON_DetachItemFromObjectCaseSensitive(body, "method");
+    cJSON *body = gd_json_stored(body_text), *method = cJSON_DetachItemFromObjectCaseSensitive(body, "method");
     cJSON_Delete(body);
     const cJSON *type = gd_json_find(method, "type");
     cJSON *options = cJSON_IsString(type) ? gd_json_find(method, type->valuestring) : NULL;
@@ -49,47 +31,47 @@ static cJSON *method_json(const char *body_text, const cJSON *hyperparameters)
 static void add_standard_fields(cJSON *out, const struct gd_app *app, const struct gd_job_record *record)
 {
     bool over = gd_job_status_terminal(record->status);
-    cJSON *hyperparameters = stored(record->hyperparameters);
+    cJSON *hyperparameters = gd_json_stored(record->hyperparameters);
     if (!cJSON_IsObject(hyperparameters)) {
         cJSON_Delete(hyperparameters);
         hyperparameters = cJSON_CreateObject();
     }
-    cJSON *result_files = stored(record->result_files);
+    cJSON *result_files = gd_json_stored(record->result_files);
     if (!cJSON_IsArray(result_files)) {
         cJSON_Delete(result_files);
         result_files = cJSON_CreateArray();
     }
-    add_text(out, "id", record->id);
-    add_text(out, "object", "fine_tuning.job");
+    gd_json_add_text(out, "id", record->id);
+    gd_json_add_text(out, "object", "fine_tuning.job");
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
-    add_count(out, "finished_at", record->finished_at);
-    add_count(out, "estimated_finish", record->estimated_finish);
-    cJSON *body = stored(record->body);
+    gd_json_add_nonzero(out, "finished_at", record->finished_at);
+    gd_json_add_nonzero(out, "estimated_finish", record->estimated_finish);
+    cJSON *body = gd_json_stored(record->body);
     const cJSON *init_from = gd_json_find(body, "init_from");
-    add_text(out, "model", cJSON_IsString(init_from) ? init_from->valuestring : record->model);
-    add_text(out, "base_model", record->model);
+    gd_json_add_text(out, "model", cJSON_IsString(init_from) ? init_from->valuestring : record->model);
+    gd_json_add_text(out, "base_model", record->model);
     cJSON_Delete(body);
-    add_text(out, "fine_tuned_model", record->fine_tuned_model);
-    add_text(out, "organization_id", app->organization_id);
-    add_text(out, "status", gd_job_status_name(record->status));
+    gd_json_add_text(out, "fine_tuned_model", record->fine_tuned_model);
+    gd_json_add_text(out, "organization_id", app->organization_id);
+    gd_json_add_text(out, "status", gd_job_status_name(record->status));
     cJSON_AddItemToObject(out, "trained_tokens", over ? cJSON_CreateNumber((double)record->trained_tokens) : cJSON_CreateNull());
-    add_text(out, "training_file", record->training_file);
-    add_text(out, "validation_file", record->validation_file);
+    gd_json_add_text(out, "training_file", record->training_file);
+    gd_json_add_text(out, "validation_file", record->validation_file);
     cJSON_AddItemToObject(out, "result_files", result_files);
     cJSON_AddNumberToObject(out, "seed", (double)record->seed);
     cJSON_AddItemToObject(out, "method", method_json(record->body, hyperparameters));
     cJSON_AddItemToObject(out, "hyperparameters", hyperparameters);
-    cJSON_AddItemToObject(out, "metadata", stored(record->metadata));
-    cJSON_AddItemToObject(out, "integrations", stored(record->integrations));
-    cJSON_AddItemToObject(out, "error", stored(record->error));
-    add_text(out, "user_provided_suffix", record->suffix);
+    cJSON_AddItemToObject(out, "metadata", gd_json_stored(record->metadata));
+    cJSON_AddItemToObject(out, "integrations", gd_json_stored(record->integrations));
+    cJSON_AddItemToObject(out, "error", gd_json_stored(record->error));
+    gd_json_add_text(out, "user_provided_suffix", record->suffix);
 }
 
 cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
 {
     cJSON *out = cJSON_CreateObject();
     add_standard_fields(out, app, record);
-    cJSON *body = stored(record->body);
+    cJSON *body = gd_json_stored(record->body);
     move_member(out, body, "adapter");
     move_member(out, body, "data");
     move_member(out, body, "precision");
@@ -102,11 +84,11 @@ cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
     const cJSON *resolved = gd_json_find(gd_json_find(out, "hyperparameters"), "precision");
     if (resolved != NULL)
         cJSON_ReplaceItemInObjectCaseSensitive(out, "precision", cJSON_Duplicate(resolved, true));
-    add_count(out, "started_at", record->started_at);
+    gd_json_add_nonzero(out, "started_at", record->started_at);
     cJSON_AddNumberToObject(out, "attempt", record->attempt);
     int position = gd_scheduler_queue_position(app->scheduler, record->id);
-    add_count(out, "queue_position", position);
-    cJSON_AddItemToObject(out, "memory", stored(record->memory));
+    gd_json_add_nonzero(out, "queue_position", position);
+    cJSON_AddItemToObject(out, "memory", gd_json_stored(record->memory));
     cJSON_AddItemToObject(out, "progress", gd_scheduler_progress(app->scheduler, record));
     return out;
 }
@@ -114,13 +96,13 @@ cJSON *gd_job_json(const struct gd_app *app, const struct gd_job_record *record)
 cJSON *gd_event_json(const struct gd_event_record *record, bool of_run)
 {
     cJSON *out = cJSON_CreateObject();
-    add_text(out, "object", of_run ? "eval.run.event" : "fine_tuning.job.event");
-    add_text(out, "id", record->id);
+    gd_json_add_text(out, "object", of_run ? "eval.run.event" : "fine_tuning.job.event");
+    gd_json_add_text(out, "id", record->id);
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
-    add_text(out, "level", record->level);
-    add_text(out, "message", record->message);
-    cJSON_AddItemToObject(out, "data", stored(record->data));
-    add_text(out, "type", record->type);
+    gd_json_add_text(out, "level", record->level);
+    gd_json_add_text(out, "message", record->message);
+    cJSON_AddItemToObject(out, "data", gd_json_stored(record->data));
+    gd_json_add_text(out, "type", record->type);
     cJSON_AddNumberToObject(out, "sequence", (double)record->sequence);
     return out;
 }
@@ -128,7 +110,7 @@ cJSON *gd_event_json(const struct gd_event_record *record, bool of_run)
 cJSON *gd_checkpoint_json(const struct gd_app *app, const struct gd_checkpoint_record *record)
 {
     cJSON *out = cJSON_CreateObject();
-    cJSON *metrics = stored(record->metrics);
+    cJSON *metrics = gd_json_stored(record->metrics);
     if (!cJSON_IsObject(metrics)) {
         cJSON_Delete(metrics);
         metrics = cJSON_CreateObject();
@@ -139,11 +121,11 @@ cJSON *gd_checkpoint_json(const struct gd_app *app, const struct gd_checkpoint_r
     struct stat facts;
     bool available = stat(record->folder[0] == '/' ? record->folder : path, &facts) == 0;
     gd_free(path);
-    add_text(out, "object", "fine_tuning.job.checkpoint");
-    add_text(out, "id", record->id);
+    gd_json_add_text(out, "object", "fine_tuning.job.checkpoint");
+    gd_json_add_text(out, "id", record->id);
     cJSON_AddNumberToObject(out, "created_at", (double)record->created_at);
-    add_text(out, "fine_tuned_model_checkpoint", record->model);
-    add_text(out, "fine_tuning_job_id", record->job_id);
+    gd_json_add_text(out, "fine_tuned_model_checkpoint", record->model);
+    gd_json_add_text(out, "fine_tuning_job_id", record->job_id);
     cJSON_AddNumberToObject(out, "step_number", (double)record->step);
     cJSON_AddItemToObject(out, "metrics", metrics);
     cJSON_AddBoolToObject(out, "available", available); /* older ones give way: jobs.keep_checkpoints */
@@ -200,9 +182,9 @@ void gd_metrics_explain(cJSON *series)
         for (size_t i = 0; i < GD_COUNT(explained); i++) {
             if (!cJSON_IsString(name) || strcmp(name->valuestring, explained[i].name) != 0)
                 continue;
-            add_text(one, "unit", explained[i].unit);
-            add_text(one, "better", explained[i].better);
-            add_text(one, "definition", explained[i].definition);
+            gd_json_add_text(one, "unit", explained[i].unit);
+            gd_json_add_text(one, "better", explained[i].better);
+            gd_json_add_text(one, "definition", explained[i].definition);
         }
     }
 }

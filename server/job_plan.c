@@ -42,7 +42,7 @@ static void on_timer(uv_timer_t *timer)
 
 static void add_path(cJSON *message, const char *name, char *path_taken)
 {
-    cJSON_AddItemToObject(message, name, path_taken != NULL ? cJSON_CreateString(path_taken) : cJSON_CreateNull());
+    gd_json_add_text(message, name, path_taken);
     gd_free(path_taken);
 }
 

@@ -56,12 +56,11 @@ static cJSON *start_frame(struct gd_job *job, const struct gd_job_change *stored
     cJSON_AddStringToObject(message, "job_id", record->id);
     cJSON_AddItemToObject(message, "spec", spec != NULL ? spec : cJSON_CreateObject());
     cJSON_AddStringToObject(message, "training_path", training);
-    cJSON_AddItemToObject(message, "validation_path",
-                          validation != NULL ? cJSON_CreateString(validation) : cJSON_CreateNull());
+    gd_json_add_text(message, "validation_path", validation);
     cJSON_AddStringToObject(message, "folder", folder);
     cJSON_AddStringToObject(message, "model_path", base->path);
     char *start = record->start_folder != NULL ? gd_format("%s/%s", job->app->config.data_dir, record->start_folder) : NULL;
-    cJSON_AddItemToObject(message, "init_path", start != NULL ? cJSON_CreateString(start) : cJSON_CreateNull());
+    gd_json_add_text(message, "init_path", start);
     gd_free(start);
     cJSON_AddNumberToObject(message, "keep_checkpoints", job->app->config.keep_checkpoints);
     cJSON_AddNumberToObject(message, "created_at", (double)job->record.created_at);
@@ -151,13 +150,7 @@ static enum gd_turn_result prepare_checkpoint(struct gd_job *job, struct gd_turn
 /* The worker completes the checkpoint on disk only now: a run that continues from it misses nothing here. */
 static void after_checkpoint(struct gd_job *job, struct gd_turn *turn)
 {
-    if (job->worker < 0)
-        return;
-    cJSON *message = cJSON_CreateObject();
-    cJSON_AddStringToObject(message, "type", "job_checkpoint_stored");
-    cJSON_AddStringToObject(message, "job_id", job->record.id);
-    cJSON_AddNumberToObject(message, "step", (double)gd_frame_int(turn->frame, "step", 0));
-    gd_job_send(job, message);
+    gd_job_tell_stored(job, "job_checkpoint_stored", turn->frame, "step");
 }
 
 static enum gd_turn_result prepare_done(struct gd_job *job, struct gd_turn *turn, struct gd_error *err)

@@ -14,25 +14,18 @@
 #include <stdio.h>
 #include <string.h>
 
+void gd_job_tell_stored(struct gd_job *job, const char *type, const cJSON *frame, const char *member)
+{
+    if (job->worker < 0)
+        return;
+    cJSON *message = cJSON_CreateObject();
+    cJSON_AddStringToObject(message, "type", type);
+    cJSON_AddStringToObject(message, "job_id", job->record.id);
+    cJSON_AddNumberToObject(message, member, (double)gd_frame_int(frame, member, 0));
+    gd_job_send(job, message);
+}
+
 /* ---- steps and speed ---- */
-
-int64_t gd_frame_int(const cJSON *frame, const char *name, int64_t otherwise)
-{
-    const cJSON *value = gd_json_find(frame, name);
-    return cJSON_IsNumber(value) && fabs(value->valuedouble) < 9e15 ? (int64_t)value->valuedouble : otherwise;
-}
-
-double gd_frame_number(const cJSON *frame, const char *name, double otherwise)
-{
-    const cJSON *value = gd_json_find(frame, name);
-    return cJSON_IsNumber(value) ? value->valuedouble : otherwise;
-}
-
-const char *gd_frame_text(const cJSON *frame, const char *name, const char *otherwise)
-{
-    const cJSON *value = gd_json_find(frame, name);
-    return cJSON_IsString(value) ? value->valuestring : otherwise;
-}
 
 double gd_job_tokens_per_second(const struct gd_job *job)
 {

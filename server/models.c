@@ -223,7 +223,7 @@ void gd_model_ref_name(const struct gd_model_ref *ref, cJSON *message)
 {
     cJSON_AddStringToObject(message, "model_id", ref->base_model);
     cJSON_AddStringToObject(message, "model_path", ref->base_path);
-    cJSON_AddItemToObject(message, "adapter_path", ref->adapter_path != NULL ? cJSON_CreateString(ref->adapter_path) : cJSON_CreateNull());
+    gd_json_add_text(message, "adapter_path", ref->adapter_path);
 }
 
 bool gd_models_place(const struct gd_app *app, cJSON *models, struct gd_error *err)
@@ -238,7 +238,7 @@ bool gd_models_place(const struct gd_app *app, cJSON *models, struct gd_error *e
             return gd_fail(err, GD_NOT_FOUND, "the model '%.100s' has just left the models folder", base_id);
         char *adapter = cJSON_IsString(folder) ? gd_format("%s/%s", app->config.data_dir, folder->valuestring) : NULL;
         cJSON_AddStringToObject(model, "base_path", base->path);
-        cJSON_AddItemToObject(model, "adapter_path", adapter != NULL ? cJSON_CreateString(adapter) : cJSON_CreateNull());
+        gd_json_add_text(model, "adapter_path", adapter);
         gd_free(adapter);
     }
     return true;

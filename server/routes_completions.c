@@ -220,12 +220,6 @@ static void hear(void *context, int part, const cJSON *frame)
     }
 }
 
-static int64_t count_of(const cJSON *usage, const char *name)
-{
-    const cJSON *value = cJSON_IsObject(usage) ? gd_json_find(usage, name) : NULL;
-    return cJSON_IsNumber(value) ? (int64_t)value->valuedouble : 0;
-}
-
 static bool take(void *context, int part, const cJSON *frame, struct gd_error *err)
 {
     struct completion *completion = context;
@@ -235,9 +229,9 @@ static bool take(void *context, int part, const cJSON *frame, struct gd_error *e
     if (!cJSON_IsString(finish) || strcmp(finish->valuestring, "cancelled") == 0)
         return gd_fail(err, GD_UNAVAILABLE, "the worker gave up this request: try again");
     snprintf(choice->finish, sizeof choice->finish, "%s", finish->valuestring);
-    choice->usage.prompt_tokens = count_of(usage, "prompt_tokens");
-    choice->usage.cached_tokens = count_of(usage, "cached_tokens");
-    choice->usage.completion_tokens = count_of(usage, "completion_tokens");
+    choice->usage.prompt_tokens = gd_frame_int(usage, "prompt_tokens", 0);
+    choice->usage.cached_tokens = gd_frame_int(usage, "cached_tokens", 0);
+    choice->usage.completion_tokens = gd_frame_int(usage, "completion_tokens", 0);
     gd_counters_add(completion->app->counters, GD_COUNTER_PROMPT_TOKENS, (double)choice->usage.prompt_tokens, NULL);
     gd_counters_add(completion->app->counters, GD_COUNTER_GENERATED_TOKENS, (double)choice->usage.completion_tokens, NULL);
     if (cJSON_IsString(tail))

@@ -215,7 +215,7 @@ static void on_model(void *context, const struct gd_model_ref *ref, const struct
     cJSON *model = cJSON_CreateObject();
     cJSON_AddStringToObject(model, "id", ref->id);
     cJSON_AddStringToObject(model, "base_id", ref->base_model);
-    cJSON_AddItemToObject(model, "folder", folder != NULL ? cJSON_CreateString(folder) : cJSON_CreateNull());
+    gd_json_add_text(model, "folder", folder);
     cJSON_AddItemToArray(start->models, model);
     start->looked_up++;
     look_up_next(start);

@@ -44,14 +44,6 @@ static bool check_purpose(const char *purpose, const char *const *allowed, struc
     return false;
 }
 
-static void add_time(cJSON *json, const char *name, int64_t time)
-{
-    if (time != 0)
-        cJSON_AddNumberToObject(json, name, (double)time);
-    else
-        cJSON_AddNullToObject(json, name);
-}
-
 static cJSON *file_json(const struct gd_file_record *record, bool with_report)
 {
     cJSON *json = cJSON_CreateObject();
@@ -59,7 +51,7 @@ static cJSON *file_json(const struct gd_file_record *record, bool with_report)
     cJSON_AddStringToObject(json, "object", "file");
     cJSON_AddNumberToObject(json, "bytes", (double)record->bytes);
     cJSON_AddNumberToObject(json, "created_at", (double)record->created_at);
-    add_time(json, "expires_at", record->expires_at);
+    gd_json_add_nonzero(json, "expires_at", record->expires_at);
     cJSON_AddStringToObject(json, "filename", record->filename);
     cJSON_AddStringToObject(json, "purpose", record->purpose);
     cJSON_AddStringToObject(json, "status", record->status);

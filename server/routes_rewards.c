@@ -5,6 +5,7 @@
  */
 #include "engine/base/alloc.h"
 #include "engine/text/chat.h"
+#include "engine/worker/protocol.h"
 #include "server/gather.h"
 #include "server/handlers.h"
 
@@ -53,12 +54,6 @@ static cJSON *reply(void *context, double *tokens)
     return out;
 }
 
-static int64_t count_of(const cJSON *usage, const char *name)
-{
-    const cJSON *value = gd_json_find(usage, name);
-    return cJSON_IsNumber(value) ? (int64_t)value->valuedouble : 0;
-}
-
 static cJSON *ask(void *context, int part)
 {
     return cJSON_DetachItemFromArray(((struct reward_call *)context)->messages, 0);
@@ -71,8 +66,8 @@ static bool take(void *context, int part, const cJSON *frame, struct gd_error *e
     if (!cJSON_IsNumber(score))
         return gd_fail(err, GD_INTERNAL, "the worker gave no score");
     call->scores[part] = score->valuedouble;
-    call->prompt_tokens += count_of(usage, "prompt_tokens");
-    call->cached_tokens += count_of(usage, "cached_tokens");
+    call->prompt_tokens += gd_frame_int(usage, "prompt_tokens", 0);
+    call->cached_tokens += gd_frame_int(usage, "cached_tokens", 0);
     return true;
 }
 

@@ -5,12 +5,12 @@
  */
 #include "engine/base/alloc.h"
 #include "engine/worker/protocol.h"
+#include "server/gather.h"
 #include "server/handlers.h"
 #include "server/http.h"
 #include "server/job_json.h"
 #include "server/models.h"
 #include "server/supervisor.h"
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -31,25 +31,19 @@ static void release(struct token_call *call)
     gd_free(call);
 }
 
-static void copy_member(cJSON *out, const char *name, const cJSON *frame, const char *from)
-{
-    const cJSON *value = gd_json_find(frame, from);
-    cJSON_AddItemToObject(out, name, value != NULL ? cJSON_Duplicate(value, true) : cJSON_CreateNull());
-}
-
 static cJSON *answer(const struct token_call *call, const cJSON *frame)
 {
     cJSON *out = cJSON_CreateObject();
     if (call->kind == TOKENIZE) {
         cJSON_AddNumberToObject(out, "count", cJSON_GetArraySize(gd_json_find(frame, "tokens")));
-        copy_member(out, "max_model_len", frame, "context");
-        copy_member(out, "tokens", frame, "tokens");
+        gd_json_copy(out, "max_model_len", frame, "context");
+        gd_json_copy(out, "tokens", frame, "tokens");
     } else if (call->kind == DETOKENIZE) {
-        copy_member(out, "prompt", frame, "text");
+        gd_json_copy(out, "prompt", frame, "text");
     } else {
-        copy_member(out, "bos_token", frame, "bos_token");
-        copy_member(out, "eos_token", frame, "eos_token");
-        copy_member(out, "max_model_len", frame, "context");
+        gd_json_copy(out, "bos_token", frame, "bos_token");
+        gd_json_copy(out, "eos_token", frame, "eos_token");
+        gd_json_copy(out, "max_model_len", frame, "context");
     }
     return out;
 }
@@ -101,13 +95,9 @@ static bool only_model(struct gd_app *app, const char **model, struct gd_error *
 
 static bool read_tokens(const cJSON *body, cJSON *message, struct gd_error *err)
 {
-    const cJSON *tokens = NULL, *id;
-    if (!gd_json_get_array(body, "", "tokens", true, &tokens, err))
+    const cJSON *tokens = NULL;
+    if (!gd_json_get_array(body, "", "tokens", true, &tokens, err) || !gd_gather_check_ids(tokens, "tokens", err))
         return false;
-    cJSON_ArrayForEach(id, tokens)
-        if (!cJSON_IsNumber(id) || id->valuedouble != floor(id->valuedouble) || id->valuedouble < 0 ||
-            id->valuedouble > INT32_MAX)
-            return gd_fail_param(err, GD_INVALID, "tokens", "tokens must hold token ids: whole numbers from 0");
     cJSON_AddItemToObject(message, "tokens", cJSON_Duplicate(tokens, true));
     return true;
 }

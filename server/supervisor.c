@@ -352,12 +352,6 @@ void gd_supervisor_send(struct gd_supervisor *supervisor, int index, cJSON *mess
 
 /* ---- what /healthz and /metrics show ---- */
 
-static void copy_member(cJSON *out, const cJSON *from, const char *name)
-{
-    const cJSON *value = from != NULL ? gd_json_find(from, name) : NULL;
-    cJSON_AddItemToObject(out, name, value != NULL ? cJSON_Duplicate(value, true) : cJSON_CreateNull());
-}
-
 static cJSON *describe_worker(const struct gd_supervised *worker)
 {
     cJSON *out = cJSON_CreateObject();
@@ -366,12 +360,12 @@ static cJSON *describe_worker(const struct gd_supervised *worker)
     cJSON_AddStringToObject(out, "state", worker->ending ? "ending" : state_names[worker->state]);
     const char *const of_ready[] = {"device", "isa", "compute", "threads", "build"};
     for (size_t i = 0; i < GD_COUNT(of_ready); i++)
-        copy_member(out, worker->ready, of_ready[i]);
+        gd_json_copy(out, of_ready[i], worker->ready, of_ready[i]);
     if (worker->ready == NULL)
         cJSON_ReplaceItemInObjectCaseSensitive(out, "device", cJSON_CreateString(worker->device));
     const char *const of_heartbeat[] = {"busy", "rss_bytes", "device_bytes", "device_limit_bytes", "step_watermark", "infer"};
     for (size_t i = 0; i < GD_COUNT(of_heartbeat); i++)
-        copy_member(out, worker->heartbeat, of_heartbeat[i]);
+        gd_json_copy(out, of_heartbeat[i], worker->heartbeat, of_heartbeat[i]);
     cJSON_AddItemToObject(out, "job_id", worker->job_count > 0 ? cJSON_CreateString(worker->job_ids[0]) : cJSON_CreateNull());
     cJSON_AddItemToObject(out, "job_ids", cJSON_CreateStringArray((const char *const *)worker->job_ids, worker->job_count));
     if (worker->failure != NULL)

@@ -80,6 +80,29 @@ cJSON *gd_json_find(const cJSON *object, const char *key)
     return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
 }
 
+void gd_json_add_text(cJSON *object, const char *key, const char *text)
+{
+    cJSON_AddItemToObject(object, key, text != NULL ? cJSON_CreateString(text) : cJSON_CreateNull());
+}
+
+void gd_json_add_nonzero(cJSON *object, const char *key, int64_t value)
+{
+    cJSON_AddItemToObject(object, key, value != 0 ? cJSON_CreateNumber((double)value) : cJSON_CreateNull());
+}
+
+void gd_json_copy(cJSON *object, const char *key, const cJSON *from, const char *member)
+{
+    const cJSON *value = gd_json_find(from, member);
+    cJSON_AddItemToObject(object, key, value != NULL ? cJSON_Duplicate(value, true) : cJSON_CreateNull());
+}
+
+cJSON *gd_json_stored(const char *text)
+{
+    struct gd_error err = {0};
+    cJSON *json = text != NULL ? gd_json_parse(text, strlen(text), SIZE_MAX, &err) : NULL;
+    return json != NULL ? json : cJSON_CreateNull();
+}
+
 /* "path.key", or "key" at the top. */
 static const char *full_name(char out[GD_ERROR_MESSAGE_BYTES], const char *path, const char *key)
 {

@@ -59,6 +59,12 @@ GD_MUST_CHECK bool gd_json_only_known(const cJSON *object, const char *path, con
 /* Turns the numbers of a tree into raw text as it stands in `text`, which the tree was parsed from: printed, 30.0 stays 30.0.
  * Readers of types tell it from 30. */
 void gd_json_keep_numbers(cJSON *value, const char *text);
+/* Members that may be null: without a text, a number that is 0, a member of `from` that is not there. */
+void gd_json_add_text(cJSON *object, const char *key, const char *text);
+void gd_json_add_nonzero(cJSON *object, const char *key, int64_t value);
+void gd_json_copy(cJSON *object, const char *key, const cJSON *from, const char *member);
+/* What we wrote ourselves: null where there is none, and where it does not parse. */
+cJSON *gd_json_stored(const char *text);
 /* Compact text, numbers with up to 17 significant digits, non-finite numbers as null. gd_free it. */
 char *gd_json_print(const cJSON *value);
 /* Appends `text` as a quoted, escaped JSON string. Invalid UTF-8 becomes U+FFFD. */

@@ -17,11 +17,6 @@ static void add_number(cJSON *object, const char *key, double value)
     cJSON_AddItemToObject(object, key, cJSON_CreateNumber(value));
 }
 
-static void add_text(cJSON *object, const char *key, const char *value)
-{
-    cJSON_AddItemToObject(object, key, value != NULL ? cJSON_CreateString(value) : cJSON_CreateNull());
-}
-
 static cJSON *add_object(cJSON *object, const char *key)
 {
     cJSON *child = cJSON_CreateObject();
@@ -34,7 +29,7 @@ static cJSON *describe_config(const struct gd_model_config *c)
     static const char *const heads[] = {[GD_HEAD_VOCABULARY] = "vocabulary", [GD_HEAD_NONE] = "none", [GD_HEAD_MASKED] = "masked_lm",
                                         [GD_HEAD_LABELS] = "labels"};
     cJSON *object = cJSON_CreateObject();
-    add_text(object, "head", heads[c->head]);
+    gd_json_add_text(object, "head", heads[c->head]);
     add_number(object, "hidden_size", c->width);
     add_number(object, "layers", c->layers);
     if (c->encoder_layers > 0) {
@@ -129,8 +124,8 @@ static cJSON *describe_tensors(const struct gd_model *model)
     for (int i = 0; i < model->weight_count; i++) {
         const struct gd_tensor *source = gd_weight_source(model->weights[i]);
         cJSON *each = cJSON_CreateObject(), *shape = cJSON_CreateArray();
-        add_text(each, "name", gd_weight_name(model->weights[i]));
-        add_text(each, "dtype", gd_dtype_name(source->dtype));
+        gd_json_add_text(each, "name", gd_weight_name(model->weights[i]));
+        gd_json_add_text(each, "dtype", gd_dtype_name(source->dtype));
         for (int axis = 0; axis < source->rank; axis++)
             cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)source->shape[axis]));
         cJSON_AddItemToObject(each, "shape", shape);
@@ -146,21 +141,21 @@ static cJSON *describe_token(const struct gd_model *model, int32_t id)
         return cJSON_CreateNull();
     cJSON *object = cJSON_CreateObject();
     add_number(object, "id", id);
-    add_text(object, "token", gd_tokenizer_token(model->tokenizer, id));
+    gd_json_add_text(object, "token", gd_tokenizer_token(model->tokenizer, id));
     return object;
 }
 
 static cJSON *describe_tokenizer(const struct gd_model *model)
 {
     cJSON *object = cJSON_CreateObject(), *ends = cJSON_CreateArray();
-    add_text(object, "kind", gd_tokenizer_kind(model->tokenizer));
+    gd_json_add_text(object, "kind", gd_tokenizer_kind(model->tokenizer));
     add_number(object, "vocab_size", gd_tokenizer_vocab_count(model->tokenizer));
     cJSON_AddItemToObject(object, "bos", describe_token(model, gd_tokenizer_bos(model->tokenizer)));
     for (int i = 0; i < model->config.eos_count; i++)
         cJSON_AddItemToArray(ends, describe_token(model, model->config.eos_ids[i]));
     cJSON_AddItemToObject(object, "eos", ends);
     cJSON_AddItemToObject(object, "pad", describe_token(model, gd_tokenizer_pad(model->tokenizer)));
-    add_text(object, "digest", model->tokenizer_digest);
+    gd_json_add_text(object, "digest", model->tokenizer_digest);
     return object;
 }
 
@@ -171,8 +166,8 @@ static cJSON *describe_template(const struct gd_model *model)
     cJSON *object = cJSON_CreateObject();
     char *line = gd_strndup(model->chat_template, strcspn(model->chat_template, "\n"));
     add_number(object, "bytes", (double)strlen(model->chat_template));
-    add_text(object, "first_line", line);
-    add_text(object, "digest", model->template_digest);
+    gd_json_add_text(object, "first_line", line);
+    gd_json_add_text(object, "digest", model->template_digest);
     cJSON_AddBoolToObject(object, "has_tool_use", model->tools_template != NULL);
     gd_free(line);
     return object;
@@ -207,13 +202,13 @@ static cJSON *describe_memory(const struct gd_model *model)
 cJSON *gd_model_describe(const struct gd_model *model, bool with_tensors)
 {
     cJSON *object = cJSON_CreateObject();
-    add_text(object, "id", model->id);
-    add_text(object, "path", model->path);
-    add_text(object, "format", model->format);
-    add_text(object, "architecture", model->config.architecture);
+    gd_json_add_text(object, "id", model->id);
+    gd_json_add_text(object, "path", model->path);
+    gd_json_add_text(object, "format", model->format);
+    gd_json_add_text(object, "architecture", model->config.architecture);
     add_number(object, "parameters", (double)model->parameter_count);
     add_number(object, "file_bytes", (double)gd_model_files(model)->size_bytes);
-    add_text(object, "digest", model->digest);
+    gd_json_add_text(object, "digest", model->digest);
     cJSON_AddItemToObject(object, "config", describe_config(&model->config));
     cJSON_AddItemToObject(object, "dtypes", describe_dtypes(model));
     cJSON *aside = describe_aside(model);

@@ -2,6 +2,7 @@
 #include "engine/worker/protocol.h"
 
 #include "engine/base/alloc.h"
+#include <math.h>
 #include <string.h>
 
 #define PREFIX_BYTES 4
@@ -83,6 +84,24 @@ void gd_frame_write(struct gd_buf *out, const cJSON *message)
             out->length = before; /* the prefix alone would desynchronise the peer */
     }
     gd_free(text);
+}
+
+int64_t gd_frame_int(const cJSON *frame, const char *name, int64_t otherwise)
+{
+    const cJSON *value = gd_json_find(frame, name);
+    return cJSON_IsNumber(value) && fabs(value->valuedouble) < 9e15 ? (int64_t)value->valuedouble : otherwise;
+}
+
+double gd_frame_number(const cJSON *frame, const char *name, double otherwise)
+{
+    const cJSON *value = gd_json_find(frame, name);
+    return cJSON_IsNumber(value) ? value->valuedouble : otherwise;
+}
+
+const char *gd_frame_text(const cJSON *frame, const char *name, const char *otherwise)
+{
+    const cJSON *value = gd_json_find(frame, name);
+    return cJSON_IsString(value) ? value->valuestring : otherwise;
 }
 
 cJSON *gd_error_to_json(const struct gd_error *err)

@@ -85,6 +85,11 @@ void gd_frame_reader_release(struct gd_frame_reader *reader);
 /* Length prefix and compact JSON, appended to `out`. Consumes nothing. */
 void gd_frame_write(struct gd_buf *out, const cJSON *message);
 
+/* Members of frames, `otherwise` where they are not of the type. */
+int64_t gd_frame_int(const cJSON *frame, const char *name, int64_t otherwise);
+double gd_frame_number(const cJSON *frame, const char *name, double otherwise);
+const char *gd_frame_text(const cJSON *frame, const char *name, const char *otherwise);
+
 /* {code, message, param} both ways; the code travels as its wire name. */
 cJSON *gd_error_to_json(const struct gd_error *err);
 void gd_error_from_json(const cJSON *json, struct gd_error *err);

@@ -270,8 +270,8 @@ static void print_scores(const cJSON *scores)
 static bool finish(const struct run *run, struct gd_error *err)
 {
     cJSON *json = cJSON_CreateObject();
-    cJSON_AddItemToObject(json, "model", run->source->model != NULL ? cJSON_CreateString(run->source->model) : cJSON_CreateNull());
-    cJSON_AddItemToObject(json, "adapter", run->options->adapter != NULL ? cJSON_CreateString(run->options->adapter) : cJSON_CreateNull());
+    gd_json_add_text(json, "model", run->source->model);
+    gd_json_add_text(json, "adapter", run->options->adapter);
     cJSON_AddNumberToObject(json, "items", (double)run->finished);
     cJSON_AddNumberToObject(json, "errored", (double)run->errored);
     cJSON_AddItemToObject(json, "scores", gd_scores_json(run->scores));
