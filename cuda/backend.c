@@ -65,15 +65,21 @@ static bool fill_zero(void *memory, size_t size_bytes, struct gd_error *err)
            gd_cuda_check(cudaStreamSynchronize(gd_cuda_stream()), "cudaStreamSynchronize", "zeros", err);
 }
 
+/* What sampling works in is kept, and grows: the driver's own taking and giving back at each turn would wait for all that runs. */
 static bool sample(const struct gd_sample_batch *batch, struct gd_sampled *out, struct gd_error *err)
 {
+    static void *scratch;
+    static size_t room;
     size_t bytes = gd_cuda_sample_bytes(batch->row_count, batch->vocab, batch->edit_count);
-    void *scratch = NULL;
-    if (!gd_cuda_alloc(&scratch, bytes, "the choice of tokens", err))
-        return false;
-    bool ok = gd_cuda_sample(batch, scratch, out, err);
-    free_block(scratch, bytes);
-    return ok;
+    if (bytes > room) {
+        gd_cuda_free(scratch);
+        scratch = NULL;
+        room = 0;
+        if (!gd_cuda_alloc(&scratch, bytes + bytes / 8, "the choice of tokens", err))
+            return false;
+        room = bytes + bytes / 8;
+    }
+    return gd_cuda_sample(batch, scratch, out, err);
 }
 
 const struct gd_backend gd_backend_cuda = {

@@ -95,9 +95,10 @@ static cudaDataType_t type_of(enum gd_dtype dtype)
     return dtype == GD_BF16 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
-static int32_t alignment(const void *data)
+/* Of all matrices of a batch, `stride` elements apart. */
+static int32_t alignment(const void *data, int64_t stride, enum gd_dtype dtype)
 {
-    uintptr_t bits = (uintptr_t)data | 256;
+    uintptr_t bits = (uintptr_t)data | (uintptr_t)gd_dtype_bytes(dtype, stride) | 256;
     return (int32_t)(bits & -bits);
 }
 
@@ -276,22 +277,39 @@ static bool from_hex(void *out, const char *text, size_t size)
     return true;
 }
 
-/* The first line for a shape counts, also where several processes wrote one. */
-static void read_choices(void)
+/* Whether what a file said can be used here. */
+static bool sound(struct choice *choice, const struct product *p)
+{
+    cublasLtMatmulHeuristicResult_t result;
+    if (choice->unchecked && (blas.lt.cublasLtMatmulAlgoCheck(blas.handle, p->desc, p->a, p->b, p->c, p->c, &choice->algorithm, &result) !=
+                                  CUBLAS_STATUS_SUCCESS ||
+                              result.workspaceSize > WORKSPACE))
+        return false;
+    choice->unchecked = false;
+    return true;
+}
+
+/* Takes what the file says of all shapes that are not known, or of this choice's (`of`, for the product p). The first line for a shape
+ * counts, also where several processes wrote one, so that each meets the same sums when it goes on after a restart. */
+static void read_choices(struct choice *of, const struct product *p)
 {
     struct gd_error ignored = {0};
     char *text = NULL;
     size_t length = 0, card = strlen(blas.card);
-    blas.read = true;
     if (blas.file == NULL || !gd_file_read(blas.file, FILE_MOST, &text, &length, &ignored))
         return;
     for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
-        struct shape s;
-        cublasLtMatmulAlgo_t algorithm;
-        if ((size_t)(end - line) == card + 2 + SHAPE_HEX + ALGORITHM_HEX && memcmp(line, blas.card, card) == 0 &&
-            from_hex(&s, line + card + 1, sizeof(s)) && from_hex(&algorithm, line + card + 2 + SHAPE_HEX, sizeof(algorithm)) &&
-            known(&s) == NULL)
-            add(&s, &algorithm, true);
+        struct choice read = {.unchecked = true};
+        if ((size_t)(end - line) != card + 2 + SHAPE_HEX + ALGORITHM_HEX || memcmp(line, blas.card, card) != 0 ||
+            !from_hex(&read.shape, line + card + 1, sizeof(read.shape)) ||
+            !from_hex(&read.algorithm, line + card + 2 + SHAPE_HEX, sizeof(read.algorithm)))
+            continue;
+        if (of == NULL && known(&read.shape) == NULL)
+            add(&read.shape, &read.algorithm, true);
+        if (of != NULL && memcmp(&read.shape, &of->shape, sizeof(read.shape)) == 0 && sound(&read, p)) {
+            of->algorithm = read.algorithm;
+            break;
+        }
     }
     gd_free(text);
 }
@@ -322,24 +340,13 @@ static void find_file(void)
         blas.file = gd_format("%s/cuda-products", folder);
 }
 
-/* Whether what a file said can be used here. */
-static bool sound(struct choice *choice, const struct product *p)
-{
-    cublasLtMatmulHeuristicResult_t result;
-    if (choice->unchecked && (blas.lt.cublasLtMatmulAlgoCheck(blas.handle, p->desc, p->a, p->b, p->c, p->c, &choice->algorithm, &result) !=
-                                  CUBLAS_STATUS_SUCCESS ||
-                              result.workspaceSize > WORKSPACE))
-        return false;
-    choice->unchecked = false;
-    return true;
-}
-
 static const cublasLtMatmulAlgo_t *choose(const struct product *p, const struct shape *s, const void *a, const void *b, const void *c,
                                           struct gd_error *err)
 {
     if (!blas.read) {
         find_file();
-        read_choices();
+        read_choices(NULL, NULL);
+        blas.read = true;
     }
     struct choice *choice = known(s);
     if (choice != NULL && sound(choice, p))
@@ -354,8 +361,10 @@ static const cublasLtMatmulAlgo_t *choose(const struct product *p, const struct 
         choice = add(s, &found[best].algo, false);
     choice->algorithm = found[best].algo;
     choice->unchecked = false;
-    if (keep)
+    if (keep) {
         keep_choice(choice);
+        read_choices(choice, p);
+    }
     return &choice->algorithm;
 }
 
@@ -370,8 +379,9 @@ static struct shape shape_of(const struct gd_cuda_gemm *gemm, const void *a, con
         .stride_a = gemm->stride_a, .stride_b = gemm->stride_b, .stride_c = gemm->stride_c,
         .transpose_a = gemm->transpose_a, .transpose_b = gemm->transpose_b,
         .in = gemm->in, .out = gemm->out, .accumulate = gemm->accumulate,
-        .align_a = alignment(a), .align_b = alignment(b), .align_c = alignment(c),
-        .bias = gemm->bias != NULL, .align_bias = gemm->bias != NULL ? alignment(gemm->bias) : 0,
+        .align_a = alignment(a, gemm->stride_a, gemm->in), .align_b = alignment(b, gemm->stride_b, gemm->in),
+        .align_c = alignment(c, gemm->stride_c, gemm->out),
+        .bias = gemm->bias != NULL, .align_bias = gemm->bias != NULL ? alignment(gemm->bias, 0, gemm->out) : 0,
     };
 }
 

@@ -1,4 +1,8 @@
-/* Runs of a plan: launched once as they come (products choose their algorithms), recorded the second time, then repeated. */
+/*
+ * Runs of a plan: launched once as they come (products choose their algorithms), recorded the second time, then repeated. Launches
+ * name what belongs to their lane (the library's workspace, tiles of weights), so that each lane records for itself: what was recorded
+ * in one and repeated in the other would write where the run that it is nested in works.
+ */
 #include "cuda/internal.h"
 #include "engine/base/alloc.h"
 #include <time.h>
@@ -10,7 +14,8 @@ struct kept {
 };
 
 struct gd_recording {
-    cudaGraphExec_t exec;            /* NULL: not recorded yet */
+    bool launched;                   /* once, to the end */
+    cudaGraphExec_t exec[GD_CUDA_LANES]; /* NULL: not recorded yet */
     struct kept *first, **at;        /* what the launches ask for, in order; at: the next request's */
 };
 
@@ -38,8 +43,9 @@ bool gd_cuda_host_memory(void **out, size_t bytes, struct gd_error *err)
 
 static void release(struct gd_recording *recording)
 {
-    if (recording->exec != NULL)
-        cudaGraphExecDestroy(recording->exec);
+    for (int lane = 0; lane < GD_CUDA_LANES; lane++)
+        if (recording->exec[lane] != NULL)
+            cudaGraphExecDestroy(recording->exec[lane]);
     for (struct kept *kept = recording->first, *next; kept != NULL; kept = next) {
         next = kept->next;
         cudaFreeHost(kept->memory);
@@ -70,6 +76,7 @@ static bool record(const struct gd_backend_run *run, struct gd_recording *record
 {
     cudaStream_t stream = gd_cuda_stream();
     cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
     if (!gd_cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture", "a plan", err))
         return false;
     gd_cuda_set_capturing(true);
@@ -77,8 +84,10 @@ static bool record(const struct gd_backend_run *run, struct gd_recording *record
     gd_cuda_set_capturing(false);
     cudaError_t status = cudaStreamEndCapture(stream, &graph);
     ok = ok && gd_cuda_check(status, "cudaStreamEndCapture", "a plan", err) &&
-         gd_cuda_check(cudaGraphInstantiate(&recording->exec, graph, 0), "cudaGraphInstantiate", "a plan", err);
-    if (!ok)
+         gd_cuda_check(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate", "a plan", err);
+    if (ok)
+        recording->exec[gd_cuda_lane()] = exec;
+    else
         cudaGetLastError();
     if (graph != NULL)
         cudaGraphDestroy(graph);
@@ -118,14 +127,15 @@ static bool launch_or_repeat(const struct gd_backend_run *run, struct gd_recordi
 {
     if (run->recording == NULL || gd_cuda_one_by_one())
         return launch(run, passing, err);
-    if (*run->recording == NULL) {
+    if (*run->recording == NULL)
         *run->recording = gd_alloc(sizeof(**run->recording));
-        return launch(run, *run->recording, err);
-    }
     struct gd_recording *recording = *run->recording;
-    if (recording->exec == NULL && !record(run, recording, err))
+    if (!recording->launched)
+        return recording->launched = launch(run, recording, err);
+    cudaGraphExec_t *exec = &recording->exec[gd_cuda_lane()];
+    if (*exec == NULL && !record(run, recording, err))
         return false;
-    return gd_cuda_check(cudaGraphLaunch(recording->exec, gd_cuda_stream()), "cudaGraphLaunch", "a plan", err);
+    return gd_cuda_check(cudaGraphLaunch(*exec, gd_cuda_stream()), "cudaGraphLaunch", "a plan", err);
 }
 
 bool gd_cuda_run(const struct gd_backend_run *run, struct gd_error *err)

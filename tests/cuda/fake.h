@@ -28,6 +28,8 @@ struct fake_meter {
 struct fake_meter fake_runtime_meter(void);
 /* Queues, errors and the count of calls as at the start; memory stays. EMU_SEED is read again. */
 void fake_runtime_reset(void);
+/* Which of those that were offered the last product took, from 0. */
+uint32_t fake_blas_last_algorithm(void);
 
 #ifdef __cplusplus
 }

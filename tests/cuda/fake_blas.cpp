@@ -1,7 +1,7 @@
 /*
  * The few functions of cuBLASLt that cuda/gemm.c calls, on a plain product of the CPU. What the library would crash on, compute
  * wrongly or refuse is an error here: shapes that do not fit, operands that do not lie wholly in device memory or are less
- * aligned than was said, an algorithm found for another shape, a workspace that is too small.
+ * aligned than was said, an algorithm found for another shape, a workspace that is too small or that another product takes meanwhile.
  */
 #include "tests/cuda/emu.h"
 #include "tests/cuda/fake.h"
@@ -44,6 +44,8 @@ struct algorithm {
 static_assert(sizeof(algorithm) <= sizeof(cublasLtMatmulAlgo_t), "an algorithm is larger than the library's");
 
 const uint32_t magic = 0x600DA190;
+
+uint32_t last_algorithm;
 
 template <class T, class P> T *mine(P *pointer)
 {
@@ -133,6 +135,7 @@ struct product {
     void *d_data, *workspace;
     size_t workspace_bytes;
     float alpha, beta;
+    uint64_t token;                  /* lies in the workspace while the product is under way */
 };
 
 bool read_columns(const layout &l, const void *data)
@@ -155,18 +158,35 @@ bool write_columns(const layout &l, void *data)
     return true;
 }
 
+/* What a product has in its workspace is its own until it ends: steps of other streams come between. */
+bool begin(product &p)
+{
+    static uint64_t tokens;
+    if (p.workspace_bytes == 0)
+        return true;
+    if (!emu_device_write(p.workspace, p.workspace_bytes, "cublasLtMatmul's workspace"))
+        return false;
+    memset(p.workspace, 0xFF, p.workspace_bytes);
+    p.token = ++tokens;
+    memcpy(p.workspace, &p.token, sizeof(p.token));
+    return true;
+}
+
+bool still_mine(const product &p)
+{
+    if (p.workspace_bytes == 0 || memcmp(p.workspace, &p.token, sizeof(p.token)) == 0)
+        return true;
+    emu_report("cublasLtMatmul: another stream wrote into the workspace while the product was under way");
+    return false;
+}
+
 /* dnnl_sgemm thinks in rows: of columns, the operands change places once more. */
 bool compute(const product &p)
 {
-    if (!read_columns(p.a, p.a_data) || !read_columns(p.b, p.b_data) || (p.beta != 0.0f && !read_columns(p.c, p.c_data)) ||
+    if (!still_mine(p) || !read_columns(p.a, p.a_data) || !read_columns(p.b, p.b_data) || (p.beta != 0.0f && !read_columns(p.c, p.c_data)) ||
         !write_columns(p.d, p.d_data) ||
         (p.form.bias != nullptr && !emu_device_read(p.form.bias, p.d.rows * item(p.d.type), "cublasLtMatmul's bias")))
         return false;
-    if (p.workspace_bytes > 0) {
-        if (!emu_device_write(p.workspace, p.workspace_bytes, "cublasLtMatmul's workspace"))
-            return false;
-        memset(p.workspace, 0xFF, p.workspace_bytes);
-    }
     dnnl_dim_t m = (dnnl_dim_t)p.d.rows, n = (dnnl_dim_t)p.d.columns;
     dnnl_dim_t k = (dnnl_dim_t)(p.form.a == CUBLAS_OP_N ? p.a.columns : p.a.rows);
     for (int32_t batch = 0; batch < p.d.batch; batch++) {
@@ -198,9 +218,11 @@ bool lies_in_memory(const void *data, size_t bytes, const char *name)
     return false;
 }
 
-bool aligned(const void *data, uint32_t bytes, const char *name)
+/* All matrices of a batch. */
+bool aligned(const layout &l, const void *data, uint32_t bytes, const char *name)
 {
-    if ((uintptr_t)data % bytes == 0)
+    size_t apart = l.batch > 1 ? (size_t)l.stride * item(l.type) : 0;
+    if (((uintptr_t)data | apart) % bytes == 0)
         return true;
     emu_report("cublasLtMatmul: %s is not aligned to the %u bytes that its algorithm was chosen for", name, bytes);
     return false;
@@ -209,6 +231,11 @@ bool aligned(const void *data, uint32_t bytes, const char *name)
 } // namespace
 
 extern "C" {
+
+uint32_t fake_blas_last_algorithm(void)
+{
+    return last_algorithm;
+}
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle)
 {
@@ -333,7 +360,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
         return CUBLAS_STATUS_INTERNAL_ERROR;
     if (!fits(*mine<desc>(d), *mine<layout>(a), *mine<layout>(b), *mine<layout>(c), *mine<layout>(out)))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    const uint64_t workspaces[] = {0, UINT64_C(64) << 10, UINT64_C(1) << 20};
+    const uint64_t workspaces[] = {UINT64_C(4) << 10, 0, UINT64_C(1) << 20};
     for (uint32_t i = 0; i < 3 && *count < wanted; i++) {
         if (workspaces[i] > own.workspace)
             continue;
@@ -370,7 +397,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
     if (fake_blas_fault("cublasLtMatmul"))
         return CUBLAS_STATUS_EXECUTION_FAILED;
     auto p = std::make_shared<product>(product{*mine<desc>(d), *mine<layout>(a_layout), *mine<layout>(b_layout), *mine<layout>(c_layout),
-                                               *mine<layout>(out_layout), a, b, c, out, workspace, 0, 0.0f, 0.0f});
+                                               *mine<layout>(out_layout), a, b, c, out, workspace, 0, 0.0f, 0.0f, 0});
     memcpy(&p->alpha, alpha, sizeof(float));
     memcpy(&p->beta, beta, sizeof(float));
     if (!fits(p->form, p->a, p->b, p->c, p->d))
@@ -386,13 +413,17 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
         return CUBLAS_STATUS_INVALID_VALUE;
     }
     p->workspace_bytes = chosen.workspace;
+    last_algorithm = chosen.index;
     if (!lies_in_memory(a, span(p->a), "operand A") || !lies_in_memory(b, span(p->b), "operand B") ||
         (p->beta != 0.0f && !lies_in_memory(c, span(p->c), "operand C")) || !lies_in_memory(out, span(p->d), "the result") ||
         (chosen.workspace > 0 && !lies_in_memory(workspace, chosen.workspace, "the workspace")) ||
-        !aligned(a, chosen.align[0], "operand A") || !aligned(b, chosen.align[1], "operand B") ||
-        (p->beta != 0.0f && !aligned(c, chosen.align[2], "operand C")) || !aligned(out, chosen.align[3], "the result"))
+        !aligned(p->a, a, chosen.align[0], "operand A") || !aligned(p->b, b, chosen.align[1], "operand B") ||
+        (p->beta != 0.0f && !aligned(p->c, c, chosen.align[2], "operand C")) || !aligned(p->d, out, chosen.align[3], "the result"))
         return CUBLAS_STATUS_INVALID_VALUE;
-    return fake_blas_put(stream, "product", [p] { return compute(*p); }) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
+    return (chosen.workspace == 0 || fake_blas_put(stream, "product", [p] { return begin(*p); })) &&
+                   fake_blas_put(stream, "product", [p] { return compute(*p); })
+               ? CUBLAS_STATUS_SUCCESS
+               : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
 } // extern "C"

@@ -581,6 +581,7 @@ cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned)
 cudaError_t cudaFreeHost(void *pointer)
 {
     BEGIN(cudaFreeHost);
+    NOT_WHILE_CAPTURING();
     machine &m = here();
     auto at = m.memory.find((char *)pointer);
     if (at == m.memory.end() || at->second.device)
@@ -591,9 +592,26 @@ cudaError_t cudaFreeHost(void *pointer)
     return cudaSuccess;
 }
 
+/* Page-locked, and wholly so. */
+static bool is_locked(const void *memory, size_t bytes)
+{
+    auto next = here().memory.upper_bound((char *)(uintptr_t)memory);
+    if (next == here().memory.begin())
+        return false;
+    auto own = std::prev(next);
+    return !own->second.device && (const char *)memory + bytes <= own->first + own->second.bytes;
+}
+
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
     BEGIN(cudaMemcpyAsync);
+    /* A graph copies from and to where the host's memory was when it was captured: it must be memory that is kept for that. */
+    const void *host = kind == cudaMemcpyHostToDevice ? from : kind == cudaMemcpyDeviceToHost ? to : nullptr;
+    if (stream_of(stream)->capture && host != nullptr && !is_locked(host, bytes)) {
+        stream_of(stream)->capture->broken = true;
+        emu_report("cudaMemcpyAsync: memory of the host that is not page-locked in a graph");
+        return fail(cudaErrorStreamCaptureUnsupported);
+    }
     put(stream, "copy", [=] { return do_copy(to, from, bytes, kind); });
     return cudaSuccess;
 }

@@ -269,9 +269,10 @@ static void runs(void)
     recording = NULL;                                     /* one that fails leaves nothing behind */
     EXPECT(!run_once(&p, &recording, NULL, NULL, true, &err) && err.code == GD_INVALID);
     gd_error_clear(&err);
+    EXPECT(run_once(&p, &recording, NULL, NULL, false, &err) && fake_runtime_meter().graphs == 1); /* that was the first to its end */
     EXPECT(!run_once(&p, &recording, NULL, NULL, true, &err) && err.code == GD_INVALID); /* while it is recorded */
     gd_error_clear(&err);
-    EXPECT(run_once(&p, &recording, NULL, NULL, false, &err) && run_once(&p, &recording, NULL, NULL, false, &err));
+    EXPECT(run_once(&p, &recording, NULL, NULL, false, &err) && fake_runtime_meter().graphs == 2);
     EXPECT(!run_once(&p, &recording, stop, NULL, false, &err) && err.code == GD_CANCELLED);
     gd_error_clear(&err);
     float before = first_of(&p);
@@ -411,6 +412,67 @@ static void products(void)
 static void products_agree_with_plain_sums(void **state)
 {
     in_child(products, NULL);
+}
+
+/* ---- products of a plan that runs by itself, then within another's run ---- */
+
+struct multiplying {
+    void *a, *b, *c;
+    struct gd_recording *recording;
+};
+
+static bool launch_products(void *context, struct gd_error *err)
+{
+    const struct multiplying *m = context;
+    struct gd_cuda_gemm g = {.m = 8, .n = 8, .k = 8, .in = GD_F32, .out = GD_F32, .alpha = 1.0f};
+    for (int i = 0; i < 6; i++)
+        if (!gd_cuda_gemm(&g, m->a, m->b, m->c, err))
+            return false;
+    return true;
+}
+
+static void multiply_all(struct multiplying *m, bool (*between)(void *), void *context)
+{
+    struct gd_error err = {0};
+    struct gd_backend_run run = {.recording = &m->recording, .launch = launch_products, .context = m, .between = between,
+                                 .between_context = context};
+    if (!gd_backend()->run(&run, &err))
+        fprintf(stderr, "%s\n", err.message);
+    EXPECT(err.code == GD_OK);
+}
+
+static bool multiply_between(void *context)
+{
+    if (inner_runs++ < 20)
+        multiply_all(context, NULL, NULL);
+    return true;
+}
+
+static void products_in_both_lanes(void)
+{
+    open_device();
+    struct multiplying plans[2] = {{0}};
+    for (int i = 0; i < 2; i++) {
+        void *host;
+        plans[i] = (struct multiplying){.a = on_device(GD_F32, 64, 1, &host), .b = on_device(GD_F32, 64, 2, &host),
+                                        .c = on_device(GD_F32, 64, 3, &host)};
+        for (int turn = 0; turn < 3; turn++)
+            multiply_all(&plans[i], NULL, NULL); /* by itself: recorded in the main lane */
+    }
+    for (int turn = 0; turn < 4; turn++)
+        multiply_all(&plans[0], multiply_between, &plans[1]);
+    EXPECT(inner_runs >= 4 && fake_runtime_meter().graphs == 3);
+    for (int i = 0; i < 2; i++)
+        gd_backend()->forget(plans[i].recording);
+}
+
+static void what_was_recorded_by_itself_keeps_apart_from_a_run_that_it_is_nested_in(void **state)
+{
+    for (int seed = 1; seed <= 4; seed++) {
+        char text[32];
+        snprintf(text, sizeof(text), "EMU_SEED=%d", seed);
+        in_child(products_in_both_lanes, SETTINGS(text));
+    }
 }
 
 /* ---- weights ---- */
@@ -688,6 +750,45 @@ static void algorithms_are_chosen_once_for_all_processes(void **state)
     unlink(file);
 }
 
+/* Two processes that try the same product may find another algorithm the fastest. */
+static void another_was_first(void)
+{
+    const char *path = getenv("GRAFTD_PRODUCTS");
+    char line[4096];
+    open_device();
+    check_product(&(struct gd_cuda_gemm){.m = 5, .n = 6, .k = 7, .in = GD_F32, .out = GD_F32, .alpha = 1.0f}); /* the file is read */
+    FILE *file = fopen(getenv("GD_OTHER"), "r+");
+    EXPECT(file != NULL && fgets(line, sizeof(line), file) != NULL);
+    fclose(file);
+    char *index = strrchr(line, ' ') + 1 + 8;       /* behind what marks an algorithm */
+    EXPECT(index[0] == '0' && index[1] >= '0' && index[1] <= '2');
+    index[1] = index[1] == '2' ? '1' : '2';
+    file = fopen(path, "a");
+    EXPECT(file != NULL && fputs(line, file) >= 0 && fclose(file) == 0);
+    check_product(&(struct gd_cuda_gemm){.m = 9, .n = 6, .k = 7, .in = GD_F32, .out = GD_F32, .alpha = 1.0f});
+    EXPECT(fake_blas_last_algorithm() == (uint32_t)(index[1] - '0') && kept_lines(path) == 3);
+}
+
+static void one_product(void)
+{
+    open_device();
+    check_product(&(struct gd_cuda_gemm){.m = 9, .n = 6, .k = 7, .in = GD_F32, .out = GD_F32, .alpha = 1.0f});
+}
+
+static void the_first_choice_that_is_kept_counts_for_all_processes(void **state)
+{
+    char file[] = "/tmp/graftd-products-XXXXXX", other[] = "/tmp/graftd-products-XXXXXX", setting[64], first[64], more[64];
+    close(mkstemp(file));
+    close(mkstemp(other));
+    snprintf(setting, sizeof(setting), "GRAFTD_PRODUCTS=%s", file);
+    snprintf(first, sizeof(first), "GRAFTD_PRODUCTS=%s", other);
+    snprintf(more, sizeof(more), "GD_OTHER=%s", other);
+    in_child(one_product, SETTINGS(first));
+    in_child(another_was_first, SETTINGS(setting, more));
+    unlink(file);
+    unlink(other);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -698,10 +799,12 @@ int main(void)
         cmocka_unit_test(a_run_is_recorded_the_second_time_and_repeated_with_new_inputs),
         cmocka_unit_test(runs_between_go_to_another_lane),
         cmocka_unit_test(products_agree_with_plain_sums),
+        cmocka_unit_test(what_was_recorded_by_itself_keeps_apart_from_a_run_that_it_is_nested_in),
         cmocka_unit_test(weights_are_multiplied_from_one_copy_whatever_the_file_holds),
         cmocka_unit_test(a_failing_call_is_named_and_a_sick_device_is_lost_for_good),
         cmocka_unit_test(a_product_that_fails_is_named_with_its_shape),
         cmocka_unit_test(algorithms_are_chosen_once_for_all_processes),
+        cmocka_unit_test(the_first_choice_that_is_kept_counts_for_all_processes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -146,7 +146,9 @@ static cudaError_t capture(bool wait_inside, bool join, cudaGraph_t *graph, floa
 
 static void graph_bugs(void)
 {
-    static float from[COUNT], out[COUNT];
+    static float own[COUNT], out[COUNT];
+    float *from = NULL;
+    EXPECT(cudaHostAlloc((void **)&from, sizeof(own), cudaHostAllocDefault) == cudaSuccess);
     for (int seed = 1; seed <= SEEDS; seed++) {
         cudaGraph_t graph = NULL;
         cudaGraphExec_t exec = NULL;
@@ -177,9 +179,13 @@ static void graph_bugs(void)
     EXPECT(cudaMalloc(&memory, 16) == cudaErrorStreamCaptureUnsupported);
     EXPECT(cudaStreamEndCapture(compute, &graph) == cudaErrorStreamCaptureInvalidated);
     done();
+    prepare(1);
+    EXPECT(capture(false, true, &graph, own) == cudaErrorStreamCaptureInvalidated && graph == NULL); /* who knows how long it is there */
+    done();
+    cudaFreeHost(from);
 }
 
-static void waiting_allocating_and_unjoined_streams_break_a_capture(void **state)
+static void waiting_allocating_passing_memory_and_unjoined_streams_break_a_capture(void **state)
 {
     in_child(graph_bugs, NULL);
 }
@@ -233,15 +239,15 @@ static void product_bugs(void)
     fill(host, 1.0f);
     cudaMemcpyAsync(memory, host, sizeof(host), cudaMemcpyHostToDevice, compute);
     cudaMemcpyAsync(memory + 64, host, sizeof(host), cudaMemcpyHostToDevice, compute);
-    EXPECT(product_run(&p, memory, memory + 64, memory + 128, 0, NULL, 0) == CUBLAS_STATUS_SUCCESS);
+    EXPECT(product_run(&p, memory, memory + 64, memory + 128, 1, NULL, 0) == CUBLAS_STATUS_SUCCESS);
     cudaMemcpyAsync(out, memory + 128, sizeof(out), cudaMemcpyDeviceToHost, compute);
     EXPECT(cudaStreamSynchronize(compute) == cudaSuccess && out[0] == 8.0f && out[63] == 8.0f);
-    EXPECT(product_run(&p, memory, memory + 64, memory + 136, 0, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE);  /* beyond its end */
-    EXPECT(product_run(&p, memory + 1, memory + 64, memory + 128, 0, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE); /* misaligned */
-    EXPECT(product_run(&p, host, memory + 64, memory + 128, 0, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE);    /* the host's */
+    EXPECT(product_run(&p, memory, memory + 64, memory + 136, 1, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE);  /* beyond its end */
+    EXPECT(product_run(&p, memory + 1, memory + 64, memory + 128, 1, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE); /* misaligned */
+    EXPECT(product_run(&p, host, memory + 64, memory + 128, 1, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE);    /* the host's */
     EXPECT(product_run(&p, memory, memory + 64, memory + 128, 2, memory, 64) == CUBLAS_STATUS_INVALID_VALUE); /* too little workspace */
-    p.found[0].algo.data[1] ^= 1;
-    EXPECT(product_run(&p, memory, memory + 64, memory + 128, 0, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE); /* of another shape */
+    p.found[1].algo.data[1] ^= 1;
+    EXPECT(product_run(&p, memory, memory + 64, memory + 128, 1, NULL, 0) == CUBLAS_STATUS_INVALID_VALUE); /* of another shape */
     cudaFree(memory);
     done();
 }
@@ -249,6 +255,44 @@ static void product_bugs(void)
 static void products_refuse_operands_that_are_too_short_misaligned_or_the_hosts(void **state)
 {
     in_child(product_bugs, NULL);
+}
+
+/* Two streams with one workspace, or each with its own. */
+static int failed_together(bool bug)
+{
+    int count = 0;
+    for (int seed = 1; seed <= SEEDS; seed++) {
+        struct product p = {0};
+        float *memory = NULL;
+        char *workspace = NULL;
+        prepare(seed);
+        product_make(&p, 16);
+        EXPECT(cudaMalloc((void **)&memory, 3 * 64 * sizeof(float)) == cudaSuccess && cudaMalloc((void **)&workspace, 8192) == cudaSuccess);
+        cudaMemsetAsync(memory, 0, 2 * 64 * sizeof(float), compute);
+        EXPECT(cudaDeviceSynchronize() == cudaSuccess);
+        EXPECT(product_run(&p, memory, memory, memory + 64, 0, workspace, 4096) == CUBLAS_STATUS_SUCCESS);
+        cudaStream_t first = compute;
+        compute = copying;
+        EXPECT(product_run(&p, memory, memory, memory + 128, 0, workspace + (bug ? 0 : 4096), 4096) == CUBLAS_STATUS_SUCCESS);
+        compute = first;
+        count += cudaDeviceSynchronize() != cudaSuccess;
+        fake_runtime_reset();
+        cudaFree(memory);
+        cudaFree(workspace);
+        done();
+    }
+    return count;
+}
+
+static void shared_workspace(void)
+{
+    EXPECT(failed_together(false) == 0);
+    EXPECT(failed_together(true) > 0);
+}
+
+static void products_of_two_streams_need_workspaces_of_their_own(void **state)
+{
+    in_child(shared_workspace, NULL);
 }
 
 /* ---- faults on order ---- */
@@ -287,8 +331,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_read_too_early_late_or_elsewhere_is_wrong),
-        cmocka_unit_test(waiting_allocating_and_unjoined_streams_break_a_capture),
+        cmocka_unit_test(waiting_allocating_passing_memory_and_unjoined_streams_break_a_capture),
         cmocka_unit_test(products_refuse_operands_that_are_too_short_misaligned_or_the_hosts),
+        cmocka_unit_test(products_of_two_streams_need_workspaces_of_their_own),
         cmocka_unit_test(faults_come_when_they_are_ordered_and_memory_is_metered),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
