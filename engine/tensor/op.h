@@ -39,6 +39,7 @@ typedef bool (*gd_kernel_fn)(const struct gd_kernel_args *args, struct gd_error 
 enum gd_case_fill {
     GD_FILL_NORMAL,   /* N(0,1); with two or more dimensions and no weight an activation: BF16 in the bf16 run */
     GD_FILL_POSITIVE, /* uniform (0.5, 1.5) */
+    GD_FILL_APART,    /* an activation within (-2, 2) in no order, the numbers of a row clearly apart: for what chooses among them */
     GD_FILL_SMALL,    /* N(0, 0.05^2) */
     GD_FILL_IDS,      /* uniform integers in [0, fill_limit) */
     GD_FILL_POSITIONS,/* 0,1,2,... */

@@ -139,6 +139,6 @@ int main(int argc, char **argv)
     printf("\"copy_gb_s\": %.2f, ", 2e-9 * measure_copy((size_t)mib << 20, cudaMemcpyDeviceToDevice));
     printf("\"upload_gb_s\": %.2f, ", 1e-9 * measure_copy((size_t)mib << 20, cudaMemcpyHostToDevice));
     must(gd_cuda_figures(&memory, &err), &err);
-    printf("\"memory_bytes\": %zu, \"pool_taken_bytes\": %zu, \"pool_peak_bytes\": %zu}\n", memory.total, memory.taken, memory.used_peak);
+    printf("\"memory_bytes\": %zu, \"beside_pool_bytes\": %zu}\n", memory.total, memory.total - memory.free - memory.taken);
     return 0;
 }

@@ -1,5 +1,6 @@
 """Models of a shape with random weights, adapters for them and rows to train on, made where they are needed: none is carried along."""
 import json
+import math
 import pathlib
 import random
 import shutil
@@ -43,6 +44,10 @@ def multiplied(shape):
     """Parameters that every token is multiplied with."""
     layer = sum(out * into for _, out, into in linears(shape))
     return shape["num_hidden_layers"] * layer + shape["vocab_size"] * shape["hidden_size"]
+
+
+def file_bytes(shape):
+    return 2 * sum(math.prod(dims) for _, dims in tensors(shape))
 
 
 def tensors(shape):

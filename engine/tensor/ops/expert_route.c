@@ -131,14 +131,14 @@ static void reference(const struct gd_op_case *op_case, double *const *in, doubl
 
 #define CASE(text, t, e, k, kind) \
     {.name = text, .in_count = 1, \
-     .in = {{.dtype = GD_F32, .rank = 2, .shape = {t, e}, .fill = kind, .fill_limit = 3, .gradient = kind == GD_FILL_NORMAL}}, \
-     .params = {.i = {k}}, .tolerance = 1e-5, .tolerance_bf16 = kind == GD_FILL_NORMAL ? 1e-2 : 0}
+     .in = {{.dtype = GD_F32, .rank = 2, .shape = {t, e}, .fill = kind, .fill_limit = 3, .gradient = kind == GD_FILL_APART}}, \
+     .params = {.i = {k}}, .tolerance = 1e-5, .tolerance_bf16 = kind == GD_FILL_APART ? 1e-2 : 0}
 static const struct gd_op_case cases[] = {
-    CASE("one expert", 1, 1, 1, GD_FILL_NORMAL),
-    CASE("two of four", 37, 4, 2, GD_FILL_NORMAL),
-    CASE("all of five", 9, 5, 5, GD_FILL_NORMAL),
+    CASE("one expert", 1, 1, 1, GD_FILL_APART),
+    CASE("two of four", 37, 4, 2, GD_FILL_APART),
+    CASE("all of five", 9, 5, 5, GD_FILL_APART),
     CASE("equal logits", 23, 8, 3, GD_FILL_IDS),
-    CASE("large enough for threads", 400, 64, 6, GD_FILL_NORMAL),
+    CASE("large enough for threads", 400, 64, 6, GD_FILL_APART),
 };
 
 const struct gd_op gd_op_expert_route = {

@@ -42,9 +42,21 @@ static double prefix_at(const struct gd_case_input *input, int64_t i)
     return i % 2 == 0 || end - 1 < begin ? begin : end - 1;
 }
 
+/* Element i's place among those of its row, and somewhere in that place's lower half. */
+static double apart_at(const struct gd_case_input *input, uint64_t key, int64_t i)
+{
+    int64_t width = input->shape[input->rank - 1], first = i - i % width, place = 0;
+    double own = test_uniform(key, (uint64_t)i);
+    for (int64_t j = first; j < first + width; j++)
+        place += test_uniform(key, (uint64_t)j) < own;
+    return 4.0 * ((double)place + 0.5 * own) / (double)width - 2.0;
+}
+
 static double fill_at(const struct gd_case_input *input, uint64_t key, int64_t i)
 {
     switch (input->fill) {
+    case GD_FILL_APART:
+        return apart_at(input, key, i);
     case GD_FILL_NORMAL:
         return test_normal(key, (uint64_t)i);
     case GD_FILL_POSITIVE:
@@ -89,7 +101,7 @@ void case_fill(const struct gd_op_case *op_case, enum gd_dtype act, double *data
             double x = fill_at(input, data_key(j), i);
             if (input->dtype == GD_F32) {
                 x = (double)(float)x;
-                if (act == GD_BF16 && (input->fill == GD_FILL_NORMAL || input->fill == GD_FILL_POSITIVE))
+                if (act == GD_BF16 && (input->fill == GD_FILL_NORMAL || input->fill == GD_FILL_APART || input->fill == GD_FILL_POSITIVE))
                     x = (double)gd_bf16_to_f32(gd_f32_to_bf16((float)x));
             }
             data[j][i] = x;
@@ -122,7 +134,8 @@ static void *stored(enum gd_dtype dtype, const double *data, int64_t count)
 /* The dtype that an input has in the run: activations follow `act` (op.h, GD_FILL_NORMAL). */
 static enum gd_dtype run_dtype(const struct gd_case_input *input, enum gd_dtype act)
 {
-    bool activation = input->dtype == GD_F32 && input->fill == GD_FILL_NORMAL && input->rank >= 2 && !input->as_weight;
+    bool activation = input->dtype == GD_F32 && (input->fill == GD_FILL_NORMAL || input->fill == GD_FILL_APART) && input->rank >= 2 &&
+                      !input->as_weight;
     return activation ? act : input->dtype;
 }
 
