@@ -24,7 +24,7 @@ static bool open_regular(const char *path, int *fd, struct stat *facts, struct g
         return gd_fail_errno(err, errno, "open %s", path);
     bool ok = fstat(*fd, facts) == 0 || gd_fail_errno(err, errno, "stat %s", path);
     if (ok && !S_ISREG(facts->st_mode))
-        ok = gd_fail(err, GD_IO, "%s is %s, not a regular file", path,
+        ok = gd_fail(err, GD_INVALID, "%s is %s, not a regular file", path,
                      S_ISDIR(facts->st_mode) ? "a folder" : "a device, pipe or socket");
     if (!ok)
         close(*fd);

@@ -22,7 +22,7 @@ struct gd_file_tensor {
     const char *name;        /* as the file spells it */
     const char *file;        /* name of the file */
     const char *dtype_name;
-    struct gd_tensor tensor; /* rank -1: a dtype that is not computed with */
+    struct gd_tensor tensor; /* rank -1: more than GD_RANK_MAX dimensions, or (GD_HANDLE) a dtype that is not computed with */
     struct gd_weight *weight; /* made from it; NULL: ignored (and, until the account is closed, not used yet) */
     bool aside;              /* a part of the files' model that is not read, and that copies of it keep */
     bool transposed;         /* the weight is [out, in], the file has [in, out] */

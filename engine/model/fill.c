@@ -81,6 +81,9 @@ static bool check_tensor(const struct filler *f, const struct gd_file_tensor *en
     const struct gd_tensor *tensor = &entry->tensor;
     struct gd_tensor wanted = {.rank = rank};
     memcpy(wanted.shape, shape, (size_t)rank * sizeof shape[0]);
+    if (tensor->rank < 0 && tensor->dtype != GD_HANDLE)
+        return gd_fail(f->err, GD_BAD_MODEL, "%s: tensor %s has more than %d dimensions, the config wants %s", entry->file, entry->name,
+                       GD_RANK_MAX, gd_show_shape(&wanted).text);
     if (tensor->rank < 0 || tensor->dtype == GD_I32)
         return gd_fail(f->err, GD_UNSUPPORTED, "%s: tensor %s has dtype %s, which is not supported for weights",
                        entry->file, entry->name, entry->dtype_name);

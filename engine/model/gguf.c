@@ -400,7 +400,7 @@ bool gd_gguf_open(struct gd_gguf **out, const char *path, struct gd_error *err)
     struct gd_gguf *file = gd_alloc(sizeof *file);
     if (!gd_map_open(&file->map, path, err)) {
         gd_free(file);
-        return false;
+        return gd_bad_model(err);
     }
     if (!parse(file, err)) {
         gd_error_context(err, "%s", path);

@@ -16,7 +16,7 @@ static bool read_optional(const char *folder, const char *name, size_t size_max,
     char *path = gd_format("%s/%s", folder, name);
     bool ok = access(path, F_OK) != 0 || gd_file_read(path, size_max, data, length, err);
     gd_free(path);
-    return ok;
+    return ok || gd_bad_model(err);
 }
 
 static bool parse_optional(const char *folder, const char *name, cJSON **json, struct gd_error *err)

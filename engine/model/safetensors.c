@@ -255,7 +255,7 @@ bool gd_safetensors_open(struct gd_safetensors **out, const char *path, struct g
     struct gd_safetensors *file = gd_alloc(sizeof *file);
     if (!gd_map_open(&file->map, path, err)) {
         gd_free(file);
-        return false;
+        return gd_bad_model(err);
     }
     if (!parse(file, err)) {
         gd_error_context(err, "%s", path);

@@ -47,10 +47,10 @@ static void reading_says_what_is_wrong(void **state)
     assert_fails(gd_file_read(path, 10, &data, &length, &err), &err, GD_NOT_FOUND, path);
     assert_ok(gd_file_write_durable(path, "0123456789a", 11, &err), &err);
     assert_fails(gd_file_read(path, 10, &data, &length, &err), &err, GD_TOO_LARGE, "11 bytes, the limit is 10");
-    assert_fails(gd_file_read(folder, 10, &data, &length, &err), &err, GD_IO, "a folder");
+    assert_fails(gd_file_read(folder, 10, &data, &length, &err), &err, GD_INVALID, "a folder");
     assert_int_equal(mkfifo(pipe_path, 0600), 0);
-    assert_fails(gd_file_read(pipe_path, 10, &data, &length, &err), &err, GD_IO, "pipe"); /* and does not hang */
-    assert_fails(gd_map_open(&map, pipe_path, &err), &err, GD_IO, "pipe");
+    assert_fails(gd_file_read(pipe_path, 10, &data, &length, &err), &err, GD_INVALID, "pipe"); /* and does not hang */
+    assert_fails(gd_map_open(&map, pipe_path, &err), &err, GD_INVALID, "pipe");
     assert_fails(gd_file_read("/proc/self/mem", 10, &data, &length, &err), &err, GD_IO, "read");
     assert_ok(gd_file_read("/proc/self/status", 100000, &data, &length, &err), &err); /* stat says size 0 */
     assert_true(length > 100);

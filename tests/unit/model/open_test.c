@@ -88,6 +88,12 @@ static void a_folder_that_lacks_a_file_says_which(void **state)
     scratch = copy_llama();
     drop(&scratch, "model.safetensors");
     refuse("weights", &scratch, GD_BAD_MODEL, "model.safetensors|index.json|converted");
+    scratch = copy_llama();
+    drop(&scratch, "model.safetensors");
+    char *path = scratch_path(&scratch, "model.safetensors");
+    assert_int_equal(mkdir(path, 0700), 0);
+    gd_free(path);
+    refuse("a folder as weights", &scratch, GD_BAD_MODEL, "model.safetensors is a folder");
     scratch = copy_sharded();
     drop(&scratch, "model-00002-of-00003.safetensors");
     refuse("shard", &scratch, GD_BAD_MODEL, "index.json names a file that is missing|model-00002-of-00003.safetensors");
