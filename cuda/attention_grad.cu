@@ -30,15 +30,16 @@ template <class T> __global__ void dots_kernel(float *dot, const T *out, const T
     }
 }
 
-/* p becomes P, dp becomes dS, of a score and its P's gradient; unseen: 0. */
-CU_FN void weigh(const attention_shape &n, const attention_bias &bias, int head, int distance, bool seen, float lse_log2, float dot, float *p, float *dp)
+/* p becomes P, dp becomes dS, of a product and its P's gradient; unseen: 0. `of_product` false: dS of the score itself. */
+CU_FN void weigh(const attention_shape &n, const attention_bias &bias, int head, int distance, bool seen, float lse_log2, float dot, float *p, float *dp,
+                 bool of_product = true)
 {
     float slope, x = attention_exponent_slope(n, *p, &slope);
     if (n.bias_distance > 0)
         x += attention_bias_of(n, bias, head, distance);
     float weight = seen ? exp2f(x - lse_log2) : 0;
     *p = weight;
-    *dp = seen ? weight * (*dp - dot) * slope : 0;
+    *dp = seen ? weight * (*dp - dot) * (of_product ? slope : 1.0f) : 0;
 }
 
 /* The same where everything is seen and nothing changes the score. */
@@ -323,10 +324,10 @@ __global__ __launch_bounds__(128 * attention_tiles<PADDED>::halves, 1) void keys
 
 /* ---- without tensor cores ---- */
 
-/* P and dS of the warp's rows and one key a lane, in p and ds; unseen: 0. `slope_of_score` false: of the score itself. */
+/* dS of the warp's rows and one key a lane, as weigh makes it. */
 template <int VALUES>
 CU_FN void plain_weights(const attention_shape &n, const attention_bias &bias, const backward &at, int head, const float *q, const float *d_out,
-                         const float *k_tile, const float *v_tile, int row, int end, int key, int key_end, int shift, bool slope_of_score, float *ds)
+                         const float *k_tile, const float *v_tile, int row, int end, int key, int key_end, int shift, bool of_product, float *ds)
 {
     using plain = attention_plain<VALUES>;
     const int mine = plain::rows_a_warp;
@@ -337,12 +338,10 @@ CU_FN void plain_weights(const attention_shape &n, const attention_bias &bias, c
 #pragma unroll
     for (int r = 0; r < mine; r++) {
         int distance = row + r - (key + lane) + shift;
-        bool seen = lane < plain::keys && row + r < end && key + lane < key_end && attention_sees(n, distance);
+        bool there = row + r < end, seen = lane < plain::keys && there && key + lane < key_end && attention_sees(n, distance);
         long long number = (long long)(row + r) * n.heads + head;
-        float slope, x = attention_exponent_slope(n, p[r], &slope);
-        if (n.bias_distance > 0)
-            x += attention_bias_of(n, bias, head, distance);
-        ds[r] = seen ? exp2f(x - at.lse[number] * GD_ATTENTION_LOG2_E) * (ds[r] - at.dot[number]) * (slope_of_score ? slope : 1.0f) : 0.0f;
+        float lse = there ? at.lse[number] * GD_ATTENTION_LOG2_E : 0.0f, dot = there ? at.dot[number] : 0.0f;
+        weigh(n, bias, head, distance, seen, lse, dot, &p[r], &ds[r], of_product);
     }
 }
 
