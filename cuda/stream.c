@@ -86,6 +86,10 @@ static bool is_lost(cudaError_t status)
     case cudaErrorDevicesUnavailable:
     case cudaErrorDeviceUninitialized:
     case cudaErrorContextIsDestroyed:
+    case cudaErrorMpsClientTerminated:
+#if CUDART_VERSION >= 13000
+    case cudaErrorContained:
+#endif
     case cudaErrorSystemNotReady:
     case cudaErrorUnknown:
         return true;

@@ -39,14 +39,15 @@ bool gd_device_multiplies(enum gd_dtype dtype)
     return gd_gemm_packed_bytes(64, 64, dtype) > 0;
 }
 
-static bool choose_compute(enum gd_dtype *compute, const char *isa, struct gd_error *err)
+/* `here`: by this processor, not by a device that multiplies both. */
+static bool choose_compute(enum gd_dtype *compute, const char *isa, bool here, struct gd_error *err)
 {
     const char *asked = getenv("GRAFTD_COMPUTE");
     if (asked == NULL || asked[0] == '\0')
         *compute = bf16_is_fast(isa) ? GD_BF16 : GD_F32;
     else if (strcmp(asked, "f32") == 0)
         *compute = GD_F32;
-    else if (strcmp(asked, "bf16") == 0 && !gd_device_multiplies(GD_BF16))
+    else if (here && strcmp(asked, "bf16") == 0 && !gd_device_multiplies(GD_BF16))
         return gd_fail_param(err, GD_UNSUPPORTED, "GRAFTD_COMPUTE",
                              "GRAFTD_COMPUTE=bf16: this processor (%s) cannot multiply bf16; use f32", isa);
     else if (strcmp(asked, "bf16") == 0)
@@ -79,7 +80,7 @@ bool gd_device_init(const char *device, int threads, struct gd_error *err)
                              GD_THREADS_MAX);
     enum gd_dtype compute = GD_F32;
     const char *isa = gd_gemm_isa();
-    if (!choose_compute(&compute, isa, err))
+    if (!choose_compute(&compute, isa, !cuda, err))
         return false;
     backend = &gd_backend_cpu;
     info = (struct gd_device_info){.threads = threads > 0 ? threads : cores, .compute = compute};

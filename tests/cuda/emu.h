@@ -173,7 +173,8 @@ uint16_t f32_to_f16(float value);
 
 CU_FN float fast_exp2(float value)
 {
-    return exp2f(value);
+    float power = exp2f(value);
+    return power < 1.17549435e-38f ? 0.0f : power; /* .ftz */
 }
 
 /* Collectives. */
