@@ -112,9 +112,7 @@ bool run_cast(const struct gd_kernel_args *args, struct gd_error *err)
     if (count == 0)
         return true;
     if (x->dtype == y->dtype)
-        return gd_cuda_check(cudaMemcpyAsync(y->data, x->data, gd_dtype_bytes(x->dtype, count), cudaMemcpyDeviceToDevice,
-                                             gd_cuda_stream()),
-                             "cudaMemcpyAsync", "cast", err);
+        return gd_cuda_copy(y->data, x->data, gd_dtype_bytes(x->dtype, count), "cast", err);
     bool packed = gd_cuda_packed(0, x->data, y->data);
     unsigned blocks = gd_cuda_blocks(packed ? (count + 3) / 4 : count, GD_CUDA_THREADS);
     if (y->dtype == GD_BF16 && packed)

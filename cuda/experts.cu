@@ -354,11 +354,9 @@ static struct grouped grouped_of(const struct gd_kernel_args *args, const struct
 static bool begin_sum(const struct gd_tensor *y, const struct gd_tensor *c, struct gd_error *err)
 {
     size_t bytes = gd_dtype_bytes(y->dtype, gd_tensor_count(y));
-    if (bytes == 0 || (c->rank != 0 && c->data == y->data))
-        return true;
-    return c->rank == 0 ? gd_cuda_check(cudaMemsetAsync(y->data, 0, bytes, gd_cuda_stream()), "cudaMemsetAsync", "sums of experts", err)
-                        : gd_cuda_check(cudaMemcpyAsync(y->data, c->data, bytes, cudaMemcpyDeviceToDevice, gd_cuda_stream()),
-                                        "cudaMemcpyAsync", "sums of experts", err);
+    if (c->rank != 0)
+        return gd_cuda_copy(y->data, c->data, bytes, "sums of experts", err);
+    return bytes == 0 || gd_cuda_check(cudaMemsetAsync(y->data, 0, bytes, gd_cuda_stream()), "cudaMemsetAsync", "sums of experts", err);
 }
 
 static bool rows_run(const struct gd_kernel_args *args, struct gd_error *err)

@@ -17,11 +17,6 @@ template <typename TO, typename FROM> __global__ void convert_kernel(TO *y, cons
         y[i] = from_f32<TO>(to_f32(x[i]));
 }
 
-bool copy(void *to, const void *from, size_t bytes, const char *op, struct gd_error *err)
-{
-    return gd_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gd_cuda_stream()), "cudaMemcpyAsync", op, err);
-}
-
 /* to = from, between F32 and BF16. */
 bool convert(const struct gd_kernel_args *args, void *to, enum gd_dtype to_dtype, const void *from, enum gd_dtype from_dtype, int64_t count,
              struct gd_error *err)
@@ -29,7 +24,7 @@ bool convert(const struct gd_kernel_args *args, void *to, enum gd_dtype to_dtype
     if (to == from)
         return true;
     if (to_dtype == from_dtype)
-        return copy(to, from, gd_dtype_bytes(to_dtype, count), "matmul", err);
+        return gd_cuda_copy(to, from, gd_dtype_bytes(to_dtype, count), "matmul", err);
     unsigned blocks = gd_cuda_blocks(count, GD_CUDA_THREADS);
     if (to_dtype == GD_F32)
         CU_LAUNCH((convert_kernel<float, bf16>), blocks, GD_CUDA_THREADS, 0, gd_cuda_stream(), (float *)to, (const bf16 *)from, count);
@@ -113,7 +108,7 @@ bool frozen_product(const struct gd_kernel_args *args, bool back, const char *op
     const struct gd_tensor *x = &args->in[0], *c = &args->in[2], *y = &args->out[0];
     if (gd_tensor_count(y) == 0)
         return true;
-    if (c->rank != 0 && c->data != y->data && !copy(y->data, c->data, gd_dtype_bytes(y->dtype, gd_tensor_count(y)), op, err))
+    if (c->rank != 0 && !gd_cuda_copy(y->data, c->data, gd_dtype_bytes(y->dtype, gd_tensor_count(y)), op, err))
         return false;
     return gd_weight_multiply(args->weight[1], back, x->data, x->dtype, y->data, y->dtype, x->shape[0], c->rank != 0, err);
 }

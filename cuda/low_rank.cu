@@ -51,14 +51,6 @@ static struct factors prepare(const struct sizes *n, const float *a, const float
     return f;
 }
 
-static bool copy(const struct gd_tensor *to, const struct gd_tensor *from, struct gd_error *err)
-{
-    if (to->data == from->data)
-        return true;
-    return gd_cuda_check(cudaMemcpyAsync(to->data, from->data, gd_dtype_bytes(to->dtype, gd_tensor_count(to)), cudaMemcpyDeviceToDevice,
-                                         gd_cuda_stream()), "cudaMemcpyAsync", "an addend of low_rank", err);
-}
-
 static struct gd_cuda_gemm product(int64_t m, int64_t n, int64_t k, enum gd_dtype in, enum gd_dtype out, float alpha)
 {
     struct gd_cuda_gemm gemm = {};
@@ -89,7 +81,7 @@ static bool low_rank_run(const struct gd_kernel_args *args, struct gd_error *err
     struct gd_cuda_gemm down = product(n.rows, n.depth, n.in, n.act, n.act, 1.0f);
     struct gd_cuda_gemm up = product(n.rows, n.out, n.depth, n.act, n.act, (float)args->params->f[0]);
     down.transpose_b = up.transpose_b = up.accumulate = true;
-    if (!gd_cuda_launched(args, "low_rank", err) || (c->rank != 0 && !copy(y, c, err)))
+    if (!gd_cuda_launched(args, "low_rank", err) || (c->rank != 0 && !gd_cuda_copy(y->data, c->data, gd_dtype_bytes(y->dtype, gd_tensor_count(y)), "an addend of low_rank", err)))
         return false;
     return gd_cuda_gemm(&down, x->data, f.a, u->data, err) &&
            (args->weight[3] == NULL ||
@@ -131,7 +123,7 @@ static bool grad_run(const struct gd_kernel_args *args, struct gd_error *err)
     back.accumulate = added;
     da.transpose_a = db.transpose_a = true;
     da.lda = db.ldb = n.depth;
-    if (!gd_cuda_launched(args, "low_rank_grad", err) || (wanted[0] && added && !copy(dx, c, err)))
+    if (!gd_cuda_launched(args, "low_rank_grad", err) || (wanted[0] && added && !gd_cuda_copy(dx->data, c->data, gd_dtype_bytes(dx->dtype, gd_tensor_count(dx)), "an addend of low_rank", err)))
         return false;
     return (!(wanted[0] || wanted[1]) || gd_cuda_gemm(&down, dy->data, f.b, du, err)) &&
            (!wanted[1] || gd_cuda_gemm(&da, du, x->data, args->out[1].data, err)) &&

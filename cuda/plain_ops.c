@@ -3,17 +3,10 @@
 #include "engine/tensor/ops.h"
 #include <string.h>
 
-static bool copy_inside(void *to, const void *from, size_t bytes, const char *op, struct gd_error *err)
-{
-    if (to == from || bytes == 0)
-        return true;
-    return gd_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gd_cuda_stream()), "cudaMemcpyAsync", op, err);
-}
-
 static bool run_same(const struct gd_kernel_args *args, struct gd_error *err)
 {
     const struct gd_tensor *x = &args->in[0];
-    return copy_inside(args->out[0].data, x->data, gd_dtype_bytes(x->dtype, gd_tensor_count(x)), "reshape", err);
+    return gd_cuda_copy(args->out[0].data, x->data, gd_dtype_bytes(x->dtype, gd_tensor_count(x)), "reshape", err);
 }
 
 const struct gd_backend_op gd_cuda_reshape = {.run = run_same};
@@ -34,7 +27,7 @@ static bool run_join(const struct gd_kernel_args *args, struct gd_error *err)
     for (int k = 0; k < GD_SPLIT_MAX && args->params->i[k] > 0; k++) {
         size_t bytes = gd_dtype_bytes(out->dtype, args->params->i[k] * width);
         if (args->in[k].rank == 0 ? !gd_cuda_check(cudaMemsetAsync(to, 0, bytes, gd_cuda_stream()), "cudaMemsetAsync", "join", err)
-                                  : !copy_inside(to, args->in[k].data, bytes, "join", err))
+                                  : !gd_cuda_copy(to, args->in[k].data, bytes, "join", err))
             return false;
         to += bytes;
     }

@@ -113,6 +113,12 @@ bool gd_cuda_check(cudaError_t status, const char *call, const char *what, struc
                    cudaGetErrorString(status), (int)status);
 }
 
+bool gd_cuda_copy(void *to, const void *from, size_t bytes, const char *what, struct gd_error *err)
+{
+    return to == from || bytes == 0 ||
+           gd_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gd_cuda_stream()), "cudaMemcpyAsync", what, err);
+}
+
 static void describe(const struct gd_kernel_args *args, const char *op, char *out, size_t size)
 {
     size_t used = (size_t)snprintf(out, size, "op '%s' on", op);

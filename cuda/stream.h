@@ -26,6 +26,9 @@ bool gd_cuda_launched(const struct gd_kernel_args *args, const char *op, struct 
 /* status == cudaSuccess, or an error: "cudaMalloc of 123 bytes for WHAT: out of memory". */
 bool gd_cuda_check(cudaError_t status, const char *call, const char *what, struct gd_error *err);
 
+/* Inside the device, behind what was launched; nothing where there is nothing to do. */
+bool gd_cuda_copy(void *to, const void *from, size_t bytes, const char *what, struct gd_error *err);
+
 /* Why the device is lost, or NULL. */
 const char *gd_cuda_lost(void);
 

@@ -278,14 +278,6 @@ static struct worn_rows rows_of(const struct gd_kernel_args *args, int handle)
     return w;
 }
 
-static bool copy_rows(const struct gd_tensor *to, const struct gd_tensor *from, struct gd_error *err)
-{
-    if (to->data == from->data)
-        return true;
-    return gd_cuda_check(cudaMemcpyAsync(to->data, from->data, gd_dtype_bytes(to->dtype, gd_tensor_count(to)), cudaMemcpyDeviceToDevice,
-                                         gd_cuda_stream()), "cudaMemcpyAsync", "the rows of wear", err);
-}
-
 static unsigned row_blocks(int64_t rows)
 {
     return (unsigned)(rows < ROW_BLOCKS ? rows : ROW_BLOCKS);
@@ -303,7 +295,8 @@ static bool wear_run(const struct gd_kernel_args *args, struct gd_error *err)
     w.in = args->in[1].shape[1];
     if (w.rows == 0 || w.out == 0)
         return true;
-    if (!copy_rows(&args->out[0], &args->in[0], err))
+    size_t bytes = gd_dtype_bytes(args->out[0].dtype, w.rows * w.out);
+    if (!gd_cuda_copy(args->out[0].data, args->in[0].data, bytes, "the rows of wear", err))
         return false;
     dim3 shrink(row_blocks(w.rows), RANK_BLOCKS), finish(row_blocks(w.rows), (unsigned)((w.out + THREADS - 1) / THREADS));
     bool fours = w.in % 4 == 0 && (uintptr_t)args->in[1].data % 16 == 0 && (uintptr_t)args->out[0].data % 16 == 0;
