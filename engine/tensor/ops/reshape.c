@@ -21,14 +21,6 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
-{
-    const struct gd_tensor *x = &args->in[0], *y = &args->out[0];
-    if (x->data != y->data)
-        memcpy(y->data, x->data, gd_dtype_bytes(x->dtype, gd_tensor_count(x)));
-    return true;
-}
-
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
                      struct gd_value **in_grad)
 {
@@ -57,7 +49,7 @@ const struct gd_op gd_op_reshape = {
     .name = "reshape",
     .in_min = 1, .in_max = 1, .out_count = 1,
     .shape = shape,
-    .run_cpu = run_cpu,
+    .run_cpu = gd_run_copy,
     .gradient = gradient,
     .inplace = 0,
     .groups = GD_GROUPS_OWN,

@@ -30,6 +30,18 @@ static inline struct gd_value *gd_wear_call(struct gd_graph *g, const struct gd_
     return gd_graph_call(g, op, all, in_count + (group != NULL ? 2 : 0), &params);
 }
 
+/* out[0] as the rows in[0], in[1] a handle, i[0] the site. */
+static inline bool gd_wear_shape_of_rows(struct gd_graph *graph, struct gd_call *call)
+{
+    const struct gd_value *x = call->in[0], *wear = call->in[1];
+    if (!gd_shape_unary(graph, call))
+        return false;
+    if (x->rank != 2 || wear->dtype != GD_HANDLE || call->params.i[0] < 0)
+        return gd_graph_fail(graph, "%s: '%s' is no rows, '%s' is no handle, or the site is negative", call->op->name, x->name,
+                             wear->name) != NULL;
+    return true;
+}
+
 static inline size_t gd_wear_groups_bytes(const struct gd_call *call)
 {
     size_t bytes = call->in[0]->group != NULL ? ((size_t)call->in[0]->shape[0] + 2) * sizeof(int32_t) : 0;

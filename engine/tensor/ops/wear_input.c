@@ -5,17 +5,6 @@
 #include "engine/tensor/ops/elementwise.h"
 #include "engine/tensor/ops/wear_groups.h"
 
-static bool shape(struct gd_graph *graph, struct gd_call *call)
-{
-    const struct gd_value *x = call->in[0], *wear = call->in[1];
-    if (!gd_shape_unary(graph, call))
-        return false;
-    if (x->rank != 2 || wear->dtype != GD_HANDLE || call->params.i[0] < 0)
-        return gd_graph_fail(graph, "wear_input: '%s' is no rows, '%s' is no handle, or the site is negative", x->name,
-                             wear->name) != NULL;
-    return true;
-}
-
 GD_INLINE void body(void *x, const float *scale, bool bf16, int64_t width, int64_t begin, int64_t end)
 {
     for (int64_t t = begin; t < end; t++)
@@ -102,7 +91,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 const struct gd_op gd_op_wear_input = {
     .name = "wear_input",
     .in_min = 2, .in_max = 4, .out_count = 1,
-    .shape = shape,
+    .shape = gd_wear_shape_of_rows,
     .scratch_bytes = scratch_bytes,
     .run_cpu = run_cpu,
     .inplace = 0,

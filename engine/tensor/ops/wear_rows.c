@@ -1,20 +1,9 @@
 /*
  * Serving: x + table[token] + rows[index of the token] for each row, as the graft that it wears says at i[0], the site (wear.h). Its test is in tests/unit/infer.
  */
-#include "engine/tensor/ops/elementwise.h"
+#include "engine/tensor/ops/wear_groups.h"
 #include "engine/tensor/wear.h"
 #include <inttypes.h>
-
-static bool shape(struct gd_graph *graph, struct gd_call *call)
-{
-    const struct gd_value *x = call->in[0], *wear = call->in[1];
-    if (!gd_shape_unary(graph, call))
-        return false;
-    if (x->rank != 2 || wear->dtype != GD_HANDLE || call->params.i[0] < 0)
-        return gd_graph_fail(graph, "wear_rows: '%s' is no rows, '%s' is no handle, or the site is negative", x->name,
-                             wear->name) != NULL;
-    return true;
-}
 
 /* Row t of x += scale row. */
 static void add(const struct gd_tensor *x, int64_t t, const float *row, float scale)
@@ -61,7 +50,7 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 const struct gd_op gd_op_wear_rows = {
     .name = "wear_rows",
     .in_min = 2, .in_max = 2, .out_count = 1,
-    .shape = shape,
+    .shape = gd_wear_shape_of_rows,
     .run_cpu = run_cpu,
     .inplace = 0,
 };
