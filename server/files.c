@@ -68,6 +68,19 @@ void gd_trash(struct gd_app *app, const char *path)
     gd_free(trash);
 }
 
+/* Removes the bytes of files that no row knows any more; why NULL: they stay. */
+static void drop_files(struct gd_app *app, char **ids_taken, int count, const char *why)
+{
+    for (int i = 0; i < count; i++) {
+        if (why != NULL) {
+            gd_log_info("files", "file_id=%s removed=%s", ids_taken[i], why);
+            remove_later(app, gd_file_path(app, ids_taken[i]));
+        }
+        gd_free(ids_taken[i]);
+    }
+    gd_free(ids_taken);
+}
+
 /* ---- expiry ---- */
 
 struct expiry {
@@ -104,14 +117,7 @@ static void expiry_done(void *argument, const struct gd_error *err)
         gd_free(files);
     if (err->code != GD_OK)
         gd_log_warn("files", "expiry=\"%s\"", err->message);
-    for (int i = 0; i < expiry->count; i++) {
-        if (err->code == GD_OK) {
-            gd_log_info("files", "file_id=%s expired", expiry->ids[i]);
-            remove_later(expiry->app, gd_file_path(expiry->app, expiry->ids[i]));
-        }
-        gd_free(expiry->ids[i]);
-    }
-    gd_free(expiry->ids);
+    drop_files(expiry->app, expiry->ids, expiry->count, err->code == GD_OK ? "expired" : NULL);
     gd_free(expiry);
 }
 
@@ -159,14 +165,7 @@ static bool orphans_work(struct gd_db *db, void *argument, struct gd_error *err)
 static void orphans_done(void *argument, const struct gd_error *err)
 {
     struct orphans *orphans = argument;
-    for (int i = 0; i < orphans->count; i++) {
-        if (err->code == GD_OK) {
-            gd_log_info("files", "orphan=%s removed", orphans->names[i]);
-            remove_later(orphans->app, gd_file_path(orphans->app, orphans->names[i]));
-        }
-        gd_free(orphans->names[i]);
-    }
-    gd_free(orphans->names);
+    drop_files(orphans->app, orphans->names, orphans->count, err->code == GD_OK ? "orphaned" : NULL);
     gd_free(orphans);
 }
 

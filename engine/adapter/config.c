@@ -16,32 +16,24 @@ static void add_module(struct gd_modules *modules, const char *name, size_t leng
     modules->names[modules->count++] = gd_strndup(name, length);
 }
 
-static void drop_tasks(struct gd_adapter_config *config)
+static void drop_names(struct gd_modules *modules)
 {
-    for (int i = 0; i < config->tasks.count; i++)
-        gd_free(config->tasks.names[i]);
-    gd_free(config->tasks.names);
-    config->tasks = (struct gd_modules){0};
+    for (int i = 0; i < modules->count; i++)
+        gd_free(modules->names[i]);
+    gd_free(modules->names);
+    *modules = (struct gd_modules){0};
 }
 
 void gd_adapter_set_tasks(struct gd_adapter_config *config, char *const *names, int count)
 {
-    drop_tasks(config);
+    drop_names(&config->tasks);
     for (int i = 0; i < count; i++)
         add_module(&config->tasks, names[i], strlen(names[i]));
 }
 
-static void drop_labels(struct gd_adapter_config *config)
-{
-    for (int i = 0; i < config->labels.count; i++)
-        gd_free(config->labels.names[i]);
-    gd_free(config->labels.names);
-    config->labels = (struct gd_modules){0};
-}
-
 void gd_adapter_set_labels(struct gd_adapter_config *config, char *const *names, int count, bool multi)
 {
-    drop_labels(config);
+    drop_names(&config->labels);
     for (int i = 0; i < count; i++)
         add_module(&config->labels, names[i], strlen(names[i]));
     config->multi_label = multi;
@@ -56,8 +48,8 @@ void gd_adapter_config_release(struct gd_adapter_config *config)
         gd_free(config->texts[i]);
         gd_free(config->ints[i].values);
     }
-    drop_tasks(config);
-    drop_labels(config);
+    drop_names(&config->tasks);
+    drop_names(&config->labels);
     memset(config, 0, sizeof(*config));
 }
 

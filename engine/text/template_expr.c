@@ -515,6 +515,20 @@ static bool skip_operator_of(struct tpl_compiler *c, const struct operator_name 
     return false;
 }
 
+/* left, or the chain so far (NULL: none yet), and another operand behind an operator. */
+static struct tpl_expr *add_operand(struct tpl_compiler *c, struct tpl_expr *chain, enum tpl_expr_kind kind, struct tpl_expr *left,
+                                    unsigned char found, struct tpl_expr *right)
+{
+    if (chain == NULL) {
+        chain = new_expr(c, kind, left->line);
+        add_item(c, chain, left);
+    }
+    chain->operators = tpl_grow(c, chain->operators, chain->count - 1, 1);
+    chain->operators[chain->count - 1] = found;
+    add_item(c, chain, right);
+    return chain;
+}
+
 static struct tpl_expr *parse_chain(struct tpl_compiler *c, struct tpl_expr *(*operand)(struct tpl_compiler *c),
                                     const struct operator_name *names, size_t count)
 {
@@ -522,13 +536,7 @@ static struct tpl_expr *parse_chain(struct tpl_compiler *c, struct tpl_expr *(*o
     unsigned char found;
     while (skip_operator_of(c, names, count, &found)) {
         struct tpl_expr *right = operand(c);
-        if (chain == NULL) {
-            chain = new_expr(c, TPL_EXPR_ARITHMETIC, left->line);
-            add_item(c, chain, left);
-        }
-        chain->operators = tpl_grow(c, chain->operators, chain->count - 1, 1);
-        chain->operators[chain->count - 1] = found;
-        add_item(c, chain, right);
+        chain = add_operand(c, chain, TPL_EXPR_ARITHMETIC, left, found, right);
     }
     return chain == NULL ? left : chain;
 }
@@ -602,13 +610,7 @@ static struct tpl_expr *parse_comparison(struct tpl_compiler *c)
     unsigned char found;
     while (skip_comparison(c, &found)) {
         struct tpl_expr *right = parse_sum(c);
-        if (chain == NULL) {
-            chain = new_expr(c, TPL_EXPR_COMPARE, left->line);
-            add_item(c, chain, left);
-        }
-        chain->operators = tpl_grow(c, chain->operators, chain->count - 1, 1);
-        chain->operators[chain->count - 1] = found;
-        add_item(c, chain, right);
+        chain = add_operand(c, chain, TPL_EXPR_COMPARE, left, found, right);
     }
     return chain == NULL ? left : chain;
 }
