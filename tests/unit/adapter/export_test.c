@@ -1,29 +1,15 @@
 /* Grafts on their way out: folded into a base of either format, and as GGUF adapters; all read back with the same logits. */
 #include "engine/adapter/build.h"
 #include "engine/adapter/export.h"
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/model/gguf_write.h"
 #include "engine/tensor/device.h"
+#include "tests/unit/base/scratch.h"
 
 #include <dirent.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 static const char *fixtures;
 static char scratch[] = "/tmp/graftd-export-XXXXXX";
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static struct gd_model *open_model(const char *path)
 {

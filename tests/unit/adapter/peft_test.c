@@ -1,32 +1,18 @@
 /* Adapters on disk: PEFT's load here with PEFT's logits, ours are read back exactly, and nothing is taken silently. */
 #include "engine/adapter/adapter.h"
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
+#include "tests/unit/base/scratch.h"
+#include "tests/unit/tensor/reading.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
-#include "tests/unit/tensor/reading.h"
 
 static struct gd_model *model;
 static const char *fixtures;
 static char scratch[] = "/tmp/graftd-peft-XXXXXX";
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static int set_up(void **state)
 {

@@ -41,6 +41,13 @@ static inline void scratch_remove(char *path)
     gd_free(path);
 }
 
+/* For long calls, whose text says little. */
+static inline void must(bool ok, const struct gd_error *err)
+{
+    if (!ok)
+        fail_msg("%s", err->message);
+}
+
 /* `call` succeeds; its message is shown when it does not. */
 #define assert_ok(call, err)                                             \
     do {                                                                 \

@@ -1,14 +1,7 @@
 /* Graders: what is accepted, how mistakes are named, what a sample earns. */
-#include "engine/base/alloc.h"
 #include "engine/eval/grader.h"
+#include "tests/unit/eval/eval_testing.h"
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #define CHECK(operation, input, reference)                                                                             \
     "{\"type\":\"string_check\",\"name\":\"check\",\"operation\":\"" operation "\",\"input\":\"" input                 \
@@ -19,19 +12,10 @@
 #define MULTI(graders, formula)                                                                                        \
     "{\"type\":\"multi\",\"name\":\"all\",\"graders\":" graders ",\"calculate_output\":\"" formula "\"}"
 
-static cJSON *parse_json(const char *text)
-{
-    struct gd_error err = {0};
-    cJSON *json = gd_json_parse(text, strlen(text), SIZE_MAX, &err);
-    if (json == NULL)
-        fail_msg("%s: %s", text, err.message);
-    return json;
-}
-
 static struct gd_grade run(const char *grader_text, const char *item_text, cJSON *sample_taken)
 {
     struct gd_error err = {0};
-    cJSON *json = parse_json(grader_text), *item = item_text != NULL ? parse_json(item_text) : NULL;
+    cJSON *json = json_of(grader_text), *item = item_text != NULL ? json_of(item_text) : NULL;
     struct gd_grader *grader = gd_grader_parse(json, "grader", &err);
     cJSON_Delete(json); /* the grader keeps nothing of it */
     if (grader == NULL)
@@ -113,7 +97,7 @@ static void references_are_filled_in(void **state)
     }
     struct gd_grade grade =
         run(CHECK("eq", "{{sample.output_tools[0].function.name}}", "f"), NULL,
-            parse_json("{\"output_text\":\"\",\"output_tools\":[{\"function\":{\"name\":\"f\"}}]}"));
+            json_of("{\"output_text\":\"\",\"output_tools\":[{\"function\":{\"name\":\"f\"}}]}"));
     assert_true(grade.reward == 1 && grade.passed && grade.part_count == 0);
     gd_grade_release(&grade);
 }
@@ -249,7 +233,7 @@ static void mistakes_are_named(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct gd_error err = {0};
-        cJSON *json = parse_json(cases[i].grader);
+        cJSON *json = json_of(cases[i].grader);
         struct gd_grader *grader = gd_grader_parse(json, "grader", &err);
         if (grader != NULL || err.code != cases[i].code || strcmp(err.param, cases[i].param) != 0 ||
             strstr(err.message, cases[i].part) == NULL)
@@ -267,7 +251,7 @@ static void sizes_are_bounded(void **state)
         gd_buf_printf(&graders, "%s\"g%d\":" CHECK("eq", "", ""), i > 0 ? "," : "", i);
     char *multi = gd_format(MULTI("{%s}", "g0"), graders.data);
     struct gd_error err = {0};
-    cJSON *json = parse_json(multi);
+    cJSON *json = json_of(multi);
     assert_null(gd_grader_parse(json, "grader", &err));
     assert_non_null(strstr(err.message, "at most 32 graders"));
     cJSON_Delete(json);
@@ -278,7 +262,7 @@ static void sizes_are_bounded(void **state)
         gd_buf_append_text(&deep, ".a");
     char *check = gd_format(CHECK("eq", "%s}}", ""), deep.data);
     gd_error_clear(&err);
-    json = parse_json(check);
+    json = json_of(check);
     assert_null(gd_grader_parse(json, "grader", &err));
     assert_non_null(strstr(err.message, "at most 32 steps"));
     cJSON_Delete(json);

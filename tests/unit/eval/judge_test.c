@@ -1,25 +1,16 @@
 /* Graders that have a model judge: what they ask, and how they read what it says. */
 #include "engine/eval/grader.h"
-#include "tests/unit/base/scratch.h"
+#include "tests/unit/eval/eval_testing.h"
 
 #define INPUT "\"input\":[{\"role\":\"user\",\"content\":\"rate {{sample.output_text}} by {{item.a}}\"}]"
 #define SCORE(more) "{\"type\":\"score_model\",\"name\":\"s\",\"model\":\"m\"," INPUT more "}"
 #define LABEL(more) "{\"type\":\"label_model\",\"name\":\"l\",\"model\":\"m\"," INPUT more "}"
 #define LABELS ",\"labels\":[\"good\",\"bad\",\"ugly\"],\"passing_labels\":[\"good\"]"
 
-static cJSON *json(const char *text)
-{
-    struct gd_error err = {0};
-    cJSON *value = gd_json_parse(text, strlen(text), SIZE_MAX, &err);
-    if (value == NULL)
-        fail_msg("%s: %s", text, err.message);
-    return value;
-}
-
 static struct gd_grader *grader_of(const char *text)
 {
     struct gd_error err = {0};
-    cJSON *value = json(text);
+    cJSON *value = json_of(text);
     struct gd_grader *grader = gd_grader_parse(value, "grader", &err);
     if (grader == NULL)
         fail_msg("%s: %s", text, err.message);
@@ -30,7 +21,7 @@ static struct gd_grader *grader_of(const char *text)
 static void a_judge_is_asked_what_the_template_says(void **state)
 {
     struct gd_grader *grader = grader_of(SCORE(",\"sampling_params\":{\"seed\":7,\"max_completions_tokens\":9}"));
-    cJSON *item = json("{\"a\":5}"), *sample = gd_grader_sample("hello");
+    cJSON *item = json_of("{\"a\":5}"), *sample = gd_grader_sample("hello");
     struct gd_ask ask;
     assert_int_equal(gd_grader_ask_count(grader), 1);
     assert_string_equal(gd_grader_ask_model(grader, 0), "m");
@@ -52,7 +43,7 @@ static void a_judge_is_asked_what_the_template_says(void **state)
 static void check_answer(const char *text, const char *said, double reward, bool passed, const char *error)
 {
     struct gd_grader *grader = grader_of(text);
-    cJSON *item = json("{\"a\":5}"), *sample = gd_grader_sample("hello");
+    cJSON *item = json_of("{\"a\":5}"), *sample = gd_grader_sample("hello");
     struct gd_ask ask;
     struct gd_grade grade;
     gd_grader_fill_asks(grader, item, sample, &ask);
@@ -91,7 +82,7 @@ static void answers_are_read_strictly(void **state)
 static void what_a_judge_could_not_be_asked_or_did_not_answer_is_told_apart(void **state)
 {
     struct gd_grader *grader = grader_of(LABEL(LABELS));
-    cJSON *item = json("{\"b\":5}"), *sample = gd_grader_sample("hello");
+    cJSON *item = json_of("{\"b\":5}"), *sample = gd_grader_sample("hello");
     struct gd_ask ask;
     struct gd_grade grade;
     gd_grader_fill_asks(grader, item, sample, &ask);
@@ -123,7 +114,7 @@ static void a_multi_asks_for_all_its_members(void **state)
     struct gd_grader *grader = grader_of(
         "{\"type\":\"multi\",\"name\":\"all\",\"calculate_output\":\"0.5 * s + 0.5 * l\",\"graders\":{\"e\":{\"type\":"
         "\"string_check\",\"operation\":\"eq\",\"input\":\"a\",\"reference\":\"a\"},\"s\":" SCORE("") ",\"l\":" LABEL(LABELS) "}}");
-    cJSON *item = json("{\"a\":5}"), *sample = gd_grader_sample("hello");
+    cJSON *item = json_of("{\"a\":5}"), *sample = gd_grader_sample("hello");
     struct gd_ask asks[2];
     struct gd_grade grade;
     assert_int_equal(gd_grader_ask_count(grader), 2);
@@ -182,7 +173,7 @@ static void mistakes_are_named(void **state)
     };
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_error err = {0};
-        cJSON *value = json(cases[i].grader);
+        cJSON *value = json_of(cases[i].grader);
         struct gd_grader *grader = gd_grader_parse(value, "grader", &err);
         if (grader != NULL || err.code != cases[i].code || strcmp(err.param, cases[i].param) != 0 ||
             strstr(err.message, cases[i].part) == NULL)

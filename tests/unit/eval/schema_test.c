@@ -1,15 +1,6 @@
 /* The part of JSON Schema that describes rows. */
 #include "engine/eval/schema.h"
-#include "tests/unit/base/scratch.h"
-
-static cJSON *json(const char *text)
-{
-    struct gd_error err = {0};
-    cJSON *value = gd_json_parse(text, strlen(text), SIZE_MAX, &err);
-    if (value == NULL)
-        fail_msg("%s: %s", text, err.message);
-    return value;
-}
+#include "tests/unit/eval/eval_testing.h"
 
 static void what_is_no_schema_is_named(void **state)
 {
@@ -37,7 +28,7 @@ static void what_is_no_schema_is_named(void **state)
     };
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_error err = {0};
-        cJSON *schema = json(cases[i].schema);
+        cJSON *schema = json_of(cases[i].schema);
         if (gd_schema_check(schema, "s", &err) || err.code != cases[i].code || strcmp(err.param, cases[i].param) != 0 ||
             strstr(err.message, cases[i].part) == NULL)
             fail_msg("%s: %s (%s)", cases[i].schema, err.message, err.param);
@@ -79,7 +70,7 @@ static void values_fit_or_what_does_not_is_named(void **state)
     };
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_error err = {0};
-        cJSON *schema = json(cases[i].schema), *value = json(cases[i].value);
+        cJSON *schema = json_of(cases[i].schema), *value = json_of(cases[i].value);
         if (!gd_schema_check(schema, "s", &err))
             fail_msg("%s: %s", cases[i].schema, err.message);
         bool fits = gd_schema_validate(schema, value, "v", &err);
@@ -113,7 +104,7 @@ static void references_reach_what_the_schema_lists(void **state)
         {{"either", "y"}, 2, NULL},
         {{"either", "n"}, 2, "item_schema"},
     };
-    cJSON *schema = json(schema_text);
+    cJSON *schema = json_of(schema_text);
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_error err = {0};
         bool reaches = gd_schema_reaches(schema, cases[i].steps, cases[i].count, "what", "p", &err);

@@ -1,6 +1,6 @@
 /* Evals and their sources: what is refused at creation, what an item asks, what becomes of it. */
 #include "engine/eval/source.h"
-#include "tests/unit/base/scratch.h"
+#include "tests/unit/eval/eval_testing.h"
 
 #define CONFIG(sample) "\"data_source_config\":{\"type\":\"custom\",\"include_sample_schema\":" sample ",\"item_schema\":" \
     "{\"type\":\"object\",\"properties\":{\"q\":{\"type\":\"string\"},\"a\":{\"type\":\"string\"},\"chat\":{\"type\":\"array\"}}," \
@@ -12,15 +12,6 @@
 #define ROW(item) "{\"item\":" item "}"
 #define ASK "\"type\":\"completions\",\"model\":\"m\",\"input_messages\":{\"type\":\"template\",\"template\":[{\"role\":\"user\"," \
     "\"content\":\"{{item.q}}?\"}]}"
-
-static cJSON *json(const char *text)
-{
-    struct gd_error err = {0};
-    cJSON *value = gd_json_parse(text, strlen(text), SIZE_MAX, &err);
-    if (value == NULL)
-        fail_msg("%s: %s", text, err.message);
-    return value;
-}
 
 static void expect(const char *text, bool ok, const struct gd_error *err, enum gd_code code, const char *param,
                    const char *part)
@@ -61,7 +52,7 @@ static void evals_that_cannot_work_are_refused(void **state)
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_error err = {0};
         struct gd_eval_spec spec;
-        cJSON *body = json(cases[i].body);
+        cJSON *body = json_of(cases[i].body);
         expect(cases[i].body, gd_eval_spec_parse(&spec, body, &err), &err, cases[i].code, cases[i].param, cases[i].part);
         cJSON_Delete(body);
     }
@@ -104,13 +95,13 @@ static void data_sources_that_cannot_work_are_refused(void **state)
         {"{" ASK ",\"sampling_params\":{\"response_format\":{\"type\":\"json_object\"}}," ROWS(ROW("{}")) "}", GD_UNSUPPORTED,
          "data_source.sampling_params.response_format", "text"},
     };
-    cJSON *body = json(EVAL);
+    cJSON *body = json_of(EVAL);
     struct gd_eval_spec spec;
     struct gd_error none = {0};
     assert_true(gd_eval_spec_parse(&spec, body, &none));
     for (size_t i = 0; i < GD_COUNT(cases); i++) {
         struct gd_error err = {0};
-        cJSON *value = json(cases[i].source);
+        cJSON *value = json_of(cases[i].source);
         expect(cases[i].source, gd_eval_source_parse(&spec, value, &err) != NULL, &err, cases[i].code, cases[i].param,
                cases[i].part);
         cJSON_Delete(value);
@@ -126,7 +117,7 @@ static char *run(const char *eval, const char *data_source, const char *file_pat
     static char statuses[64];
     struct gd_error err = {0};
     struct gd_eval_spec spec, restored;
-    cJSON *body = json(eval), *value = json(data_source);
+    cJSON *body = json_of(eval), *value = json_of(data_source);
     assert_true(gd_eval_spec_parse(&spec, body, &err));
     assert_true(gd_eval_spec_restore(&restored, spec.config, gd_json_find(body, "testing_criteria"), &err));
     gd_eval_spec_release(&spec);

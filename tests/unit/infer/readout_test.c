@@ -1,30 +1,16 @@
 /* readout_test.c - embeddings and classifiers: those of PEFT's adapters and of the bases, against transformers in float32. */
 #include "engine/infer/readout.h"
 #include "engine/adapter/export.h"
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
+#include "tests/unit/base/scratch.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #define TEXTS 3
 #define WIDTH 16
 
 static const char *fixtures;
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static struct gd_model *open_base(const char *name)
 {

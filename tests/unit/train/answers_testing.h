@@ -12,26 +12,13 @@
 #define TESTS_TRAIN_ANSWERS_TESTING_H
 
 #include "engine/adapter/adapter.h"
-#include "engine/base/alloc.h"
 #include "engine/data/dataset.h"
 #include "engine/model/safetensors.h"
+#include "tests/unit/base/scratch.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #define LENGTH_MAX 24
-
-static inline void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 /* |a - b| / |b| */
 static inline double distance(const float *a, const float *b, int64_t count)

@@ -2,13 +2,12 @@
  * A mixture of experts against transformers in float32 (tests/fixtures/make_mixtral.py): hidden states, the loss and its
  * balance, gradients of the bare weights and of a LoRA on everything; from a folder and from GGUF.
  */
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/base/philox.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/dequant.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
+#include "tests/unit/base/scratch.h"
 #include "tests/unit/model/forward.h"
 
 #include <math.h>
@@ -30,12 +29,6 @@ struct setting {
     float *block, *grad;
     double weight;
 };
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static struct gd_tensor tensor(const struct setting *s, const char *prefix, const char *name)
 {

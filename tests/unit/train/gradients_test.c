@@ -1,34 +1,20 @@
 /* The gradient of every weight of each family's tiny model against transformers, in f32: all models with gradients*.json
  * (tests/fixtures/make_gradients.py, which says what stands in them), encoders as classifiers, encoders with decoders. */
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/base/json.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
+#include "tests/unit/base/scratch.h"
+#include "tests/unit/tensor/reading.h"
 
 #include <glob.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
-#include "tests/unit/tensor/reading.h"
 
 #define VECTORS 8
 #define ROWS_MAX 8
 #define TOKENS_MAX 256
 #define PREFIX "base_model.model."
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static float sign(int64_t i, int k)
 {

@@ -1,26 +1,12 @@
 /* Jobs that train side by side end with the bits that each has alone. */
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/tensor/device.h"
 #include "engine/train/job_group.h"
+#include "tests/unit/base/scratch.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 static struct gd_model *model;
 static char scratch[] = "/tmp/graftd-group-XXXXXX";
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 /* Rows whose lengths differ from each other. */
 static void write_rows(const char *name, int count, int longest)

@@ -1,20 +1,13 @@
 /* Gradients and 20 optimiser steps of a job of each method against PEFT + PyTorch (tests/fixtures/make_training.py), and of those
  * that PEFT lacks against PyTorch (make_whole.py), in f32. */
-#include "engine/base/alloc.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/train/leaves.h"
 #include "engine/train/optimizer.h"
 #include "engine/train/passes.h"
+#include "tests/unit/base/scratch.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #define STEPS 20
 #define ROWS 4
@@ -75,12 +68,6 @@ struct setting {
     float *block, *grad, *m, *v;
     double penalty;              /* of the newest run */
 };
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static struct gd_tensor tensor(const struct setting *s, const char *prefix, const char *name)
 {

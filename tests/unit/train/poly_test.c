@@ -1,31 +1,17 @@
 /* Mixtures by task: their limits, their weights, their noise, tasks side by side in a batch. PEFT's figures are in parity_test. */
 #include "engine/adapter/build.h"
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/tensor/device.h"
 #include "engine/tensor/ops.h"
 #include "engine/tensor/plan.h"
+#include "tests/unit/base/scratch.h"
+#include "tests/unit/tensor/reading.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-#include "tests/unit/tensor/reading.h"
 
 #define TOKENS 48
 #define SEGMENTS 4
 
 static struct gd_model *model;
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static int set_up(void **state)
 {

@@ -1,23 +1,10 @@
 /* Layers that are made again in the backward pass: the same loss and gradient bit for bit, in less memory. */
-#include "engine/base/alloc.h"
 #include "engine/tensor/device.h"
 #include "engine/train/passes.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "tests/unit/base/scratch.h"
 
 #define ROWS 4
 #define LENGTH 40
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static struct gd_model *open_model(const char *name)
 {

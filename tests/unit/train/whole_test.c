@@ -2,35 +2,21 @@
  * full tuning. */
 #include "engine/adapter/picks.h"
 #include "engine/adapter/rank.h"
-#include "engine/base/alloc.h"
-#include "engine/base/fsio.h"
 #include "engine/base/philox.h"
 #include "engine/model/safetensors.h"
 #include "engine/tensor/device.h"
 #include "engine/train/optimizer.h"
 #include "engine/train/passes.h"
+#include "tests/unit/base/scratch.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 #define ROWS 4
 #define LENGTH 24
 
 static struct gd_model *model;
 static char scratch[] = "/tmp/graftd-whole-XXXXXX";
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static int set_up(void **state)
 {

@@ -1,23 +1,11 @@
 /* An adapter counts as written only when serving it says what training said. */
-#include "engine/base/alloc.h"
 #include "engine/tensor/device.h"
 #include "engine/worker/read_back.h"
+#include "tests/unit/base/scratch.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #define COUNT 24
-
-static void must(bool ok, const struct gd_error *err)
-{
-    if (!ok)
-        fail_msg("%s", err->message);
-}
 
 static void keep_logprob(void *context, const struct gd_infer_token *token)
 {
