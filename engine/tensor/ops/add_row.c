@@ -11,37 +11,19 @@ static bool shape(struct gd_graph *graph, struct gd_call *call)
     return true;
 }
 
-GD_INLINE void body(void *y, const void *x, const float *b, bool bf16, int64_t width, int64_t begin, int64_t end)
+GD_INLINE void body(const struct gd_kernel_args *args, bool bf16, int64_t begin, int64_t end)
 {
+    int64_t width = args->out[0].shape[1];
+    void *y = args->out[0].data;
+    const void *x = args->in[0].data;
+    const float *b = args->weight[1] != NULL ? gd_weight_vector(args->weight[1]) : args->in[1].data;
     for (int64_t t = begin; t < end; t++)
         for (int64_t j = 0; j < width; j++)
             gd_store(y, bf16, t * width + j, gd_load(x, bf16, t * width + j) + b[j]);
 }
 
-GD_KERNEL static void rows_f32(float *y, const float *x, const float *b, int64_t width, int64_t begin, int64_t end)
-{
-    body(y, x, b, false, width, begin, end);
-}
-
-GD_KERNEL static void rows_bf16(uint16_t *y, const uint16_t *x, const float *b, int64_t width, int64_t begin, int64_t end)
-{
-    body(y, x, b, true, width, begin, end);
-}
-
-static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
-{
-    int64_t rows = args->out[0].shape[0], width = args->out[0].shape[1];
-    const float *b = args->weight[1] != NULL ? gd_weight_vector(args->weight[1]) : args->in[1].data;
-    GD_PARALLEL(rows * width)
-    {
-        struct gd_range r = gd_thread_range(rows, 1);
-        if (args->out[0].dtype == GD_BF16)
-            rows_bf16(args->out[0].data, args->in[0].data, b, width, r.begin, r.end);
-        else
-            rows_f32(args->out[0].data, args->in[0].data, b, width, r.begin, r.end);
-    }
-    return true;
-}
+#define BY_ROW
+#include "engine/tensor/ops/by_element.h"
 
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,
                      struct gd_value **in_grad)
