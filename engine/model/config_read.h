@@ -45,6 +45,38 @@ extern const struct gd_size_fields gd_size_fields_bert;
 extern const struct gd_names gd_names_roberta;
 GD_MUST_CHECK bool gd_bert_read(const struct gd_config_reader *r);
 GD_MUST_CHECK bool gd_roberta_read(const struct gd_config_reader *r);
+extern const char *const gd_roberta_ignored[];
+/* What RoBERTa and XLM-R are where config.json does not say; the vocabularies differ. */
+#define GD_ROBERTA(type, class, entries)                        \
+    {                                                           \
+        .model_type = type,                                     \
+        .class_name = class,                                    \
+        .body = &gd_body_encoder,                               \
+        .names = &gd_names_roberta,                             \
+        .fields = &gd_size_fields_bert,                         \
+        .ignored = gd_roberta_ignored,                          \
+        .read_hf = gd_roberta_read,                             \
+        .defaults = {                                           \
+            .vocab = entries,                                   \
+            .width = 768,                                       \
+            .ffn_width = 3072,                                  \
+            .layers = 12,                                       \
+            .heads = 12,                                        \
+            .context = 512,                                     \
+            .types = 2,                                         \
+            .norm_eps = 1e-12,                                  \
+            .rope_theta = 10000,                                \
+            .layer_norm = true,                                 \
+            .qkv_bias = true,                                   \
+            .o_bias = true,                                     \
+            .mlp_bias = true,                                   \
+            .tied = true,                                       \
+            .activation = GD_ACTIVATION_GELU,                   \
+            .bos_id = 0,                                        \
+            .eos_ids = {2},                                     \
+            .eos_count = 1,                                     \
+        },                                                      \
+    }
 
 /* architectures: config->head and the flags that go with it; of a classifier id2label, num_labels, problem_type (config_labels.c). */
 GD_MUST_CHECK bool gd_config_read_class(const struct gd_config_reader *r);
