@@ -114,6 +114,8 @@ static bool check_part(const struct gd_wear_part *part, const struct gd_wear_sha
         return gd_fail(err, GD_INTERNAL, "wear: rows of %" PRId64 " become rows of %" PRId64 " at a block", shape->in, shape->out);
     if (part->in_rotate != NULL && (part->rotate_block < 1 || shape->in % part->rotate_block != 0))
         return gd_fail(err, GD_INTERNAL, "wear: blocks of %d in rows of %" PRId64, part->rotate_block, shape->in);
+    if ((part->rows != NULL || part->table != NULL || part->positions != NULL) && shape->out < 1)
+        return gd_fail(err, GD_INTERNAL, "wear: rows of no width at site %d", site);
     return true;
 }
 

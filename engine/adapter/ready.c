@@ -49,6 +49,19 @@ void gd_graft_drop_wear(struct gd_graft *graft)
     graft->wear = NULL;
 }
 
+/* Where tokens are embedded, and of learned positions, only rows are worn. */
+static struct gd_wear_shape shape_of(const struct gd_model *model, const struct gd_site *site)
+{
+    bool positions = site->weight != NULL && site->weight == model->positions;
+    struct gd_wear_shape shape = {.in = site->in, .out = site->out, .table_rows = model->config.vocab,
+                                  .position_rows = model->positions != NULL ? gd_weight_dim(model->positions, 0) : 0};
+    if (site->kind == GD_SITE_EMBED || positions) {
+        shape.in = 0;
+        shape.out = positions ? site->in : model->config.embed_width;
+    }
+    return shape;
+}
+
 bool gd_graft_adopt(struct gd_graft *graft, struct gd_error *err)
 {
     const struct gd_model *model = graft->model;
@@ -56,11 +69,8 @@ bool gd_graft_adopt(struct gd_graft *graft, struct gd_error *err)
     if (graft->adopted || graft->wear == NULL)
         return true;
     struct gd_wear_shape *shapes = gd_alloc_array((size_t)slots, sizeof(*shapes));
-    for (int i = 0; i < slots; i++) {
-        const struct gd_site *site = gd_slot_site(model, i);
-        shapes[i] = (struct gd_wear_shape){.in = site->in, .out = site->out, .table_rows = model->config.vocab,
-                                           .position_rows = model->positions != NULL ? gd_weight_dim(model->positions, 0) : 0};
-    }
+    for (int i = 0; i < slots; i++)
+        shapes[i] = shape_of(model, gd_slot_site(model, i));
     graft->adopted = gd_wear_adopt(graft->wear, shapes, slots, err);
     gd_free(shapes);
     return graft->adopted;
