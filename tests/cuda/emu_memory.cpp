@@ -7,36 +7,29 @@
 #include <sys/mman.h>
 
 #define PC __builtin_return_address(0)
-#define PAGE_BITS 12
-#define CACHE_ENTRIES 64
+#define CACHE_BITS 8
+#define CACHE_ENTRIES 1024
 
 /* Never destroyed: kernels and the runtime may still run when the process ends. */
 static std::map<uintptr_t, emu_allocation> &allocations = *new std::map<uintptr_t, emu_allocation>;
 static std::map<const void *, size_t> &dynamic_limits = *new std::map<const void *, size_t>;
 
-static struct {
-    uintptr_t page;
-    emu_allocation *allocation;        /* covers the whole page */
-} cache[CACHE_ENTRIES];
+static emu_allocation *cache[CACHE_ENTRIES]; /* by address: what was found there last */
 
 /* ---- device memory ---- */
 
 emu_allocation *emu_allocation_of(uintptr_t address)
 {
-    uintptr_t page = address >> PAGE_BITS;
-    auto *entry = &cache[page % CACHE_ENTRIES];
-    if (entry->page == page && entry->allocation != NULL)
-        return entry->allocation;
+    emu_allocation **entry = &cache[(address >> CACHE_BITS) % CACHE_ENTRIES];
+    if (*entry != NULL && address - (*entry)->start < (*entry)->bytes)
+        return *entry;
     auto next = allocations.upper_bound(address);
     if (next == allocations.begin())
         return NULL;
     emu_allocation *found = &std::prev(next)->second;
     if (address - found->start >= found->bytes)
         return NULL;
-    if (found->start <= page << PAGE_BITS && (page + 1) << PAGE_BITS <= found->start + found->bytes) {
-        entry->page = page;
-        entry->allocation = found;
-    }
+    *entry = found;
     return found;
 }
 
