@@ -62,10 +62,15 @@ struct attention_part {
     int begin, end, shift;       /* keys; begin >= end: none */
 };
 
-/* The largest s <= segments with cu[s] * factor / rows_a_tile + s <= place. */
+/* The largest s <= segments with cu[s] * factor / rows_a_tile + s <= place. All segments together have whole tiles for `used` places, so
+ * that s is at least place - used; where no rows follow that one, it is the one, as most are in a batch of few segments. */
 CU_FN attention_tile attention_find_tile(const int *cu, int segments, int rows, int rows_a_tile, int factor, int place)
 {
-    int s = 0, above = segments + 1;
+    int used = (int)((long long)cu[segments] * factor / rows_a_tile), s = place > used ? place - used : 0, above = segments + 1;
+    if (s >= segments)
+        s = segments;
+    else if (s > 0 && cu[s] == cu[segments])
+        above = s + 1;
     while (above - s > 1) {
         int middle = s + (above - s) / 2;
         if ((int)((long long)cu[middle] * factor / rows_a_tile) + middle <= place)
