@@ -82,7 +82,7 @@ static void check_company(const char *model_name)
     int32_t prompt[70];
     struct heard *heard[REQUESTS];
     for (int i = 1; i < GRAFTS; i++)
-        assert_true(gd_graft_wear_task(grafts[i], grafts[i]->method->by_task ? worn[i].task : NULL, &err));
+        assert_true(gd_graft_wear_task(grafts[i], grafts[i]->method->by_task ? worn[i].task : NULL, &err) && gd_graft_prepare(grafts[i], &err));
     make_prompt(prompt, 70, 21, model->config.vocab);
     for (int i = 0; i < REQUESTS; i++)
         heard[i] = submit(infer, grafts[i % GRAFTS], prompt, 70 - i / GRAFTS, &greedy);
