@@ -2,7 +2,7 @@
  * device.h - what the processor is and how many threads the arithmetic uses.
  *
  * Why      Precision and kernels are chosen once, by documented rules, and reported.
- * Memory   none
+ * Memory   Blocks are yours until free, release or gd_twin_free.
  * Threads  gd_device_init once, from the engine thread, before anything else of engine/tensor.
  * Errors   GD_UNSUPPORTED naming the device and the way out.
  * Limits   none
