@@ -1,16 +1,19 @@
-"""Where the daemon's helper is, and a models folder with one tiny model."""
+"""Where the daemon's helper and the tests of the daemon on the processor are, and a models folder with the tiny models."""
 import os
 import pathlib
 import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+TESTS = pathlib.Path(__file__).resolve().parents[2]
+sys.path += [str(TESTS), str(TESTS / "api")]  # this folder, which has a test_main_job of its own, goes first
 from daemon import FIXTURES  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    os.symlink(FIXTURES / "models" / "tiny-llama", folder / "tiny-llama")
+    for path in (FIXTURES / "models").iterdir():
+        if path.is_dir() or path.name == "tiny-llama-q8_0.gguf":
+            os.symlink(path, folder / path.name)
     return folder
