@@ -25,13 +25,14 @@ FILES = {
 }
 HYPER = {"n_epochs": 1, "batch_size": 2, "max_steps": 2}
 LORA = {"type": "lora", "r": 4}
+BASE = "tiny-qwen3"  # two layers: an emulator counts them
 
 
-def supervised(adapter, model="tiny-llama", file="prompts", hyper=None, **options):
+def supervised(adapter, model=BASE, file="prompts", hyper=None, **options):
     return file, job_body(None, hyper={**HYPER, **(hyper or {})}, adapter=adapter, model=model, **options)
 
 
-def objective(method, file, adapter=None, model="tiny-llama", hyper=None, **options):
+def objective(method, file, adapter=None, model=BASE, hyper=None, **options):
     """A job by another method than supervised tuning; `options` are the method's."""
     hyper = {**HYPER, "learning_rate": 5e-3, **(hyper or {})}
     return file, {"model": model, "training_file": None, "seed": 7, "adapter": adapter or LORA,
@@ -150,9 +151,9 @@ def both(sides, asks, at_once):
 
 
 def test_all_grafts_answer_in_one_batch_as_on_the_processor(sides):
-    grafts = [name for name, (_, body) in JOBS.items() if body["model"] == "tiny-llama" and name not in ("reward", "decoder classes")]
+    grafts = [name for name, (_, body) in JOBS.items() if body["model"] == BASE and name not in ("reward", "decoder classes")]
     asks = [("/v1/completions", name, {"prompt": "4 is ", "max_tokens": 2, "temperature": 0, "logprobs": 1, "ignore_eos": True})
-            for name in ["tiny-llama", *grafts]]
+            for name in [BASE, *grafts]]
     cpu, cuda = both(sides, asks, len(asks))
     assert {name: apart for (_, name, _), a, b in zip(asks, cpu, cuda) if (apart := differences(a, b))} == {}
 
@@ -161,9 +162,9 @@ SAMPLED = {"prompt": "one two", "max_tokens": 6, "temperature": 1.0, "seed": 5, 
 ASKS = [
     ("/v1/completions", "lora", {**SAMPLED, "top_p": 0.9, "n": 2, "logprobs": 2}),
     ("/v1/completions", "dora", {**SAMPLED, "presence_penalty": 0.5, "frequency_penalty": 1.0, "logit_bias": {"65": 5}}),
-    ("/v1/completions", "tiny-llama", {**SAMPLED, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.3}),
+    ("/v1/completions", BASE, {**SAMPLED, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.3}),
     ("/v1/completions", "prefix_tuning", {"prompt": "one two three four", "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 2}),
-    ("/v1/chat/completions", "oft", {"messages": [{"role": "user", "content": "number 3"}], "max_tokens": 3, "temperature": 0, "logprobs": True,
+    ("/v1/chat/completions", "tiny-llama", {"messages": [{"role": "user", "content": "number 3"}], "max_tokens": 3, "temperature": 0, "logprobs": True,
                                      "top_logprobs": 3}),
     *[("/v1/completions", model, {"prompt": "4 is ", "max_tokens": 3, "temperature": 0, "logprobs": 2})
       for model in ("nf4", "blocks of a file", "experts", "t5", "learned positions")],
@@ -182,9 +183,9 @@ def test_requests_of_every_kind_are_answered_as_on_the_processor(sides):
 
 def test_evals_and_tasks_score_as_on_the_processor(sides):
     found = []
-    for daemon, jobs in sides:
+    for daemon, _ in sides:
         rows = [{"item": {"q": f"number {i}", "a": "even"}} for i in range(3)]
-        result, items = run_eval(daemon, [EXACT, NEAR], eval_source(rows, jobs["lora"]["fine_tuned_model"], temperature=0))
+        result, items = run_eval(daemon, [EXACT, NEAR], eval_source(rows, temperature=0))
         assert result["status"] == "completed", result
         files = {"rows": daemon.upload(lines(TASK_ROWS[4:7]), purpose="evals").json["id"],
                  "few": daemon.upload(lines(TASK_ROWS[:4]), purpose="evals").json["id"]}
