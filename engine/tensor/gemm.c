@@ -34,8 +34,10 @@ struct gd_gemm_packed {
     struct gd_map map;                /* that data are in; else they are ours */
 };
 
-static struct {
-    dnnl_engine_t engine;
+static dnnl_engine_t engine;          /* of all threads */
+
+/* Each thread that multiplies has its own: one that is in a parallel region multiplies alone, the engine thread with all. */
+static _Thread_local struct {
     dnnl_stream_t stream;
     struct primitive *entries[PRIMITIVES_MAX];
     int count;
@@ -57,8 +59,12 @@ static bool start(struct gd_error *err)
 {
     if (library.stream != NULL)
         return true;
-    return check(dnnl_engine_create(&library.engine, dnnl_cpu, 0), "start on this processor", err) &&
-           check(dnnl_stream_create(&library.stream, library.engine, dnnl_stream_default_flags), "open a stream", err);
+    dnnl_status_t status = dnnl_success;
+#pragma omp critical(gd_gemm_engine)
+    if (engine == NULL)
+        status = dnnl_engine_create(&engine, dnnl_cpu, 0);
+    return check(status, "start on this processor", err) &&
+           check(dnnl_stream_create(&library.stream, engine, dnnl_stream_default_flags), "open a stream", err);
 }
 
 static dnnl_data_type_t dnnl_dtype(enum gd_dtype dtype)
@@ -103,7 +109,7 @@ static bool describe(dnnl_primitive_desc_t *out, const struct gd_gemm *gemm, con
              check(dnnl_post_ops_append_sum(sum, 1.0f), "add a sum", err) &&
              check(dnnl_primitive_attr_set_post_ops(attributes, sum), "set post-ops", err);
     if (ok)
-        ok = check(dnnl_primitive_desc_create(out, (const_dnnl_op_desc_t)&matmul, attributes, library.engine, NULL),
+        ok = check(dnnl_primitive_desc_create(out, (const_dnnl_op_desc_t)&matmul, attributes, engine, NULL),
                    "choose a product", err);
     if (!ok)
         gd_error_context(err, "product %" PRId64 "x%" PRId64 "x%" PRId64, gemm->m, gemm->k, gemm->n);
@@ -163,7 +169,7 @@ static void keep_primitive(struct primitive *entry)
 
 static bool bare_memory(dnnl_memory_t *out, const dnnl_memory_desc_t *desc, struct gd_error *err)
 {
-    return check(dnnl_memory_create(out, desc, library.engine, DNNL_MEMORY_NONE), "make a view", err);
+    return check(dnnl_memory_create(out, desc, engine, DNNL_MEMORY_NONE), "make a view", err);
 }
 
 static bool make_primitive(struct primitive **out, const struct key *key, const dnnl_memory_desc_t *b, struct gd_error *err)
@@ -205,7 +211,9 @@ static bool reserve_scratch(size_t size_bytes, struct gd_error *err)
 static bool execute(const struct key *key, const dnnl_memory_desc_t *b_desc, dnnl_memory_t b_memory, const void *a,
                     const void *b, void *c, struct gd_error *err)
 {
-    struct primitive *entry = find_primitive(key);
+    struct primitive *entry = start(err) ? find_primitive(key) : NULL;
+    if (library.stream == NULL)
+        return false;
     if (entry == NULL && !make_primitive(&entry, key, b_desc, err))
         return false;
     entry->used = ++library.tick;
@@ -278,8 +286,8 @@ static bool reorder(struct gd_gemm_packed *packed, const void *b, bool transpose
     dnnl_primitive_desc_t desc = NULL;
     dnnl_primitive_t primitive = NULL;
     bool ok = matrix_desc(&from_desc, packed->k, packed->n, transposed, 0, packed->dtype, err) &&
-              check(dnnl_memory_create(&from, &from_desc, library.engine, (void *)b), "make a view", err) &&
-              check(dnnl_reorder_primitive_desc_create(&desc, &from_desc, library.engine, &packed->desc, library.engine,
+              check(dnnl_memory_create(&from, &from_desc, engine, (void *)b), "make a view", err) &&
+              check(dnnl_reorder_primitive_desc_create(&desc, &from_desc, engine, &packed->desc, engine,
                                                        NULL), "choose a reorder", err) &&
               check(dnnl_primitive_create(&primitive, desc), "make a reorder", err);
     if (ok) {
@@ -305,7 +313,7 @@ bool gd_gemm_pack(struct gd_gemm_packed **out, int64_t k, int64_t n, enum gd_dty
         packed->size_bytes = dnnl_memory_desc_get_size(&packed->desc);
         ok = gd_large_alloc(&packed->data, packed->size_bytes, what, err);
     }
-    ok = ok && check(dnnl_memory_create(&packed->memory, &packed->desc, library.engine, packed->data), "make a view", err) &&
+    ok = ok && check(dnnl_memory_create(&packed->memory, &packed->desc, engine, packed->data), "make a view", err) &&
          reorder(packed, b, transposed, err);
     if (!ok) {
         gd_gemm_packed_destroy(packed);
@@ -378,7 +386,7 @@ bool gd_gemm_packed_map(struct gd_gemm_packed **out, int64_t k, int64_t n, enum 
     packed->size_bytes = ok ? dnnl_memory_desc_get_size(&packed->desc) : 0;
     packed->data = (void *)(uintptr_t)(map->data + offset); /* products only read it */
     ok = ok && (packed->size_bytes == map->size_bytes - offset || gd_fail(err, GD_BAD_FILE, "a packed weight has another size")) &&
-         check(dnnl_memory_create(&packed->memory, &packed->desc, library.engine, packed->data), "make a view", err);
+         check(dnnl_memory_create(&packed->memory, &packed->desc, engine, packed->data), "make a view", err);
     if (!ok) {
         gd_gemm_packed_destroy(packed);
         return false;

@@ -3,7 +3,8 @@
  *
  * Why      The library picks AVX2, AVX-512, VDPBF16PS or AMX at run time and likes its right operand packed.
  * Memory   gd_gemm_packed owns its packed copy; primitives and their scratch are kept for the process.
- * Threads  engine thread
+ * Threads  the engine thread, whose products all threads share; or threads of a parallel region that called omp_set_num_threads(1),
+ *          each with products of its own (gd_gemm_run, gd_gemm_run_packed)
  * Errors   GD_NO_MEMORY for the packed copy; GD_INTERNAL with the library's status.
  * Limits   F32 and BF16 operands; sums in f32. A row of c is computed from that row of a alone, in an order that does not depend
  *          on how many rows there are: jobs that share a pass rely on it (rows_alone.h looks), whatever kernel stands here.

@@ -37,36 +37,40 @@ static size_t scratch_bytes(const struct gd_call *call)
     return gd_low_rank_factor_bytes(&n);
 }
 
-static bool stretch(const struct gd_low_rank *n, const struct gd_low_rank_factors *factors, const struct gd_weight *w, double scale,
-                    const char *x, char *u, char *y, int64_t rows, struct gd_error *err)
+struct job {
+    struct gd_low_rank n;
+    struct gd_low_rank_factors factors;
+    const struct gd_weight *w;   /* NULL: none, or not in stretches */
+    float scale;
+    const struct gd_tensor *x, *u, *y;
+};
+
+static bool stretch(void *context, int64_t row, int64_t rows, int worker, bool first, struct gd_error *err)
 {
+    const struct job *job = context;
+    const struct gd_low_rank *n = &job->n;
+    const char *x = gd_at(job->x, row * n->in);
+    char *u = gd_at(job->u, row * n->depth), *y = gd_at(job->y, row * n->out);
     struct gd_gemm down = {.m = rows, .n = n->depth, .k = n->in, .transpose_b = true, .in = n->act, .out = n->act, .alpha = 1.0f};
     struct gd_gemm up = {.m = rows, .n = n->out, .k = n->depth, .transpose_b = true, .in = n->act, .out = n->act,
-                         .accumulate = true, .alpha = (float)scale};
-    return gd_gemm_run(&down, x, factors->a, u, err) &&
-           (w == NULL || gd_weight_multiply(w, false, x, n->act, y, n->act, rows, false, err)) &&
-           gd_gemm_run(&up, u, factors->b, y, err);
+                         .accumulate = true, .alpha = job->scale};
+    return gd_gemm_run(&down, x, job->factors.a, u, err) &&
+           (job->w == NULL || gd_weight_multiply(job->w, false, x, n->act, y, n->act, rows, false, err)) &&
+           gd_gemm_run(&up, u, job->factors.b, y, err);
 }
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    const struct gd_tensor *x = &args->in[0], *c = &args->in[4], *y = &args->out[0], *u = &args->out[1];
+    const struct gd_tensor *x = &args->in[0], *c = &args->in[4], *y = &args->out[0];
     const struct gd_weight *w = args->weight[3];
-    struct gd_low_rank n = gd_low_rank(x->shape[0], args->in[1].shape, args->in[2].shape, x->dtype);
-    struct gd_low_rank_factors factors = gd_low_rank_factors(&n, args->in[1].data, args->in[2].data, args->scratch);
+    bool apart = w != NULL && gd_weight_quantised(w); /* it is unpacked once for all rows */
+    struct job job = {.n = gd_low_rank(x->shape[0], args->in[1].shape, args->in[2].shape, x->dtype), .w = apart ? NULL : w,
+                      .scale = (float)args->params->f[0], .x = x, .u = &args->out[1], .y = y};
+    job.factors = gd_low_rank_factors(&job.n, args->in[1].data, args->in[2].data, args->scratch);
     if (c->rank != 0 && c->data != y->data)
         memcpy(y->data, c->data, gd_dtype_bytes(y->dtype, gd_tensor_count(y)));
-    if (w != NULL && gd_weight_quantised(w)) { /* it is unpacked once for all rows */
-        if (!gd_weight_multiply(w, false, x->data, n.act, y->data, n.act, n.rows, false, err))
-            return false;
-        w = NULL;
-    }
-    for (int64_t row = 0; row < n.rows; row += n.stretch) {
-        int64_t count = n.rows - row < n.stretch ? n.rows - row : n.stretch;
-        if (!stretch(&n, &factors, w, args->params->f[0], gd_at(x, row * n.in), gd_at(u, row * n.depth), gd_at(y, row * n.out), count, err))
-            return false;
-    }
-    return true;
+    return (!apart || gd_weight_multiply(w, false, x->data, job.n.act, y->data, job.n.act, job.n.rows, false, err)) &&
+           gd_low_rank_each(&job.n, stretch, &job, err);
 }
 
 static bool gradient(struct gd_graph *graph, const struct gd_call *call, struct gd_value *const *out_grad,

@@ -43,10 +43,27 @@ static enum gd_weight_use weight_use(const struct gd_call *call, int input)
     return GD_WEIGHT_LINEAR_BACK;
 }
 
+/* ---- scratch: the factors' copies, du of each worker's stretch, each worker's sums but the first's dA, which lies in the output ---- */
+
+static size_t du_bytes(const struct gd_low_rank *n)
+{
+    return gd_low_rank_bytes(n->act, n->stretch * n->depth);
+}
+
+static size_t da_bytes(const struct gd_low_rank *n)
+{
+    return gd_low_rank_bytes(GD_F32, n->rank * n->in);
+}
+
+static size_t db_bytes(const struct gd_low_rank *n)
+{
+    return gd_low_rank_bytes(GD_F32, n->rank * n->out);
+}
+
 static size_t scratch_bytes(const struct gd_call *call)
 {
     struct gd_low_rank n = gd_low_rank(call->in[0]->shape[0], call->in[3]->shape, call->in[4]->shape, call->in[0]->dtype);
-    return gd_low_rank_factor_bytes(&n) + gd_low_rank_bytes(n.act, n.stretch * n.depth) + gd_low_rank_bytes(GD_F32, n.rank * n.out);
+    return gd_low_rank_factor_bytes(&n) + (size_t)n.workers * (du_bytes(&n) + db_bytes(&n)) + (size_t)(n.workers - 1) * da_bytes(&n);
 }
 
 struct job {
@@ -55,33 +72,54 @@ struct job {
     struct wanted want;
     const struct gd_weight *w;   /* NULL: none, or not in stretches */
     float scale;
-    char *du;                    /* [stretch, depth] */
-    float *da, *db;              /* [rank, in], [rank, out]: dB the other way round */
+    const struct gd_tensor *dy, *x, *u, *dx;
+    char *du, *da_first, *da_others, *db; /* du: [stretch, depth]; dA: [rank, in]; dB the other way round: [rank, out] */
     bool added;                  /* dx holds a sum already */
 };
 
-/* Products over the rows of a stretch add to those before. */
-static bool factor_grads(const struct job *job, const char *dy, const char *x, const char *u, int64_t rows, bool first, struct gd_error *err)
+static float *da_of(const struct job *job, int worker)
 {
+    return (float *)(void *)(worker == 0 ? job->da_first : job->da_others + (size_t)(worker - 1) * da_bytes(&job->n));
+}
+
+static float *db_of(const struct job *job, int worker)
+{
+    return (float *)(void *)(job->db + (size_t)worker * db_bytes(&job->n));
+}
+
+/* What reads x comes last, when dy and dx have been used up: all three do not fit into the processor's own cache at once. Products
+ * over the rows of a stretch add to those of the worker's before. */
+static bool stretch(void *context, int64_t row, int64_t rows, int worker, bool first, struct gd_error *err)
+{
+    const struct job *job = context;
     const struct gd_low_rank *n = &job->n;
+    const char *dy = gd_at(job->dy, row * n->out), *x = gd_at(job->x, row * n->in), *u = gd_at(job->u, row * n->depth);
+    char *dx = job->want.x ? gd_at(job->dx, row * n->in) : NULL, *du = job->du + (size_t)worker * du_bytes(n);
+    struct gd_gemm down = {.m = rows, .n = n->depth, .k = n->out, .in = n->act, .out = n->act, .alpha = job->scale};
+    struct gd_gemm back = {.m = rows, .n = n->in, .k = n->depth, .in = n->act, .out = n->act, .accumulate = job->added, .alpha = 1.0f};
     struct gd_gemm da = {.m = n->rank, .n = n->in, .k = rows, .transpose_a = true, .in = n->act, .out = GD_F32, .accumulate = !first,
                          .alpha = 1.0f, .lda = n->depth};
     struct gd_gemm db = {.m = n->rank, .n = n->out, .k = rows, .transpose_a = true, .in = n->act, .out = GD_F32, .accumulate = !first,
                          .alpha = job->scale, .lda = n->depth};
-    return (!job->want.b || gd_gemm_run(&db, u, dy, job->db, err)) && (!job->want.a || gd_gemm_run(&da, job->du, x, job->da, err));
+    return (!(job->want.x || job->want.a) || gd_gemm_run(&down, dy, job->factors.b, du, err)) &&
+           (!job->want.x || gd_gemm_run(&back, du, job->factors.a, dx, err)) &&
+           (!job->want.x || job->w == NULL || gd_weight_multiply(job->w, true, dy, n->act, dx, n->act, rows, true, err)) &&
+           (!job->want.b || gd_gemm_run(&db, u, dy, db_of(job, worker), err)) &&
+           (!job->want.a || gd_gemm_run(&da, du, x, da_of(job, worker), err));
 }
 
-/* What reads x comes last, when dy and dx have been used up: all three do not fit into the processor's own cache at once. */
-static bool stretch(const struct job *job, const char *dy, const char *x, const char *u, char *dx, int64_t rows, bool first,
-                    struct gd_error *err)
+/* The workers' sums, in their order, as the first's. */
+static void add_up(const struct job *job)
 {
     const struct gd_low_rank *n = &job->n;
-    struct gd_gemm du = {.m = rows, .n = n->depth, .k = n->out, .in = n->act, .out = n->act, .alpha = job->scale};
-    struct gd_gemm back = {.m = rows, .n = n->in, .k = n->depth, .in = n->act, .out = n->act, .accumulate = job->added, .alpha = 1.0f};
-    return (!(job->want.x || job->want.a) || gd_gemm_run(&du, dy, job->factors.b, job->du, err)) &&
-           (!job->want.x || gd_gemm_run(&back, job->du, job->factors.a, dx, err)) &&
-           (!job->want.x || job->w == NULL || gd_weight_multiply(job->w, true, dy, n->act, dx, n->act, rows, true, err)) &&
-           factor_grads(job, dy, x, u, rows, first, err);
+    for (int worker = 1; worker < n->workers; worker++) {
+        float *da = da_of(job, 0), *db = db_of(job, 0);
+        const float *more_a = da_of(job, worker), *more_b = db_of(job, worker);
+        for (int64_t i = 0; job->want.a && i < n->rank * n->in; i++)
+            da[i] += more_a[i];
+        for (int64_t i = 0; job->want.b && i < n->rank * n->out; i++)
+            db[i] += more_b[i];
+    }
 }
 
 static void transpose(float *out, const float *in, int64_t rows, int64_t columns)
@@ -93,16 +131,18 @@ static void transpose(float *out, const float *in, int64_t rows, int64_t columns
 
 static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
 {
-    const struct gd_tensor *dy = &args->in[0], *x = &args->in[1], *u = &args->in[2], *c = &args->in[6], *dx = &args->out[0];
+    const struct gd_tensor *dy = &args->in[0], *x = &args->in[1], *c = &args->in[6], *dx = &args->out[0];
     struct gd_low_rank n = gd_low_rank(x->shape[0], args->in[3].shape, args->in[4].shape, x->dtype);
-    char *scratch = args->scratch, *du = scratch + gd_low_rank_factor_bytes(&n);
+    char *scratch = args->scratch;
     const struct gd_weight *w = args->weight[5];
     bool apart = w != NULL && gd_weight_quantised(w); /* it is unpacked once for all rows */
     struct job job = {
         .n = n, .factors = gd_low_rank_factors(&n, args->in[3].data, args->in[4].data, scratch), .want = wanted(args->params),
-        .w = apart ? NULL : w, .scale = (float)args->params->f[0], .du = du, .da = args->out[1].data,
-        .db = (float *)(void *)(du + gd_low_rank_bytes(n.act, n.stretch * n.depth)), .added = c->rank != 0,
+        .w = apart ? NULL : w, .scale = (float)args->params->f[0], .dy = dy, .x = x, .u = &args->in[2], .dx = dx,
+        .du = scratch + gd_low_rank_factor_bytes(&n), .da_first = args->out[1].data, .added = c->rank != 0,
     };
+    job.db = job.du + (size_t)n.workers * du_bytes(&n);
+    job.da_others = job.db + (size_t)n.workers * db_bytes(&n);
     if (n.rows == 0) {
         memset(args->out[1].data, 0, gd_dtype_bytes(GD_F32, gd_tensor_count(&args->out[1])));
         memset(args->out[2].data, 0, gd_dtype_bytes(GD_F32, gd_tensor_count(&args->out[2])));
@@ -110,14 +150,11 @@ static bool run_cpu(const struct gd_kernel_args *args, struct gd_error *err)
     }
     if (job.want.x && job.added && c->data != dx->data)
         memcpy(dx->data, c->data, gd_dtype_bytes(n.act, n.rows * n.in));
-    for (int64_t row = 0; row < n.rows; row += n.stretch) {
-        int64_t count = n.rows - row < n.stretch ? n.rows - row : n.stretch;
-        if (!stretch(&job, gd_at(dy, row * n.out), gd_at(x, row * n.in), gd_at(u, row * n.depth), job.want.x ? gd_at(dx, row * n.in) : NULL,
-                     count, row == 0, err))
-            return false;
-    }
+    if (!gd_low_rank_each(&n, stretch, &job, err))
+        return false;
+    add_up(&job);
     if (job.want.b)
-        transpose(args->out[2].data, job.db, n.rank, n.out);
+        transpose(args->out[2].data, db_of(&job, 0), n.rank, n.out);
     return !job.want.x || !apart || gd_weight_multiply(w, true, dy->data, n.act, dx->data, n.act, n.rows, true, err);
 }
 
