@@ -12,7 +12,7 @@ import prepare  # noqa: E402
 import training  # noqa: E402
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192]
-RANKS = [4, 16, 64, 256]
+RANKS = [4, 16, 64, 128]  # keys and values of the model have 192 outputs
 JOBS = [1, 2, 4, 8]
 
 
@@ -38,7 +38,12 @@ def by_length(bench, length, **more):
 
 
 def measure(bench):
-    chosen, run = bench.chosen, lambda work: training.ours(bench.program, dataclasses.replace(work, steps=3))
+    def run(work):
+        done = training.ours(bench.program, dataclasses.replace(work, steps=3))
+        prepare.say(f"  {done.tokens} tokens a step, {work.threads} threads: {done.rate:.0f} tokens/s, {done.peak_bytes >> 20} MiB")
+        return done
+
+    chosen = bench.chosen
     threads = sorted({1, chosen.threads})
     tables = []
 
