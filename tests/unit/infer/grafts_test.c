@@ -241,7 +241,7 @@ static void trained_tables_are_served_as_they_were_trained(void **state)
         save_graft(model, 4, strcmp(bases[i], "tiny-gpt2") == 0 ? "{\"type\": \"full\", \"train_embeddings\": true, \"target_modules\": [\"c_fc\"]}"
                                                           : "{\"type\": \"full\", \"train_embeddings\": true, \"target_modules\": [\"v_proj\"]}",
                    0.1f, folder);
-        if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_read(&plain, model, folder, &err))
+        if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_prepare(served, &err) || !gd_graft_read(&plain, model, folder, &err))
             fail_msg("%s", err.message);
         assert_int_equal(served->depth, GD_WEAR_ROWS);
         struct gd_infer *infer = make_infer(model, PAGES_BYTES);
@@ -274,7 +274,7 @@ static void trained_tensors_are_served_as_they_were_trained(void **state)
         struct gd_graft *served = NULL, *plain = NULL;
         struct gd_error err = {0};
         char *folder = gd_format("%s/adapters/%s", getenv("GD_FIXTURES"), cases[i].adapter);
-        if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_read(&plain, model, folder, &err))
+        if (!gd_graft_load(&served, model, folder, &err) || !gd_graft_prepare(served, &err) || !gd_graft_read(&plain, model, folder, &err))
             fail_msg("%s", err.message);
         struct gd_infer *infer = make_infer(model, PAGES_BYTES);
         int32_t prompt[40];
