@@ -7,36 +7,6 @@
 
 namespace {
 
-template <typename T, int N, bool SHORT_ROWS, typename W>
-__global__ void rms_norm_kernel(T *y, float *inverse_rms, const T *x, W weights, float eps, float offset, int64_t count, int64_t width,
-                                int64_t heads)
-{
-    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
-    if (t < count) { /* the same for all that sum together */
-        const float *w = weights.weight(t / heads);
-        float sum = 0;
-        for (int64_t j = first; j < width; j += step) {
-            float v[N];
-            gd_load_pack<N>(v, x + t * width + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                sum += v[k] * v[k];
-        }
-        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(sum) / (float)width + eps);
-        if (first == 0)
-            inverse_rms[t] = inverse;
-        for (int64_t j = first; j < width; j += step) {
-            float v[N], by[N];
-            gd_load_pack<N>(v, x + t * width + j);
-            gd_load_floats<N>(by, w + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                v[k] = v[k] * inverse * (by[k] + offset);
-            gd_store_pack<N>(y + t * width + j, v);
-        }
-    }
-}
-
 /* Where it is NULL: zeros. It may lie where the output does. */
 template <int N, typename T> CU_FN void load_addend(float (&out)[N], const T *addend, int64_t at)
 {
@@ -74,50 +44,6 @@ __global__ void rms_norm_grad_kernel(T *dx, const T *x, const float *w, const fl
             for (int k = 0; k < N; k++)
                 v[k] = plus[k] + (r * (by[k] + offset) * d[k] - factor * v[k]);
             gd_store_pack<N>(dx + t * width + j, v);
-        }
-    }
-}
-
-template <typename T, int N, bool SHORT_ROWS, typename W>
-__global__ void layer_norm_kernel(T *y, float *means, float *inverses, const T *x, W weights, float eps, int64_t count, int64_t width)
-{
-    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
-    if (t < count) {
-        const float *w = weights.weight(t), *b = weights.bias(t);
-        float sum = 0, squares = 0;
-        for (int64_t j = first; j < width; j += step) {
-            float v[N];
-            gd_load_pack<N>(v, x + t * width + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                sum += v[k];
-        }
-        float mean = gd_norm_sum<SHORT_ROWS>(sum) / (float)width;
-        for (int64_t j = first; j < width; j += step) { /* apart from the mean: squares of large numbers would drown it */
-            float v[N];
-            gd_load_pack<N>(v, x + t * width + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                squares += (v[k] - mean) * (v[k] - mean);
-        }
-        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(squares) / (float)width + eps);
-        if (first == 0) {
-            means[t] = mean;
-            inverses[t] = inverse;
-        }
-        for (int64_t j = first; j < width; j += step) {
-            float v[N], by[N], plus[N];
-            gd_load_pack<N>(v, x + t * width + j);
-            gd_load_floats<N>(by, w + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                plus[k] = 0;
-            if (b != NULL)
-                gd_load_floats<N>(plus, b + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                v[k] = (v[k] - mean) * inverse * by[k] + plus[k];
-            gd_store_pack<N>(y + t * width + j, v);
         }
     }
 }
@@ -182,8 +108,8 @@ template <typename W> void run_rms_norm_with(W weights, const struct gd_kernel_a
     int64_t width = args->in[1].shape[0], heads = x->shape[1] / width, count = x->shape[0] * heads;
     float eps = (float)args->params->f[0], offset = (float)args->params->f[1];
     bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, y->data);
-    GD_NORM_LAUNCH(x->dtype, packed, count, width, rms_norm_kernel, GD_COMMA W, (T *)y->data, (float *)args->out[1].data, (const T *)x->data,
-               weights, eps, offset, count, width, heads);
+    GD_NORM_LAUNCH(x->dtype, packed, count, width, gd_rms_norm_kernel, GD_COMMA W GD_COMMA gd_stored_rows<T>, (T *)y->data,
+                   (float *)args->out[1].data, gd_stored_rows<T>{(const T *)x->data}, weights, eps, offset, count, width, heads);
 }
 
 bool run_rms_norm(const struct gd_kernel_args *args, struct gd_error *err)
@@ -225,8 +151,8 @@ template <typename W> void run_layer_norm_with(W weights, const struct gd_kernel
     const struct gd_tensor *x = &args->in[0], *y = &args->out[0];
     int64_t count = x->shape[0], width = x->shape[1];
     bool packed = gd_cuda_packed(gd_dtype_bytes(x->dtype, width), x->data, y->data);
-    GD_NORM_LAUNCH(x->dtype, packed, count, width, layer_norm_kernel, GD_COMMA W, (T *)y->data, (float *)args->out[1].data,
-               (float *)args->out[2].data, (const T *)x->data, weights, (float)args->params->f[0], count, width);
+    GD_NORM_LAUNCH(x->dtype, packed, count, width, gd_layer_norm_kernel, GD_COMMA W GD_COMMA gd_stored_rows<T>, (T *)y->data,
+                   (float *)args->out[1].data, (float *)args->out[2].data, gd_stored_rows<T>{(const T *)x->data}, weights, (float)args->params->f[0], count, width);
 }
 
 bool run_layer_norm(const struct gd_kernel_args *args, struct gd_error *err)

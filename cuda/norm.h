@@ -91,6 +91,93 @@ static inline const float *gd_norm_operand(const struct gd_kernel_args *args, in
     return args->weight[input] != NULL ? gd_weight_vector(args->weight[input]) : (const float *)args->in[input].data;
 }
 
+/* What is normalised: each vector is asked for once to be summed, and then again. */
+template <typename T> struct gd_stored_rows {
+    const T *x;
+    template <int N> CU_FN void first(float (&out)[N], int64_t at) const
+    {
+        gd_load_pack<N>(out, x + at);
+    }
+    template <int N> CU_FN void again(float (&out)[N], int64_t at) const
+    {
+        gd_load_pack<N>(out, x + at);
+    }
+};
+
+template <typename T, int N, bool SHORT_ROWS, typename W, typename S>
+__global__ void gd_rms_norm_kernel(T *y, float *inverse_rms, S source, W weights, float eps, float offset, int64_t count, int64_t width,
+                                int64_t heads)
+{
+    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
+    if (t < count) { /* the same for all that sum together */
+        const float *w = weights.weight(t / heads);
+        float sum = 0;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N];
+            source.template first<N>(v, t * width + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                sum += v[k] * v[k];
+        }
+        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(sum) / (float)width + eps);
+        if (first == 0)
+            inverse_rms[t] = inverse;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], by[N];
+            source.template again<N>(v, t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                v[k] = v[k] * inverse * (by[k] + offset);
+            gd_store_pack<N>(y + t * width + j, v);
+        }
+    }
+}
+
+template <typename T, int N, bool SHORT_ROWS, typename W, typename S>
+__global__ void gd_layer_norm_kernel(T *y, float *means, float *inverses, S source, W weights, float eps, int64_t count, int64_t width)
+{
+    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
+    if (t < count) {
+        const float *w = weights.weight(t), *b = weights.bias(t);
+        float sum = 0, squares = 0;
+        for (int64_t j = first; j < width; j += step) {
+            float v[N];
+            source.template first<N>(v, t * width + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                sum += v[k];
+        }
+        float mean = gd_norm_sum<SHORT_ROWS>(sum) / (float)width;
+        for (int64_t j = first; j < width; j += step) { /* apart from the mean: squares of large numbers would drown it */
+            float v[N];
+            source.template again<N>(v, t * width + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                squares += (v[k] - mean) * (v[k] - mean);
+        }
+        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(squares) / (float)width + eps);
+        if (first == 0) {
+            means[t] = mean;
+            inverses[t] = inverse;
+        }
+        for (int64_t j = first; j < width; j += step) {
+            float v[N], by[N], plus[N];
+            source.template again<N>(v, t * width + j);
+            gd_load_floats<N>(by, w + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                plus[k] = 0;
+            if (b != NULL)
+                gd_load_floats<N>(plus, b + j);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                v[k] = (v[k] - mean) * inverse * by[k] + plus[k];
+            gd_store_pack<N>(y + t * width + j, v);
+        }
+    }
+}
+
 /* Launches kernel<T, N, is_short, ...>(...) for a dtype and vectors of `width`. */
 #define GD_NORM_LAUNCH(dtype, packed, count, width, kernel, more, ...)                                                    \
     GD_BY_ACT(dtype, T,                                                                                                   \

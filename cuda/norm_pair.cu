@@ -17,103 +17,33 @@ template <typename T> CU_FN float as_stored(float value)
     return to_f32(from_f32<T>(value));
 }
 
-template <typename T, int N> CU_FN void add_pack(float (&out)[N], const T *a, const T *b, int64_t at)
-{
-    float vb[N];
-    gd_load_pack<N>(out, a + at);
-    gd_load_pack<N>(vb, b + at);
+template <typename T> struct added_rows {
+    T *u;
+    const T *a, *b;
+    template <int N> CU_FN void sum(float (&out)[N], int64_t at) const
+    {
+        float vb[N];
+        gd_load_pack<N>(out, a + at);
+        gd_load_pack<N>(vb, b + at);
 #pragma unroll
-    for (int k = 0; k < N; k++)
-        out[k] = as_stored<T>(out[k] + vb[k]);
-}
-
-/* What the first passage over a vector stored, or the sum once more. */
-template <typename T, int N> CU_FN void sum_pack(float (&out)[N], const T *u, const T *a, const T *b, int64_t at)
-{
-    if (u != NULL)
-        gd_load_pack<N>(out, u + at);
-    else
-        add_pack<T, N>(out, a, b, at);
-}
-
-template <typename T, int N, bool SHORT_ROWS, typename W>
-__global__ void add_rms_norm_kernel(T *y, float *inverse_rms, T *u, const T *a, const T *b, W weights, float eps, float offset,
-                                    int64_t count, int64_t width)
-{
-    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
-    if (t < count) {
-        const float *w = weights.weight(t);
-        float sum = 0;
-        for (int64_t j = first; j < width; j += step) {
-            float v[N];
-            add_pack<T, N>(v, a, b, t * width + j);
-            if (u != NULL)
-                gd_store_pack<N>(u + t * width + j, v);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                sum += v[k] * v[k];
-        }
-        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(sum) / (float)width + eps);
-        if (first == 0)
-            inverse_rms[t] = inverse;
-        for (int64_t j = first; j < width; j += step) {
-            float v[N], by[N];
-            sum_pack<T, N>(v, u, a, b, t * width + j);
-            gd_load_floats<N>(by, w + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                v[k] = v[k] * inverse * (by[k] + offset);
-            gd_store_pack<N>(y + t * width + j, v);
-        }
+        for (int k = 0; k < N; k++)
+            out[k] = as_stored<T>(out[k] + vb[k]);
     }
-}
-
-template <typename T, int N, bool SHORT_ROWS, typename W>
-__global__ void add_layer_norm_kernel(T *y, float *means, float *inverses, T *u, const T *a, const T *b, W weights, float eps,
-                                      int64_t count, int64_t width)
-{
-    int64_t t = gd_norm_vector<SHORT_ROWS>(), first = gd_norm_lane<SHORT_ROWS>() * N, step = gd_norm_stride<SHORT_ROWS, N>();
-    if (t < count) {
-        const float *w = weights.weight(t), *bias = weights.bias(t);
-        float sum = 0, squares = 0;
-        for (int64_t j = first; j < width; j += step) {
-            float v[N];
-            add_pack<T, N>(v, a, b, t * width + j);
-            if (u != NULL)
-                gd_store_pack<N>(u + t * width + j, v);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                sum += v[k];
-        }
-        float mean = gd_norm_sum<SHORT_ROWS>(sum) / (float)width;
-        for (int64_t j = first; j < width; j += step) {
-            float v[N];
-            sum_pack<T, N>(v, u, a, b, t * width + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                squares += (v[k] - mean) * (v[k] - mean);
-        }
-        float inverse = 1.0f / sqrtf(gd_norm_sum<SHORT_ROWS>(squares) / (float)width + eps);
-        if (first == 0) {
-            means[t] = mean;
-            inverses[t] = inverse;
-        }
-        for (int64_t j = first; j < width; j += step) {
-            float v[N], by[N], plus[N];
-            sum_pack<T, N>(v, u, a, b, t * width + j);
-            gd_load_floats<N>(by, w + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                plus[k] = 0;
-            if (bias != NULL)
-                gd_load_floats<N>(plus, bias + j);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                v[k] = (v[k] - mean) * inverse * by[k] + plus[k];
-            gd_store_pack<N>(y + t * width + j, v);
-        }
+    template <int N> CU_FN void first(float (&out)[N], int64_t at) const
+    {
+        sum<N>(out, at);
+        if (u != NULL)
+            gd_store_pack<N>(u + at, out);
     }
-}
+    /* What was stored, for a may have lain there. */
+    template <int N> CU_FN void again(float (&out)[N], int64_t at) const
+    {
+        if (u != NULL)
+            gd_load_pack<N>(out, u + at);
+        else
+            sum<N>(out, at);
+    }
+};
 
 struct added {
     const struct gd_tensor *a, *b, *u, *y;
@@ -133,9 +63,9 @@ bool launch_add_rms_norm(W weights, const struct gd_kernel_args *add, const stru
 {
     struct added of = added_of(add, norm);
     if (of.count > 0 && of.width > 0)
-        GD_NORM_LAUNCH(of.y->dtype, of.packed, of.count, of.width, add_rms_norm_kernel, GD_COMMA W, (T *)of.y->data,
-                       (float *)norm->out[1].data, (T *)of.u->data, (const T *)of.a->data, (const T *)of.b->data, weights,
-                       (float)norm->params->f[0], (float)norm->params->f[1], of.count, of.width);
+        GD_NORM_LAUNCH(of.y->dtype, of.packed, of.count, of.width, gd_rms_norm_kernel, GD_COMMA W GD_COMMA added_rows<T>, (T *)of.y->data,
+                       (float *)norm->out[1].data, (added_rows<T>{(T *)of.u->data, (const T *)of.a->data, (const T *)of.b->data}), weights,
+                       (float)norm->params->f[0], (float)norm->params->f[1], of.count, of.width, 1);
     return gd_cuda_launched(norm, "add and rms_norm", err);
 }
 
@@ -144,9 +74,10 @@ bool launch_add_layer_norm(W weights, const struct gd_kernel_args *add, const st
 {
     struct added of = added_of(add, norm);
     if (of.count > 0 && of.width > 0)
-        GD_NORM_LAUNCH(of.y->dtype, of.packed, of.count, of.width, add_layer_norm_kernel, GD_COMMA W, (T *)of.y->data,
-                       (float *)norm->out[1].data, (float *)norm->out[2].data, (T *)of.u->data, (const T *)of.a->data,
-                       (const T *)of.b->data, weights, (float)norm->params->f[0], of.count, of.width);
+        GD_NORM_LAUNCH(of.y->dtype, of.packed, of.count, of.width, gd_layer_norm_kernel, GD_COMMA W GD_COMMA added_rows<T>, (T *)of.y->data,
+                       (float *)norm->out[1].data, (float *)norm->out[2].data,
+                       (added_rows<T>{(T *)of.u->data, (const T *)of.a->data, (const T *)of.b->data}), weights,
+                       (float)norm->params->f[0], of.count, of.width);
     return gd_cuda_launched(norm, "add and layer_norm", err);
 }
 
