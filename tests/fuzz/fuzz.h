@@ -1,4 +1,4 @@
-/* fuzz.h - what the harnesses share: bytes as a file without touching the disk, and contexts made once. */
+/* fuzz.h - what the harnesses share: bytes as a file without touching the disk or in a folder, and contexts made once. */
 #ifndef GD_TESTS_FUZZ_H
 #define GD_TESTS_FUZZ_H
 
@@ -28,6 +28,19 @@ static inline int gd_fuzz_touch(const void *bytes, size_t size)
     for (size_t i = 0; i < size; i++)
         zeros += ((const uint8_t *)bytes)[i] == 0;
     return zeros;
+}
+
+/* A file of `folder` anew; data NULL: none. */
+static inline void gd_fuzz_put(const char *folder, const char *name, const void *data, size_t size)
+{
+    char path[96];
+    (void)snprintf(path, sizeof(path), "%s/%s", folder, name);
+    (void)unlink(path);
+    FILE *file = data != NULL ? fopen(path, "wb") : NULL;
+    if (file == NULL)
+        return;
+    (void)fwrite(data, 1, size, file);
+    (void)fclose(file);
 }
 
 #endif

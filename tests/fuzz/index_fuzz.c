@@ -11,30 +11,18 @@
 
 static char folder[32];
 
-static void put(const char *name, const void *data, size_t size)
-{
-    char path[96];
-    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
-    (void)unlink(path);
-    FILE *file = data != NULL ? fopen(path, "wb") : NULL;
-    if (file == NULL)
-        return;
-    (void)fwrite(data, 1, size, file);
-    (void)fclose(file);
-}
-
 static void put_shard(const char *name, const char *header)
 {
     unsigned char bytes[8 + HEADER_BYTES + 8] = {HEADER_BYTES};
     memcpy(bytes + 8, header, HEADER_BYTES);
-    put(name, bytes, sizeof bytes);
+    gd_fuzz_put(folder, name, bytes, sizeof bytes);
 }
 
 static void clear(void)
 {
     static const char *const names[] = {"model.safetensors.index.json", "a.safetensors", "b.safetensors"};
     for (size_t i = 0; i < GD_COUNT(names); i++)
-        put(names[i], NULL, 0);
+        gd_fuzz_put(folder, names[i], NULL, 0);
     (void)rmdir(folder);
 }
 
@@ -53,7 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct gd_error err = {0};
     if (folder[0] == '\0')
         begin();
-    put("model.safetensors.index.json", data, size);
+    gd_fuzz_put(folder, "model.safetensors.index.json", data, size);
     struct gd_files *files = gd_alloc(sizeof *files);
     bool ok = gd_files_open_folder(files, folder, &err);
     if (ok && (files->tensor_count != files->shard_count || files->tensor_count < 1 || files->tensor_count > 2))

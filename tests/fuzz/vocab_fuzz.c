@@ -9,23 +9,11 @@
 
 static char folder[32];
 
-static void put(const char *name, const uint8_t *data, size_t size)
-{
-    char path[96];
-    (void)snprintf(path, sizeof(path), "%s/%s", folder, name);
-    (void)unlink(path);
-    FILE *file = data != NULL ? fopen(path, "wb") : NULL;
-    if (file == NULL)
-        return;
-    (void)fwrite(data, 1, size, file);
-    (void)fclose(file);
-}
-
 static void clear(void)
 {
     static const char *const names[] = {"vocab.txt", "vocab.json", "merges.txt", "added_tokens.json"};
     for (size_t i = 0; i < GD_COUNT(names); i++)
-        put(names[i], NULL, 0);
+        gd_fuzz_put(folder, names[i], NULL, 0);
     (void)rmdir(folder);
 }
 
@@ -46,10 +34,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t first = cut != NULL ? (size_t)(cut - rest) : size - 1, second = cut != NULL ? size - 1 - first - 2 : 0;
     const uint8_t *more = cut != NULL ? cut + 2 : rest;
     bool lines = data[0] % 2 == 0;
-    put("vocab.txt", lines ? rest : NULL, first);
-    put("vocab.json", lines ? NULL : rest, first);
-    put("merges.txt", lines ? NULL : more, second);
-    put("added_tokens.json", lines && second > 0 ? more : NULL, second);
+    gd_fuzz_put(folder, "vocab.txt", lines ? rest : NULL, first);
+    gd_fuzz_put(folder, "vocab.json", lines ? NULL : rest, first);
+    gd_fuzz_put(folder, "merges.txt", lines ? NULL : more, second);
+    gd_fuzz_put(folder, "added_tokens.json", lines && second > 0 ? more : NULL, second);
     if (!gd_tokenizer_from_folder(&tokenizer, folder, NULL, &err))
         return 0;
     struct gd_tokens tokens = {.with_offsets = true};
